@@ -1,0 +1,267 @@
+/*
+ * int4mm: exact int4 (W4A4) matrix multiplication on CPUs and CUDA GPUs.
+ *
+ *   out[m,n] = round( float(acc[m,n]) * scale_a[m] * scale_b[n] (+ bias[n]) )
+ *   acc[m,n] = sum over k of a[m,k] * b[k,n], exact, in int32
+ *
+ * This header is the whole C ABI. The build turns its declarations into the LuaJIT cdef, so between the two
+ * INT4MM_CDEF guards only what LuaJIT's C parser understands may stand: no bit tricks in macros, constants as enums.
+ *
+ * Conventions
+ *   - Functions that can fail return an int4mm_status (0 is success). int4mm_last_error() then holds a sentence for
+ *     people: which argument, what it was, what was expected. It is kept per thread until the next failure there.
+ *   - Nothing is written to an output unless the whole call was found valid.
+ *   - Sizes are int64_t, counted in elements unless the name says bytes. Every function is safe to call from several
+ *     threads at once on different tensors; one tensor may be read by many threads but written or released by one.
+ *   - No function prints, exits, or calls back.
+ */
+#ifndef INT4MM_H
+#define INT4MM_H
+
+#define INT4MM_VERSION "0.1.0" /* the one place where the version stands */
+
+#ifdef INT4MM_CDEF
+#define INT4MM_API
+#define INT4MM_CHECK
+#else
+#include <stdint.h>
+#define INT4MM_API   __attribute__((visibility("default")))
+#define INT4MM_CHECK __attribute__((warn_unused_result))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status and errors --------------------------------------------------------------------------------------- */
+
+typedef enum int4mm_status {
+  INT4MM_OK = 0,
+  INT4MM_ERR_ARGUMENT = 1,    /* an argument is wrong: shape, dtype, device, option, a released tensor */
+  INT4MM_ERR_VALUE = 2,       /* the data is wrong: outside [-8, 7], NaN or infinite where it may not be */
+  INT4MM_ERR_MEMORY = 3,      /* host or device memory ran out */
+  INT4MM_ERR_UNAVAILABLE = 4, /* no CUDA build, driver or device, or an instruction set this CPU lacks */
+  INT4MM_ERR_UNSUPPORTED = 5, /* a kernel cannot serve this shape; another may (only seen when one was forced) */
+  INT4MM_ERR_CUDA = 6,        /* a CUDA call failed; the text is the driver's */
+  INT4MM_ERR_SYSTEM = 7       /* an operating system call failed */
+} int4mm_status;
+
+/* "0.1.0". Static storage. */
+INT4MM_API const char *int4mm_version(void);
+/* A few words for a status ("out of memory"); never NULL. Static storage. */
+INT4MM_API const char *int4mm_strerror(int32_t status);
+/* The sentence of this thread's last failure; "" before the first. Valid until the thread's next failure. */
+INT4MM_API const char *int4mm_last_error(void);
+
+/* ---- tensors ------------------------------------------------------------------------------------------------- */
+
+typedef enum int4mm_dtype {
+  INT4MM_INT32 = 0, /* also eight packed int4, lowest nibble first */
+  INT4MM_INT8 = 1,
+  INT4MM_FLOAT16 = 2,
+  INT4MM_BFLOAT16 = 3,
+  INT4MM_FLOAT32 = 4
+} int4mm_dtype;
+
+/* Devices are numbers: the CPU is -1, CUDA devices count from 0. */
+typedef enum int4mm_device { INT4MM_CPU = -1 } int4mm_device;
+
+/* How a tensor's words lie in memory. */
+typedef enum int4mm_layout {
+  INT4MM_ROWS = 0,  /* row-major; the only layout that has elements to read */
+  INT4MM_PANELS = 1 /* a weight from int4mm_prepack: opaque, only good as b_packed */
+} int4mm_layout;
+
+typedef struct int4mm_storage int4mm_storage; /* reference-counted memory, opaque */
+
+/* A matrix [shape[0], shape[1]] or a vector [shape[0]]. Fields are for reading; functions fill them. A zeroed struct is
+ * a released tensor, as int4mm_tensor_release leaves it. */
+typedef struct int4mm_tensor {
+  void *data;              /* first element; may be NULL when there are no elements */
+  int64_t shape[2];        /* a vector has shape[1] == 1 */
+  int64_t stride;          /* elements from one row to the next, >= shape[1]; 1 for a vector */
+  int32_t rank;            /* 2 matrix, 1 vector, 0 released */
+  int32_t dtype;           /* int4mm_dtype */
+  int32_t device;          /* INT4MM_CPU or a CUDA ordinal */
+  int32_t layout;          /* int4mm_layout */
+  int4mm_storage *storage; /* owner of data, NULL for borrowed memory */
+} int4mm_tensor;
+
+/* Allocates rank 1 [rows] (cols must be 1) or rank 2 [rows, cols], contiguous, 64-byte aligned (256 on a GPU), contents
+ * undefined. `t` must be zeroed or released. A GPU allocation is ordered on the default stream. */
+INT4MM_API int32_t int4mm_tensor_alloc(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols, int32_t dtype,
+                                       int32_t device) INT4MM_CHECK;
+/* A tensor over the caller's own memory, which must outlive it. `stride` in elements. */
+INT4MM_API int32_t int4mm_tensor_wrap(int4mm_tensor *t, void *data, int32_t rank, int64_t rows, int64_t cols,
+                                      int64_t stride, int32_t dtype, int32_t device) INT4MM_CHECK;
+/* `view` becomes rows (dim 0) or columns (dim 1) first .. first+length-1 of `t`, sharing its memory. Counts from 0. */
+INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_t dim, int64_t first,
+                                        int64_t length) INT4MM_CHECK;
+/* Gives up this reference; the memory goes with the last one. Harmless on a released tensor. Never fails. */
+INT4MM_API void int4mm_tensor_release(int4mm_tensor *t);
+/* dst = src, element by element. Shapes must agree; devices may differ. Dtypes may differ where both are on the CPU:
+ * float to float rounds to nearest even, int to float too, float to int is an error. A copy that touches the CPU
+ * returns when it is done, one between GPU tensors is enqueued on `stream` (a cudaStream_t, NULL the default stream).
+ */
+INT4MM_API int32_t int4mm_tensor_copy(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
+/* Sets every byte of every element. Enqueued on `stream` for a GPU tensor. */
+INT4MM_API int32_t int4mm_tensor_fill_bytes(const int4mm_tensor *t, uint8_t byte, void *stream) INT4MM_CHECK;
+
+/* Bytes now allocated by this library on a device (INT4MM_CPU or an ordinal); 0 for one it never used. */
+INT4MM_API int64_t int4mm_allocated(int32_t device);
+
+/* ---- devices, streams, threads -------------------------------------------------------------------------------- */
+
+typedef struct int4mm_gpu_info {
+  char name[128];
+  int32_t arch;         /* 90 for compute capability 9.0 */
+  int32_t sms;          /* multiprocessors */
+  int64_t total_memory; /* bytes */
+  int64_t free_memory;  /* bytes, at the time of the call */
+  int32_t l2_bytes;
+  int32_t runtime_version; /* 13000 for 13.0 */
+  int32_t driver_version;
+} int4mm_gpu_info;
+
+/* OK, or INT4MM_ERR_UNAVAILABLE with the reason: no CUDA build, no driver, a driver too old, no device. The first call
+ * opens the CUDA library and the driver; nothing before it does. */
+INT4MM_API int32_t int4mm_cuda_available(void) INT4MM_CHECK;
+INT4MM_API int32_t int4mm_cuda_device_count(int32_t *count) INT4MM_CHECK;
+INT4MM_API int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) INT4MM_CHECK;
+/* Streams are cudaStream_t handles; ones made elsewhere in the process serve as well. */
+INT4MM_API int32_t int4mm_stream_create(int32_t device, void **stream) INT4MM_CHECK;
+INT4MM_API int32_t int4mm_stream_destroy(int32_t device, void *stream) INT4MM_CHECK;
+INT4MM_API int32_t int4mm_stream_synchronize(int32_t device, void *stream) INT4MM_CHECK;
+/* Waits for all work on a device; nothing to do for INT4MM_CPU. */
+INT4MM_API int32_t int4mm_synchronize(int32_t device) INT4MM_CHECK;
+
+/* Threads that a CPU call may use, 1 or more; 0 puts back the default: INT4MM_NUM_THREADS, else every core that the
+ * process may run on. */
+INT4MM_API int32_t int4mm_set_num_threads(int32_t threads) INT4MM_CHECK;
+INT4MM_API int32_t int4mm_get_num_threads(void);
+/* The instruction set that CPU calls use: "scalar", "avx2", "avxvnni", "avx512vnni", "neon_dot", "neon_i8mm". */
+INT4MM_API const char *int4mm_cpu_isa(void);
+/* Forces one; NULL puts back the default: INT4MM_CPU, else the best this CPU and operating system support. */
+INT4MM_API int32_t int4mm_set_cpu_isa(const char *name) INT4MM_CHECK;
+/* The name of the index-th instruction set that this build can run here, best first; NULL past the last. */
+INT4MM_API const char *int4mm_cpu_isa_at(int32_t index);
+
+/* ---- packing, quantising, test data ---------------------------------------------------------------------------- */
+
+/* Nibble encodings. They differ by word ^ 0x88888888. */
+typedef enum int4mm_encoding {
+  INT4MM_TWOS_COMPLEMENT = 0, /* nibble = value & 15 */
+  INT4MM_OFFSET = 1           /* nibble = value + 8, as in a symmetric GPTQ qweight */
+} int4mm_encoding;
+
+/* All of these take dim 0 or 1, the dimension that is packed eight to a word (K): dim 1 packs [R, C] to [R, ceil(C/8)],
+ * dim 0 packs [R, C] to [ceil(R/8), C]. Tensors are on one device. Padding nibbles mean zero. On a GPU the work is
+ * enqueued on `stream`; only the checks of values, in pack and quantize, wait for it. */
+
+/* src int8 or int32, values in [-8, 7] (else INT4MM_ERR_VALUE names the first, and `packed` is left as it was or
+ * partly written); packed int32. */
+INT4MM_API int32_t int4mm_pack(const int4mm_tensor *packed, const int4mm_tensor *src, int32_t dim, int32_t encoding,
+                               void *stream) INT4MM_CHECK;
+/* dst int8 or int32 of the unpacked shape; its extent along dim may stop short of the padding. */
+INT4MM_API int32_t int4mm_unpack(const int4mm_tensor *dst, const int4mm_tensor *packed, int32_t dim, int32_t encoding,
+                                 void *stream) INT4MM_CHECK;
+/* Symmetric absmax quantising along dim: per row for dim 1 (activations [M, K]), per column for dim 0 (weights [K, N]).
+ *   scale = absmax / 7,  q = clamp(round_half_even(x / scale), -7, 7),  q = 0 where scale is 0
+ * with IEEE float32 division, so the bits are the same everywhere. src float32, float16 or bfloat16, finite (else
+ * INT4MM_ERR_VALUE; `check` 0 skips that on a GPU, where it has to wait for the result); packed int32; scales float32
+ * vector. */
+INT4MM_API int32_t int4mm_quantize(const int4mm_tensor *packed, const int4mm_tensor *scales, const int4mm_tensor *src,
+                                   int32_t dim, int32_t encoding, int32_t check, void *stream) INT4MM_CHECK;
+/* dst float32, float16 or bfloat16: round(float(q) * scale). */
+INT4MM_API int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
+                                     int32_t dim, int32_t encoding, void *stream) INT4MM_CHECK;
+/* Fills `t` from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): element i of
+ * the row-major order takes word i%4 of the block with counter {i/4 low, i/4 high, sequence, 0} and key {seed low, seed
+ * high}. int32 takes the word as it is (eight uniform int4); float32 takes low + u * (high - low), u = ((word >> 8) +
+ * 1)
+ * * 2^-24, each step rounded to float32. Same numbers on every machine and backend. */
+INT4MM_API int32_t int4mm_random(const int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high,
+                                 void *stream) INT4MM_CHECK;
+
+/* ---- matrix multiplication --------------------------------------------------------------------------------------- */
+
+typedef enum int4mm_backend_choice { INT4MM_AUTO = 0, INT4MM_USE_CPU = 1, INT4MM_USE_CUDA = 2 } int4mm_backend_choice;
+
+typedef enum int4mm_layout_b {
+  INT4MM_B_KN = 0, /* b_packed [K/8, N]: word (j, n) holds b[8j .. 8j+7, n] */
+  INT4MM_B_NK = 1  /* b_packed [N, K/8]: word (n, j) holds the same, as a row-wise quantised [N, K] weight has it */
+} int4mm_layout_b;
+
+typedef struct int4mm_matmul_args {
+  const int4mm_tensor *a_packed; /* [M, K/8] int32 */
+  const int4mm_tensor *b_packed; /* [K/8, N] int32, [N, K/8] with layout_b NK, or prepacked */
+  const int4mm_tensor *scale_a;  /* [M] float32 */
+  const int4mm_tensor *scale_b;  /* [N] float32 */
+  const int4mm_tensor *bias;     /* [N] float32, added in float32 after the scales; or NULL */
+  int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside a_packed as out_dtype */
+  int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */
+  int32_t encoding_a;            /* int4mm_encoding */
+  int32_t encoding_b;
+  int32_t layout_b;   /* int4mm_layout_b */
+  int32_t backend;    /* int4mm_backend_choice */
+  int32_t strassen;   /* CPU: -1 by measured rules, 0 never, 1 or 2 that many levels where they fit */
+  const char *kernel; /* force a CUDA kernel by its plan name ("tiled"), NULL for the best */
+  void *stream;       /* cudaStream_t for a CUDA call; NULL the default stream */
+} int4mm_matmul_args;
+
+/* K may be at most this: |acc| <= 64 K must fit int32. */
+enum { INT4MM_MAX_K = 33554431 };
+
+/* The product. Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns
+ * when done. With GPU operands the call enqueues on `stream` and returns; with `out` given it may be captured into a
+ * CUDA graph. out must not overlap an operand. */
+INT4MM_API int32_t int4mm_matmul(const int4mm_matmul_args *args) INT4MM_CHECK;
+
+/* What a call would do. */
+typedef struct int4mm_plan {
+  int32_t device; /* where it runs: INT4MM_CPU or a CUDA ordinal */
+  int32_t kernel; /* CUDA: an index for the launcher (int4mm_cuda_kernel in src/core.h); CPU: 0 */
+  int32_t tile_m; /* rows of out per tile, 0 where it has no meaning */
+  int32_t tile_n;
+  int32_t tile_k;
+  int32_t stages;   /* pipeline depth */
+  int32_t split_k;  /* CTAs (or clusters' CTAs) that share one tile's K */
+  int32_t ctas;     /* grid size */
+  char name[48];    /* "tiled", "hopper_256x128", "avx512vnni" */
+  char reason[208]; /* why, in words */
+} int4mm_plan;
+
+/* Fills `plan` for these arguments without running; `out` may be released. Validates as int4mm_matmul does. */
+INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) INT4MM_CHECK;
+
+/* A problem as the choice of a CUDA kernel sees it. */
+typedef struct int4mm_gpu_problem {
+  int32_t arch; /* 90 for sm_90 */
+  int32_t sms;
+  int64_t M, N, K;
+  int64_t lda, ldb; /* strides in words */
+  int64_t ldo;      /* stride in elements */
+  int32_t align_a;  /* largest power of two up to 256 that divides the address */
+  int32_t align_b;
+  int32_t align_out;
+  int32_t out_dtype;
+  int32_t encoding_a, encoding_b;
+} int4mm_gpu_problem;
+
+/* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that
+ * cannot serve the problem is INT4MM_ERR_UNSUPPORTED, an unknown one INT4MM_ERR_ARGUMENT. */
+INT4MM_API int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel,
+                                      int4mm_plan *plan) INT4MM_CHECK;
+/* The name of the index-th CUDA kernel that can be forced; NULL past the last. */
+INT4MM_API const char *int4mm_cuda_kernel_at(int32_t index);
+
+/* Rearranges a weight once for repeated products: `prepacked` (zeroed or released) becomes a tensor of the same
+ * [K/8, N] shape usable as b_packed on the device it is on. Encoding and layout_b are those of the source; the result
+ * is two's complement, KN. On a GPU it is a plain copy: the kernels there read the contract's layout as it is. */
+INT4MM_API int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, int32_t layout_b,
+                                  int32_t encoding) INT4MM_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
