@@ -124,7 +124,8 @@ def products():
     return [
         product(1, 1, 8), product(3, 5, 16), product(17, 9, 64), product(16, 16, 128, bias=True),
         product(5, 33, 40, **offset), product(6, 7, 48, enc_a="offset"),
-        product(7, 6, 48, enc_b="offset", layout_b="nk"), product(9, 12, 72, layout_b="nk", bias=True), product(1, 40, 256), product(33, 1, 256),
+        product(7, 6, 48, enc_b="offset", layout_b="nk"), product(9, 12, 72, layout_b="nk", bias=True),
+        product(1, 40, 256), product(33, 1, 256),
         product(4, 4, 512, a=np.full((4, 512), -8), b=np.full((512, 4), -8)),
         product(4, 4, 512, a=np.full((4, 512), -8), b=np.full((512, 4), 7), **offset),
         product(36, 18, 24, kind="special"), product(18, 19, 16, kind="special", scale_kinds=("special", "plain")),
@@ -205,10 +206,12 @@ def quantisings():
 
 def conversions():
     """float32 values about every rounding edge of float16 and bfloat16."""
-    base = np.array([0, 1, 0x33000000, 0x33000001, 0x33800000, 0x337FFFFF, 0x33C00000, 0x38800000, 0x387FE000, 0x387FF000,
-                     0x387FFFFF, 0x3F800000, 0x3F801000, 0x3F803000, 0x3F808000, 0x3F818000, 0x3F80FFFF, 0x477FE000, 0x477FEFFF,
-                     0x477FF000, 0x47800000, 0x7F7F7FFF, 0x7F7F8000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x00008000,
-                     0x00018000, 0x00007FFF, 0x007FFFFF, 0x00800000], dtype=U32)
+    base = np.array([
+        0, 1, 0x33000000, 0x33000001, 0x33800000, 0x337FFFFF, 0x33C00000, 0x38800000, 0x387FE000, 0x387FF000,
+        0x387FFFFF, 0x3F800000, 0x3F801000, 0x3F803000, 0x3F808000, 0x3F818000, 0x3F80FFFF, 0x477FE000,
+        0x477FEFFF, 0x477FF000, 0x47800000, 0x7F7F7FFF, 0x7F7F8000, 0x7F7FFFFF, 0x7F800000, 0x7F800001,
+        0x7FC00000, 0x7FFFFFFF, 0x00008000, 0x00018000, 0x00007FFF, 0x007FFFFF, 0x00800000
+    ], dtype=U32)
     bits = np.concatenate([base, base | U32(0x80000000), rng.integers(0, 2**32, 256, dtype=U32),
                            rng.integers(0x37800000, 0x39000000, 64, dtype=U32)])
     x = bits.view(F32)
