@@ -23,6 +23,8 @@
 #ifdef INT4MM_CDEF
 #define INT4MM_API
 #define INT4MM_CHECK
+/* Never looked up: it carries the version into the cdef, to be compared with the library's. */
+extern const char int4mm_cdef_version[] __asm__(INT4MM_VERSION);
 #else
 #include <stdint.h>
 #define INT4MM_API   __attribute__((visibility("default")))
