@@ -117,11 +117,17 @@ typedef struct int4mm_cuda_backend {
   int32_t (*device_count)(int32_t *count);
   int32_t (*device_info)(int32_t device, int4mm_gpu_info *info);
   int32_t (*arch)(int32_t device, int32_t *arch, int32_t *sms); /* cached, cheap */
-  int32_t (*alloc)(int32_t device, size_t bytes, void **data);  /* from a stream-ordered pool; ERR_MEMORY when full */
-  void (*free)(int32_t device, void *data, bool foreign);       /* foreign: was used on a stream of the caller's */
-  /* Rows of `width` bytes; either side may be host memory. Waits when a side is. */
-  int32_t (*copy)(int32_t device, void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width,
-                  size_t rows, bool dst_host, bool src_host, void *stream);
+  /* From a stream-ordered pool, usable at once on `stream` (NULL: on every blocking stream); ERR_MEMORY when full. */
+  int32_t (*alloc)(int32_t device, size_t bytes, void *stream, void **data);
+  void (*free)(int32_t device, void *data,
+               bool foreign); /* foreign: was used on a stream that `stream_state` says is */
+  /* foreign: work there is not ordered with the default stream (non-blocking streams). */
+  int32_t (*stream_state)(int32_t device, void *stream, bool *foreign, bool *capturing);
+  /* Makes a foreign stream wait for what the default stream was given so far: before a tensor's first use there. */
+  int32_t (*stream_join)(int32_t device, void *stream);
+  /* Rows of `width` bytes; a device may be INT4MM_CPU. Waits when a side is. */
+  int32_t (*copy)(int32_t dst_device, void *dst, size_t dst_pitch, int32_t src_device, const void *src,
+                  size_t src_pitch, size_t width, size_t rows, void *stream);
   int32_t (*fill_bytes)(int32_t device, void *dst, size_t pitch, uint8_t byte, size_t width, size_t rows, void *stream);
   int32_t (*synchronize)(int32_t device);
   int32_t (*stream_create)(int32_t device, void **stream);
