@@ -42,9 +42,8 @@ endif
 # x86_64, aarch64: what CC compiles for
 MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 
-# src/cpu/flags.mk may set CPU_SRC (the files of this MACHINE) and FLAGS_<file> (FLAGS_src/cpu/avx2.c := -mavx2).
--include src/cpu/flags.mk
-CPU_SRC ?= $(wildcard src/cpu/*.c)
+# CPU_SRC, the files of the CPU backend for this MACHINE, and FLAGS_<file>, what one file needs besides.
+include src/cpu/flags.mk
 SRC     := $(wildcard src/*.c) $(CPU_SRC)
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 LUA_SRC := $(shell find lua -name '*.lua' | sort)
@@ -120,7 +119,7 @@ $(BUILD)/flags.txt: FORCE
 	@printf '%s\n' '$(FLAGS_TEXT)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_TEXT)' > $@
 .PHONY: FORCE
 
-$(BUILD)/%.o: %.c $(BUILD)/flags.txt $(wildcard src/cpu/flags.mk)
+$(BUILD)/%.o: %.c src/cpu/flags.mk $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(FLAGS_$<) $(if $(filter src/cuda/%,$<),$(CUDA_INCLUDE) -Ikernels) \
