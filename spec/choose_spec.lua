@@ -1,0 +1,203 @@
+--- The choice of a CUDA kernel, which is a pure function of the problem and needs no GPU.
+
+local ffi = require "ffi"
+
+local q = require "int4mm"
+local lib = require("int4mm.ffi").lib
+
+local OK, ARGUMENT, UNSUPPORTED = 0, 1, 5
+local ARCHITECTURES = { 75, 80, 86, 87, 89, 90, 100, 103, 120, 121 }
+local SMS = { 1, 16, 40, 84, 108, 132, 148, 188 }
+local OUT_DTYPES = { 2, 3, 4 } -- float16, bfloat16, float32
+
+local function names()
+  local list = {}
+  while lib.int4mm_cuda_kernel_at(#list) ~= nil do list[#list + 1] = ffi.string(lib.int4mm_cuda_kernel_at(#list)) end
+  return list
+end
+local KERNELS = names()
+
+--- A contiguous, well-aligned problem; `set` overrides fields.
+local function problem(arch, M, N, K, set)
+  local p = ffi.new("int4mm_gpu_problem", { arch = arch, sms = 132, M = M, N = N, K = K, lda = K / 8, ldb = N, ldo = N,
+    align_a = 256, align_b = 256, align_out = 256, out_dtype = 2, encoding_a = 0, encoding_b = 0 })
+  for key, value in pairs(set or {}) do p[key] = value end
+  return p
+end
+
+local function describe_problem(p)
+  return ("sm_%d, %d SMs, M=%d N=%d K=%d, strides %d/%d/%d, alignment %d/%d/%d, dtype %d"):format(p.arch, p.sms,
+    tonumber(p.M), tonumber(p.N), tonumber(p.K), tonumber(p.lda), tonumber(p.ldb), tonumber(p.ldo), p.align_a, p.align_b,
+    p.align_out, p.out_dtype)
+end
+
+--- The status and, where it is OK, the plan as a table.
+local function choose(p, kernel)
+  local plan = ffi.new "int4mm_plan"
+  local status = lib.int4mm_choose_cuda(p, kernel, plan)
+  if status ~= OK then return status, ffi.string(lib.int4mm_last_error()) end
+  return OK, { name = ffi.string(plan.name), kernel = plan.kernel, tile_m = plan.tile_m, tile_n = plan.tile_n,
+    tile_k = plan.tile_k, stages = plan.stages, split_k = plan.split_k, ctas = plan.ctas,
+    reason = ffi.string(plan.reason) }
+end
+
+local EXTENTS = { 1, 2, 3, 7, 8, 16, 17, 31, 33, 63, 64, 65, 100, 128, 129, 255, 256, 500, 512, 1000, 1024, 2048, 4095,
+  4096, 8192, 28672 }
+local DEPTHS = { 0, 8, 16, 24, 64, 72, 128, 512, 1000, 4096, 14336, 131064, 131072, 131080, 200000, 33554424 }
+
+--- Calls f with some thousand problems: every architecture over shapes, strides and alignments.
+local function sweep(f)
+  local turn = 0
+  local function next_of(list)
+    turn = turn + 1
+    return list[turn * 7 % #list + 1]
+  end
+  for _, arch in ipairs(ARCHITECTURES) do
+    for _, M in ipairs(EXTENTS) do
+      for _ = 1, 12 do
+        local N, K = next_of(EXTENTS), next_of(DEPTHS)
+        local set = { sms = next_of(SMS), out_dtype = next_of(OUT_DTYPES), encoding_a = turn % 2, encoding_b = turn % 3 % 2 }
+        if turn % 2 == 0 then
+          set.align_a, set.align_b, set.align_out = next_of { 4, 8, 16, 256 }, next_of { 4, 16, 64 }, next_of { 2, 4, 16 }
+        end
+        if turn % 3 == 0 then set.lda, set.ldb, set.ldo = K / 8 + next_of { 1, 3, 4 }, N + turn % 5, N + turn % 9 end
+        if set.out_dtype == 4 and set.align_out == 2 then set.align_out = 4 end
+        f(problem(arch, M, N, K, set))
+      end
+    end
+  end
+end
+
+describe("int4mm_choose_cuda", function()
+  it("has a kernel and a reason for every problem from sm_75 on", function()
+    local known = {}
+    for _, name in ipairs(KERNELS) do known[name] = true end
+    sweep(function(p)
+      local status, plan = choose(p)
+      local what = describe_problem(p)
+      assert(status == OK, what .. ": " .. tostring(plan))
+      assert(known[plan.name], ("%s: chose %s, which int4mm_cuda_kernel_at does not list"):format(what, plan.name))
+      assert(#plan.reason > 0, what .. ": no reason")
+      assert(plan.ctas >= 1 and plan.split_k >= 1 and plan.stages >= 1,
+        ("%s: %s with %d CTAs, split_k %d, %d stages"):format(what, plan.name, plan.ctas, plan.split_k, plan.stages))
+    end)
+  end)
+
+  it("chooses only what it would also accept when forced, with the same plan", function()
+    sweep(function(p)
+      local _, plan = choose(p)
+      local status, forced = choose(p, plan.name)
+      assert(status == OK, ("%s: chose %s but refuses it: %s"):format(describe_problem(p), plan.name, tostring(forced)))
+      assert.equal(plan.name, forced.name)
+      for _, field in ipairs { "kernel", "tile_m", "tile_n", "split_k", "ctas" } do
+        assert(plan[field] == forced[field],
+          ("%s: %s %s, forced %s"):format(describe_problem(p), field, plan[field], forced[field]))
+      end
+    end)
+  end)
+
+  it("depends on nothing but its arguments", function()
+    local seen = {}
+    local function record(p)
+      local _, plan = choose(p)
+      return plan.name .. plan.ctas .. plan.reason .. plan.split_k
+    end
+    sweep(function(p) seen[#seen + 1] = record(p) end)
+    local i = 0
+    sweep(function(p)
+      i = i + 1
+      assert(seen[i] == record(p), describe_problem(p))
+    end)
+  end)
+
+  it("lists simple and tiled, which serve every problem everywhere", function()
+    local listed = " " .. table.concat(KERNELS, " ") .. " "
+    assert.matches(" simple ", listed, 1, true)
+    assert.matches(" tiled ", listed, 1, true)
+    sweep(function(p)
+      for _, name in ipairs { "simple", "tiled" } do
+        local status, plan = choose(p, name)
+        assert(status == OK, ("%s: %s refused: %s"):format(describe_problem(p), name, tostring(plan)))
+        assert.equal(name, plan.name)
+      end
+    end)
+  end)
+
+  it("gives hopper kernels to sm_90 alone, and stream kernels from sm_80 on", function()
+    for _, name in ipairs(KERNELS) do
+      for _, arch in ipairs(ARCHITECTURES) do
+        local status = choose(problem(arch, 4096, 4096, 4096), name)
+        local small = choose(problem(arch, 1, 4096, 4096), name)
+        if name:find "^hopper" and arch ~= 90 or name:find "^stream" and arch < 80 then
+          assert.equal(UNSUPPORTED, status, name .. " on sm_" .. arch)
+          assert.equal(UNSUPPORTED, small, name .. " on sm_" .. arch)
+        end
+      end
+    end
+    sweep(function(p)
+      local _, plan = choose(p)
+      assert(not plan.name:find "^hopper" or p.arch == 90, describe_problem(p) .. ": " .. plan.name)
+      assert(not plan.name:find "^stream" or p.arch >= 80, describe_problem(p) .. ": " .. plan.name)
+    end)
+  end)
+
+  it("can take every kernel that it lists, somewhere", function()
+    local served = {}
+    sweep(function(p)
+      for _, name in ipairs(KERNELS) do
+        if not served[name] and choose(p, name) == OK then served[name] = true end
+      end
+    end)
+    for _, name in ipairs(KERNELS) do assert.is_true(served[name], name) end
+  end)
+
+  it("says why a forced kernel cannot serve a problem", function()
+    for _, name in ipairs(KERNELS) do
+      local status, message = choose(problem(75, 64, 64, 64), name)
+      if status ~= OK then
+        assert.equal(UNSUPPORTED, status)
+        assert.matches(name, message, 1, true)
+      end
+    end
+  end)
+
+  it("refuses a kernel that there is not, naming it", function()
+    for _, name in ipairs { "hoper", "", "TILED", "simple " } do
+      local status, message = choose(problem(90, 64, 64, 64), name)
+      assert.equal(ARGUMENT, status, name)
+      assert.matches('"' .. name .. '"', message, 1, true)
+    end
+  end)
+
+  it("takes an empty problem", function()
+    for _, shape in ipairs { { 0, 5, 8 }, { 5, 0, 8 }, { 0, 0, 0 }, { 5, 7, 0 } } do
+      for _, arch in ipairs(ARCHITECTURES) do
+        assert.equal(OK, (choose(problem(arch, shape[1], shape[2], shape[3]))))
+      end
+    end
+  end)
+
+  it("does not launch more threads than an output of 2^31 elements needs, nor fewer than one CTA", function()
+    for _, name in ipairs(KERNELS) do
+      for _, arch in ipairs { 75, 90 } do
+        local status, plan = choose(problem(arch, 2 ^ 20, 2 ^ 14, 64), name)
+        if status == OK then assert(plan.ctas >= 1 and plan.ctas <= 2 ^ 27, name .. ": " .. plan.ctas) end
+      end
+    end
+  end)
+end)
+
+describe("q.choose_cuda", function()
+  it("is the same choice in Lua", function()
+    for _, shape in ipairs { { 1, 4096, 4096 }, { 64, 64, 64 }, { 4096, 4096, 4096 }, { 17, 3, 8 } } do
+      for _, arch in ipairs { 75, 80, 90 } do
+        local M, N, K = unpack(shape)
+        local _, plan = choose(problem(arch, M, N, K))
+        local got = q.choose_cuda { arch = arch, sms = 132, M = M, N = N, K = K }
+        for _, field in ipairs { "name", "tile_m", "tile_n", "split_k", "ctas", "reason" } do
+          assert.equal(plan[field], got[field], field)
+        end
+      end
+    end
+  end)
+end)

@@ -1,0 +1,116 @@
+--- The CPU backend against the plain-Lua oracle, bit for bit. INT4MM_CPU, given from outside, chooses the path; here
+-- each path of this machine also runs a part of the cases.
+
+local cases = require "spec.cases"
+local helper = require "spec.helper"
+local q = require "int4mm"
+
+local function merged(opts, more)
+  local both = {}
+  for key, value in pairs(opts) do both[key] = value end
+  for key, value in pairs(more) do both[key] = value end
+  return both
+end
+
+describe("int4_matmul_cpu", function()
+  for _, case in ipairs(cases.generated()) do
+    it("agrees with the oracle: " .. case.name, function() cases.check(case, q.int4_matmul_cpu) end)
+  end
+
+  for _, case in ipairs(cases.large()) do
+    for _, levels in ipairs { 0, 1, 2 } do
+      it(("agrees with the oracle, Strassen levels %d: %s"):format(levels, case.name), function()
+        cases.check(case, q.int4_matmul_cpu, { strassen = levels })
+      end)
+    end
+  end
+
+  it("agrees with the oracle on the longest K of all, 33,554,424, with all -8", function()
+    local K = 33554424
+    local a = q.empty { 1, K / 8, dtype = "int32" }
+    helper.pointer(a)[0] = 0
+    local one = helper.from_bytes(("\0\0\128\63"), "float32", 1)
+    local words = helper.pointer(a)
+    for i = 0, K / 8 - 1 do words[i] = -2004318072 end -- 0x88888888
+    local b = q.empty { K / 8, 1, dtype = "int32" }
+    b:copy_(helper.from_bytes(helper.bytes(a), "int32", K / 8, 1))
+    local out = q.int4_matmul_cpu(a, b, one, one, { out_dtype = "float32" })
+    assert.equal(64 * K, out:get(1, 1)) -- 2^31 - 512, a float32
+  end)
+
+  it("allocates out as float16 when not told otherwise", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(3, 16, 5, { seed = 1 })
+    local out = q.int4_matmul_cpu(a, b, scale_a, scale_b)
+    assert.equal("float16", out.dtype)
+    assert.same({ 3, 5 }, out.shape)
+    assert.equal("cpu", out.device)
+    assert.same_bits(q.int4_matmul_reference(a, b, scale_a, scale_b), out)
+  end)
+
+  it("gives back the very tensor that was passed as out", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(3, 16, 5, { seed = 1 })
+    local out = q.empty { 3, 5, dtype = "float32" }
+    assert.equal(out, q.int4_matmul_cpu(a, b, scale_a, scale_b, { out = out }))
+  end)
+
+  it("leaves the operands as they were", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(9, 256, 40, { seed = 3 })
+    local before = { helper.bytes(a), helper.bytes(b), helper.bytes(scale_a), helper.bytes(scale_b) }
+    for _, levels in ipairs { 0, 1 } do q.int4_matmul_cpu(a, b, scale_a, scale_b, { strassen = levels }) end
+    assert.same(before, { helper.bytes(a), helper.bytes(b), helper.bytes(scale_a), helper.bytes(scale_b) })
+  end)
+end)
+
+describe("every instruction set of this machine", function()
+  local isas = q.cpu_isas()
+  local chosen = q.cpu_isa()
+  local some = {}
+  for i, case in ipairs(cases.generated()) do
+    if i % 5 == 0 then some[#some + 1] = case end
+  end
+
+  after_each(function() q.set_cpu_isa(nil) end)
+
+  for _, isa in ipairs(isas) do
+    it(isa .. " agrees with the oracle", function()
+      q.set_cpu_isa(isa)
+      assert.equal(isa, q.cpu_isa())
+      for _, case in ipairs(some) do cases.check(case, q.int4_matmul_cpu) end
+      for i, case in ipairs(cases.large()) do cases.check(case, q.int4_matmul_cpu, { strassen = i % 3 }) end
+    end)
+  end
+
+  it("includes scalar, which is always there", function()
+    assert.equal("scalar", isas[#isas])
+    assert.equal(chosen, q.cpu_isa())
+  end)
+end)
+
+describe("a prepacked weight", function()
+  local function with_prepacked(a, b, scale_a, scale_b, opts)
+    local panels = q.prepack(b, { encoding = opts.encoding_b, layout_b = opts.layout_b })
+    opts = merged(opts, { encoding_b = "twos_complement", layout_b = "kn" })
+    return q.int4_matmul_cpu(a, panels, scale_a, scale_b, opts)
+  end
+
+  it("gives the same bits as the weight itself", function()
+    for i, case in ipairs(cases.generated()) do
+      if i % 3 == 0 then cases.check(case, with_prepacked) end
+    end
+  end)
+
+  it("gives the same bits under Strassen's method", function()
+    for _, case in ipairs(cases.large()) do
+      for levels = 0, 2 do cases.check(case, with_prepacked, { strassen = levels }) end
+    end
+  end)
+
+  it("outlives the weight that it was made from", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(5, 64, 40, { seed = 5 })
+    local expected = q.int4_matmul_reference(a, b, scale_a, scale_b)
+    local panels = q.prepack(b)
+    b:free()
+    assert.same_bits(expected, q.int4_matmul_cpu(a, panels, scale_a, scale_b))
+    assert.same_bits(expected, q.int4_matmul(a, panels, scale_a, scale_b))
+  end)
+end)
