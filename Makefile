@@ -30,7 +30,7 @@ BUILD_IT  = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JO
 CFLAGS  ?= -O3 -g
 LIBFLAG ?= -shared
 PROJECT_CFLAGS := -std=gnu11 -Isrc -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -pthread \
-                  -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wvla $(if $(WERROR),-Werror)
+                  -Wall -Wextra -Wpedantic -Wstrict-prototypes -Wvla $(if $(WERROR),-Werror)
 PROJECT_LDLIBS := -fopenmp -pthread -ldl -lm
 ifneq ($(SANITIZE),)
 PROJECT_CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
