@@ -1,0 +1,142 @@
+/*
+ * The CPU backend's front: chooses the table of an instruction set once, and forwards.
+ */
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu.h"
+
+/* Best first. INT4MM_HAVE_* come from flags.mk: what the compiler can build for this architecture. */
+static const int4mm_cpu_table *const tables[] = {
+    &int4mm_cpu_scalar,
+};
+enum { TABLES = sizeof tables / sizeof *tables };
+
+static _Atomic(const int4mm_cpu_table *) current; /* NULL: not chosen yet */
+
+static const int4mm_cpu_table *find(const char *name) {
+  for (int i = 0; i < TABLES; i++) {
+    if (!strcmp(tables[i]->name, name)) return tables[i];
+  }
+  return NULL;
+}
+
+/* INT4MM_CPU where it names one that runs here, else the best. Two threads that come here at once agree. */
+static const int4mm_cpu_table *choose(void) {
+  const char *name = getenv("INT4MM_CPU");
+  const int4mm_cpu_table *named = name ? find(name) : NULL;
+  if (named && named->supported()) return named;
+  for (int i = 0; i < TABLES; i++) {
+    if (tables[i]->supported()) return tables[i];
+  }
+  return &int4mm_cpu_scalar;
+}
+
+const int4mm_cpu_table *int4mm_cpu_current(void) {
+  const int4mm_cpu_table *table = atomic_load_explicit(&current, memory_order_acquire);
+  if (!table) {
+    table = choose();
+    atomic_store_explicit(&current, table, memory_order_release);
+  }
+  return table;
+}
+
+const char *int4mm_cpu_isa(void) {
+  return int4mm_cpu_current()->name;
+}
+
+const char *int4mm_cpu_isa_at(int32_t index) {
+  for (int i = 0; i < TABLES; i++) {
+    if (tables[i]->supported() && index-- == 0) return tables[i]->name;
+  }
+  return NULL;
+}
+
+int32_t int4mm_set_cpu_isa(const char *name) {
+  const int4mm_cpu_table *table = name ? find(name) : choose();
+  if (!table) {
+    char known[128] = "";
+    for (int i = 0; i < TABLES; i++) {
+      size_t used = strlen(known);
+      snprintf(known + used, sizeof known - used, "%s\"%s\"", i ? ", " : "", tables[i]->name);
+    }
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "set_cpu_isa: name is \"%s\", expected one of %s", name, known);
+  }
+  if (!table->supported()) {
+    return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "set_cpu_isa: this CPU or operating system does not support \"%s\"",
+                       name);
+  }
+  atomic_store_explicit(&current, table, memory_order_release);
+  return INT4MM_OK;
+}
+
+int32_t int4mm_cpu_matmul(const int4mm_problem *problem) {
+  if (problem->M == 0 || problem->N == 0) return INT4MM_OK;
+  return int4mm_cpu_current()->matmul(problem);
+}
+
+int32_t int4mm_cpu_pack(const int4mm_pack_job *job, int64_t *bad) {
+  return int4mm_elementwise_pack(int4mm_cpu_current()->rows, job, bad);
+}
+
+int32_t int4mm_cpu_quantize(const int4mm_pack_job *job, int64_t *bad) {
+  return int4mm_elementwise_quantize(int4mm_cpu_current()->rows, job, bad);
+}
+
+void int4mm_cpu_unpack(const int4mm_pack_job *job) {
+  int4mm_pack_job plain = *job;
+  plain.scales = NULL;
+  int4mm_elementwise_unpack(int4mm_cpu_current()->rows, &plain);
+}
+
+void int4mm_cpu_dequantize(const int4mm_pack_job *job) {
+  int4mm_elementwise_unpack(int4mm_cpu_current()->rows, job);
+}
+
+void int4mm_cpu_random(const int4mm_random_job *job) {
+  int4mm_elementwise_random(int4mm_cpu_current()->rows, job);
+}
+
+void int4mm_cpu_copy(const int4mm_matrix *dst, const int4mm_matrix *src) {
+  int4mm_elementwise_copy(int4mm_cpu_current()->rows, dst, src);
+}
+
+/* ---- prepacked weights ------------------------------------------------------------------------------------------ */
+
+int64_t int4mm_cpu_panel_words(int64_t k8, int64_t N) {
+  return int4mm_ceil_div(N, INT4MM_PANEL) * INT4MM_PANEL * k8;
+}
+
+typedef struct prepack_run {
+  uint32_t *panels;
+  const uint32_t *b;
+  int64_t ldb, k8, N;
+  uint32_t flip;
+} prepack_run;
+
+static void prepack_panel(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  const prepack_run *run = context;
+  int64_t n0 = index * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, run->N - n0);
+  uint32_t *panel = run->panels + index * run->k8 * INT4MM_PANEL;
+  for (int64_t j = 0; j < run->k8; j++, panel += INT4MM_PANEL) {
+    const uint32_t *row = run->b + j * run->ldb + n0;
+    for (int64_t i = 0; i < columns; i++) panel[i] = row[i] ^ run->flip;
+    memset(panel + columns, 0, (size_t)(INT4MM_PANEL - columns) * 4);
+  }
+}
+
+void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_t k8, int64_t N, uint32_t flip) {
+  prepack_run run = {panels, b, ldb, k8, N, flip};
+  int4mm_parallel(int4mm_threads_for(k8 * N, 1 << 16), int4mm_ceil_div(N, INT4MM_PANEL), prepack_panel, &run);
+}
+
+void int4mm_cpu_plan(const int4mm_problem *problem, int4mm_plan *plan) {
+  const int4mm_cpu_table *table = int4mm_cpu_current();
+  memset(plan, 0, sizeof *plan);
+  plan->device = INT4MM_CPU;
+  snprintf(plan->name, sizeof plan->name, "%s", table->name);
+  table->plan(problem, plan);
+}

@@ -1,0 +1,72 @@
+/*
+ * Inside the CPU backend: the table of an instruction set, threads, and the walk over a weight's words.
+ *
+ * Division of labour: cpu.c chooses a table once and forwards to it; threads.c is the only place that starts threads;
+ * one file per instruction set fills a table. Each such file is compiled with its own -m flags (flags.mk), so nothing
+ * outside it may run its code before the CPU and the operating system were found able to.
+ */
+#ifndef INT4MM_CPU_H
+#define INT4MM_CPU_H
+
+#include "../core.h"
+#include "rows.h"
+
+/* Columns of a prepacked panel: [ceil(N / 64)][K / 8][64] words, two's complement, zero in the padding. */
+enum { INT4MM_PANEL = 64 };
+
+static inline int64_t int4mm_min64(int64_t x, int64_t y) {
+  return x < y ? x : y;
+}
+static inline int64_t int4mm_max64(int64_t x, int64_t y) {
+  return x > y ? x : y;
+}
+static inline int64_t int4mm_ceil_div(int64_t x, int64_t y) {
+  return (x + y - 1) / y;
+}
+
+/* What an instruction set offers. Every table gives the same bits. */
+typedef struct int4mm_cpu_table {
+  const char *name;
+  bool (*supported)(void); /* by this CPU and operating system */
+  int32_t (*matmul)(const int4mm_problem *problem);
+  void (*plan)(const int4mm_problem *problem, int4mm_plan *plan);
+  const int4mm_rows *rows;
+} int4mm_cpu_table;
+
+extern const int4mm_cpu_table int4mm_cpu_scalar;
+
+/* The table in use. */
+const int4mm_cpu_table *int4mm_cpu_current(void);
+
+/* elementwise.c: the calls of core.h over one table of loops. */
+int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *job, int64_t *bad);
+int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *job, int64_t *bad);
+void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *job);
+void int4mm_elementwise_random(const int4mm_rows *rows, const int4mm_random_job *job);
+void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, const int4mm_matrix *src);
+
+/* ---- threads ---------------------------------------------------------------------------------------------------- */
+
+/* One piece of a region: pieces run in any order, each once. `slot` numbers the thread that runs it, below the number
+ * of threads asked for, so that it may own a slice of a workspace. */
+typedef void int4mm_task(void *context, int64_t index, int32_t slot);
+
+/* Runs task(context, i, slot) for 0 <= i < count on up to `threads` threads, this one among them, and returns when all
+ * are done. Never fails: with no other thread to be had, this one does it all. Inside a region, or inside a parallel
+ * region of the caller's own OpenMP code, it runs on the calling thread alone. Floating point runs in the default
+ * environment (round to nearest even, no flush to zero) whatever the caller has set. */
+void int4mm_parallel(int32_t threads, int64_t count, int4mm_task *task, void *context);
+
+/* How many threads `work` is worth when a thread should get at least `grain` of it; at most int4mm_get_num_threads().
+ */
+int32_t int4mm_threads_for(int64_t work, int64_t grain);
+
+/* ---- a weight's words ------------------------------------------------------------------------------------------- */
+
+/* Word (j, n) of b and the words beside it up to the next multiple of 64 columns: raw or panels alike. */
+static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
+  if (!p->b_panels) return p->b + j * p->ldb + n;
+  return p->b + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
+}
+
+#endif

@@ -1,0 +1,17 @@
+# The files of the CPU backend for this MACHINE (x86_64, aarch64, ...) and the flags of each. Included by the Makefile.
+#
+#   FLAGS_src/cpu/<file>.c   what that file alone is compiled with, after the flags of the project
+#
+# Every file that needs an instruction set is here with exactly the flags that give it; all else is compiled for the
+# oldest machine of the architecture, since it runs before the choice is made.
+
+CPU_FLAGS := -O3 -fno-math-errno -fno-trapping-math
+CPU_FILES := cpu threads elementwise scalar
+
+CPU_SRC := $(CPU_FILES:%=src/cpu/%.c)
+$(foreach f,$(CPU_FILES),$(eval FLAGS_src/cpu/$f.c := $(CPU_FLAGS) $(CPU_FLAGS_$f)))
+
+# ThreadSanitizer does not see libgomp's own synchronisation: its build takes the pthreads that a forked child uses.
+ifneq ($(filter thread,$(subst $(comma), ,$(SANITIZE))),)
+FLAGS_src/cpu/threads.c += -fno-openmp
+endif

@@ -1,0 +1,270 @@
+/*
+ * The loops behind int4mm_rows, in plain C: included by each instruction set's file after INT4MM_ROWS_TABLE names the
+ * table to define. Loops are shaped for the vectoriser: no branches, no aliasing, one width at a time. Half precision
+ * takes the machine's conversions where the flags allow them.
+ */
+#include <string.h>
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "../numeric.h"
+#include "rows.h"
+
+static bool rows_narrow(int8_t *restrict q, const void *restrict src, int32_t dtype, int64_t n) {
+  uint32_t outside = 0;
+  if (dtype == INT4MM_INT8) {
+    const int8_t *s = src;
+    uint8_t seen = 0;
+    for (int64_t i = 0; i < n; i++) {
+      seen |= (uint8_t)(s[i] + 8);
+      q[i] = s[i];
+    }
+    outside = seen;
+  } else {
+    const int32_t *s = src;
+    for (int64_t i = 0; i < n; i++) {
+      outside |= (uint32_t)s[i] + 8u;
+      q[i] = (int8_t)s[i];
+    }
+  }
+  return outside < 16;
+}
+
+static void rows_widen(void *restrict dst, int32_t dtype, const int8_t *restrict q, int64_t n) {
+  if (dtype == INT4MM_INT8) {
+    memcpy(dst, q, (size_t)n);
+  } else {
+    int32_t *d = dst;
+    for (int64_t i = 0; i < n; i++) d[i] = q[i];
+  }
+}
+
+static void rows_pack_along(uint32_t *restrict words, const int8_t *restrict q, int64_t n, uint32_t flip) {
+  for (int64_t i = 0; i < n; i++) {
+    uint64_t x; /* eight bytes; nibbles close up in three steps (little-endian, as every supported machine is) */
+    memcpy(&x, q + 8 * i, 8);
+    x &= 0x0f0f0f0f0f0f0f0fu;
+    x = (x | x >> 4) & 0x00ff00ff00ff00ffu;
+    x = (x | x >> 8) & 0x0000ffff0000ffffu;
+    x = x | x >> 16;
+    words[i] = (uint32_t)x ^ flip;
+  }
+}
+
+static void rows_unpack_along(int8_t *restrict q, const uint32_t *restrict words, int64_t n, uint32_t flip) {
+  for (int64_t i = 0; i < n; i++) {
+    uint64_t x = words[i] ^ flip ^ INT4MM_ENCODING_FLIP; /* nibble = value + 8 */
+    x = (x | x << 16) & 0x0000ffff0000ffffu;
+    x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+    x = (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
+    /* minus 8 in every byte, without a borrow between bytes */
+    x = ((x | 0x8080808080808080u) - 0x0808080808080808u) ^ 0x8080808080808080u;
+    memcpy(q + 8 * i, &x, 8);
+  }
+}
+
+static void rows_pack_across(uint32_t *restrict words, const int8_t *restrict q, int64_t pitch, int64_t n,
+                             uint32_t flip) {
+  const int8_t *q0 = q, *q1 = q + pitch, *q2 = q + 2 * pitch, *q3 = q + 3 * pitch;
+  const int8_t *q4 = q + 4 * pitch, *q5 = q + 5 * pitch, *q6 = q + 6 * pitch, *q7 = q + 7 * pitch;
+  for (int64_t i = 0; i < n; i++) {
+    uint8_t p0 = (uint8_t)((q0[i] & 15) | q1[i] << 4), p1 = (uint8_t)((q2[i] & 15) | q3[i] << 4);
+    uint8_t p2 = (uint8_t)((q4[i] & 15) | q5[i] << 4), p3 = (uint8_t)((q6[i] & 15) | q7[i] << 4);
+    words[i] = ((uint32_t)p0 | (uint32_t)p1 << 8 | (uint32_t)p2 << 16 | (uint32_t)p3 << 24) ^ flip;
+  }
+}
+
+static void rows_unpack_across(int8_t *restrict q, int64_t pitch, const uint32_t *restrict words, int64_t n,
+                               uint32_t flip) {
+  for (int r = 0; r < 8; r++) {
+    int8_t *restrict row = q + r * pitch;
+    for (int64_t i = 0; i < n; i++) row[i] = (int8_t)((int32_t)((words[i] ^ flip) << (28 - 4 * r)) >> 28);
+  }
+}
+
+/* ---- floats ----------------------------------------------------------------------------------------------------- */
+
+static void rows_from_half(float *restrict dst, const uint16_t *restrict src, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16) {
+    _mm512_storeu_ps(dst + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(src + i))));
+  }
+#elif defined(__F16C__)
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i))));
+#elif defined(__aarch64__)
+  for (; i + 4 <= n; i += 4) vst1q_f32(dst + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(src + i))));
+#endif
+  for (; i < n; i++) dst[i] = int4mm_from_half(src[i]);
+}
+
+static void rows_to_half(uint16_t *restrict dst, const float *restrict src, int64_t n) {
+  int64_t i = 0; /* each NaN becomes 0x7fff, whatever its payload */
+#if defined(__AVX512F__) && defined(__AVX512VL__) && defined(__AVX512BW__)
+  for (; i + 16 <= n; i += 16) {
+    __m512 x = _mm512_loadu_ps(src + i);
+    __m256i half = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    _mm256_storeu_si256((__m256i *)(dst + i), _mm256_mask_set1_epi16(half, nan, 0x7fff));
+  }
+#elif defined(__F16C__)
+  for (; i + 8 <= n; i += 8) {
+    __m256 x = _mm256_loadu_ps(src + i);
+    x = _mm256_blendv_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    _mm_storeu_si128((__m128i *)(dst + i), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+#elif defined(__aarch64__)
+  for (; i + 4 <= n; i += 4) {
+    float32x4_t x = vld1q_f32(src + i);
+    uint16x4_t half = vreinterpret_u16_f16(vcvt_f16_f32(x)), number = vmovn_u32(vceqq_f32(x, x));
+    vst1_u16(dst + i, vbsl_u16(number, half, vdup_n_u16(0x7fff)));
+  }
+#endif
+  for (; i < n; i++) dst[i] = int4mm_to_half(src[i]);
+}
+
+static void rows_to_bfloat(uint16_t *restrict dst, const float *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, src + i, 4);
+    uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    dst[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : rounded);
+  }
+}
+
+static void rows_to_float(float *restrict dst, const void *restrict src, int32_t dtype, int64_t n) {
+  switch (dtype) {
+  case INT4MM_FLOAT32:
+    memcpy(dst, src, (size_t)n * 4);
+    break;
+  case INT4MM_FLOAT16:
+    rows_from_half(dst, src, n);
+    break;
+  case INT4MM_BFLOAT16:
+    for (int64_t i = 0; i < n; i++) dst[i] = int4mm_from_bfloat(((const uint16_t *)src)[i]);
+    break;
+  case INT4MM_INT8:
+    for (int64_t i = 0; i < n; i++) dst[i] = (float)((const int8_t *)src)[i];
+    break;
+  default:
+    for (int64_t i = 0; i < n; i++) dst[i] = (float)((const int32_t *)src)[i];
+  }
+}
+
+static void rows_from_float(void *restrict dst, int32_t dtype, const float *restrict src, int64_t n) {
+  switch (dtype) {
+  case INT4MM_FLOAT16:
+    rows_to_half(dst, src, n);
+    break;
+  case INT4MM_BFLOAT16:
+    rows_to_bfloat(dst, src, n);
+    break;
+  default:
+    memcpy(dst, src, (size_t)n * 4);
+  }
+}
+
+/* ---- quantising ------------------------------------------------------------------------------------------------- */
+
+static uint32_t rows_absmax(const float *restrict x, int64_t n) {
+  int32_t most = 0; /* signed: the sign bit is gone, and every instruction set has a signed maximum */
+  for (int64_t i = 0; i < n; i++) {
+    int32_t bits;
+    memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  return (uint32_t)most;
+}
+
+static void rows_absmax_columns(uint32_t *restrict most, const float *restrict x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    int32_t bits, before = (int32_t)most[i];
+    memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    most[i] = (uint32_t)(bits > before ? bits : before);
+  }
+}
+
+/* Clamped first, which changes nothing, so that adding and taking away 1.5 * 2^23 rounds to the nearest even integer:
+ * float32 has no fraction bits up there. NaN becomes -7. */
+static inline int8_t rows_round(float ratio) {
+  ratio = ratio > -7.0f ? ratio : -7.0f;
+  ratio = ratio < 7.0f ? ratio : 7.0f;
+  uint32_t bits = int4mm_float_bits(int4mm_add(ratio, 12582912.0f));
+  return (int8_t)(bits - 0x4b400000u);
+}
+
+static void rows_quantize(int8_t *restrict q, const float *restrict x, float scale, int64_t n) {
+  if (scale == 0.0f) {
+    memset(q, 0, (size_t)n);
+  } else {
+    for (int64_t i = 0; i < n; i++) q[i] = rows_round(x[i] / scale);
+  }
+}
+
+static void rows_quantize_columns(int8_t *restrict q, const float *restrict x, const float *restrict scales,
+                                  int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    float divisor = scales[i] == 0.0f ? 1.0f : scales[i];
+    int8_t rounded = rows_round(x[i] / divisor);
+    q[i] = scales[i] == 0.0f ? 0 : rounded;
+  }
+}
+
+static void rows_dequantize(float *restrict x, const int8_t *restrict q, float scale, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] = (float)q[i] * scale;
+}
+
+static void rows_dequantize_columns(float *restrict x, const int8_t *restrict q, const float *restrict scales,
+                                    int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] = (float)q[i] * scales[i];
+}
+
+/* ---- random numbers --------------------------------------------------------------------------------------------- */
+
+/* int4mm_philox over sixteen blocks side by side, so that the rounds vectorise. */
+static void rows_philox16(uint32_t *restrict words, uint64_t seed, uint64_t first, uint32_t sequence) {
+  enum { LANES = 16 };
+  uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES], k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+  for (int i = 0; i < LANES; i++) {
+    c0[i] = (uint32_t)(first + (uint64_t)i), c1[i] = (uint32_t)((first + (uint64_t)i) >> 32);
+    c2[i] = sequence, c3[i] = 0;
+  }
+  for (int round = 0; round < 10; round++) {
+    for (int i = 0; i < LANES; i++) {
+      uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
+      c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ k0;
+      c1[i] = (uint32_t)p1;
+      c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ k1;
+      c3[i] = (uint32_t)p0;
+    }
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  for (int i = 0; i < LANES; i++) {
+    words[4 * i] = c0[i], words[4 * i + 1] = c1[i], words[4 * i + 2] = c2[i], words[4 * i + 3] = c3[i];
+  }
+}
+
+static void rows_random(uint32_t *restrict words, uint64_t seed, uint64_t first, uint32_t sequence, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) rows_philox16(words + 4 * i, seed, first + (uint64_t)i, sequence);
+  for (; i < n; i++) int4mm_philox(seed, first + (uint64_t)i, sequence, words + 4 * i);
+}
+
+static void rows_uniform(float *restrict x, const uint32_t *restrict words, float low, float high, int64_t n) {
+  for (int64_t i = 0; i < n; i++) x[i] = int4mm_uniform(words[i], low, high);
+}
+
+const int4mm_rows INT4MM_ROWS_TABLE = {rows_narrow,      rows_widen,
+                                       rows_pack_along,  rows_unpack_along,
+                                       rows_pack_across, rows_unpack_across,
+                                       rows_to_float,    rows_from_float,
+                                       rows_absmax,      rows_absmax_columns,
+                                       rows_quantize,    rows_quantize_columns,
+                                       rows_dequantize,  rows_dequantize_columns,
+                                       rows_random,      rows_uniform};
