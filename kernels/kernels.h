@@ -38,5 +38,11 @@ cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matri
 
 #ifdef __cplusplus
 }
+
+/* Blocks for `count` items, `per_block` each; the kernels' loops serve what is beyond the largest grid. */
+static inline unsigned int4mm_blocks(int64_t count, int64_t per_block) {
+  int64_t blocks = (count + per_block - 1) / per_block;
+  return (unsigned)(blocks < INT32_MAX ? blocks : INT32_MAX);
+}
 #endif
 #endif

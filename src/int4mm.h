@@ -103,7 +103,7 @@ INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor
 INT4MM_API void int4mm_tensor_release(int4mm_tensor *t);
 /* dst = src, element by element. Shapes must agree; devices may differ. Dtypes may differ where both are on the CPU:
  * float to float rounds to nearest even, int to float too, float to int is an error. A copy that touches the CPU
- * returns when it is done, one between GPU tensors is enqueued on `stream` (a cudaStream_t, NULL the default stream).
+ * or two GPUs returns when it is done, one on a GPU is enqueued on `stream` (a cudaStream_t, NULL the default stream).
  */
 INT4MM_API int32_t int4mm_tensor_copy(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
 /* Sets every byte of every element. Enqueued on `stream` for a GPU tensor. */
@@ -130,7 +130,8 @@ typedef struct int4mm_gpu_info {
 INT4MM_API int32_t int4mm_cuda_available(void) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_count(int32_t *count) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) INT4MM_CHECK;
-/* Streams are cudaStream_t handles; ones made elsewhere in the process serve as well. */
+/* Streams are cudaStream_t handles; ones made elsewhere in the process serve as well. Destroying one waits for its work.
+ */
 INT4MM_API int32_t int4mm_stream_create(int32_t device, void **stream) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_stream_destroy(int32_t device, void *stream) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_stream_synchronize(int32_t device, void *stream) INT4MM_CHECK;

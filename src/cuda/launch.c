@@ -1,0 +1,117 @@
+/*
+ * Jobs to kernels: the right launcher, its errors in words, and the answer of the value checks.
+ */
+#include "../../kernels/kernels.h"
+#include "backend.h"
+
+/* Kernels for some architectures only, which a build may lack. */
+#pragma weak int4mm_launch_stream
+#pragma weak int4mm_launch_hopper
+
+/* What follows a launcher in `scope`: words for an error, then the mark that later frees wait for. */
+static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_t error, const char *doing,
+                      void *stream) {
+  int32_t status = int4mm_cuda_check(error, doing);
+  int4mm_cuda_leave(scope);
+  return status ? status : int4mm_cuda_mark(device, stream);
+}
+
+int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream) {
+  static int4mm_launch_fn *const launchers[] = {[INT4MM_KERNEL_SIMPLE] = int4mm_launch_simple,
+                                                [INT4MM_KERNEL_TILED] = int4mm_launch_tiled,
+                                                [INT4MM_KERNEL_STREAM] = int4mm_launch_stream,
+                                                [INT4MM_KERNEL_HOPPER] = int4mm_launch_hopper};
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  int4mm_launch_fn *launch = launchers[plan->kernel];
+  cudaError_t error = launch ? launch(problem, plan, int4mm_cuda_stream(stream)) : cudaErrorNotSupported;
+  if (error == cudaErrorNotSupported) {
+    (void)cudaGetLastError();
+    int4mm_cuda_leave(&scope);
+    return int4mm_cuda_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s cannot serve M = %lld, N = %lld, K = %lld",
+                            plan->name, (long long)problem->M, (long long)problem->N, (long long)problem->K);
+  }
+  return finish(&scope, device, error, "launch the product", stream);
+}
+
+/* ---- value checks -------------------------------------------------------------------------------------------------
+ */
+
+typedef cudaError_t checked_launcher(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
+
+/* Runs a launcher with a scratch word for the smallest bad index and waits for that word. */
+static int32_t run_checked(int32_t device, checked_launcher *launch, const int4mm_pack_job *job, int64_t *bad,
+                           void *stream) {
+  unsigned long long found = INT4MM_NO_BAD_INDEX;
+  cudaStream_t s = int4mm_cuda_stream(stream);
+  int4mm_cuda_scope scope;
+  void *word = NULL;
+  int32_t status = int4mm_cuda_check_waitable(device, stream, "check values");
+  if (!status) status = int4mm_cuda_scratch(device, sizeof found, &word, stream);
+  if (status) return status;
+  if (!(status = int4mm_cuda_enter(device, &scope))) {
+    cudaError_t error = cudaMemsetAsync(word, 0xff, sizeof found, s);
+    if (error == cudaSuccess) error = launch(job, word, s);
+    if (error == cudaSuccess) error = cudaMemcpyAsync(&found, word, sizeof found, cudaMemcpyDeviceToHost, s);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(s);
+    status = int4mm_cuda_check(error, "check values on the device");
+    int4mm_cuda_leave(&scope);
+  }
+  int32_t freed = int4mm_cuda_scratch_free(device, word, stream);
+  if (!status) status = freed;
+  if (status || found == INT4MM_NO_BAD_INDEX) return status;
+  *bad = (int64_t)found;
+  return INT4MM_ERR_VALUE;
+}
+
+static int32_t run_pack(int32_t device, checked_launcher *launch, const int4mm_pack_job *job, int64_t *bad,
+                        const char *doing, void *stream) {
+  int4mm_cuda_scope scope;
+  if (job->check) return run_checked(device, launch, job, bad, stream);
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  return status ? status : finish(&scope, device, launch(job, NULL, int4mm_cuda_stream(stream)), doing, stream);
+}
+
+int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
+  return run_pack(device, int4mm_launch_pack, job, bad, "pack on the device", stream);
+}
+
+int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
+  return run_pack(device, int4mm_launch_quantize, job, bad, "quantise on the device", stream);
+}
+
+/* ---- the rest -----------------------------------------------------------------------------------------------------
+ */
+
+int32_t int4mm_cuda_unpack(int32_t device, const int4mm_pack_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  return finish(&scope, device, int4mm_launch_unpack(job, int4mm_cuda_stream(stream)), "unpack on the device", stream);
+}
+
+int32_t int4mm_cuda_dequantize(int32_t device, const int4mm_pack_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = int4mm_launch_dequantize(job, int4mm_cuda_stream(stream));
+  return finish(&scope, device, error, "dequantise on the device", stream);
+}
+
+int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = int4mm_launch_random(job, int4mm_cuda_stream(stream));
+  return finish(&scope, device, error, "fill with random numbers on the device", stream);
+}
+
+int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip,
+                              void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = int4mm_launch_transpose(dst, src, flip, int4mm_cuda_stream(stream));
+  return finish(&scope, device, error, "transpose on the device", stream);
+}
