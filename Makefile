@@ -102,7 +102,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo test ctest bench lint format docs install uninstall clean help deps-demo deps-test deps-dev
+.PHONY: all demo test ctest bench lint format docs install uninstall clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -182,14 +182,14 @@ RUN_LUA = $(RUN_ENV) $(LUAJIT)
 BUSTED  = $(RUN_LUA) -e 'io.stdout:setvbuf("line"); require("busted.runner")({ standalone = false })' /dev/null --ignore-lua
 
 demo: ## build, multiply 1024 x 1024 x 1024, check against the oracle; installs what is missing
-	@$(call need,luajit)
+	@$(call need,cc headers luajit)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/quickstart.lua $(ARGS)
 
 # busted's output goes through as it comes; the last line counts errors among the failures and pending as skipped. A
 # run that ends without busted's own summary (a crash) is a failure.
 test: ## run the specs under LuaJIT; installs what is missing (SPEC=file, ARGS=busted's options)
-	@$(call need,luajit busted argparse cjson)
+	@$(call need,cc headers luajit busted argparse cjson)
 	+@$(BUILD_IT)
 	@log=$(BUILD)/test.log; \
 	{ $(BUSTED) $(ARGS) $(SPEC) 2>&1; echo $$? > $(BUILD)/test.status; } | tee $$log; \
@@ -204,7 +204,7 @@ ctest: $(CTESTS) ## build and run the C tests of spec/c; RUN=qemu-aarch64 and th
 	@for t in $(CTESTS); do echo "$$t"; $(RUN) $$t || exit 1; done
 
 bench: ## time every backend at hand (ARGS="--help" for the options)
-	@$(call need,luajit argparse cjson)
+	@$(call need,cc headers luajit argparse cjson)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/int4_matmul_benchmark.lua $(ARGS)
 
@@ -244,25 +244,28 @@ help: ## this list
 # ---- what a machine may lack -----------------------------------------------------------------------------------------
 
 deps-dev: ## install what development needs: lint, docs, LuaRocks, cross compiler and emulator
-	@$(call need,luajit busted argparse cjson luacheck clang-format ldoc luarocks aarch64-linux-gnu-gcc qemu-aarch64)
+	@$(call need,cc headers luajit busted argparse cjson luacheck clang-format ldoc luarocks aarch64-linux-gnu-gcc qemu-aarch64)
 
-# Debian's package for a command, or for a Lua module.
-package_of = $(or $(DEBIAN_$1),$1)
-DEBIAN_busted := lua-busted
+# What is looked for is a command of the same name in a Debian package of the same name, unless it is told apart here.
+DEBIAN_cc       := gcc
+DEBIAN_headers  := libc6-dev
+DEBIAN_busted   := lua-busted
 DEBIAN_argparse := lua-argparse
-DEBIAN_cjson := lua-cjson
+DEBIAN_cjson    := lua-cjson
 DEBIAN_luacheck := lua-check
-DEBIAN_ldoc := lua-ldoc
+DEBIAN_ldoc     := lua-ldoc
 DEBIAN_aarch64-linux-gnu-gcc := gcc-aarch64-linux-gnu
-DEBIAN_qemu-aarch64 := qemu-user
-lua_module_busted := busted.runner
-lua_module_argparse := argparse
-lua_module_cjson := cjson
+DEBIAN_qemu-aarch64          := qemu-user
+has_cc       = command -v $(CC)
+has_headers  = echo '\#include <stdlib.h>' | $(CC) -E -
+has_luajit   = command -v $(LUAJIT)
+has_busted   = $(LUAJIT) -e 'require "busted.runner"'
+has_argparse = $(LUAJIT) -e 'require "argparse"'
+has_cjson    = $(LUAJIT) -e 'require "cjson"'
 
 # $(call need,names): goes on when all are there; else names what is missing and installs it, or says how and stops.
-has  = $(if $(lua_module_$1),$(LUAJIT) -e 'require "$(lua_module_$1)"',command -v $(if $(filter luajit,$1),$(LUAJIT),$1))
 need = missing=; \
-  $(foreach n,$1,$(call has,$n) >/dev/null 2>&1 || missing="$$missing $(call package_of,$n)"; ) \
+  $(foreach n,$1,$(or $(has_$n),command -v $n) >/dev/null 2>&1 || missing="$$missing $(or $(DEBIAN_$n),$n)"; ) \
   if [ -n "$$missing" ]; then \
     echo "This machine lacks$$missing (Debian's package names)."; sudo=; \
     if ! command -v apt-get >/dev/null; then \
