@@ -1,0 +1,112 @@
+--- Errors and argument checks, in plain Lua.
+--
+-- A mistake of the caller raises a sentence that starts with the name of the function that was called and carries the
+-- position of the caller's own line, however deep inside the package it was found.
+-- @module int4mm.check
+
+local check = {}
+
+-- "@/path/to/int4mm/": what the source of every function of this package starts with.
+local package_source = debug.getinfo(1, "S").source:match("^.*[/\\]") or "@"
+
+--- Raises `name: message` at the first line on the stack that is not in this package.
+-- @tparam string name the function that the user called
+-- @tparam string message a sentence; with further arguments, a format for string.format
+-- @param ... the format's arguments
+function check.raise(name, message, ...)
+  if select("#", ...) > 0 then message = message:format(...) end
+  local level = 2
+  local info = debug.getinfo(level, "S")
+  while info and info.source:sub(1, #package_source) == package_source do
+    level = level + 1
+    info = debug.getinfo(level, "S")
+  end
+  error(name .. ": " .. message, level)
+end
+
+--- A value in a few words for an error message: `nil`, `"text"`, `1.5`, `a table`.
+function check.describe(value)
+  local kind = type(value)
+  if kind == "string" then return ("%q"):format(#value > 40 and value:sub(1, 37) .. "..." or value) end
+  if kind == "number" then return ("%.17g"):format(value) end
+  if kind == "nil" or kind == "boolean" then return tostring(value) end
+  return kind == "cdata" and "a cdata" or "a " .. kind
+end
+
+--- Checks that a value is a whole number in low .. high and returns it.
+-- @tparam string name the function that the user called
+-- @tparam string what the argument
+-- @param value what it was
+-- @tparam number low
+-- @tparam[opt=2^53] number high
+function check.integer(name, what, value, low, high)
+  high = high or 2 ^ 53
+  if type(value) ~= "number" or value % 1 ~= 0 or value < low or value > high then
+    local range = high == 2 ^ 53 and (">= %d"):format(low) or ("from %d to %.0f"):format(low, high)
+    check.raise(name, "%s is %s, expected a whole number %s", what, check.describe(value), range)
+  end
+  return value
+end
+
+--- Checks that a value is a number (NaN and infinities included) and returns it.
+function check.number(name, what, value)
+  if type(value) ~= "number" then
+    check.raise(name, "%s is %s, expected a number", what, check.describe(value))
+  end
+  return value
+end
+
+local nothing = {}
+
+--- Checks an options table: no other keys than the known ones.
+-- @tparam string name the function that the user called
+-- @param opts the table, or nil
+-- @tparam table known array of the keys that are known
+-- @treturn table opts, or an empty table for nil
+function check.options(name, opts, known)
+  if opts == nil then return nothing end
+  if type(opts) ~= "table" then
+    check.raise(name, "the options are %s, expected a table", check.describe(opts))
+  end
+  for key in next, opts do
+    local found = false
+    for i = 1, #known do found = found or known[i] == key end
+    if not found then
+      check.raise(name, "unknown option %s; the options are %s",
+        type(key) == "string" and ("%q"):format(key) or tostring(key), table.concat(known, ", "))
+    end
+  end
+  return opts
+end
+
+--- Translates a name by a map, or raises with the names that there are.
+-- @tparam string name the function that the user called
+-- @tparam string what the option
+-- @param value what it was; nil stands for `default`
+-- @tparam table map from names to values
+-- @param default the name that nil means
+-- @return `map[value]`
+function check.choice(name, what, value, map, default)
+  if value == nil then value = default end
+  local chosen = map[value]
+  if chosen == nil then
+    local names = {}
+    for known in pairs(map) do names[#names + 1] = ("%q"):format(known) end
+    table.sort(names)
+    local last = table.remove(names)
+    check.raise(name, "%s is %s, expected %s", what, check.describe(value),
+      #names > 0 and table.concat(names, ", ") .. " or " .. last or last)
+  end
+  return chosen
+end
+
+--- Checks an optional boolean and returns it.
+function check.boolean(name, what, value, default)
+  if value == nil then return default end
+  if type(value) ~= "boolean" then
+    check.raise(name, "%s is %s, expected true or false", what, check.describe(value))
+  end
+  return value
+end
+
+return check

@@ -1,0 +1,185 @@
+--- Devices, streams, threads and instruction sets.
+--
+-- Devices are named "cpu", "cuda" (the first GPU) and "cuda:0" and so on. Nothing here touches the CUDA driver before
+-- it is asked about a GPU.
+-- @module int4mm.device
+
+local ffi = require "ffi"
+local binding = require "int4mm.ffi"
+local check = require "int4mm.check"
+local names = require "int4mm.names"
+
+local lib = binding.lib
+local device = {}
+
+--- Whether CUDA can be used here.
+-- @treturn boolean
+-- @treturn ?string where it cannot: why (no CUDA build, no driver, a driver that is too old, no device)
+function device.cuda_available()
+  if lib.int4mm_cuda_available() == 0 then return true end
+  return false, binding.last_error()
+end
+
+--- The number of CUDA devices.
+-- @treturn number 0 where CUDA cannot be used
+-- @treturn ?string then the reason
+function device.device_count()
+  local available, reason = device.cuda_available()
+  if not available then return 0, reason end
+  local count = ffi.new("int32_t[1]")
+  binding.check("device_count", lib.int4mm_cuda_device_count(count))
+  return count[0]
+end
+
+-- 13020 as "13.2"
+local function cuda_version(number) return ("%d.%d"):format(math.floor(number / 1000), number % 1000 / 10) end
+
+--- What there is to know of a device.
+-- @tparam[opt="cuda"] string which "cpu" or "cuda:0"
+-- @treturn table for a GPU `device`, `name`, `arch` (90 for compute capability 9.0), `sms`, `total_memory`,
+--   `free_memory` and `l2_bytes` in bytes, `runtime_version`, `driver_version`; for the CPU `device`, `isa`, `isas`,
+--   `threads`. Or nil where CUDA cannot be used
+-- @treturn ?string then the reason
+-- @raise for a GPU number that does not exist
+function device.device_info(which)
+  local number = names.device("device_info", "device", which, "cuda")
+  if number == -1 then
+    return { device = "cpu", isa = device.cpu_isa(), isas = device.cpu_isas(), threads = device.get_num_threads() }
+  end
+  local available, reason = device.cuda_available()
+  if not available then return nil, reason end
+  local info = ffi.new("int4mm_gpu_info")
+  binding.check("device_info", lib.int4mm_cuda_device_info(number, info))
+  return {
+    device = names.device_name(number),
+    name = ffi.string(info.name),
+    arch = info.arch,
+    sms = info.sms,
+    total_memory = tonumber(info.total_memory),
+    free_memory = tonumber(info.free_memory),
+    l2_bytes = info.l2_bytes,
+    runtime_version = cuda_version(info.runtime_version),
+    driver_version = cuda_version(info.driver_version),
+  }
+end
+
+--- Waits for all work on a device.
+-- @tparam[opt] string which "cuda:0" and so on; by default every GPU, where there is one. There is nothing to wait for
+--   on the CPU.
+function device.synchronize(which)
+  if which ~= nil then
+    binding.check("synchronize", lib.int4mm_synchronize(names.device("synchronize", "device", which)))
+    return
+  end
+  for number = 0, device.device_count() - 1 do binding.check("synchronize", lib.int4mm_synchronize(number)) end
+end
+
+-- ---- streams
+-- ---------------------------------------------------------------------------------------------------------
+
+local Stream = ffi.typeof("struct { void *stream; int32_t number; bool live; }")
+local methods = {}
+
+--- A new CUDA stream. Work on it runs in order, beside other streams. It goes when it is collected.
+-- @tparam[opt="cuda"] string which the GPU
+-- @treturn stream with `device` (the GPU's name), `handle` (the cudaStream_t as void *), `:synchronize()`, `:destroy()`
+-- @raise where CUDA is not available
+function device.stream(which)
+  local number = names.device("stream", "device", which, "cuda")
+  local handle = ffi.new("void *[1]")
+  binding.check("stream", lib.int4mm_stream_create(number, handle))
+  return Stream(handle[0], number, true)
+end
+
+local function check_stream(name, stream)
+  if not ffi.istype(Stream, stream) then
+    check.raise(name, "the stream is %s, expected one from int4mm.stream", check.describe(stream))
+  end
+  if not stream.live then check.raise(name, "the stream has been destroyed") end
+  return stream
+end
+
+-- Waits for all work on the stream.
+function methods:synchronize()
+  check_stream("synchronize", self)
+  binding.check("synchronize", lib.int4mm_stream_synchronize(self.number, self.stream))
+end
+
+-- Gives the stream back once its work is done, without waiting for that. Harmless when done twice.
+function methods:destroy()
+  if not ffi.istype(Stream, self) then check_stream("destroy", self) end
+  if not self.live then return end
+  self.live = false
+  binding.check("destroy", lib.int4mm_stream_destroy(self.number, self.stream))
+end
+
+ffi.metatype(Stream, {
+  __index = function(stream, key)
+    if key == "device" then return names.device_name(stream.number) end
+    if key == "handle" then return check_stream("handle", stream).stream end
+    return methods[key] or check.raise("stream", "there is no field or method %s", check.describe(key))
+  end,
+  __tostring = function(stream)
+    return ("stream(%s, %s)"):format(stream.device, stream.live and tostring(stream.stream) or "destroyed")
+  end,
+  __gc = function(stream)
+    -- the process may be ending and its driver gone: there is nobody left to tell of a failure
+    if stream.live then lib.int4mm_stream_destroy(stream.number, stream.stream) end
+  end,
+})
+
+--- The cudaStream_t in a `stream` option: a stream of ours, a C pointer, a light userdata, or nil for the default
+-- stream.
+function device.stream_handle(name, value)
+  if value == nil then return nil end
+  if ffi.istype(Stream, value) then return check_stream(name, value).stream end
+  local kind = type(value)
+  local ok, handle = false, nil
+  if kind == "cdata" or kind == "userdata" then ok, handle = pcall(ffi.cast, "void *", value) end
+  if not ok then
+    check.raise(name, "stream is %s, expected one from int4mm.stream or a cudaStream_t as a C pointer or light userdata",
+      check.describe(value))
+  end
+  return handle
+end
+
+-- ---- the CPU
+-- ---------------------------------------------------------------------------------------------------------
+
+--- Sets how many threads a call on the CPU may use.
+-- @tparam[opt] number threads 1 or more; nil or 0 puts back the default: the environment's INT4MM_NUM_THREADS, else
+--   every core that the process may run on
+function device.set_num_threads(threads)
+  check.integer("set_num_threads", "threads", threads or 0, 0, 2 ^ 31 - 1)
+  binding.check("set_num_threads", lib.int4mm_set_num_threads(threads or 0))
+end
+
+--- The number of threads that a call on the CPU may use.
+function device.get_num_threads() return lib.int4mm_get_num_threads() end
+
+--- The instruction set that calls on the CPU use: "avx512vnni", "avxvnni", "avx2", "neon_i8mm", "neon_dot" or "scalar".
+function device.cpu_isa() return ffi.string(lib.int4mm_cpu_isa()) end
+
+--- Forces an instruction set.
+-- @tparam[opt] string name one of @{cpu_isas}; nil puts back the default: the environment's INT4MM_CPU, else the best
+-- @raise for an unknown one and for one that this CPU lacks
+function device.set_cpu_isa(name)
+  if name ~= nil and type(name) ~= "string" then
+    check.raise("set_cpu_isa", "the name is %s, expected a string", check.describe(name))
+  end
+  binding.check("set_cpu_isa", lib.int4mm_set_cpu_isa(name))
+end
+
+--- The instruction sets that can be used here, best first.
+-- @treturn table array of names
+function device.cpu_isas()
+  local list = {}
+  local name = lib.int4mm_cpu_isa_at(0)
+  while name ~= nil do
+    list[#list + 1] = ffi.string(name)
+    name = lib.int4mm_cpu_isa_at(#list)
+  end
+  return list
+end
+
+return device

@@ -1,0 +1,76 @@
+--- Memory pressure: the collector counts a tensor as some 100 bytes, whatever memory it holds.
+--
+-- So a loop that drops large tensors would fill the memory long before the collector thinks of running. Before each
+-- allocation the bytes that the core holds on that device are compared with a soft limit; over it, a full collection
+-- runs and the next limit is set as far above what is still alive as half of that, at least `slack` bytes. A long-lived
+-- stock of tensors thus costs few collections (the method of torch7 and cutorch). An allocation that fails is tried
+-- once more after a collection.
+-- @module int4mm.memory
+
+local binding = require "int4mm.ffi"
+local check = require "int4mm.check"
+local names = require "int4mm.names"
+
+local lib = binding.lib
+local memory = {}
+
+local MIB = 2 ^ 20
+local OUT_OF_MEMORY = 3 -- INT4MM_ERR_MEMORY
+
+-- by device number
+local slack, limits = {}, {}
+
+local function slack_of(device) return slack[device] or (device < 0 and 64 or 1024) * MIB end
+
+local function allocated(device) return tonumber(lib.int4mm_allocated(device)) end
+
+local function collect(device, bytes)
+  collectgarbage()
+  local alive = allocated(device) + bytes
+  limits[device] = alive + math.max(slack_of(device), alive / 2)
+end
+
+--- Runs a function of the core that allocates, with room made for it.
+-- @tparam number device where: the core's number
+-- @tparam number bytes how much it will take, as far as is known
+-- @tparam function allocate returns a status; it may be called twice
+-- @param ... arguments of `allocate`
+-- @treturn number the status
+function memory.with_room(device, bytes, allocate, ...)
+  local limit = limits[device]
+  if not limit then
+    limit = slack_of(device)
+    limits[device] = limit
+  end
+  if allocated(device) + bytes > limit then collect(device, bytes) end
+  local status = allocate(...)
+  if status == OUT_OF_MEMORY then
+    collect(device, bytes)
+    status = allocate(...)
+  end
+  return status
+end
+
+--- What the tensors of this process hold, by device.
+-- @treturn table `{ cpu = { allocated =, limit = }, ["cuda:0"] = ... }` in bytes: allocated by tensors now, and the
+--   soft limit at which the next allocation collects garbage first; only devices used so far
+function memory.figures()
+  local figures = {}
+  limits[-1] = limits[-1] or slack_of(-1)
+  for device, limit in pairs(limits) do
+    figures[names.device_name(device)] = { allocated = allocated(device), limit = limit }
+  end
+  return figures
+end
+
+--- Sets how many bytes of garbage may gather on a device before the collector runs (at most that, or half of what is
+-- alive if that is more). Small values give memory back sooner, large ones collect less often.
+-- @tparam string device "cpu" or "cuda:0"
+-- @tparam number bytes default 64 MiB on the CPU and 1 GiB on a GPU
+function memory.set_slack(device, bytes)
+  local number = names.device("set_memory_slack", "device", device)
+  slack[number] = check.integer("set_memory_slack", "bytes", bytes, 0)
+  collect(number, 0)
+end
+
+return memory

@@ -1,0 +1,89 @@
+--- float16, bfloat16 and float32 in plain Lua numbers and bits.
+--
+-- Written apart from the C core (src/numeric.h) on purpose: the oracle and the specs compare the two. Rounding is to
+-- nearest even, overflow gives infinity, every NaN has the one bit pattern 0x7fff (float32: 0x7fffffff).
+-- @module int4mm.numeric
+
+local ffi = require "ffi"
+local bit = require "bit"
+
+local band, rshift, tobit = bit.band, bit.rshift, bit.tobit
+
+local numeric = {}
+
+local scratch = ffi.new("union { double number; int32_t word[2]; float single; uint32_t bits; }")
+local high_word = ffi.abi("le") and 1 or 0
+
+-- The largest e with 2^e <= x, for a finite x > 0; -1023 for a subnormal double, which all uses clamp anyway.
+local function exponent(x)
+  scratch.number = x
+  return band(rshift(scratch.word[high_word], 20), 0x7ff) - 1023
+end
+
+-- A double of magnitude 2^52 .. 2^53 has no fraction: the addition rounds to nearest even.
+local function round_half_even(x) return (x + 2 ^ 52) - 2 ^ 52 end
+numeric.round_half_even = round_half_even
+
+-- The bits of a small float type with `precision` significant bits and a smallest subnormal of 2^lowest. A value
+-- is q * 2^unit with q below 2^precision; counting units from the smallest one, its bits are q + (unit - lowest) *
+-- 2^(precision-1), since the hidden bit of q adds one to the exponent field, as does a q rounded up to 2^precision.
+local function encode(x, precision, lowest, infinity)
+  if x ~= x then return 0x7fff end
+  local sign = 0
+  if x < 0 or (x == 0 and 1 / x < 0) then sign, x = 0x8000, -x end
+  if x == 0 then return sign end
+  if x == math.huge then return sign + infinity end
+  local unit = math.max(exponent(x) - (precision - 1), lowest)
+  local bits = round_half_even(x * 2 ^ -unit) + (unit - lowest) * 2 ^ (precision - 1)
+  return sign + math.min(bits, infinity)
+end
+
+-- The way back.
+local function decode(bits, precision, lowest, infinity)
+  local sign = bits >= 0x8000 and -1 or 1
+  bits = band(bits, 0x7fff)
+  if bits > infinity then return 0 / 0 end
+  if bits == infinity then return sign * math.huge end
+  local steps = 2 ^ (precision - 1)
+  local field = math.floor(bits / steps)
+  if field == 0 then return sign * bits * 2 ^ lowest end
+  return sign * (bits % steps + steps) * 2 ^ (lowest + field - 1)
+end
+
+--- The bits of the float16 nearest to a number.
+-- @tparam number x
+-- @treturn number 0 .. 0xffff
+function numeric.to_half(x) return encode(x, 11, -24, 0x7c00) end
+
+--- The number that float16 bits stand for.
+function numeric.from_half(bits) return decode(bits, 11, -24, 0x7c00) end
+
+--- The bits of the bfloat16 nearest to a number.
+function numeric.to_bfloat(x) return encode(x, 8, -133, 0x7f80) end
+
+--- The number that bfloat16 bits stand for.
+function numeric.from_bfloat(bits) return decode(bits, 8, -133, 0x7f80) end
+
+--- A number rounded to float32.
+function numeric.to_float(x)
+  scratch.single = x
+  return scratch.single
+end
+
+--- The bits of the float32 nearest to a number.
+-- @treturn number 0 .. 0xffffffff
+function numeric.float_bits(x)
+  if x ~= x then return 0x7fffffff end
+  scratch.single = x
+  return scratch.bits
+end
+
+--- The number that float32 bits stand for. A float NaN must not become a Lua value as it is: LuaJIT keeps the types of
+-- its values in the payloads of NaNs and would take 0xffffffff for a nil.
+function numeric.from_float_bits(bits)
+  if band(tobit(bits), 0x7fffffff) > 0x7f800000 then return 0 / 0 end
+  scratch.bits = bits
+  return scratch.single
+end
+
+return numeric

@@ -1,0 +1,392 @@
+--- Packing, quantising and the product.
+--
+-- The functions that compute take a last table of options, in which an unknown key is an error. Common ones: `stream`,
+-- a stream from @{int4mm.device.stream} or a cudaStream_t as a C pointer, on which work for GPU tensors is enqueued (by
+-- default the default stream); encodings, "twos_complement" (nibble = value & 15, the default) or "offset" (nibble =
+-- value + 8); `dim`, the dimension that is packed eight to a word, 2 (columns, the default) or 1 (rows).
+-- @module int4mm.ops
+
+local ffi = require "ffi"
+local binding = require "int4mm.ffi"
+local check = require "int4mm.check"
+local devices = require "int4mm.device"
+local memory = require "int4mm.memory"
+local names = require "int4mm.names"
+local tensor = require "int4mm.tensor"
+
+local lib = binding.lib
+local ops = {}
+
+local AUTO, USE_CPU, USE_CUDA = 0, 1, 2 -- int4mm_backend_choice
+
+local function encoding_of(name, opts, key)
+  return check.choice(name, key, opts[key], names.encodings, "twos_complement")
+end
+
+-- The tensor given as an option, or a new one.
+local function output(name, what, given, ...)
+  if given ~= nil then return tensor.check(name, what, given) end
+  return tensor.alloc(name, ...)
+end
+
+-- C gets pointers into tensors, which the collector cannot follow: a function that ends with keep(tensors) has them
+-- live, for the interpreter and for compiled code, until after its call of C.
+local function keep() end
+
+-- ---- packing
+-- ---------------------------------------------------------------------------------------------------------
+
+local function rows_and_columns(t) return tonumber(t.c.shape[0]), tonumber(t.c.shape[1]) end
+
+-- The shape of a packed matrix.
+local function packed_shape(t, dim)
+  local rows, columns = rows_and_columns(t)
+  if dim == 0 then return math.ceil(rows / 8), columns end
+  return rows, math.ceil(columns / 8)
+end
+
+-- The shape of an unpacked one; `length` is the option of that name.
+local function plain_shape(name, packed, dim, length)
+  local rows, columns = rows_and_columns(packed)
+  local most = 8 * (dim == 0 and rows or columns)
+  length = length == nil and most or check.integer(name, "length", length, math.max(most - 7, 0), most)
+  if dim == 0 then return length, columns end
+  return rows, length
+end
+
+--- Packs int4 values eight to an int32, lowest nibble first; a last word that is not full is filled with zeros.
+-- @tparam tensor src [R, C] int8 or int32, values in -8 .. 7
+-- @tparam[opt] table opts `dim` (2: to [R, C/8]; 1: to [R/8, C]; rounded up), `encoding`, `out`, `stream`
+-- @treturn tensor int32 on the device of src
+-- @raise for a value outside -8 .. 7, with its row and column
+function ops.pack_int4_to_int32(src, opts)
+  local name = "pack_int4_to_int32"
+  opts = check.options(name, opts, { "dim", "encoding", "out", "stream" })
+  tensor.check(name, "src", src)
+  local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local stream = devices.stream_handle(name, opts.stream)
+  local rows, columns = packed_shape(src, dim)
+  local out = output(name, "out", opts.out, 2, rows, columns, names.dtypes.int32, src.c.device)
+  binding.check(name, lib.int4mm_pack(out.c, src.c, dim, encoding, stream))
+  keep(src, opts)
+  return out
+end
+
+--- Unpacks int32 words into the int4 values they hold.
+-- @tparam tensor packed [R, C] int32
+-- @tparam[opt] table opts `dim` (2: to [R, 8C]; 1: to [8R, C]), `length` (how many values along dim, where the last
+--   word is not full), `encoding`, `dtype` ("int8" or "int32"), `out`, `stream`
+-- @treturn tensor int8 on the device of packed
+function ops.unpack_int32_to_int4(packed, opts)
+  local name = "unpack_int32_to_int4"
+  opts = check.options(name, opts, { "dim", "length", "encoding", "dtype", "out", "stream" })
+  tensor.check(name, "packed", packed)
+  local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local dtype = names.dtype(name, "dtype", opts.dtype, "int8")
+  local stream = devices.stream_handle(name, opts.stream)
+  local rows, columns = plain_shape(name, packed, dim, opts.length)
+  local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
+  binding.check(name, lib.int4mm_unpack(out.c, packed.c, dim, encoding, stream))
+  keep(packed, opts)
+  return out
+end
+
+-- ---- quantising
+-- ------------------------------------------------------------------------------------------------------
+
+--- Quantises to int4, symmetrically by the largest magnitude: scale = absmax / 7, q = round(x / scale) in -7 .. 7.
+-- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
+-- @tparam[opt] table opts `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for
+--   `layout_b = "nk"`), 1 for a scale per column and [R/8, C] words (weights [K, N]); `encoding`; `out` and `scales`,
+--   tensors to write to; `check` (true; false skips the search for NaN and infinities on a GPU, which has to wait);
+--   `stream`
+-- @treturn tensor packed, int32
+-- @treturn tensor scales, float32 [R] (dim 2) or [C] (dim 1)
+-- @raise for NaN and infinities, with row and column
+function ops.quantize(src, opts)
+  local name = "quantize"
+  opts = check.options(name, opts, { "dim", "encoding", "out", "scales", "check", "stream" })
+  tensor.check(name, "src", src)
+  local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local finite = check.boolean(name, "check", opts.check, true) and 1 or 0
+  local stream = devices.stream_handle(name, opts.stream)
+  local rows, columns = packed_shape(src, dim)
+  local out = output(name, "out", opts.out, 2, rows, columns, names.dtypes.int32, src.c.device)
+  local scales = output(name, "scales", opts.scales, 1, dim == 0 and columns or rows, 1, names.dtypes.float32,
+    src.c.device)
+  binding.check(name, lib.int4mm_quantize(out.c, scales.c, src.c, dim, encoding, finite, stream))
+  keep(src, opts)
+  return out, scales
+end
+
+--- The way back: q * scale.
+-- @tparam tensor packed int32, and
+-- @tparam tensor scales float32, as @{quantize} returns them
+-- @tparam[opt] table opts `dim` and `encoding` as in @{quantize}; `length` (how many values along dim, where the last
+--   word is not full), `dtype` ("float32", "float16" or "bfloat16"), `out`, `stream`
+-- @treturn tensor
+function ops.dequantize(packed, scales, opts)
+  local name = "dequantize"
+  opts = check.options(name, opts, { "dim", "length", "encoding", "dtype", "out", "stream" })
+  tensor.check(name, "packed", packed)
+  tensor.check(name, "scales", scales)
+  local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local dtype = names.dtype(name, "dtype", opts.dtype, "float32")
+  local stream = devices.stream_handle(name, opts.stream)
+  local rows, columns = plain_shape(name, packed, dim, opts.length)
+  local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
+  binding.check(name, lib.int4mm_dequantize(out.c, packed.c, scales.c, dim, encoding, stream))
+  keep(packed, scales, opts)
+  return out
+end
+
+-- ---- the product
+-- -----------------------------------------------------------------------------------------------------
+
+local MATMUL_OPTIONS = {
+  "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b", "stream", "kernel", "strassen",
+}
+
+-- -1 by the measured rules, else so many levels
+local function strassen_levels(name, value)
+  if value == nil or value == true then return -1 end
+  if value == false then return 0 end
+  if value ~= 0 and value ~= 1 and value ~= 2 then
+    check.raise(name, "strassen is %s, expected true, false or 0, 1 or 2 levels", check.describe(value))
+  end
+  return value
+end
+
+-- out_dtype's number, which has to be that of `out` where both are given
+local function out_dtype(name, opts)
+  local dtype = names.dtype(name, "out_dtype", opts.out_dtype, "float16")
+  if opts.out_dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
+    check.raise(name, "out is %s but out_dtype is %s; leave one of them out", opts.out.dtype, dtype.name)
+  end
+  return dtype.id
+end
+
+local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
+  tensor.check(name, "a_packed", a_packed)
+  tensor.check(name, "b_packed", b_packed)
+  tensor.check(name, "scale_a", scale_a)
+  tensor.check(name, "scale_b", scale_b)
+  if opts.bias ~= nil then tensor.check(name, "bias", opts.bias) end
+  if opts.out ~= nil then tensor.check(name, "out", opts.out) end
+  if opts.kernel ~= nil and type(opts.kernel) ~= "string" then
+    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
+  end
+end
+
+-- The options as the C core takes them; the tensors are set just before the call.
+local function make_args(name, backend, opts)
+  local args = ffi.new("int4mm_matmul_args")
+  args.backend = backend
+  args.strassen = -1
+  args.out_dtype = names.dtypes.float16.id
+  if next(opts) == nil then return args end
+  args.out_dtype = out_dtype(name, opts)
+  args.encoding_a = encoding_of(name, opts, "encoding_a")
+  args.encoding_b = encoding_of(name, opts, "encoding_b")
+  args.layout_b = check.choice(name, "layout_b", opts.layout_b, names.layouts_b, "kn")
+  args.strassen = strassen_levels(name, opts.strassen)
+  args.stream = devices.stream_handle(name, opts.stream)
+  return args
+end
+
+local function set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
+  args.a_packed, args.b_packed = a_packed.c, b_packed.c
+  args.scale_a, args.scale_b = scale_a.c, scale_b.c
+  args.out = out.c
+  if opts.bias ~= nil then args.bias = opts.bias.c end
+  if opts.kernel ~= nil then args.kernel = opts.kernel end
+end
+
+local function call_matmul(args) return lib.int4mm_matmul(args) end
+
+local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
+  opts = check.options(name, opts, MATMUL_OPTIONS)
+  check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
+  local args = make_args(name, backend, opts)
+  local out = opts.out or tensor.released()
+  set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
+  local status
+  if opts.out then
+    status = lib.int4mm_matmul(args)
+  else
+    local bytes = tonumber(a_packed.c.shape[0] * b_packed.c.shape[1 - args.layout_b]) * (args.out_dtype == 4 and 4 or 2)
+    status = memory.with_room(a_packed.c.device, bytes, call_matmul, args)
+  end
+  binding.check(name, status)
+  keep(a_packed, b_packed, scale_a, scale_b, opts)
+  return out
+end
+
+--- out[m, n] = round(float32(sum over k of a[m, k] * b[k, n]) * scale_a[m] * scale_b[n] + bias[n]): the sum exact,
+-- every step in float32, one rounding to the output's dtype. Every backend gives the same bits. It runs where the
+-- operands are; for operands on the CPU a GPU is taken where there is one and the copies pay.
+-- @tparam tensor a_packed [M, K/8] int32
+-- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{prepack}
+-- @tparam tensor scale_a [M] float32
+-- @tparam tensor scale_b [N] float32
+-- @tparam[opt] table opts
+--
+-- - `out`: a tensor [M, N] to write to, float16, bfloat16 or float32, apart from the operands
+-- - `out_dtype` ("float16"): of a new result, also "bfloat16" and "float32"
+-- - `bias`: a tensor [N] float32
+-- - `encoding_a`, `encoding_b`: "twos_complement" or "offset"
+-- - `layout_b`: "kn" or "nk"
+-- - `stream`: for GPU tensors
+-- - `kernel`: the name of a CUDA kernel to take, whichever is best (see @{cuda_kernels})
+-- - `strassen`: on the CPU, true (by measured rules, the default), false, or so many levels
+-- @treturn tensor [M, N] on the device of a_packed
+-- @raise naming the argument, what it was and what was expected
+function ops.int4_matmul(a_packed, b_packed, scale_a, scale_b, opts)
+  return (matmul("int4_matmul", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
+end
+
+--- As @{int4_matmul}, on the CPU: threaded SIMD code. Operands have to be on the CPU.
+function ops.int4_matmul_cpu(a_packed, b_packed, scale_a, scale_b, opts)
+  return (matmul("int4_matmul_cpu", USE_CPU, a_packed, b_packed, scale_a, scale_b, opts))
+end
+
+--- As @{int4_matmul}, on a GPU; operands on the CPU are copied there and the result back.
+-- @raise where CUDA is not available, with the reason
+function ops.int4_matmul_cuda(a_packed, b_packed, scale_a, scale_b, opts)
+  return (matmul("int4_matmul_cuda", USE_CUDA, a_packed, b_packed, scale_a, scale_b, opts))
+end
+
+--- Rearranges a weight once for many products on the CPU.
+-- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`
+-- @tparam[opt] table opts `layout_b` and `encoding` of b_packed
+-- @treturn tensor [K/8, N], to be used as b_packed with the default `layout_b` and `encoding_b`; on the CPU its
+--   elements cannot be read, on a GPU it is a copy in the contract's layout, which the kernels there read as it is
+function ops.prepack(b_packed, opts)
+  opts = check.options("prepack", opts, { "layout_b", "encoding" })
+  tensor.check("prepack", "b_packed", b_packed)
+  local layout = check.choice("prepack", "layout_b", opts.layout_b, names.layouts_b, "kn")
+  local encoding = encoding_of("prepack", opts, "encoding")
+  local prepacked = tensor.released()
+  binding.check("prepack", memory.with_room(b_packed.c.device, b_packed:bytes(), function()
+    return lib.int4mm_prepack(prepacked.c, b_packed.c, layout, encoding)
+  end))
+  keep(b_packed)
+  return prepacked
+end
+
+-- ---- plans
+-- -----------------------------------------------------------------------------------------------------------
+
+local Plan = { __name = "int4mm.plan" }
+
+function Plan.__tostring(plan)
+  local parts = {}
+  if plan.tile.m > 0 then
+    parts[1] = ("tiles of %d x %d x %d"):format(plan.tile.m, plan.tile.n, plan.tile.k):gsub(" x 0$", "")
+  end
+  if plan.stages > 1 then parts[#parts + 1] = plan.stages .. " stages" end
+  if plan.split_k > 1 then parts[#parts + 1] = "K split in " .. plan.split_k end
+  if plan.ctas > 0 then parts[#parts + 1] = plan.ctas .. " CTAs" end
+  local details = #parts > 0 and " (" .. table.concat(parts, ", ") .. ")" or ""
+  return ("%s on %s%s: %s"):format(plan.kernel, plan.device, details, plan.reason)
+end
+
+local function plan_table(plan)
+  return setmetatable({
+    device = names.device_name(plan.device),
+    kernel = ffi.string(plan.name),
+    tile = { m = plan.tile_m, n = plan.tile_n, k = plan.tile_k },
+    stages = plan.stages,
+    split_k = plan.split_k,
+    ctas = plan.ctas,
+    reason = ffi.string(plan.reason),
+  }, Plan)
+end
+
+local function plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
+  check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
+  local args, plan = make_args(name, backend, opts), ffi.new("int4mm_plan")
+  local out = opts.out or tensor.released()
+  set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
+  binding.check(name, lib.int4mm_matmul_plan(args, plan))
+  keep(a_packed, b_packed, scale_a, scale_b, out, opts)
+  return plan
+end
+
+--- What @{int4_matmul} would do with these arguments, without doing it.
+-- @treturn table `{ device = "cuda:0", kernel = "tiled", tile = { m =, n =, k = }, stages =, split_k =, ctas =, reason
+--   = }` that tostring makes a sentence of
+-- @raise as int4_matmul
+function ops.explain(a_packed, b_packed, scale_a, scale_b, opts)
+  opts = check.options("explain", opts, MATMUL_OPTIONS)
+  return plan_table(plan_matmul("explain", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
+end
+
+--- Raises as a product of these operands would; for the oracle.
+-- @tparam table known the options that there are
+-- @treturn table the options, never nil
+function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known)
+  opts = check.options(name, opts, known)
+  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= 0 then
+    check.raise(name, "b_packed is prepacked; the oracle reads the words it was made from")
+  end
+  -- nothing of CUDA is opened for operands on the CPU
+  local function on_gpu(t) return tensor.is_tensor(t) and t.c.rank > 0 and t.c.device >= 0 end
+  local backend = (on_gpu(a_packed) or on_gpu(opts.out)) and AUTO or USE_CPU
+  plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
+  return opts
+end
+
+local PROBLEM_OPTIONS = {
+  "arch", "sms", "M", "N", "K", "lda", "ldb", "ldo", "align_a", "align_b", "align_out", "out_dtype", "encoding_a",
+  "encoding_b", "kernel",
+}
+
+--- The choice of a CUDA kernel: a pure function, which needs no GPU.
+-- @tparam table problem `arch` (90 for compute capability 9.0), `sms`, `M`, `N`, `K`; and where they are not those of
+--   fresh contiguous operands `lda` and `ldb` (words from row to row), `ldo` (elements), `align_a`, `align_b`,
+--   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`; `kernel`
+--   to force one
+-- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
+-- @treturn ?string then the reason
+function ops.choose_cuda(problem)
+  local name = "choose_cuda"
+  if type(problem) ~= "table" then
+    check.raise(name, "the problem is %s, expected a table { arch =, sms =, M =, N =, K = }", check.describe(problem))
+  end
+  check.options(name, problem, PROBLEM_OPTIONS)
+  local p = ffi.new("int4mm_gpu_problem")
+  for _, key in ipairs { "arch", "sms", "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
+  if p.K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8", problem.K) end
+  local defaults = {
+    lda = problem.K / 8, ldb = problem.N, ldo = problem.N, align_a = 256, align_b = 256, align_out = 256,
+  }
+  for key, default in pairs(defaults) do
+    local value = problem[key]
+    p[key] = check.integer(name, key, value == nil and default or value, 0)
+  end
+  p.out_dtype = names.dtype(name, "out_dtype", problem.out_dtype, "float16").id
+  p.encoding_a, p.encoding_b = encoding_of(name, problem, "encoding_a"), encoding_of(name, problem, "encoding_b")
+  if problem.kernel ~= nil and type(problem.kernel) ~= "string" then
+    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(problem.kernel))
+  end
+  local plan = ffi.new("int4mm_plan")
+  local status = lib.int4mm_choose_cuda(p, problem.kernel, plan)
+  if status == 5 then return nil, binding.last_error() end -- INT4MM_ERR_UNSUPPORTED
+  binding.check(name, status)
+  return plan_table(plan)
+end
+
+--- The names of the CUDA kernels, for the option `kernel`.
+-- @treturn table array of strings
+function ops.cuda_kernels()
+  local list = {}
+  local kernel = lib.int4mm_cuda_kernel_at(0)
+  while kernel ~= nil do
+    list[#list + 1] = ffi.string(kernel)
+    kernel = lib.int4mm_cuda_kernel_at(#list)
+  end
+  return list
+end
+
+return ops
