@@ -1,0 +1,296 @@
+/*
+ * The C ABI from C: what a program without Lua sees. Products against a naive loop, views, counts of memory, and the
+ * sentence of each argument error. Runs wherever the core does, so it also serves under emulators and sanitizers.
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+#include "numeric.h"
+
+static int checks, failures;
+
+#define CHECK(condition)                                                                                               \
+  do {                                                                                                                 \
+    checks++;                                                                                                          \
+    if (!(condition)) {                                                                                                \
+      failures++;                                                                                                      \
+      printf("%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, int4mm_last_error());                     \
+    }                                                                                                                  \
+  } while (0)
+
+#define OK(call) CHECK((call) == INT4MM_OK)
+
+/* A call that has to fail with this status and a sentence that holds these words. */
+#define FAILS(call, status, words)                                                                                     \
+  do {                                                                                                                 \
+    int32_t got_ = (call);                                                                                             \
+    CHECK(got_ == (status));                                                                                           \
+    CHECK(strstr(int4mm_last_error(), words) != NULL);                                                                 \
+  } while (0)
+
+static int4mm_tensor vector(int64_t n, int32_t dtype) {
+  int4mm_tensor t = {0};
+  OK(int4mm_tensor_alloc(&t, 1, n, 1, dtype, INT4MM_CPU));
+  return t;
+}
+
+static int4mm_tensor matrix(int64_t rows, int64_t cols, int32_t dtype) {
+  int4mm_tensor t = {0};
+  OK(int4mm_tensor_alloc(&t, 2, rows, cols, dtype, INT4MM_CPU));
+  return t;
+}
+
+static void release_all(int4mm_tensor *const *tensors) {
+  while (*tensors) int4mm_tensor_release(*tensors++);
+}
+
+/* ---- products --------------------------------------------------------------------------------------------------- */
+
+typedef struct operands {
+  int4mm_tensor a, b, scale_a, scale_b, bias;
+} operands;
+
+static operands make_operands(int64_t M, int64_t N, int64_t K, uint64_t seed) {
+  operands o = {matrix(M, K / 8, INT4MM_INT32), matrix(K / 8, N, INT4MM_INT32), vector(M, INT4MM_FLOAT32),
+                vector(N, INT4MM_FLOAT32), vector(N, INT4MM_FLOAT32)};
+  OK(int4mm_random(&o.a, seed, 0, 0, 0, NULL));
+  OK(int4mm_random(&o.b, seed, 1, 0, 0, NULL));
+  OK(int4mm_random(&o.scale_a, seed, 2, -0.01f, 0.1f, NULL));
+  OK(int4mm_random(&o.scale_b, seed, 3, -0.01f, 0.1f, NULL));
+  OK(int4mm_random(&o.bias, seed, 4, -1, 1, NULL));
+  return o;
+}
+
+static void release_operands(operands *o) {
+  release_all((int4mm_tensor *[]){&o->a, &o->b, &o->scale_a, &o->scale_b, &o->bias, NULL});
+}
+
+static int4mm_matmul_args arguments(operands *o, int4mm_tensor *out) {
+  return (int4mm_matmul_args){.a_packed = &o->a,
+                              .b_packed = &o->b,
+                              .scale_a = &o->scale_a,
+                              .scale_b = &o->scale_b,
+                              .out = out,
+                              .out_dtype = INT4MM_FLOAT16,
+                              .backend = INT4MM_USE_CPU,
+                              .strassen = -1};
+}
+
+static float at(const int4mm_tensor *t, int64_t i) {
+  return ((const float *)t->data)[i];
+}
+
+/* The contract, one output at a time. b is [K/8, N]. */
+static float naive(const operands *o, int64_t m, int64_t n, uint32_t flip_a, uint32_t flip_b, bool bias) {
+  const uint32_t *a = (const uint32_t *)o->a.data + m * o->a.stride, *b = (const uint32_t *)o->b.data + n;
+  int32_t acc = 0;
+  for (int64_t j = 0; j < o->a.shape[1]; j++)
+    for (int i = 0; i < 8; i++) acc += int4mm_nibble(a[j] ^ flip_a, i) * int4mm_nibble(b[j * o->b.stride] ^ flip_b, i);
+  float x = int4mm_scale(acc, at(&o->scale_a, m), at(&o->scale_b, n));
+  return bias ? int4mm_add(x, at(&o->bias, n)) : x;
+}
+
+static bool same(const int4mm_tensor *out, int64_t m, int64_t n, float expected) {
+  int64_t i = m * out->stride + n;
+  if (out->dtype == INT4MM_FLOAT16) return ((const uint16_t *)out->data)[i] == int4mm_to_half(expected);
+  if (out->dtype == INT4MM_BFLOAT16) return ((const uint16_t *)out->data)[i] == int4mm_to_bfloat(expected);
+  return ((const uint32_t *)out->data)[i] == int4mm_float_bits(expected);
+}
+
+static void check_product(operands *o, const int4mm_matmul_args *args) {
+  uint32_t flip_a = args->encoding_a ? INT4MM_ENCODING_FLIP : 0, flip_b = args->encoding_b ? INT4MM_ENCODING_FLIP : 0;
+  int64_t wrong = 0, M = o->a.shape[0], N = o->b.shape[1];
+  OK(int4mm_matmul(args));
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t n = 0; n < N; n++) wrong += !same(args->out, m, n, naive(o, m, n, flip_a, flip_b, args->bias != NULL));
+  if (wrong)
+    printf("M = %" PRId64 ", N = %" PRId64 ", K = %" PRId64 ": %" PRId64 " wrong\n", M, N, 8 * o->a.shape[1], wrong);
+  CHECK(wrong == 0);
+}
+
+/* The same product through each form of b, in every encoding and output type. */
+static void test_product(int64_t M, int64_t N, int64_t K, uint64_t seed) {
+  operands o = make_operands(M, N, K, seed);
+  int4mm_tensor nk = matrix(N, K / 8, INT4MM_INT32), panels = {0};
+  int4mm_matrix from = int4mm_as_matrix(&o.b), to = int4mm_as_matrix(&nk);
+  int4mm_cpu_transpose(&to, &from, 0);
+  for (int32_t dtype = INT4MM_FLOAT16; dtype <= INT4MM_FLOAT32; dtype++) {
+    int4mm_tensor out = {0};
+    int4mm_matmul_args args = arguments(&o, &out);
+    args.out_dtype = dtype, args.encoding_a = dtype % 2, args.encoding_b = dtype / 2 % 2;
+    args.bias = dtype == INT4MM_FLOAT16 ? NULL : &o.bias;
+    check_product(&o, &args);
+    CHECK(out.dtype == dtype);
+    OK(int4mm_tensor_fill_bytes(&out, 0xa5, NULL));
+    args.b_packed = &nk, args.layout_b = INT4MM_B_NK;
+    check_product(&o, &args);
+    int4mm_tensor_release(&out);
+  }
+  int4mm_tensor out = {0};
+  int4mm_matmul_args args = arguments(&o, &out);
+  OK(int4mm_prepack(&panels, &nk, INT4MM_B_NK, INT4MM_TWOS_COMPLEMENT));
+  args.b_packed = &panels;
+  check_product(&o, &args);
+  args.encoding_b = INT4MM_OFFSET;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "b_packed is prepacked");
+  release_all((int4mm_tensor *[]){&out, &nk, &panels, NULL});
+  release_operands(&o);
+}
+
+/* Operands and result as columns of wider tensors. */
+static void test_strides(void) {
+  operands o = make_operands(5, 7, 64, 3);
+  int4mm_tensor wide = matrix(5, 20, INT4MM_FLOAT32), out = {0}, before;
+  OK(int4mm_tensor_fill_bytes(&wide, 0x5a, NULL));
+  OK(int4mm_tensor_narrow(&out, &wide, 1, 3, 7));
+  before = out;
+  int4mm_matmul_args args = arguments(&o, &out);
+  check_product(&o, &args);
+  CHECK(!memcmp(&before, &out, sizeof out));
+  for (int64_t m = 0; m < 5; m++)
+    CHECK(((uint32_t *)wide.data)[m * 20 + 2] == 0x5a5a5a5a && ((uint32_t *)wide.data)[m * 20 + 10] == 0x5a5a5a5a);
+  release_all((int4mm_tensor *[]){&out, &wide, NULL});
+  release_operands(&o);
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+static void test_memory(void) {
+  int64_t before = int4mm_allocated(INT4MM_CPU);
+  int4mm_tensor t = matrix(100, 10, INT4MM_INT32), view = {0}, big = matrix(2048, 2048, INT4MM_INT32);
+  CHECK(int4mm_allocated(INT4MM_CPU) == before + 4000 + 4 * 2048 * 2048);
+  CHECK((uintptr_t)t.data % 64 == 0 && (uintptr_t)big.data % (2 << 20) == 0);
+  int4mm_tensor_release(&big);
+  OK(int4mm_tensor_narrow(&view, &t, 0, 90, 10));
+  int4mm_tensor_release(&t);
+  CHECK(t.rank == 0 && int4mm_allocated(INT4MM_CPU) == before + 4000);
+  int4mm_tensor_release(&view);
+  int4mm_tensor_release(&view);
+  CHECK(int4mm_allocated(INT4MM_CPU) == before);
+  FAILS(int4mm_tensor_alloc(&t, 2, INT64_MAX / 2, 8, INT4MM_INT32, INT4MM_CPU), INT4MM_ERR_ARGUMENT,
+        "larger than any memory");
+  FAILS(int4mm_tensor_alloc(&t, 3, 1, 1, INT4MM_INT32, INT4MM_CPU), INT4MM_ERR_ARGUMENT, "rank is 3");
+  FAILS(int4mm_tensor_alloc(&t, 2, -1, 1, INT4MM_INT32, INT4MM_CPU), INT4MM_ERR_ARGUMENT, "cannot be negative");
+  FAILS(int4mm_tensor_alloc(&t, 2, 1, 1, 9, INT4MM_CPU), INT4MM_ERR_ARGUMENT, "dtype is 9");
+  FAILS(int4mm_tensor_alloc(&t, 2, 1, 1, INT4MM_INT8, -2), INT4MM_ERR_ARGUMENT, "device is -2");
+  FAILS(int4mm_tensor_alloc(NULL, 2, 1, 1, INT4MM_INT8, -1), INT4MM_ERR_ARGUMENT, "NULL");
+  CHECK(t.rank == 0 && int4mm_allocated(INT4MM_CPU) == before);
+}
+
+static void test_views_and_copies(void) {
+  float words[12];
+  int4mm_tensor t = {0}, column = {0}, other = {0}, half = matrix(3, 2, INT4MM_FLOAT16);
+  for (int i = 0; i < 12; i++) words[i] = (float)i;
+  FAILS(int4mm_tensor_wrap(&t, (char *)words + 1, 2, 1, 1, 1, INT4MM_FLOAT32, INT4MM_CPU), INT4MM_ERR_ARGUMENT,
+        "not aligned");
+  FAILS(int4mm_tensor_wrap(&t, words, 2, 3, 4, 3, INT4MM_FLOAT32, INT4MM_CPU), INT4MM_ERR_ARGUMENT, "stride is 3");
+  OK(int4mm_tensor_wrap(&t, words, 2, 3, 4, 4, INT4MM_FLOAT32, INT4MM_CPU));
+  FAILS(int4mm_tensor_wrap(&t, words, 2, 3, 4, 4, INT4MM_FLOAT32, INT4MM_CPU), INT4MM_ERR_ARGUMENT, "release it first");
+  FAILS(int4mm_tensor_narrow(&column, &t, 1, 3, 2), INT4MM_ERR_ARGUMENT, "do not fit [3, 4] float32");
+  OK(int4mm_tensor_narrow(&column, &t, 1, 0, 2));
+  OK(int4mm_tensor_narrow(&other, &t, 1, 2, 2));
+  OK(int4mm_tensor_copy(&half, &other, NULL));
+  CHECK(((uint16_t *)half.data)[5] == int4mm_to_half(11));
+  OK(int4mm_tensor_copy(&column, &other, NULL)); /* neighbouring columns do not overlap */
+  CHECK(words[0] == 2 && words[9] == 11);
+  int4mm_tensor_release(&other);
+  OK(int4mm_tensor_narrow(&other, &t, 1, 1, 2));
+  FAILS(int4mm_tensor_copy(&column, &other, NULL), INT4MM_ERR_ARGUMENT, "dst overlaps src");
+  FAILS(int4mm_tensor_copy(&column, &t, NULL), INT4MM_ERR_ARGUMENT, "the shapes differ");
+  release_all((int4mm_tensor *[]){&t, &column, &other, &half, NULL});
+}
+
+/* ---- argument errors of the product ----------------------------------------------------------------------------- */
+
+static void test_errors(void) {
+  operands o = make_operands(32, 64, 2048, 1);
+  int4mm_tensor out = {0}, short_b = matrix(128, 64, INT4MM_INT32), three = vector(3, INT4MM_FLOAT32), gone = {0};
+  const int4mm_matmul_args good = arguments(&o, &out);
+  int4mm_matmul_args args = good;
+  FAILS(int4mm_matmul(NULL), INT4MM_ERR_ARGUMENT, "args is NULL");
+  args.b_packed = &short_b;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT,
+        "b_packed is [128, 64] int32 but a_packed is [32, 256] int32: K/8 differs (256 and 128)");
+  args = good, args.scale_a = &three;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT,
+        "scale_a is [3] float32, expected [32] float32: one scale per row of a_packed");
+  args = good, args.a_packed = &gone;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "a_packed was freed");
+  args = good, args.scale_b = NULL;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "scale_b is NULL");
+  args = good, args.a_packed = &o.scale_a;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "a_packed is [32] float32, expected a matrix of int32");
+  args = good, args.encoding_b = 7;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "encoding_b is 7");
+  args = good, args.layout_b = 2;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "layout_b is 2");
+  args = good, args.out_dtype = INT4MM_INT8;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out_dtype is int8");
+  args = good, args.out = &short_b;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out is [128, 64] int32, expected [32, 64] float16");
+  args = good, args.kernel = "tiled";
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "kernel is \"tiled\" but the backend is the CPU");
+
+  int4mm_tensor onto_b = {0}, long_a = {0}, long_b = {0};
+  int32_t word = 0;
+  OK(int4mm_tensor_wrap(&onto_b, (char *)o.b.data + 4096, 2, 32, 64, 64, INT4MM_FLOAT16, INT4MM_CPU));
+  args = good, args.out = &onto_b;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out overlaps b_packed");
+  OK(int4mm_tensor_wrap(&long_a, &word, 2, 0, 4194304, 4194304, INT4MM_INT32, INT4MM_CPU));
+  OK(int4mm_tensor_wrap(&long_b, &word, 2, 4194304, 0, 0, INT4MM_INT32, INT4MM_CPU));
+  args = good, args.a_packed = &long_a, args.b_packed = &long_b;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "K may be at most 33554431");
+  CHECK(out.rank == 0);
+  release_all((int4mm_tensor *[]){&short_b, &three, &onto_b, &long_a, &long_b, NULL});
+  release_operands(&o);
+}
+
+/* ---- packing ---------------------------------------------------------------------------------------------------- */
+
+static void test_packing(void) {
+  int4mm_tensor plain = matrix(3, 13, INT4MM_INT8), packed = matrix(3, 2, INT4MM_INT32),
+                back = matrix(3, 13, INT4MM_INT8);
+  int4mm_tensor x = matrix(3, 13, INT4MM_FLOAT32), scales = vector(3, INT4MM_FLOAT32);
+  for (int i = 0; i < 39; i++) ((int8_t *)plain.data)[i] = (int8_t)(i % 16 - 8);
+  OK(int4mm_pack(&packed, &plain, 1, INT4MM_OFFSET, NULL));
+  OK(int4mm_unpack(&back, &packed, 1, INT4MM_OFFSET, NULL));
+  CHECK(!memcmp(plain.data, back.data, 39));
+  CHECK(((uint32_t *)packed.data)[1] >> 20 == 0x888); /* padding nibbles mean zero */
+  ((int8_t *)plain.data)[13 + 4] = 9;
+  FAILS(int4mm_pack(&packed, &plain, 1, INT4MM_OFFSET, NULL), INT4MM_ERR_VALUE, "src holds 9 at row 1, column 4");
+  FAILS(int4mm_pack(&packed, &plain, 0, INT4MM_OFFSET, NULL), INT4MM_ERR_ARGUMENT,
+        "packed is [3, 2] int32 but src is [3, 13] int8: packed along dim 0 that is [1, 13]");
+  FAILS(int4mm_pack(&packed, &plain, 2, INT4MM_OFFSET, NULL), INT4MM_ERR_ARGUMENT, "dim is 2");
+  OK(int4mm_random(&x, 5, 0, -3, 3, NULL));
+  OK(int4mm_quantize(&packed, &scales, &x, 1, INT4MM_TWOS_COMPLEMENT, 1, NULL));
+  OK(int4mm_dequantize(&x, &packed, &scales, 1, INT4MM_TWOS_COMPLEMENT, NULL));
+  ((float *)x.data)[26] = NAN;
+  FAILS(int4mm_quantize(&packed, &scales, &x, 1, INT4MM_TWOS_COMPLEMENT, 1, NULL), INT4MM_ERR_VALUE,
+        "src holds NaN at row 2, column 0");
+  FAILS(int4mm_quantize(&packed, &scales, &x, 0, INT4MM_TWOS_COMPLEMENT, 1, NULL), INT4MM_ERR_ARGUMENT, "dim 0");
+  release_all((int4mm_tensor *[]){&plain, &packed, &back, &x, &scales, NULL});
+}
+
+int main(void) {
+  CHECK(!strcmp(int4mm_version(), INT4MM_VERSION));
+  CHECK(!strcmp(int4mm_last_error(), ""));
+  for (int i = 0; i < 40; i++) {
+    uint32_t r[4];
+    int4mm_philox(2, (uint64_t)i, 0, r);
+    test_product(1 + r[0] % 40, 1 + r[1] % 40, 8 * (r[2] % 60), (uint64_t)i);
+  }
+  test_product(0, 5, 8, 1);
+  test_product(5, 0, 8, 1);
+  test_strides();
+  test_memory();
+  test_views_and_copies();
+  test_errors();
+  test_packing();
+  CHECK(int4mm_allocated(INT4MM_CPU) == 0);
+  printf("%d checks, %d failed\n", checks, failures);
+  return failures != 0;
+}
