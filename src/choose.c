@@ -32,6 +32,7 @@ static void plan_tiled(const int4mm_gpu_problem *p, int4mm_plan *plan) {
 
 int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
   int4mm_plan chosen = {0};
+  if (!problem || !plan) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", problem ? "plan" : "problem");
   chosen.split_k = chosen.stages = 1;
   chosen.kernel = problem->M * problem->N < 64 * 64 ? INT4MM_KERNEL_SIMPLE : INT4MM_KERNEL_TILED;
   if (kernel) {
