@@ -31,7 +31,8 @@ CFLAGS  ?= -O3 -g
 LIBFLAG ?= -shared
 PROJECT_CFLAGS := -std=gnu11 -Isrc -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -pthread \
                   -Wall -Wextra -Wpedantic -Wstrict-prototypes -Wvla $(if $(WERROR),-Werror)
-PROJECT_LDLIBS := -fopenmp -pthread -ldl -lm
+# nodelete: OpenMP's idle threads would be left without code when a Lua state closes and unloads the library.
+PROJECT_LDLIBS := -fopenmp -pthread -ldl -lm -Wl,-z,nodelete
 ifneq ($(SANITIZE),)
 PROJECT_CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
 PROJECT_LDLIBS += -fsanitize=$(SANITIZE)

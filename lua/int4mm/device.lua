@@ -137,7 +137,7 @@ function device.stream_handle(name, value)
   local ok, handle = false, nil
   if kind == "cdata" or kind == "userdata" then ok, handle = pcall(ffi.cast, "void *", value) end
   if not ok then
-    check.raise(name, "stream is %s, expected one from int4mm.stream or a cudaStream_t as a C pointer or light userdata",
+    check.raise(name, "stream is %s, expected one from int4mm.stream or a cudaStream_t as C pointer or light userdata",
       check.describe(value))
   end
   return handle
