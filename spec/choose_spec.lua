@@ -2,6 +2,7 @@
 
 local ffi = require "ffi"
 
+require "spec.helper"
 local q = require "int4mm"
 local lib = require("int4mm.ffi").lib
 
@@ -27,8 +28,8 @@ end
 
 local function describe_problem(p)
   return ("sm_%d, %d SMs, M=%d N=%d K=%d, strides %d/%d/%d, alignment %d/%d/%d, dtype %d"):format(p.arch, p.sms,
-    tonumber(p.M), tonumber(p.N), tonumber(p.K), tonumber(p.lda), tonumber(p.ldb), tonumber(p.ldo), p.align_a, p.align_b,
-    p.align_out, p.out_dtype)
+    tonumber(p.M), tonumber(p.N), tonumber(p.K), tonumber(p.lda), tonumber(p.ldb), tonumber(p.ldo), p.align_a,
+    p.align_b, p.align_out, p.out_dtype)
 end
 
 --- The status and, where it is OK, the plan as a table.
@@ -56,9 +57,11 @@ local function sweep(f)
     for _, M in ipairs(EXTENTS) do
       for _ = 1, 12 do
         local N, K = next_of(EXTENTS), next_of(DEPTHS)
-        local set = { sms = next_of(SMS), out_dtype = next_of(OUT_DTYPES), encoding_a = turn % 2, encoding_b = turn % 3 % 2 }
+        local set = { sms = next_of(SMS), out_dtype = next_of(OUT_DTYPES) }
+        set.encoding_a, set.encoding_b = turn % 2, turn % 3 % 2
         if turn % 2 == 0 then
-          set.align_a, set.align_b, set.align_out = next_of { 4, 8, 16, 256 }, next_of { 4, 16, 64 }, next_of { 2, 4, 16 }
+          set.align_a, set.align_b = next_of { 4, 8, 16, 256 }, next_of { 4, 16, 64 }
+          set.align_out = next_of { 2, 4, 16 }
         end
         if turn % 3 == 0 then set.lda, set.ldb, set.ldo = K / 8 + next_of { 1, 3, 4 }, N + turn % 5, N + turn % 9 end
         if set.out_dtype == 4 and set.align_out == 2 then set.align_out = 4 end
@@ -194,10 +197,54 @@ describe("q.choose_cuda", function()
         local M, N, K = unpack(shape)
         local _, plan = choose(problem(arch, M, N, K))
         local got = q.choose_cuda { arch = arch, sms = 132, M = M, N = N, K = K }
-        for _, field in ipairs { "name", "tile_m", "tile_n", "split_k", "ctas", "reason" } do
-          assert.equal(plan[field], got[field], field)
-        end
+        assert.same({ plan.name, plan.tile_m, plan.tile_n, plan.tile_k, plan.stages, plan.split_k, plan.ctas, plan.reason },
+          { got.kernel, got.tile.m, got.tile.n, got.tile.k, got.stages, got.split_k, got.ctas, got.reason })
       end
     end
+  end)
+
+  it("takes strides, alignments, dtypes, encodings and a kernel to force", function()
+    local set = { lda = 100, ldb = 700, ldo = 900, align_a = 4, align_b = 8, align_out = 2 }
+    local p = problem(90, 300, 600, 512, set)
+    p.out_dtype, p.encoding_a, p.encoding_b = 4, 1, 1
+    local lua = { arch = 90, sms = 132, M = 300, N = 600, K = 512, out_dtype = "float32", encoding_a = "offset",
+      encoding_b = "offset" }
+    for key, value in pairs(set) do lua[key] = value end
+    local _, plan = choose(p)
+    assert.equal(plan.name, q.choose_cuda(lua).kernel)
+    assert.equal(plan.reason, q.choose_cuda(lua).reason)
+    lua.kernel = "simple"
+    assert.equal("simple", q.choose_cuda(lua).kernel)
+  end)
+
+  it("gives nil and the reason where a forced kernel cannot serve", function()
+    for _, name in ipairs(q.cuda_kernels()) do
+      local status, message = choose(problem(75, 64, 64, 64), name)
+      if status == UNSUPPORTED then
+        local plan, reason = q.choose_cuda { arch = 75, sms = 40, M = 64, N = 64, K = 64, kernel = name }
+        assert.is_nil(plan)
+        assert.equal(message, reason)
+      end
+    end
+  end)
+
+  it("refuses problems that are none", function()
+    local function with(set)
+      local p = { arch = 90, sms = 132, M = 1, N = 1, K = 8 }
+      for key, value in pairs(set) do p[key] = value end
+      return p
+    end
+    assert.fails_with({ pattern = "^choose_cuda: M is %-1, expected a whole number" },
+      function() q.choose_cuda(with { M = -1 }) end)
+    assert.fails_with("choose_cuda: K is 9, expected a multiple of 8", function() q.choose_cuda(with { K = 9 }) end)
+    assert.fails_with({ pattern = '^choose_cuda: unknown option "m"' }, function() q.choose_cuda(with { m = 1 }) end)
+    assert.fails_with({ pattern = '^choose_cuda: .*"wgmma"' }, function() q.choose_cuda(with { kernel = "wgmma" }) end)
+    assert.fails_with({ pattern = "^choose_cuda: the problem is nil, expected a table" }, function() q.choose_cuda() end)
+  end)
+
+  it("prints as a sentence", function()
+    local text = tostring(q.choose_cuda { arch = 75, sms = 40, M = 4096, N = 4096, K = 4096, kernel = "tiled" })
+    assert.matches("tiled", text, 1, true)
+    assert.matches("16 x 16", text, 1, true)
   end)
 end)

@@ -156,22 +156,23 @@ function helper.shell(command)
   return text, tonumber(status)
 end
 
---- Runs Lua code in a LuaJIT of its own that finds the module as this one does. `env` holds environment variables.
-function helper.luajit(code, env, arguments)
-  local words = { "env", "LUA_PATH=" .. quote(package.path), "LUA_CPATH=" .. quote(package.cpath) }
+--- The env command that sets variables (or unsets those that are false) and lets Lua find the module as it does here.
+local function with_environment(env)
+  local unset, set = { "env" }, { "LUA_PATH=" .. quote(package.path), "LUA_CPATH=" .. quote(package.cpath) }
   for name, value in pairs(env or {}) do
-    words[#words + 1] = value and name .. "=" .. quote(value) or "-u " .. name
+    if value then set[#set + 1] = name .. "=" .. quote(value) else unset[#unset + 1] = "-u " .. name end
   end
-  words[#words + 1] = "luajit -e " .. quote(code) .. " " .. (arguments or "")
-  return helper.shell(table.concat(words, " "))
+  return table.concat(unset, " ") .. " " .. table.concat(set, " ")
+end
+
+--- Runs Lua code in a LuaJIT of its own. `env` holds environment variables; false unsets one.
+function helper.luajit(code, env, arguments)
+  return helper.shell(with_environment(env) .. " luajit -e " .. quote(code) .. " " .. (arguments or ""))
 end
 
 --- Runs a script of the tree in the same way.
 function helper.script(path, arguments, env)
-  local words = { "env", "LUA_PATH=" .. quote(package.path), "LUA_CPATH=" .. quote(package.cpath) }
-  for name, value in pairs(env or {}) do words[#words + 1] = name .. "=" .. quote(value) end
-  words[#words + 1] = "luajit " .. path .. " " .. (arguments or "")
-  return helper.shell(table.concat(words, " "))
+  return helper.shell(with_environment(env) .. " luajit " .. path .. " " .. (arguments or ""))
 end
 
 --- The folder of the shared libraries, where the build also leaves the C programs of the specs.

@@ -98,7 +98,8 @@ describe("quantize", function()
     local smallest = 2 ^ -149
     for _, rows in ipairs {
       { { smallest, 0, -smallest } }, { { 2 * smallest, 3 * smallest, 0 } },
-      { { 4 * smallest, -2 * smallest, smallest } }, { { 100 * smallest, -50 * smallest, 7 * smallest } }, { { 2 ^ -126, 2 ^ -127, -2 ^ -128 } },
+      { { 4 * smallest, -2 * smallest, smallest } }, { { 100 * smallest, -50 * smallest, 7 * smallest } },
+      { { 2 ^ -126, 2 ^ -127, -2 ^ -128 } },
     } do
       check(q.tensor(rows), 2, "subnormal")
     end

@@ -1,0 +1,449 @@
+--- Mistakes of the caller: each has a message of its own, reported at the caller's line, and leaves `out` alone.
+
+local ffi = require "ffi"
+
+local helper = require "spec.helper"
+local q = require "int4mm"
+
+local M, K, N = 6, 32, 10
+
+--- A valid call's arguments, by name.
+local function valid()
+  local a, b, scale_a, scale_b = q.generate_test_data(M, K, N, { seed = 1 })
+  return { a = a, b = b, scale_a = scale_a, scale_b = scale_b, opts = nil }
+end
+
+local function freed(t)
+  t = t:clone()
+  t:free()
+  return t
+end
+
+--- A matrix whose rows are all one row, so that a long K costs no memory.
+local function long_operand(rows, k8)
+  local memory = ffi.new "int32_t[1]"
+  return q.wrap(memory, { shape = { rows, k8 }, stride = k8, dtype = "int32" })
+end
+
+-- What is wrong, a function that makes it so, and the message without the name of the function.
+local mistakes = {
+  { "a_packed is a vector", function(c) c.a = q.zeros { 4, dtype = "int32" } end,
+    "a_packed is [4] int32, expected a matrix of int32, eight int4 to a word" },
+  { "b_packed is a vector", function(c) c.b = q.zeros { 4, dtype = "int32" } end,
+    "b_packed is [4] int32, expected a matrix of int32, eight int4 to a word" },
+  { "a_packed is not packed", function(c) c.a = q.zeros { M, K, dtype = "int8" } end,
+    "a_packed is [6, 32] int8, expected a matrix of int32, eight int4 to a word" },
+  { "b_packed is of floats", function(c) c.b = q.zeros { K / 8, N, dtype = "float32" } end,
+    "b_packed is [4, 10] float32, expected a matrix of int32, eight int4 to a word" },
+  { "K differs", function(c) c.b = q.zeros { K / 8 + 1, N, dtype = "int32" } end,
+    "b_packed is [5, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 5)" },
+  { "K differs in the layout nk", function(c) c.opts = { layout_b = "nk" } end,
+    "b_packed is [4, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 10)" },
+  { "scale_a is too short", function(c) c.scale_a = q.zeros { M - 1 } end,
+    "scale_a is [5] float32, expected [6] float32: one scale per row of a_packed" },
+  { "scale_b is too long", function(c) c.scale_b = q.zeros { N + 1 } end,
+    "scale_b is [11] float32, expected [10] float32: one scale per column of b" },
+  { "scale_a is a matrix", function(c) c.scale_a = q.zeros { M, 1 } end,
+    "scale_a is [6, 1] float32, expected [6] float32: one scale per row of a_packed" },
+  { "scale_b is of halves", function(c) c.scale_b = q.zeros { N, dtype = "float16" } end,
+    "scale_b is [10] float16, expected [10] float32: one scale per column of b" },
+  { "bias has another length", function(c) c.opts = { bias = q.zeros { M } } end,
+    "bias is [6] float32, expected [10] float32: one addend per column of b" },
+  { "bias has another dtype", function(c) c.opts = { bias = q.zeros { N, dtype = "int32" } } end,
+    "bias is [10] int32, expected [10] float32: one addend per column of b" },
+  { "out has another shape", function(c) c.opts = { out = q.zeros { N, M, dtype = "float16" } } end,
+    "out is [10, 6] float16, expected [6, 10] float16, bfloat16 or float32" },
+  { "out has another rank", function(c) c.opts = { out = q.zeros { M * N, dtype = "float16" } } end,
+    "out is [60] float16, expected [6, 10] float16, bfloat16 or float32" },
+  { "out has another dtype", function(c) c.opts = { out = q.zeros { M, N, dtype = "int32" } } end,
+    "out is [6, 10] int32, expected [6, 10] float16, bfloat16 or float32" },
+  { "a_packed was freed", function(c) c.a = freed(c.a) end, "a_packed was freed" },
+  { "b_packed was freed", function(c) c.b = freed(c.b) end, "b_packed was freed" },
+  { "scale_a was freed", function(c) c.scale_a = freed(c.scale_a) end, "scale_a was freed" },
+  { "scale_b was freed", function(c) c.scale_b = freed(c.scale_b) end, "scale_b was freed" },
+  { "out was freed", function(c) c.opts = { out = freed(q.zeros { M, N, dtype = "float16" }) } end,
+    "out was freed" },
+  { "bias was freed", function(c) c.opts = { bias = freed(c.scale_b) } end, "bias was freed" },
+  { "a_packed is nil", function(c) c.a = nil end, "a_packed is nil, expected a tensor" },
+  { "b_packed is a number", function(c) c.b = 3 end, "b_packed is 3, expected a tensor" },
+  { "scale_a is a table", function(c) c.scale_a = { 1, 2, 3, 4, 5, 6 } end,
+    "scale_a is a table, expected a tensor (int4mm.tensor makes one from a table)" },
+  { "scale_b is a string", function(c) c.scale_b = "ones" end, 'scale_b is "ones", expected a tensor' },
+  { "out is a string", function(c) c.opts = { out = "here" } end, 'out is "here", expected a tensor' },
+  { "the options are a tensor", function(c) c.opts = c.a end, "the options are a cdata, expected a table" },
+  { "the options are a string", function(c) c.opts = "float32" end, 'the options are "float32", expected a table' },
+  { "an option is unknown", function(c) c.opts = { out_dtyp = "float32" } end,
+    { pattern = '^unknown option "out_dtyp"; the options are .*out_dtype' } },
+  { "an option has a number for its key", function(c) c.opts = { "float32" } end,
+    { pattern = "^unknown option 1; the options are " } },
+  { "out_dtype is none", function(c) c.opts = { out_dtype = "float64" } end,
+    { pattern = '^out_dtype is "float64", expected .*"float16"' } },
+  { "out_dtype is an integer type", function(c) c.opts = { out_dtype = "int32" } end,
+    { pattern = "^out_dtype is .*int32.*, expected .*float16.*bfloat16.*float32" } },
+  { "encoding_a is none", function(c) c.opts = { encoding_a = "signed" } end,
+    'encoding_a is "signed", expected "offset" or "twos_complement"' },
+  { "encoding_b is a number", function(c) c.opts = { encoding_b = 1 } end,
+    'encoding_b is 1, expected "offset" or "twos_complement"' },
+  { "layout_b is none", function(c) c.opts = { layout_b = "mn" } end, 'layout_b is "mn", expected "kn" or "nk"' },
+  { "out is a_packed's memory", function(c)
+    local memory = q.zeros { 4 * M * N, dtype = "int32" }
+    c.a = q.wrap(memory:data(), { shape = { M, K / 8 }, dtype = "int32", owner = memory })
+    c.opts = { out = q.wrap(memory:data() + 3, { shape = { M, N }, dtype = "float32", owner = memory }) }
+  end, "out overlaps a_packed in memory" },
+  { "out is b_packed's memory", function(c)
+    c.opts = { out = q.wrap(c.b:data(), { shape = { M, N }, dtype = "float16", owner = c.b }) }
+  end, "out overlaps b_packed in memory" },
+  { "out is scale_b's memory", function(c)
+    local memory = q.zeros { M, N }
+    c.scale_b = q.wrap(memory:data() + 20, { shape = { N }, owner = memory })
+    c.opts = { out = memory }
+  end, "out overlaps scale_b in memory" },
+  { "K is too large for int32", function(c)
+    c.a, c.b = long_operand(1, 4194304), long_operand(4194304, 1)
+    c.scale_a, c.scale_b = q.zeros { 1 }, q.zeros { 1 }
+  end, { pattern = "^a_packed is %[1, 4194304%] int32, so K/8 is 4194304, expected at most 4194303: .*33554431" } },
+}
+
+local functions = { "int4_matmul", "int4_matmul_cpu", "int4_matmul_reference" }
+if q.cuda_available() then functions[#functions + 1] = "int4_matmul_cuda" end
+
+for _, name in ipairs(functions) do
+  describe(name .. " refuses a call when", function()
+    for _, mistake in ipairs(mistakes) do
+      it(mistake[1], function()
+        local call = valid()
+        mistake[2](call)
+        local expected = mistake[3]
+        if type(expected) == "table" then
+          expected = { pattern = "^" .. name .. ": " .. expected.pattern:gsub("^%^", "") }
+        else
+          expected = name .. ": " .. expected
+        end
+        assert.fails_with(expected, function()
+          local _ = q[name](call.a, call.b, call.scale_a, call.scale_b, call.opts)
+        end)
+      end)
+    end
+
+    it("anything is wrong, and leaves out as it was", function()
+      local call = valid()
+      local out = q.empty({ M, N, dtype = "float16" }):fill_bytes_(0xa5)
+      pcall(q[name], call.a, call.b, call.scale_b, call.scale_a, { out = out })
+      pcall(q[name], call.a, call.b, call.scale_a, call.scale_b, { out = out, encoding_a = "?" })
+      assert.same_bits(("\165"):rep(2 * M * N), out)
+    end)
+  end)
+end
+
+describe("out beside an operand in one memory", function()
+  it("is allowed where no byte is shared", function()
+    local call = valid()
+    local whole = q.zeros { M, N + K / 8, dtype = "int32" }
+    local a = whole:narrow(2, N + 1, K / 8)
+    a:copy_(call.a)
+    local out = q.wrap(whole:data(), { shape = { M, N }, stride = N + K / 8, dtype = "float32", owner = whole })
+    q.int4_matmul_cpu(a, call.b, call.scale_a, call.scale_b, { out = out })
+    assert.same_bits(q.int4_matmul_reference(call.a, call.b, call.scale_a, call.scale_b, { out_dtype = "float32" }), out)
+  end)
+end)
+
+describe("options of the CPU", function()
+  it("know 0, 1 and 2 levels of Strassen's method", function()
+    local c = valid()
+    assert.fails_with({ pattern = "^int4_matmul_cpu: strassen is 3, expected " },
+      function() local _ = q.int4_matmul_cpu(c.a, c.b, c.scale_a, c.scale_b, { strassen = 3 }) end)
+    assert.fails_with({ pattern = "^int4_matmul_cpu: strassen is %-2, expected " },
+      function() local _ = q.int4_matmul_cpu(c.a, c.b, c.scale_a, c.scale_b, { strassen = -2 }) end)
+  end)
+
+  it("know the instruction sets", function()
+    assert.fails_with({ pattern = '^set_cpu_isa: .*"sse9"' }, function() q.set_cpu_isa "sse9" end)
+    assert.fails_with({ pattern = "^set_cpu_isa: the name is 5, expected a string" }, function() q.set_cpu_isa(5) end)
+  end)
+end)
+
+describe("a prepacked weight", function()
+  it("is only good as b_packed", function()
+    local c = valid()
+    local panels = q.prepack(c.b)
+    assert.fails_with({ pattern = "^totable: the tensor is prepacked; its elements cannot be read" },
+      function() panels:totable() end)
+    assert.fails_with({ pattern = "^int4_matmul_cpu: a_packed is prepacked" },
+      function() local _ = q.int4_matmul_cpu(panels, c.b, c.scale_a, c.scale_b) end)
+    assert.fails_with({ pattern = "^unpack_int32_to_int4: .*prepacked" },
+      function() q.unpack_int32_to_int4(panels) end)
+  end)
+
+  it("has left its layout and encoding behind", function()
+    local c = valid()
+    local panels = q.prepack(c.b)
+    for _, opts in ipairs { { layout_b = "nk" }, { encoding_b = "offset" } } do
+      assert.fails_with({ pattern = "^int4_matmul_cpu: b_packed is prepacked, so .* leave layout_b and encoding_b" },
+        function() local _ = q.int4_matmul_cpu(c.a, panels, c.scale_a, c.scale_b, opts) end)
+    end
+  end)
+
+  it("is made from a matrix of words", function()
+    assert.fails_with("prepack: b_packed is [4, 4] int8, expected a matrix of int32, eight int4 to a word",
+      function() q.prepack(q.zeros { 4, 4, dtype = "int8" }) end)
+    assert.fails_with({ pattern = "^prepack: b_packed is nil, expected a tensor" }, function() q.prepack(nil) end)
+    assert.fails_with({ pattern = "^prepack: b_packed was freed" },
+      function() q.prepack(freed(q.zeros { 4, 4, dtype = "int32" })) end)
+  end)
+end)
+
+describe("q.tensor refuses", function()
+  it("ragged rows", function()
+    assert.fails_with("tensor: row 2 has 1 values but row 1 has 2: the rows are ragged",
+      function() q.tensor { { 1, 2 }, { 3 } } end)
+    assert.fails_with("tensor: row 3 has 3 values but row 1 has 2: the rows are ragged",
+      function() q.tensor { { 1, 2 }, { 3, 4 }, { 5, 6, 7 } } end)
+  end)
+
+  it("rows among numbers and numbers among rows", function()
+    assert.fails_with("tensor: row 2 is 3, expected a table of 2 numbers", function() q.tensor { { 1, 2 }, 3 } end)
+    assert.fails_with({ pattern = "^tensor: the value at index 2 is a table, expected a number" },
+      function() q.tensor { 1, { 2 } } end)
+  end)
+
+  it("what is not a number", function()
+    assert.fails_with('tensor: the value at row 1, column 2 is "2", expected a number',
+      function() q.tensor { { 1, "2" } } end)
+    assert.fails_with("tensor: the source is nil, expected a table of numbers, a string, C memory or a tensor",
+      function() q.tensor(nil) end)
+  end)
+
+  it("numbers outside of the dtype", function()
+    assert.fails_with("tensor: the value 128 at row 1, column 1 does not fit int8 (whole numbers from -128 to 127)",
+      function() q.tensor({ { 128 } }, { dtype = "int8" }) end)
+    assert.fails_with({ pattern = "^tensor: the value 2147483648 at index 2 does not fit int32" },
+      function() q.tensor({ 0, 2 ^ 31 }, { dtype = "int32" }) end)
+    assert.fails_with({ pattern = "^tensor: the value 0%.5 at index 1 does not fit int32" },
+      function() q.tensor({ 0.5 }, { dtype = "int32" }) end)
+    assert.fails_with({ pattern = "^tensor: the value nan at index 1 does not fit int8" },
+      function() q.tensor({ 0 / 0 }, { dtype = "int8" }) end)
+  end)
+
+  it("a string or an array of another size", function()
+    assert.fails_with("tensor: the string has 5 bytes, expected 8 for 2 values of float32",
+      function() q.tensor("12345", { shape = { 2 } }) end)
+    assert.fails_with("tensor: the array has 4 bytes, expected 24 for 6 values of float32",
+      function() q.tensor(ffi.new "float[1]", { shape = { 2, 3 } }) end)
+    assert.fails_with({ pattern = "^tensor: shape is nil, expected a table" }, function() q.tensor "1234" end)
+  end)
+
+  it("unknown options, dtypes and devices", function()
+    assert.fails_with({ pattern = '^tensor: unknown option "type"; the options are dtype, device, shape' },
+      function() q.tensor({ 1 }, { type = "int8" }) end)
+    assert.fails_with({ pattern = '^tensor: dtype is "int4", expected "bfloat16", .*"int8"' },
+      function() q.tensor({ 1 }, { dtype = "int4" }) end)
+    assert.fails_with({ pattern = '^tensor: device is "gpu", expected "cpu", "cuda" or "cuda:0" and so on' },
+      function() q.tensor({ 1 }, { device = "gpu" }) end)
+  end)
+end)
+
+describe("q.empty refuses", function()
+  it("shapes that are none", function()
+    assert.fails_with("empty: the number of rows is -1, expected a whole number >= 0", function() q.empty { -1, 2 } end)
+    assert.fails_with("empty: the number of columns is 1.5, expected a whole number >= 0",
+      function() q.empty { 2, 1.5 } end)
+    assert.fails_with("empty: the length is nil, expected a whole number >= 0", function() q.empty {} end)
+    assert.fails_with({ pattern = "^empty: a tensor has one or two dimensions" }, function() q.empty { 2, 3, 4 } end)
+    assert.fails_with({ pattern = "^empty: the shape is 5, expected a table" }, function() q.empty(5) end)
+  end)
+
+  it("unknown options", function()
+    assert.fails_with({ pattern = '^empty: unknown option "dtyp"; the options are dtype, device' },
+      function() q.empty { 2, 2, dtyp = "int8" } end)
+    assert.fails_with({ pattern = '^zeros: dtype is "half", expected ' },
+      function() q.zeros { 2, 2, dtype = "half" } end)
+  end)
+
+  it("more memory than there is", function()
+    assert.fails_with({ pattern = "^empty: out of memory on cpu: asked for 4611686018427387904 bytes" },
+      function() q.empty { 2 ^ 40, 2 ^ 20, dtype = "float32" } end)
+    assert.fails_with({ pattern = "^empty: .* is larger than any memory" },
+      function() q.empty { 2 ^ 50, 2 ^ 50, dtype = "float32" } end)
+    assert.equal(6, q.ones({ 6, dtype = "int8" }):numel()) -- and goes on
+  end)
+end)
+
+describe("q.wrap refuses", function()
+  it("memory, shapes and strides that do not fit", function()
+    local memory = ffi.new "int32_t[8]"
+    assert.fails_with("wrap: the memory is a table, expected a C pointer or array",
+      function() q.wrap({}, { shape = { 1 } }) end)
+    assert.fails_with({ pattern = "^wrap: stride is 2, less than the 4 columns of a row" },
+      function() q.wrap(memory, { shape = { 2, 4 }, stride = 2, dtype = "int32" }) end)
+    assert.fails_with({ pattern = "^wrap: data is NULL" },
+      function() q.wrap(ffi.cast("int32_t *", nil), { shape = { 2, 4 }, dtype = "int32" }) end)
+    assert.fails_with({ pattern = "^wrap: data is at .*, which is not aligned for int32" },
+      function() q.wrap(ffi.cast("char *", memory) + 1, { shape = { 1 }, dtype = "int32" }) end)
+    assert.fails_with({ pattern = "^wrap: shape is nil, expected a table" }, function() q.wrap(memory) end)
+  end)
+end)
+
+describe("packing and quantising refuse", function()
+  local words = function() return q.zeros { 2, 2, dtype = "int32" } end
+  local bytes = function() return q.zeros { 2, 16, dtype = "int8" } end
+  local floats = function() return q.zeros { 2, 16 } end
+
+  it("another dtype", function()
+    assert.fails_with({ pattern = "^pack_int4_to_int32: .* is %[2, 16%] float32, expected .*int8 or int32" },
+      function() q.pack_int4_to_int32(floats()) end)
+    assert.fails_with({ pattern = "^unpack_int32_to_int4: .* is %[2, 16%] int8, expected .*int32" },
+      function() q.unpack_int32_to_int4(bytes()) end)
+    assert.fails_with({ pattern = "^quantize: .* is %[2, 16%] int8, expected .*float32, float16 or bfloat16" },
+      function() q.quantize(bytes()) end)
+    assert.fails_with({ pattern = "^dequantize: .* is %[2, 16%] float32, expected .*int32" },
+      function() q.dequantize(floats(), q.zeros { 2 }) end)
+  end)
+
+  it("another rank", function()
+    assert.fails_with({ pattern = "^pack_int4_to_int32: .* is %[4%] int8, expected a matrix" },
+      function() q.pack_int4_to_int32(q.zeros { 4, dtype = "int8" }) end)
+    assert.fails_with({ pattern = "^unpack_int32_to_int4: .* is %[4%] int32, expected a matrix" },
+      function() q.unpack_int32_to_int4(q.zeros { 4, dtype = "int32" }) end)
+    assert.fails_with({ pattern = "^quantize: .* is %[4%] float32, expected a matrix" },
+      function() q.quantize(q.zeros { 4 }) end)
+  end)
+
+  it("what is no tensor, or was freed", function()
+    for _, name in ipairs { "pack_int4_to_int32", "unpack_int32_to_int4", "quantize", "dequantize" } do
+      assert.fails_with({ pattern = "^" .. name .. ": .* is nil, expected a tensor" }, function() q[name](nil) end)
+      assert.fails_with({ pattern = "^" .. name .. ": .* is a table, expected a tensor" }, function() q[name] {} end)
+      assert.fails_with({ pattern = "^" .. name .. ": .* was freed" }, function() q[name](freed(words())) end)
+    end
+  end)
+
+  it("options that are none", function()
+    assert.fails_with("pack_int4_to_int32: dim is 3, expected 1 (rows) or 2 (columns)",
+      function() q.pack_int4_to_int32(bytes(), { dim = 3 }) end)
+    assert.fails_with("unpack_int32_to_int4: dim is 0, expected 1 (rows) or 2 (columns)",
+      function() q.unpack_int32_to_int4(words(), { dim = 0 }) end)
+    assert.fails_with('quantize: encoding is "gptq", expected "offset" or "twos_complement"',
+      function() q.quantize(floats(), { encoding = "gptq" }) end)
+    assert.fails_with({ pattern = '^quantize: unknown option "axis"; the options are ' },
+      function() q.quantize(floats(), { axis = 1 }) end)
+    assert.fails_with({ pattern = '^dequantize: dtype is "int8", expected ' },
+      function() q.dequantize(words(), q.zeros { 2 }, { dtype = "int8" }) end)
+    assert.fails_with({ pattern = '^unpack_int32_to_int4: dtype is "float16", expected ' },
+      function() q.unpack_int32_to_int4(words(), { dtype = "float16" }) end)
+  end)
+
+  it("scales that do not fit", function()
+    assert.fails_with({ pattern = "^dequantize: scales is %[3%] float32, expected %[2%] float32: one per row" },
+      function() q.dequantize(words(), q.zeros { 3 }) end)
+    assert.fails_with({ pattern = "^dequantize: scales is %[2%] float16, expected %[2%] float32: one per row" },
+      function() q.dequantize(words(), q.zeros { 2, dtype = "float16" }) end)
+    assert.fails_with({ pattern = "^dequantize: scales is %[3%] float32, expected %[2%] float32: one per column" },
+      function() q.dequantize(words(), q.zeros { 3 }, { dim = 1 }) end)
+  end)
+
+  it("an out of another shape", function()
+    assert.fails_with({ pattern = "^pack_int4_to_int32: .*%[2, 3%] int32.*%[2, 2%]" },
+      function() q.pack_int4_to_int32(bytes(), { out = q.zeros { 2, 3, dtype = "int32" } }) end)
+  end)
+end)
+
+describe("generate_test_data and random refuse", function()
+  it("sizes that are none", function()
+    assert.fails_with({ pattern = "^generate_test_data: M is %-1, expected a whole number" },
+      function() q.generate_test_data(-1, 8, 8) end)
+    assert.fails_with({ pattern = "^generate_test_data: K is 12, expected a multiple of 8" },
+      function() q.generate_test_data(4, 12, 8) end)
+    assert.fails_with({ pattern = "^generate_test_data: N is nil, expected a whole number" },
+      function() q.generate_test_data(4, 8) end)
+    assert.fails_with({ pattern = "^generate_test_data: .*seed.* is 0%.5" },
+      function() q.generate_test_data(4, 8, 4, { seed = 0.5 }) end)
+    assert.fails_with({ pattern = '^generate_test_data: unknown option "sed"' },
+      function() q.generate_test_data(4, 8, 4, { sed = 1 }) end)
+  end)
+
+  it("dtypes and ranges that are none", function()
+    assert.fails_with({ pattern = "^random: .*int8, expected int32 or float32" },
+      function() q.random(q.empty { 4, dtype = "int8" }) end)
+    assert.fails_with({ pattern = "^random: low is 1 and high 0, expected finite numbers in order" },
+      function() q.random(q.empty { 4 }, { low = 1, high = 0 }) end)
+    assert.fails_with({ pattern = "^random: low is .* and high inf" }, function() q.random(q.empty { 4 }, { high = 1 / 0 }) end)
+    assert.fails_with({ pattern = "^random: sequence is %-1, expected a whole number from 0 to 4294967295" },
+      function() q.random(q.empty { 4 }, { sequence = -1 }) end)
+  end)
+end)
+
+describe("the C core", function()
+  local lib = require("int4mm.ffi").lib
+
+  it("has words for every status", function()
+    local seen = {}
+    for status = 0, 7 do
+      local text = ffi.string(lib.int4mm_strerror(status))
+      assert(#text > 0 and not seen[text], ("status %d: %q"):format(status, text))
+      seen[text] = true
+    end
+    assert.equal("out of memory", ffi.string(lib.int4mm_strerror(3)))
+    assert.equal("unknown status", ffi.string(lib.int4mm_strerror(99)))
+    assert.equal("unknown status", ffi.string(lib.int4mm_strerror(-1)))
+  end)
+
+  it("refuses NULL and wild numbers instead of crashing", function()
+    local t, zeroed = ffi.new "int4mm_tensor", ffi.new "int4mm_tensor"
+    assert.equal(1, lib.int4mm_matmul(nil))
+    assert.equal(1, lib.int4mm_matmul(ffi.new "int4mm_matmul_args"))
+    assert.equal(1, lib.int4mm_tensor_alloc(nil, 2, 1, 1, 0, -1))
+    assert.equal(1, lib.int4mm_tensor_alloc(t, 3, 1, 1, 0, -1))
+    assert.equal(1, lib.int4mm_tensor_alloc(t, 2, 1, 1, 17, -1))
+    assert.equal(1, lib.int4mm_tensor_alloc(t, 2, 1, 1, 0, -2))
+    assert.equal(1, lib.int4mm_tensor_alloc(t, 2, 1, 1, 0, 1000))
+    assert.equal(1, lib.int4mm_tensor_copy(nil, nil, nil))
+    assert.equal(1, lib.int4mm_tensor_copy(t, zeroed, nil))
+    assert.equal(1, lib.int4mm_pack(nil, nil, 0, 0, nil))
+    assert.equal(1, lib.int4mm_quantize(nil, nil, nil, 0, 0, 1, nil))
+    assert.equal(1, lib.int4mm_random(nil, 0, 0, 0, 1, nil))
+    assert.equal(1, lib.int4mm_prepack(nil, nil, 0, 0))
+    assert.equal(1, lib.int4mm_choose_cuda(nil, nil, nil))
+    assert.is_true(lib.int4mm_cuda_kernel_at(-1) == nil)
+    assert.is_true(lib.int4mm_cuda_kernel_at(1000) == nil)
+    assert.is_true(lib.int4mm_cpu_isa_at(-1) == nil)
+    assert.is_true(lib.int4mm_cpu_isa_at(1000) == nil)
+    assert.equal(0, tonumber(lib.int4mm_allocated(1000)))
+    lib.int4mm_tensor_release(zeroed)
+    lib.int4mm_tensor_release(zeroed)
+    lib.int4mm_tensor_release(nil)
+  end)
+
+  it("refuses to allocate into a tensor that holds one", function()
+    local t = ffi.new "int4mm_tensor"
+    assert.equal(0, lib.int4mm_tensor_alloc(t, 2, 3, 3, 0, -1))
+    assert.equal(1, lib.int4mm_tensor_alloc(t, 2, 3, 3, 0, -1))
+    assert.matches("already holds a tensor", ffi.string(lib.int4mm_last_error()), 1, true)
+    lib.int4mm_tensor_release(t)
+    assert.equal(0, t.rank)
+    assert.is_true(t.data == nil)
+  end)
+
+  it("keeps the sentence of the last failure through later successes", function()
+    assert.equal(1, lib.int4mm_set_num_threads(-5))
+    local before = ffi.string(lib.int4mm_last_error())
+    assert.matches("-5", before, 1, true)
+    assert.equal(0, lib.int4mm_set_num_threads(0))
+    assert.equal(before, ffi.string(lib.int4mm_last_error()))
+  end)
+end)
+
+describe("messages", function()
+  it("stand at the caller's line even from compiled loops", function()
+    local ok, messages = true, {}
+    local t = helper.from_bytes(("\0"):rep(16), "int32", 2, 2)
+    local function get(i) return t:get(i, 1) + 0 end
+    for i = 1, 300 do
+      local fine, message = pcall(get, i > 250 and 3 or 1)
+      ok = ok and (fine or i > 250)
+      if not fine then messages[message] = true end
+    end
+    assert.is_true(ok)
+    local only = next(messages)
+    assert.is_nil(next(messages, only))
+    assert.matches("errors_spec%.lua:%d+: get: the row is 3", only)
+  end)
+end)
