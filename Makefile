@@ -47,8 +47,7 @@ MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 include src/cpu/flags.mk
 SRC     := $(wildcard src/*.c) $(CPU_SRC)
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
-LUA_SRC := $(shell find lua -name '*.lua' | sort)
-# A CUDA library that only refuses, for the specs of the reasons; everything else in spec/c is a program.
+# A CUDA library that refuses, or plays a GPU in host memory, for the specs; everything else in spec/c is a program.
 FAKE_CUDA := $(BUILD)/spec/c/fake_cuda.so
 CTESTS  := $(patsubst %.c,$(BUILD)/%,$(filter-out spec/c/fake_cuda.c,$(wildcard spec/c/*.c)))
 
@@ -163,10 +162,10 @@ $(BUILD)/spec/c/%: spec/c/%.c $(OBJ) $(BUILD)/flags.txt
 	$(if $(Q),@echo "CC   $<")
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
 
-$(FAKE_CUDA): spec/c/fake_cuda.c $(BUILD)/flags.txt
+$(FAKE_CUDA): spec/c/fake_cuda.c $(OBJ) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
-	$(Q)$(CC) $(LIBFLAG) $(CFLAGS) $(PROJECT_CFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $<
+	$(Q)$(CC) $(LIBFLAG) $(CFLAGS) $(PROJECT_CFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
 
 -include $(FAKE_CUDA).d $(OBJ:.o=.d) $(CU_OBJ:.o=.d) $(CTESTS:=.d)
 
@@ -208,7 +207,7 @@ test: ## run the specs under LuaJIT; installs what is missing (SPEC=file, ARGS=b
 	        if (status != 0 && !failed) failed = 1; \
 	        printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit failed > 0 }' $$log
 
-ctest: $(CTESTS) ## build and run the C tests of spec/c; RUN=qemu-aarch64 and the like stands before each
+ctest: $(CTESTS) $(FAKE_CUDA) ## build and run the C tests of spec/c; RUN=qemu-aarch64 and the like stands before each
 	@for t in $(CTESTS); do echo "$$t"; $(RUN) $$t || exit 1; done
 
 bench: ## time every backend at hand (ARGS="--help" for the options)
@@ -231,14 +230,13 @@ docs: ## LDoc pages of the Lua API into $(BUILD)/doc
 	ldoc --quiet --config config.ld --dir $(BUILD)/doc .
 
 install: all ## install into PREFIX (or LUADIR, LIBDIR, INCDIR), below DESTDIR
-	install -d $(addprefix '$(DESTDIR),$(addsuffix ',$(sort $(LUADIR)/int4mm $(LIBDIR) $(INCDIR))))
-	$(foreach f,$(LUA_SRC),install -m 644 $f '$(DESTDIR)$(LUADIR)/$(f:lua/%=%)' && )true
-	install -m 644 $(CDEF) '$(DESTDIR)$(LUADIR)/int4mm/'
-	install -m 755 $(LIBS) '$(DESTDIR)$(LIBDIR)/'
-	install -m 644 src/int4mm.h '$(DESTDIR)$(INCDIR)/'
+	cd lua && find . -name '*.lua' -exec install -D -m 644 {} '$(DESTDIR)$(LUADIR)/{}' ';'
+	install -D -m 644 -t '$(DESTDIR)$(LUADIR)/int4mm' $(CDEF)
+	install -D -m 755 -t '$(DESTDIR)$(LIBDIR)' $(LIBS)
+	install -D -m 644 -t '$(DESTDIR)$(INCDIR)' src/int4mm.h
 
 uninstall: ## remove what install put there
-	rm -f '$(DESTDIR)$(LUADIR)/int4mm.lua' '$(DESTDIR)$(LIBDIR)/libint4mm.so' '$(DESTDIR)$(LIBDIR)/libint4mm_cuda.so' \
+	rm -f '$(DESTDIR)$(LIBDIR)/libint4mm.so' '$(DESTDIR)$(LIBDIR)/libint4mm_cuda.so' \
 	  '$(DESTDIR)$(INCDIR)/int4mm.h'
 	rm -rf '$(DESTDIR)$(LUADIR)/int4mm'
 
