@@ -8,8 +8,11 @@
 
 #include "cpu.h"
 
-/* Best first. INT4MM_HAVE_* come from flags.mk: what the compiler can build for this architecture. */
+/* Best first. */
 static const int4mm_cpu_table *const tables[] = {
+#if defined(__x86_64__)
+    &int4mm_cpu_avx512vnni,
+#endif
     &int4mm_cpu_scalar,
 };
 enum { TABLES = sizeof tables / sizeof *tables };

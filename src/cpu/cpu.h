@@ -34,6 +34,8 @@ typedef struct int4mm_cpu_table {
 } int4mm_cpu_table;
 
 extern const int4mm_cpu_table int4mm_cpu_scalar;
+extern const int4mm_cpu_table int4mm_cpu_avx2, int4mm_cpu_avxvnni, int4mm_cpu_avx512vl_vnni, int4mm_cpu_avx512vnni;
+extern const int4mm_cpu_table int4mm_cpu_neon_dot, int4mm_cpu_neon_i8mm;
 
 /* The table in use. */
 const int4mm_cpu_table *int4mm_cpu_current(void);

@@ -6,7 +6,12 @@
 # oldest machine of the architecture, since it runs before the choice is made.
 
 CPU_FLAGS := -O3 -fno-math-errno -fno-trapping-math
-CPU_FILES := cpu threads elementwise scalar
+CPU_FILES := cpu threads elementwise features workspace scalar
+
+ifeq ($(MACHINE),x86_64)
+CPU_FILES += gemm stream strassen avx512vnni
+CPU_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
+endif
 
 CPU_SRC := $(CPU_FILES:%=src/cpu/%.c)
 $(foreach f,$(CPU_FILES),$(eval FLAGS_src/cpu/$f.c := $(CPU_FLAGS) $(CPU_FLAGS_$f)))

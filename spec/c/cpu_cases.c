@@ -1,0 +1,211 @@
+/*
+ * Every instruction set that runs here, over generated problems, bit for bit against a product written out plainly, and
+ * against the scalar path where that would take too long. Prints what it did; exits 1 at the first difference.
+ *
+ *   cpu_cases [cases [seed]]    600 generated cases from seed 1 by default
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+#include "cpu/cpu.h"
+#include "numeric.h"
+
+static uint64_t state;
+
+static uint32_t next(void) { /* splitmix64 (Steele, Lea and Flood, OOPSLA 2014) */
+  uint64_t x = state += 0x9E3779B97F4A7C15u;
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+  return (uint32_t)((x ^ x >> 31) >> 16);
+}
+
+static int64_t below(int64_t n) {
+  return n > 0 ? next() % n : 0;
+}
+
+static void *allocate(int64_t bytes) {
+  void *p = malloc((size_t)(bytes > 0 ? bytes : 1));
+  if (!p) {
+    fprintf(stderr, "no memory for %" PRId64 " bytes\n", bytes);
+    exit(2);
+  }
+  return p;
+}
+
+static float some_scale(void) {
+  static const uint32_t odd[] = {0x00000000, 0x80000000, 0x00000001, 0x80012345, 0x007fffff, 0x7f7fffff, 0xff7fffff,
+                                 0x7f800000, 0xff800000, 0x7fc00000, 0xffc12345, 0x7f800001, 0x3f800000, 0xbf800000};
+  if (below(10) == 0) return int4mm_bits_float(odd[below(sizeof odd / sizeof *odd)]);
+  float x = ((float)below(2001) - 1000.0f) * 1.25e-4f;
+  return below(30) == 0 ? x * 1.0e30f : x;
+}
+
+typedef struct operands {
+  int4mm_problem p;
+  uint32_t *a, *b, *panels;
+  float *scale_a, *scale_b, *bias;
+  int64_t out_bytes;
+} operands;
+
+static int64_t size_of_out(const int4mm_problem *p) {
+  return p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
+}
+
+/* Exactly as many words as the strides need, so that a sanitizer sees every step outside. */
+static operands make(int64_t M, int64_t N, int64_t K, bool strided, bool extreme) {
+  operands o = {.p = {.M = M, .N = N, .K = K, .strassen = 0}};
+  int4mm_problem *p = &o.p;
+  int64_t k8 = K / 8;
+  p->lda = k8 + (strided ? below(9) : 0);
+  p->ldb = N + (strided ? below(9) : 0);
+  p->ldo = N + (strided ? below(9) : 0);
+  int64_t words_a = M && k8 ? (M - 1) * p->lda + k8 : 0, words_b = N && k8 ? (k8 - 1) * p->ldb + N : 0;
+  o.a = allocate(words_a * 4), o.b = allocate(words_b * 4);
+  for (int64_t i = 0; i < words_a; i++) o.a[i] = extreme ? 0x88888888u : next();
+  for (int64_t i = 0; i < words_b; i++) o.b[i] = extreme ? 0x88888888u : next();
+  o.scale_a = allocate(M * 4), o.scale_b = allocate(N * 4), o.bias = allocate(N * 4);
+  for (int64_t i = 0; i < M; i++) o.scale_a[i] = some_scale();
+  for (int64_t i = 0; i < N; i++) o.scale_b[i] = some_scale(), o.bias[i] = some_scale();
+  p->a = o.a, p->b = o.b, p->scale_a = o.scale_a, p->scale_b = o.scale_b;
+  p->flip_a = below(2) && !extreme ? INT4MM_ENCODING_FLIP : 0;
+  p->flip_b = below(2) && !extreme ? INT4MM_ENCODING_FLIP : 0;
+  p->bias = below(2) ? o.bias : NULL;
+  p->out_dtype = INT4MM_FLOAT16 + (int32_t)below(3);
+  o.out_bytes = M && N ? ((M - 1) * p->ldo + N) * size_of_out(p) : 0;
+  return o;
+}
+
+static void drop(operands *o) {
+  free(o->a), free(o->b), free(o->panels), free(o->scale_a), free(o->scale_b), free(o->bias);
+}
+
+static void *poisoned(const operands *o, uint8_t byte) {
+  void *out = allocate(o->out_bytes);
+  memset(out, byte, (size_t)o->out_bytes);
+  return out;
+}
+
+/* The contract, written out. */
+static void plainly(const int4mm_problem *p, void *out) {
+  for (int64_t m = 0; m < p->M; m++) {
+    for (int64_t n = 0; n < p->N; n++) {
+      int64_t acc = 0;
+      for (int64_t k = 0; k < p->K; k++) {
+        uint32_t a = (p->a[m * p->lda + k / 8] ^ p->flip_a) >> (4 * (k % 8)) & 15;
+        uint32_t b = (p->b[k / 8 * p->ldb + n] ^ p->flip_b) >> (4 * (k % 8)) & 15;
+        acc += ((int32_t)(a ^ 8) - 8) * ((int32_t)(b ^ 8) - 8);
+      }
+      float x = (float)(int32_t)acc * p->scale_a[m];
+      x = x * p->scale_b[n];
+      if (p->bias) x = x + p->bias[n];
+      uint32_t bits = int4mm_float_bits(x);
+      if (isnan(x)) bits = INT4MM_NAN_BITS;
+      uint16_t half = p->out_dtype == INT4MM_FLOAT16 ? int4mm_to_half(x) : int4mm_to_bfloat(x);
+      char *at = (char *)out + (m * p->ldo + n) * size_of_out(p);
+      memcpy(at, p->out_dtype == INT4MM_FLOAT32 ? (void *)&bits : (void *)&half, (size_t)size_of_out(p));
+    }
+  }
+}
+
+static void run(const char *isa, const int4mm_problem *problem, void *out) {
+  int4mm_problem p = *problem;
+  p.out = out;
+  if (int4mm_set_cpu_isa(isa) || int4mm_cpu_matmul(&p)) {
+    fprintf(stderr, "%s: %s\n", isa, int4mm_last_error());
+    exit(1);
+  }
+}
+
+static void judge(const char *what, const operands *o, const int4mm_problem *p, const void *expected, const void *got) {
+  if (!memcmp(expected, got, (size_t)o->out_bytes)) return;
+  int64_t size = size_of_out(p), i = 0;
+  while (!memcmp((const char *)expected + i * size, (const char *)got + i * size, (size_t)size)) i++;
+  uint32_t e = 0, g = 0;
+  memcpy(&e, (const char *)expected + i * size, (size_t)size);
+  memcpy(&g, (const char *)got + i * size, (size_t)size);
+  fprintf(stderr,
+          "%s: [%" PRId64 ", %" PRId64 ", %" PRId64 "] (M, N, K), strides %" PRId64 " %" PRId64 " %" PRId64
+          ", flips %d %d, dtype %s, bias %d, panels %d, strassen %d, threads %d: out[%" PRId64 ", %" PRId64
+          "] is 0x%x, expected 0x%x\n",
+          what, p->M, p->N, p->K, p->lda, p->ldb, p->ldo, p->flip_a != 0, p->flip_b != 0,
+          int4mm_dtype_name(p->out_dtype), p->bias != NULL, p->b_panels, p->strassen, int4mm_get_num_threads(),
+          i / p->ldo, i % p->ldo, g, e);
+  exit(1);
+}
+
+/* All instruction sets on one problem: raw and prepacked weight, with and without Strassen. */
+static int check(operands *o, bool brute) {
+  uint8_t poison = (uint8_t)next();
+  int checked = 0;
+  void *expected = poisoned(o, poison);
+  if (brute) {
+    plainly(&o->p, expected);
+  } else {
+    run("scalar", &o->p, expected);
+  }
+  o->panels = allocate(int4mm_cpu_panel_words(o->p.K / 8, o->p.N) * 4);
+  int4mm_cpu_prepack(o->panels, o->b, o->p.ldb, o->p.K / 8, o->p.N, o->p.flip_b);
+  for (int32_t i = 0; int4mm_cpu_isa_at(i); i++) {
+    for (int variant = 0; variant < 4; variant++) {
+      int4mm_problem p = o->p;
+      if (variant == 1) p.b = o->panels, p.b_panels = true, p.flip_b = 0, p.ldb = 0;
+      if (variant > 1) p.strassen = variant - 1;
+      void *got = poisoned(o, poison);
+      run(int4mm_cpu_isa_at(i), &p, got);
+      judge(int4mm_cpu_isa_at(i), o, &p, expected, got);
+      free(got);
+      checked++;
+    }
+  }
+  free(expected);
+  return checked;
+}
+
+static int case_of(int64_t M, int64_t N, int64_t K, bool strided, bool extreme, bool brute) {
+  operands o = make(M, N, K, strided, extreme);
+  int checked = check(&o, brute);
+  drop(&o);
+  return checked;
+}
+
+static void set_threads(int32_t threads) {
+  if (int4mm_set_num_threads(threads)) {
+    fprintf(stderr, "%s\n", int4mm_last_error());
+    exit(1);
+  }
+}
+
+int main(int argc, char **argv) {
+  int cases = argc > 1 ? atoi(argv[1]) : 600, checked = 0;
+  state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+  for (int i = 0; i < cases; i++) {
+    set_threads(1 + (int32_t)below(4));
+    int64_t M = below(4) ? below(71) : below(8), N = below(4) ? below(150) : below(70),
+            K = 8 * below(below(3) ? 20 : 130);
+    checked += case_of(M, N, K, below(2), below(12) == 0, M * N * K < 1 << 21);
+  }
+  static const int64_t sizes[][3] = {{0, 5, 8},       {5, 0, 8},        {3, 5, 0},        {1, 1, 8},
+                                     {1, 64, 40000},  {17, 65, 20008},  {16, 130, 33000}, {33, 70, 16392},
+                                     {130, 600, 520}, {257, 515, 1032}, {5, 3, 200000},   {20, 9, 200000},
+                                     {300, 1030, 264}};
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    for (int32_t threads = 1; threads <= 3; threads += 2) {
+      set_threads(threads);
+      checked += case_of(sizes[i][0], sizes[i][1], sizes[i][2], true, false, false);
+      checked += case_of(sizes[i][0], sizes[i][1], sizes[i][2], false, true, false);
+    }
+  }
+  set_threads(2);
+  checked += case_of(1, 1, 33554424, false, true, true); /* 64 * K just below 2^31 */
+  checked += case_of(1, 1, 33554424, false, false, true);
+  set_threads(0);
+  printf("cpu_cases: %d products agree on", checked);
+  for (int32_t i = 0; int4mm_cpu_isa_at(i); i++) printf(" %s", int4mm_cpu_isa_at(i));
+  printf("\n");
+  return 0;
+}

@@ -1,0 +1,64 @@
+/*
+ * Scratch memory of the products. The kernel zeroes each fresh page, which for the largest workspaces takes as long as
+ * a twentieth of the product itself; so up to SLOTS blocks of at most KEEP bytes wait for the next call.
+ */
+#define _GNU_SOURCE /* madvise */
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "gemm.h"
+
+enum { SLOTS = 4, HUGE_PAGE = 2 << 20, HEADER = 64 };
+static const size_t KEEP = (size_t)64 << 20;
+
+typedef struct block {
+  size_t bytes; /* with the header */
+} block;
+
+static _Atomic(block *) slots[SLOTS];
+
+static block *take_kept(size_t bytes) {
+  for (int i = 0; i < SLOTS; i++) {
+    block *kept = atomic_exchange(&slots[i], NULL);
+    if (!kept) continue;
+    if (kept->bytes >= bytes) return kept;
+    free(kept); /* too small for what is asked of this process now */
+  }
+  return NULL;
+}
+
+static block *fresh(size_t bytes) {
+  size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : HEADER;
+  bytes = (bytes + alignment - 1) / alignment * alignment;
+  block *b = aligned_alloc(alignment, bytes);
+  if (!b) return NULL;
+  if (alignment == HUGE_PAGE) (void)madvise(b, bytes, MADV_HUGEPAGE); /* a wish; the memory serves without */
+  b->bytes = bytes;
+  return b;
+}
+
+void *int4mm_workspace_take(int64_t bytes) {
+  size_t whole = (size_t)bytes + HEADER;
+  block *b = take_kept(whole);
+  if (!b) b = fresh(whole);
+  if (!b) {
+    int4mm_fail(INT4MM_ERR_MEMORY, "matmul: no memory for a workspace of %lld bytes", (long long)bytes);
+    return NULL;
+  }
+  return (char *)b + HEADER;
+}
+
+void int4mm_workspace_give(void *workspace) {
+  block *b = (block *)((char *)workspace - HEADER);
+  for (int i = 0; i < SLOTS && b->bytes <= KEEP; i++) {
+    block *empty = NULL;
+    if (atomic_compare_exchange_strong(&slots[i], &empty, b)) return;
+  }
+  free(b);
+}
+
+/* When the library is unloaded. */
+__attribute__((destructor)) static void drop(void) {
+  for (int i = 0; i < SLOTS; i++) free(atomic_exchange(&slots[i], NULL));
+}
