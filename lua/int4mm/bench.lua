@@ -55,13 +55,14 @@ local function scaled(value, units)
   for _, unit in ipairs(units) do
     if value >= unit[1] or unit == units[#units] then
       local figure = value / unit[1]
-      return ("%." .. (figure < 10 and 2 or figure < 100 and 1 or 0) .. "f %s"):format(figure, unit[2])
+      local digits = (unit[2] == "B" or figure >= 100) and 0 or figure >= 10 and 1 or 2
+      return ("%." .. digits .. "f %s"):format(figure, unit[2])
     end
   end
 end
 
 local TIMES = { { 1, "s" }, { 1e-3, "ms" }, { 1e-6, "us" } }
-local SIZES = { { 2 ^ 30, "GiB" }, { 2 ^ 20, "MiB" }, { 2 ^ 10, "KiB" } }
+local SIZES = { { 2 ^ 30, "GiB" }, { 2 ^ 20, "MiB" }, { 2 ^ 10, "KiB" }, { 1, "B" } }
 
 --- Seconds as text of three digits: "1.23 ms".
 function bench.duration(seconds) return scaled(seconds, TIMES) end

@@ -51,7 +51,7 @@ local function load()
   return lib, version
 end
 
---- The library's namespace. It stays referenced for ever: a collected library takes the code of its functions along.
+-- The library's namespace. It stays referenced for ever: a collected library takes the code of its functions along.
 binding.lib, binding.version = load()
 local lib = binding.lib
 

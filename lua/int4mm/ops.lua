@@ -322,9 +322,8 @@ function ops.explain(a_packed, b_packed, scale_a, scale_b, opts)
   return plan_table(plan_matmul("explain", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
 end
 
---- Raises as a product of these operands would; for the oracle.
--- @tparam table known the options that there are
--- @treturn table the options, never nil
+-- Raises as a product of these operands would; for the oracle. `known` are the options that there are; returns them as
+-- a table, never nil.
 function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known)
   opts = check.options(name, opts, known)
   if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= 0 then
