@@ -167,9 +167,9 @@ int32_t int4mm_random(const int4mm_tensor *t, uint64_t seed, uint32_t sequence, 
   if (status) return status;
   if (t->dtype != INT4MM_INT32 && t->dtype != INT4MM_FLOAT32)
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "tensor is %s, expected int32 or float32", int4mm_describe(t).s);
-  if (t->dtype == INT4MM_FLOAT32 && !(isfinite(low) && isfinite(high) && low <= high))
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "low is %g and high %g, expected finite numbers in order", (double)low,
-                       (double)high);
+  if (t->dtype == INT4MM_FLOAT32 && !(isfinite(high - low) && low <= high))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "low is %g and high %g, expected numbers in order with a finite difference",
+                       (double)low, (double)high);
   int4mm_random_job job = {int4mm_as_matrix(t), seed, sequence, low, high};
   if (t->device == INT4MM_CPU) {
     int4mm_cpu_random(&job);

@@ -1,21 +1,35 @@
 /*
- * A CUDA library that cannot be used, so that every reason can be seen without a GPU. Point INT4MM_CUDA_LIBRARY at it
- * and name the reason in INT4MM_FAKE_CUDA: no_driver, old_driver, no_device or other_abi; no_table is a library that
- * has the symbol and nothing behind it. The words of the first three are the CUDA library's own.
+ * A CUDA library without CUDA, so that what the core does with one is tested where there is no GPU. Point
+ * INT4MM_CUDA_LIBRARY at it; INT4MM_FAKE_CUDA says what it does:
  *
- * A shared library: cc -shared -fPIC -Isrc -o fake_cuda.so spec/c/fake_cuda.c
+ *   no_driver, old_driver, no_device   refuses to open, in the words of the CUDA library
+ *   other_abi, no_table                is no library for this core
+ *   host                               two devices of 1 GiB each in host memory that do the work with the CPU backend
+ *
+ * A device address is a host address with its device in the top bits, so no host code can read through it by mistake,
+ * and work that is given memory of the host or of the other device ends the process.
  */
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core.h"
 
-static bool asked_for(const char *reason) {
+enum { DEVICES = 2 };
+static const size_t device_bytes = (size_t)1 << 30;
+
+static int32_t (*core_fail)(int32_t status, const char *format, ...);
+static atomic_size_t used[DEVICES];
+
+static bool asked_for(const char *what) {
   const char *asked = getenv("INT4MM_FAKE_CUDA");
-  return asked && !strcmp(asked, reason);
+  return asked && !strcmp(asked, what);
 }
 
-static int32_t refuse(int32_t (*fail)(int32_t status, const char *format, ...)) {
+static int32_t fake_open(int32_t (*fail)(int32_t status, const char *format, ...)) {
+  core_fail = fail;
+  if (asked_for("host")) return INT4MM_OK;
   if (asked_for("no_driver"))
     return fail(INT4MM_ERR_UNAVAILABLE, "no NVIDIA driver (libcuda.so.1 is not found or does not load)");
   if (asked_for("old_driver"))
@@ -24,9 +38,226 @@ static int32_t refuse(int32_t (*fail)(int32_t status, const char *format, ...)) 
   return fail(INT4MM_ERR_UNAVAILABLE, "no CUDA device");
 }
 
+/* ---- addresses and memory --------------------------------------------------------------------------------------- */
+
+static const uint64_t mark = (uint64_t)0x5A << 56;
+
+static void *to_device(int32_t device, void *host) {
+  return (void *)((uint64_t)(uintptr_t)host | mark | (uint64_t)device << 48);
+}
+
+/* The host address behind one of `device`; NULL stays NULL. */
+static void *to_host(int32_t device, const void *data) {
+  if (!data) return NULL;
+  uint64_t bits = (uint64_t)(uintptr_t)data, tag = mark | (uint64_t)device << 48;
+  if (bits >> 48 != tag >> 48) {
+    fprintf(stderr, "fake_cuda: %p is not an address of cuda:%d\n", data, (int)device);
+    abort();
+  }
+  return (void *)(uintptr_t)(bits ^ tag);
+}
+
+static int32_t check_device(int32_t device) {
+  if (device >= 0 && device < DEVICES) return INT4MM_OK;
+  return core_fail(INT4MM_ERR_ARGUMENT, "there is no device cuda:%d: this machine has %d", (int)device, DEVICES);
+}
+
+typedef struct header {
+  size_t bytes;
+  char room[248]; /* data is aligned to 256, as CUDA's is */
+} header;
+
+static int32_t fake_alloc(int32_t device, size_t bytes, void *stream, void **data) {
+  (void)stream;
+  if (bytes > device_bytes - atomic_load(&used[device]))
+    return core_fail(INT4MM_ERR_MEMORY, "cannot allocate device memory: out of memory");
+  header *h = aligned_alloc(256, sizeof *h + (bytes + 255) / 256 * 256);
+  if (!h) return core_fail(INT4MM_ERR_MEMORY, "cannot allocate device memory: out of memory");
+  h->bytes = bytes;
+  atomic_fetch_add(&used[device], bytes);
+  *data = to_device(device, h + 1);
+  return INT4MM_OK;
+}
+
+static void fake_free(int32_t device, void *data, bool foreign) {
+  (void)foreign;
+  header *h = (header *)to_host(device, data) - 1;
+  atomic_fetch_sub(&used[device], h->bytes);
+  free(h);
+}
+
+static int32_t fake_scratch(int32_t device, size_t bytes, void **data, void *stream) {
+  return fake_alloc(device, bytes, stream, data);
+}
+
+static int32_t fake_scratch_free(int32_t device, void *data, void *stream) {
+  (void)stream;
+  fake_free(device, data, false);
+  return INT4MM_OK;
+}
+
+static int32_t fake_copy(int32_t dst_device, void *dst, size_t dst_pitch, int32_t src_device, const void *src,
+                         size_t src_pitch, size_t width, size_t rows, void *stream) {
+  char *to = dst_device == INT4MM_CPU ? dst : to_host(dst_device, dst);
+  const char *from = src_device == INT4MM_CPU ? src : to_host(src_device, src);
+  (void)stream;
+  for (size_t r = 0; r < rows; r++) memmove(to + r * dst_pitch, from + r * src_pitch, width);
+  return INT4MM_OK;
+}
+
+static int32_t fake_fill_bytes(int32_t device, void *dst, size_t pitch, uint8_t byte, size_t width, size_t rows,
+                               void *stream) {
+  (void)stream;
+  for (size_t r = 0; r < rows; r++) memset((char *)to_host(device, dst) + r * pitch, byte, width);
+  return INT4MM_OK;
+}
+
+/* ---- devices and streams ---------------------------------------------------------------------------------------- */
+
+static int32_t fake_device_count(int32_t *count) {
+  *count = DEVICES;
+  return INT4MM_OK;
+}
+
+static int32_t fake_arch(int32_t device, int32_t *arch, int32_t *sms) {
+  *arch = 80, *sms = 108;
+  return check_device(device);
+}
+
+static int32_t fake_device_info(int32_t device, int4mm_gpu_info *info) {
+  int32_t status = check_device(device);
+  if (status) return status;
+  *info = (int4mm_gpu_info){.name = "host memory",
+                            .total_memory = (int64_t)device_bytes,
+                            .free_memory = (int64_t)(device_bytes - atomic_load(&used[device])),
+                            .runtime_version = 13000,
+                            .driver_version = 13000};
+  return fake_arch(device, &info->arch, &info->sms);
+}
+
+static int32_t fake_synchronize(int32_t device) {
+  return check_device(device);
+}
+
+static int32_t fake_stream_create(int32_t device, void **stream) {
+  int32_t status = check_device(device);
+  if (!status && !(*stream = malloc(1))) status = core_fail(INT4MM_ERR_MEMORY, "cannot create a stream: out of memory");
+  return status;
+}
+
+static int32_t fake_stream_destroy(int32_t device, void *stream) {
+  free(stream);
+  return check_device(device);
+}
+
+static int32_t fake_stream_synchronize(int32_t device, void *stream) {
+  (void)stream;
+  return check_device(device);
+}
+
+static int32_t fake_stream_state(int32_t device, void *stream, bool *foreign, bool *capturing) {
+  (void)stream;
+  *foreign = *capturing = false;
+  return check_device(device);
+}
+
+static int32_t fake_stream_join(int32_t device, void *stream) {
+  (void)stream;
+  return check_device(device);
+}
+
+/* ---- work ------------------------------------------------------------------------------------------------------- */
+
+static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream) {
+  int4mm_problem p = *problem;
+  (void)stream;
+  if (plan->device != device) abort();
+  p.a = to_host(device, p.a), p.b = to_host(device, p.b), p.bias = to_host(device, p.bias);
+  p.scale_a = to_host(device, p.scale_a), p.scale_b = to_host(device, p.scale_b);
+  p.out = to_host(device, p.out);
+  return int4mm_cpu_matmul(&p);
+}
+
+static int4mm_matrix host_matrix(int32_t device, int4mm_matrix m) {
+  m.data = to_host(device, m.data);
+  return m;
+}
+
+static int4mm_pack_job host_job(int32_t device, const int4mm_pack_job *job) {
+  int4mm_pack_job j = *job;
+  j.packed = host_matrix(device, j.packed), j.plain = host_matrix(device, j.plain);
+  j.scales = to_host(device, j.scales);
+  return j;
+}
+
+static int32_t fake_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
+  int4mm_pack_job j = host_job(device, job);
+  (void)stream;
+  return int4mm_cpu_pack(&j, bad);
+}
+
+static int32_t fake_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
+  int4mm_pack_job j = host_job(device, job);
+  (void)stream;
+  return int4mm_cpu_quantize(&j, bad);
+}
+
+static int32_t fake_unpack(int32_t device, const int4mm_pack_job *job, void *stream) {
+  int4mm_pack_job j = host_job(device, job);
+  (void)stream;
+  int4mm_cpu_unpack(&j);
+  return INT4MM_OK;
+}
+
+static int32_t fake_dequantize(int32_t device, const int4mm_pack_job *job, void *stream) {
+  int4mm_pack_job j = host_job(device, job);
+  (void)stream;
+  int4mm_cpu_dequantize(&j);
+  return INT4MM_OK;
+}
+
+static int32_t fake_random(int32_t device, const int4mm_random_job *job, void *stream) {
+  int4mm_random_job j = *job;
+  (void)stream;
+  j.dst = host_matrix(device, j.dst);
+  int4mm_cpu_random(&j);
+  return INT4MM_OK;
+}
+
+static int32_t fake_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip,
+                              void *stream) {
+  int4mm_matrix to = host_matrix(device, *dst), from = host_matrix(device, *src);
+  (void)stream;
+  int4mm_cpu_transpose(&to, &from, flip);
+  return INT4MM_OK;
+}
+
 INT4MM_API const int4mm_cuda_backend *int4mm_cuda_backend_table(void);
 const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
-  static int4mm_cuda_backend table = {.abi = INT4MM_CUDA_ABI, .open = refuse};
+  static int4mm_cuda_backend table = {.abi = INT4MM_CUDA_ABI,
+                                      .open = fake_open,
+                                      .device_count = fake_device_count,
+                                      .device_info = fake_device_info,
+                                      .arch = fake_arch,
+                                      .alloc = fake_alloc,
+                                      .free = fake_free,
+                                      .stream_state = fake_stream_state,
+                                      .stream_join = fake_stream_join,
+                                      .copy = fake_copy,
+                                      .fill_bytes = fake_fill_bytes,
+                                      .synchronize = fake_synchronize,
+                                      .stream_create = fake_stream_create,
+                                      .stream_destroy = fake_stream_destroy,
+                                      .stream_synchronize = fake_stream_synchronize,
+                                      .matmul = fake_matmul,
+                                      .pack = fake_pack,
+                                      .quantize = fake_quantize,
+                                      .unpack = fake_unpack,
+                                      .dequantize = fake_dequantize,
+                                      .random = fake_random,
+                                      .transpose = fake_transpose,
+                                      .scratch = fake_scratch,
+                                      .scratch_free = fake_scratch_free};
   if (asked_for("other_abi")) table.abi = INT4MM_CUDA_ABI + 1;
   return asked_for("no_table") ? NULL : &table;
 }
