@@ -35,7 +35,7 @@ local function parse_arguments()
     .. "The operands of a size stay the same from call to call, so that small ones come from cache.",
     "Columns: time is the median of a call; TOPS counts 2 M K N operations; memory is that of the packed operands\n"
     .. "and their scales, beside the same in fp16; exact says that a sample of rows equals the plain-LuaJIT oracle\n"
-    .. "bit for bit; error is the root mean square of (quantised - float) over that of float, for normal random matrices.")
+    .. "bit for bit; error is the root mean square of (quantised - float) over that of float, for normal random data.")
   parser:option("--sizes", "sizes as MxKxN"):args("+"):convert(parse_size)
   parser:option("--backend", "backends to time: cpu, prepacked (the CPU with a prepacked weight), cuda")
     :args("+"):choices { "cpu", "prepacked", "cuda" }

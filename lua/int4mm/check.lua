@@ -33,7 +33,7 @@ function check.describe(value)
   return kind == "cdata" and "a cdata" or "a " .. kind
 end
 
---- Checks that a value is a whole number in low .. high and returns it.
+--- Checks that a value is a whole number from low to high and returns it.
 -- @tparam string name the function that the user called
 -- @tparam string what the argument
 -- @param value what it was

@@ -58,7 +58,7 @@ end
 function construct.ones(spec) return construct.full(spec, 1) end
 
 --- Fills a tensor with random numbers, the same on every machine and device for the same seed (Philox4x32-10).
--- @tparam tensor t float32 (uniform in low .. high) or int32 (random bits: eight uniform int4 a word)
+-- @tparam tensor t float32 (uniform from low to high) or int32 (random bits: eight uniform int4 a word)
 -- @tparam[opt] table opts `seed` (0; a whole number or a uint64_t), `sequence` (0; one of 2^32 of a seed), `low` (0),
 --   `high` (1), `stream`
 -- @treturn tensor t

@@ -7,6 +7,23 @@
 -- Everything public is a field of this module; the modules below it say how each part works. Mistakes of the caller
 -- raise, at the caller's line; what may legitimately fail returns nil or false and the reason. Indices and dimensions
 -- count from 1.
+--
+-- - the product: @{int4mm.ops.int4_matmul|int4_matmul}, @{int4mm.ops.int4_matmul_cpu|int4_matmul_cpu},
+--   @{int4mm.ops.int4_matmul_cuda|int4_matmul_cuda}, the oracle
+--   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference}, @{int4mm.ops.prepack|prepack}
+-- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
+--   @{int4mm.ops.cuda_kernels|cuda_kernels}
+-- - packing: @{int4mm.ops.pack_int4_to_int32|pack_int4_to_int32},
+--   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}, @{int4mm.ops.quantize|quantize},
+--   @{int4mm.ops.dequantize|dequantize}; data: @{int4mm.data.generate_test_data|generate_test_data}
+-- - tensors: @{int4mm.construct.tensor|tensor}, @{int4mm.construct.empty|empty}, @{int4mm.construct.zeros|zeros},
+--   @{int4mm.construct.ones|ones}, @{int4mm.construct.full|full}, @{int4mm.construct.random|random},
+--   @{int4mm.construct.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
+-- - devices: @{int4mm.device.cuda_available|cuda_available}, @{int4mm.device.device_count|device_count},
+--   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream}
+-- - the CPU: @{int4mm.device.set_num_threads|set_num_threads}, @{int4mm.device.get_num_threads|get_num_threads},
+--   @{int4mm.device.cpu_isa|cpu_isa}, @{int4mm.device.set_cpu_isa|set_cpu_isa}, @{int4mm.device.cpu_isas|cpu_isas}
+-- - memory: @{int4mm.memory.figures|memory}, @{int4mm.memory.set_slack|set_memory_slack}
 -- @module int4mm
 
 local binding = require "int4mm.ffi"

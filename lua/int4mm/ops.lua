@@ -54,11 +54,11 @@ local function plain_shape(name, packed, dim, length)
   return rows, length
 end
 
---- Packs int4 values eight to an int32, lowest nibble first; a last word that is not full is filled with zeros.
--- @tparam tensor src [R, C] int8 or int32, values in -8 .. 7
+--- Packs int4 values eight to an int32, lowest nibble first. A last word that is not full is filled with zeros.
+-- @tparam tensor src [R, C] int8 or int32, values from -8 to 7
 -- @tparam[opt] table opts `dim` (2: to [R, C/8]; 1: to [R/8, C]; rounded up), `encoding`, `out`, `stream`
 -- @treturn tensor int32 on the device of src
--- @raise for a value outside -8 .. 7, with its row and column
+-- @raise for a value outside -8 to 7, with its row and column
 function ops.pack_int4_to_int32(src, opts)
   local name = "pack_int4_to_int32"
   opts = check.options(name, opts, { "dim", "encoding", "out", "stream" })
@@ -94,7 +94,9 @@ end
 -- ---- quantising
 -- ------------------------------------------------------------------------------------------------------
 
---- Quantises to int4, symmetrically by the largest magnitude: scale = absmax / 7, q = round(x / scale) in -7 .. 7.
+--- Quantises to int4, symmetrically by the largest magnitude of each row or column.
+-- With scale = absmax / 7 in float32, q is x / scale rounded to the nearest (ties to even), from -7 to 7; where scale
+-- is 0, q is 0.
 -- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
 -- @tparam[opt] table opts `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for
 --   `layout_b = "nk"`), 1 for a scale per column and [R/8, C] words (weights [K, N]); `encoding`; `out` and `scales`,
@@ -222,9 +224,10 @@ local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
   return out
 end
 
---- out[m, n] = round(float32(sum over k of a[m, k] * b[k, n]) * scale_a[m] * scale_b[n] + bias[n]): the sum exact,
--- every step in float32, one rounding to the output's dtype. Every backend gives the same bits. It runs where the
--- operands are; for operands on the CPU a GPU is taken where there is one and the copies pay.
+--- The product of two int4 matrices, exact up to one rounding.
+-- out[m, n] = round(float32(sum over k of a[m, k] * b[k, n]) * scale_a[m] * scale_b[n] + bias[n]): the sum is exact,
+-- every step after it is one of float32, and the last rounds once to the output's dtype. Every backend gives the same
+-- bits. It runs where the operands are; for operands on the CPU a GPU is taken where there is one and the copies pay.
 -- @tparam tensor a_packed [M, K/8] int32
 -- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{prepack}
 -- @tparam tensor scale_a [M] float32
@@ -251,7 +254,7 @@ function ops.int4_matmul_cpu(a_packed, b_packed, scale_a, scale_b, opts)
 end
 
 --- As @{int4_matmul}, on a GPU; operands on the CPU are copied there and the result back.
--- @raise where CUDA is not available, with the reason
+-- @raise as int4_matmul, and where CUDA is not available, with the reason
 function ops.int4_matmul_cuda(a_packed, b_packed, scale_a, scale_b, opts)
   return (matmul("int4_matmul_cuda", USE_CUDA, a_packed, b_packed, scale_a, scale_b, opts))
 end

@@ -181,6 +181,7 @@ end
 -- @tparam tensor src
 -- @tparam[opt] stream stream for copies with a GPU
 -- @treturn tensor self
+-- @raise for shapes that differ, and from float to int
 function methods:copy_(src, stream)
   check_rows("copy_", self)
   check_rows("copy_", src, "the source")
@@ -196,6 +197,7 @@ end
 -- @tparam string where "cpu", "cuda", "cuda:1" or a dtype such as "float32"
 -- @tparam[opt] string also the other of the two
 -- @treturn tensor
+-- @raise for an unknown name, from float to int, and where there is no such device
 function methods:to(where, also)
   tensor.check("to", "the tensor", self)
   local device, dtype = self.c.device, info_of(self)
@@ -216,11 +218,12 @@ function methods:to(where, also)
   return device == t.c.device and t or copy("to", like("to", t, device), t)
 end
 
---- Rows or columns first .. first + length - 1 as a view of the same memory.
+--- Some rows or columns as a view of the same memory.
 -- @tparam number dim 1 (rows, or the elements of a vector) or 2 (columns)
 -- @tparam number first the first one, counted from 1
 -- @tparam number length how many
 -- @treturn tensor
+-- @raise for a range that is not inside the tensor
 function methods:narrow(dim, first, length)
   check_rows("narrow", self)
   check.integer("narrow", "dim", dim, 1, self.c.rank)
@@ -259,6 +262,7 @@ end
 -- @tparam number i row, or index of a vector, counted from 1
 -- @tparam[opt] number j column, counted from 1
 -- @treturn number
+-- @raise for an index outside the tensor
 function methods:get(i, j)
   local dtype, data, offset = element("get", self, i, j)
   if self.c.device >= 0 then
@@ -271,8 +275,9 @@ end
 --- Sets one element.
 -- @tparam number i row, or index of a vector
 -- @param j column (none for a vector)
--- @param value a number that the dtype can hold
+-- @param value a number
 -- @treturn tensor self
+-- @raise for an index outside the tensor, and for a value that the dtype cannot hold
 function methods:set(i, j, value)
   if ffi.istype(Tensor, self) and self.c.rank == 1 then
     check.integer("set", "the number of arguments", value == nil and 2 or 3, 2, 2)
