@@ -143,7 +143,8 @@ describe("out beside an operand in one memory", function()
     a:copy_(call.a)
     local out = q.wrap(whole:data(), { shape = { M, N }, stride = N + K / 8, dtype = "float32", owner = whole })
     q.int4_matmul_cpu(a, call.b, call.scale_a, call.scale_b, { out = out })
-    assert.same_bits(q.int4_matmul_reference(call.a, call.b, call.scale_a, call.scale_b, { out_dtype = "float32" }), out)
+    local opts = { out_dtype = "float32" }
+    assert.same_bits(q.int4_matmul_reference(call.a, call.b, call.scale_a, call.scale_b, opts), out)
   end)
 end)
 
@@ -365,7 +366,8 @@ describe("generate_test_data and random refuse", function()
       function() q.random(q.empty { 4, dtype = "int8" }) end)
     assert.fails_with({ pattern = "^random: low is 1 and high 0, expected finite numbers in order" },
       function() q.random(q.empty { 4 }, { low = 1, high = 0 }) end)
-    assert.fails_with({ pattern = "^random: low is .* and high inf" }, function() q.random(q.empty { 4 }, { high = 1 / 0 }) end)
+    assert.fails_with({ pattern = "^random: low is .* and high inf" },
+      function() q.random(q.empty { 4 }, { high = 1 / 0 }) end)
     assert.fails_with({ pattern = "^random: sequence is %-1, expected a whole number from 0 to 4294967295" },
       function() q.random(q.empty { 4 }, { sequence = -1 }) end)
   end)

@@ -1,0 +1,299 @@
+--- Tensors, copies, packing, quantising and test data on a GPU: the same bits as on the CPU. Skipped where there is none.
+
+local ffi = require "ffi"
+
+local cases = require "spec.cases"
+local driver = require "spec.cuda_driver"
+local helper = require "spec.helper"
+local q = require "int4mm"
+
+local available, reason = q.cuda_available()
+local DTYPES = { "int32", "int8", "float16", "bfloat16", "float32" }
+local MIB = 2 ^ 20
+
+--- it(), or pending() with the reason where CUDA cannot be used.
+local function on_gpu(name, f)
+  if available then it(name, f) else pending(name .. " (" .. reason .. ")") end
+end
+
+--- A matrix of random bytes inside a larger one on the CPU, and the same on the GPU.
+local function pair(seed, dtype, rows, cols, guard)
+  local size = helper.ELEMENT_BYTES[dtype]
+  local whole = q.empty { rows + 2 * guard, cols + 2 * guard, dtype = dtype }
+  local n = whole:numel() * size
+  local buffer = ffi.new("uint8_t[?]", n + 4)
+  cases.random(seed):fill(buffer, n + 4 - n % 4)
+  ffi.copy(whole:data(), buffer, n)
+  local function inner(t) return t:narrow(1, guard + 1, rows):narrow(2, guard + 1, cols) end
+  return inner(whole), inner(whole:to "cuda"), whole
+end
+
+describe("the GPU", function()
+  on_gpu("has a name, an architecture and memory", function()
+    local info = q.device_info()
+    assert.equal("cuda:0", info.device)
+    assert(#info.name > 0 and info.arch >= 75 and info.sms > 0)
+    assert(info.free_memory > 0 and info.free_memory <= info.total_memory)
+    assert.matches("^%d+%.%d$", info.driver_version)
+    assert.matches("^%d+%.%d$", info.runtime_version)
+  end)
+
+  on_gpu("with a number that does not exist is an error that says so", function()
+    assert.fails_with({ pattern = "^device_info: .*63" }, function() q.device_info "cuda:63" end)
+    assert.fails_with({ pattern = "^empty: .*63" }, function() q.empty { 1, device = "cuda:63" } end)
+  end)
+end)
+
+describe("a tensor on the GPU", function()
+  for _, dtype in ipairs(DTYPES) do
+    on_gpu("goes there and back: " .. dtype, function()
+      for _, shape in ipairs { { 1, 1, 0 }, { 7, 5, 0 }, { 7, 5, 3 }, { 64, 129, 1 }, { 0, 4, 0 }, { 4, 0, 0 } } do
+        local here, there = pair(3, dtype, unpack(shape))
+        assert.equal("cuda:0", there.device)
+        assert.equal(dtype, there.dtype)
+        assert.same_bits(here, there:to "cpu")
+        assert.same_bits(here, here:clone():to("cuda:0"):clone():to "cpu")
+      end
+    end)
+  end
+
+  on_gpu("vectors too", function()
+    local v = q.tensor { 1, 2, 3, 4 }
+    assert.same({ 2, 3 }, v:to("cuda"):narrow(1, 2, 2):totable())
+  end)
+
+  on_gpu("is made, filled and read in place", function()
+    local t = q.zeros { 3, 4, dtype = "int32", device = "cuda" }
+    t:narrow(1, 2, 1):narrow(2, 2, 2):fill_bytes_(255)
+    assert.same({ { 0, 0, 0, 0 }, { 0, -1, -1, 0 }, { 0, 0, 0, 0 } }, t:totable())
+    t:set(3, 4, 77)
+    assert.equal(77, t:get(3, 4))
+    assert.equal(-1, t:get(2, 3))
+    assert.same({ { 2.5, 2.5 } }, q.full({ 1, 2, dtype = "float16", device = "cuda" }, 2.5):totable())
+    assert.matches("device=cuda:0", tostring(t), 1, true)
+    assert.matches("77", tostring(t), 1, true)
+    assert.is_true(t:equal(t:to "cpu"))
+  end)
+
+  on_gpu("copies between strides on the device, leaving the rest", function()
+    local source, source_gpu = pair(5, "int32", 9, 13, 2)
+    local target, target_gpu, whole = pair(6, "int32", 9, 13, 3)
+    local whole_gpu = whole:to "cuda"
+    target_gpu = whole_gpu:narrow(1, 4, 9):narrow(2, 4, 13)
+    target:copy_(source)
+    target_gpu:copy_(source_gpu)
+    assert.same_bits(whole, whole_gpu)
+  end)
+
+  on_gpu("converts through the CPU", function()
+    local t = q.tensor({ { 1, -2 } }, { dtype = "int8", device = "cuda" })
+    assert.same({ { 1, -2 } }, t:to("float32"):totable())
+    assert.equal("cuda:0", t:to("float32", "cuda").device)
+  end)
+
+  on_gpu("refuses a copy that would convert there", function()
+    local t = q.zeros { 2, 2, dtype = "float16", device = "cuda" }
+    assert.fails_with({ pattern = "^copy_: .*float32" },
+      function() t:copy_(q.zeros { 2, 2, dtype = "float32", device = "cuda" }) end)
+  end)
+
+  on_gpu("runs out of memory with a sentence, and goes on", function()
+    assert.fails_with({ pattern = "^empty: out of memory on cuda:0: asked for %d+ bytes, %d+ are in use" },
+      function() q.empty { 2 ^ 42, dtype = "int8", device = "cuda" } end)
+    assert.equal(6, q.zeros({ 6, dtype = "int8", device = "cuda" }):numel())
+  end)
+
+  on_gpu("is counted while it lives", function()
+    local t = q.empty { 1024, 1024, dtype = "int8", device = "cuda" }
+    local before = q.memory()["cuda:0"].allocated
+    t:free()
+    assert.equal(MIB, before - q.memory()["cuda:0"].allocated)
+  end)
+end)
+
+describe("on the GPU as on the CPU:", function()
+  for _, dim in ipairs { 1, 2 } do
+    for _, encoding in ipairs { "twos_complement", "offset" } do
+      on_gpu(("packing and unpacking along dim %d, %s"):format(dim, encoding), function()
+        local r = cases.random(dim)
+        for _, shape in ipairs { { 1, 1 }, { 8, 8 }, { 5, 13 }, { 13, 5 }, { 33, 200 }, { 200, 33 }, { 257, 1031 } } do
+          local whole = q.empty { shape[1] + 2, shape[2] + 3, dtype = "int8" }
+          for i = 0, whole:numel() - 1 do whole:data()[i] = r:range(-8, 7) end
+          local function inner(t) return t:narrow(1, 2, shape[1]):narrow(2, 3, shape[2]) end
+          local opts = { dim = dim, encoding = encoding }
+          local packed = q.pack_int4_to_int32(inner(whole), opts)
+          assert.same_bits(packed, q.pack_int4_to_int32(inner(whole:to "cuda"), opts))
+          assert.same_bits(packed, q.pack_int4_to_int32(inner(whole:to("int32"):to "cuda"), opts))
+          for _, dtype in ipairs { "int8", "int32" } do
+            opts.dtype, opts.length = dtype, shape[dim]
+            assert.same_bits(inner(whole):to(dtype), q.unpack_int32_to_int4(packed:to "cuda", opts))
+          end
+        end
+      end)
+    end
+
+    for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
+      on_gpu(("quantising and dequantising %s along dim %d"):format(dtype, dim), function()
+        for _, shape in ipairs { { 1, 1 }, { 5, 13 }, { 13, 5 }, { 70, 300 }, { 300, 70 }, { 1000, 17 }, { 17, 1000 } } do
+          local source = q.random(q.empty(shape), { low = -3, high = 5, seed = shape[1] })
+          for i = 1, math.min(shape[1], shape[2]) do source:set(i, i, (i % 5 - 2) * 2 ^ (-149 + 11 * (i % 25))) end
+          source:narrow(dim, 1, 1):fill_bytes_(0)
+          source = source:to(dtype)
+          local opts = { dim = dim, encoding = "offset" }
+          local packed, scales = q.quantize(source, opts)
+          local packed_gpu, scales_gpu = q.quantize(source:to "cuda", opts)
+          local name = ("[%d, %d]"):format(shape[1], shape[2])
+          assert.same_bits(scales, scales_gpu, name .. " scales")
+          assert.same_bits(packed, packed_gpu, name .. " packed")
+          opts.dtype, opts.length = dtype, shape[dim]
+          assert.same_bits(q.dequantize(packed, scales, opts), q.dequantize(packed_gpu, scales_gpu, opts), name)
+        end
+      end)
+    end
+  end
+
+  on_gpu("the first bad value when packing and quantising", function()
+    local values = q.zeros { 70, 90, dtype = "int8" }
+    values:set(61, 3, 8)
+    values:set(40, 77, -9)
+    assert.fails_with({ pattern = "^pack_int4_to_int32: .* %-9 at row 40, column 77" },
+      function() q.pack_int4_to_int32(values:to "cuda") end)
+    local floats = q.zeros { 70, 90 }
+    floats:set(61, 3, 0 / 0)
+    floats:set(40, 77, 1 / 0)
+    for _, dim in ipairs { 1, 2 } do
+      assert.fails_with({ pattern = "^quantize: .* at row 40, column 77" },
+        function() q.quantize(floats:to "cuda", { dim = dim }) end)
+    end
+  end)
+
+  on_gpu("random words and floats", function()
+    for _, n in ipairs { 1, 5, 1023, 100003 } do
+      for _, dtype in ipairs { "int32", "float32" } do
+        local opts = { seed = n, sequence = 7, low = -2, high = 3 }
+        assert.same_bits(q.random(q.empty { n, dtype = dtype }, opts),
+          q.random(q.empty { n, dtype = dtype, device = "cuda" }, opts), n .. " " .. dtype)
+      end
+    end
+    local whole = q.zeros { 9, 11, dtype = "int32" }
+    local whole_gpu = whole:to "cuda"
+    q.random(whole:narrow(1, 2, 5):narrow(2, 3, 7), { seed = 1 })
+    q.random(whole_gpu:narrow(1, 2, 5):narrow(2, 3, 7), { seed = 1 })
+    assert.same_bits(whole, whole_gpu)
+  end)
+
+  on_gpu("test data", function()
+    local here = { q.generate_test_data(33, 72, 21, { seed = 5 }) }
+    for i, t in ipairs { q.generate_test_data(33, 72, 21, { seed = 5, device = "cuda" }) } do
+      assert.equal("cuda:0", t.device)
+      assert.same_bits(here[i], t)
+    end
+  end)
+end)
+
+describe("a stream", function()
+  on_gpu("carries work in order, and may be waited for", function()
+    local stream = q.stream()
+    local t = q.empty { 1000, 1000, dtype = "int32", device = "cuda" }
+    for i = 0, 20 do t:fill_bytes_(i, stream) end
+    local copy = q.empty { 1000, 1000, dtype = "int32", device = "cuda" }
+    copy:copy_(t, stream)
+    stream:synchronize()
+    assert.equal(0x14141414, copy:get(1000, 1000))
+    stream:destroy()
+    stream:destroy()
+    assert.fails_with({ pattern = "^fill_bytes_: the stream has been destroyed" },
+      function() t:fill_bytes_(0, stream) end)
+  end)
+
+  on_gpu("may be a bare cudaStream_t", function()
+    local stream = q.stream()
+    local t = q.zeros { 4, dtype = "int8", device = "cuda" }
+    t:fill_bytes_(3, stream.handle)
+    stream:synchronize()
+    assert.same({ 3, 3, 3, 3 }, t:totable())
+    assert.fails_with({ pattern = "^fill_bytes_: stream is 5, expected one from int4mm.stream" },
+      function() t:fill_bytes_(0, 5) end)
+  end)
+
+  on_gpu("may lose its tensors while work is under way", function()
+    local stream = q.stream()
+    local kept = q.zeros { 2048, 2048, dtype = "int32", device = "cuda" }
+    for _ = 1, 200 do
+      local t = q.empty({ 2048, 2048, dtype = "int32", device = "cuda" }):fill_bytes_(7, stream)
+      kept:copy_(t, stream)
+      t:free() -- and its memory goes to the next one, made on the default stream
+      q.empty({ 2048, 2048, dtype = "int32", device = "cuda" }):fill_bytes_(9)
+    end
+    stream:synchronize()
+    assert.same_bits(("\7"):rep(4 * 2048 * 2048), kept)
+  end)
+
+  on_gpu("is not waited for by a call that only enqueues", function()
+    local stream = q.stream()
+    local a, b, scale_a, scale_b = q.generate_test_data(8192, 8192, 8192, { device = "cuda" })
+    local out = q.empty { 8192, 8192, dtype = "float16", device = "cuda" }
+    q.int4_matmul(a, b, scale_a, scale_b, { out = out, stream = stream }) -- the first call loads the kernels
+    stream:synchronize()
+    local busy = 0
+    for _ = 1, 5 do
+      for _ = 1, 4 do q.int4_matmul(a, b, scale_a, scale_b, { out = out, stream = stream }) end
+      if driver.busy(stream.handle) then busy = busy + 1 end
+      stream:synchronize()
+      assert.is_false(driver.busy(stream.handle))
+    end
+    assert(busy >= 4, ("the stream was still busy after %d of 5 rounds of calls"):format(busy))
+  end)
+end)
+
+describe("memory of the GPU", function()
+  on_gpu("stays flat over 10,000 results, multiplied and dropped", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(1024, 8, 1024, { device = "cuda" })
+    for _ = 1, 50 do q.int4_matmul(a, b, scale_a, scale_b) end
+    collectgarbage()
+    q.synchronize()
+    local before, host, most = q.device_info().free_memory, helper.resident(), 0
+    for i = 1, 10000 do -- 2 MiB each: 20 GiB if they stayed
+      q.int4_matmul(a, b, scale_a, scale_b)
+      if i % 250 == 0 then most = math.max(most, before - q.device_info().free_memory) end
+    end
+    assert(most < 1600 * MIB, ("%.0f MiB of device memory"):format(most / MIB))
+    assert(helper.resident() - host < 160 * MIB, ("%.0f MiB of host memory"):format((helper.resident() - host) / MIB))
+  end)
+
+  on_gpu("stays flat over products of CPU operands", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(256, 64, 256)
+    for _ = 1, 50 do q.int4_matmul_cuda(a, b, scale_a, scale_b) end
+    local before, host = q.device_info().free_memory, helper.resident()
+    for _ = 1, 2000 do q.int4_matmul_cuda(a, b, scale_a, scale_b) end
+    assert(before - q.device_info().free_memory < 256 * MIB)
+    assert(helper.resident() - host < 160 * MIB)
+  end)
+end)
+
+describe("after a fork, where the parent has opened CUDA,", function()
+  ffi.cdef [[
+    int fork(void);
+    int waitpid(int pid, int *status, int options);
+    unsigned alarm(unsigned seconds);
+    void _exit(int status);
+  ]]
+
+  on_gpu("the child says that CUDA is gone, and works on the CPU", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(16, 64, 16)
+    local expected = helper.bytes(q.int4_matmul_cuda(a, b, scale_a, scale_b))
+    local pid = ffi.C.fork()
+    if pid == 0 then
+      ffi.C.alarm(60)
+      local ok, right = pcall(function()
+        local still, why = q.cuda_available()
+        return not still and why:find "fork" and helper.bytes(q.int4_matmul(a, b, scale_a, scale_b)) == expected
+      end)
+      ffi.C._exit(ok and right and 0 or 1)
+    end
+    local status = ffi.new "int[1]"
+    assert.equal(pid, ffi.C.waitpid(pid, status, 0))
+    assert.equal(0, status[0])
+    assert.same_bits(expected, q.int4_matmul_cuda(a, b, scale_a, scale_b))
+  end)
+end)

@@ -1,0 +1,119 @@
+--- Memory: what is dropped is given back, and the figures say how much is held.
+
+local helper = require "spec.helper"
+local q = require "int4mm"
+
+local MIB = 2 ^ 20
+
+--- How far resident memory may grow while garbage gathers: the slack, what the allocator keeps, and under a sanitizer
+-- what it holds back to catch a late use.
+local function allowance() return (helper.sanitized() and 600 or 160) * MIB end
+
+describe("10,000 results, multiplied and dropped,", function()
+  it("leave resident memory flat", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(256, 8, 512, { seed = 1 })
+    for _ = 1, 50 do q.int4_matmul_cpu(a, b, scale_a, scale_b) end
+    collectgarbage()
+    local before, most = helper.resident(), 0
+    for i = 1, 10000 do -- 256 KiB each: 2.5 GiB if they stayed
+      q.int4_matmul_cpu(a, b, scale_a, scale_b)
+      if i % 500 == 0 then most = math.max(most, helper.resident()) end
+    end
+    assert(most - before < allowance(), ("grew by %.0f MiB"):format((most - before) / MIB))
+  end)
+
+  it("are collected within the slack that was set", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(256, 8, 512, { seed = 1 })
+    q.set_memory_slack("cpu", 4 * MIB)
+    collectgarbage()
+    collectgarbage()
+    local before, most = q.memory().cpu.allocated, 0
+    for _ = 1, 10000 do
+      q.int4_matmul_cpu(a, b, scale_a, scale_b)
+      most = math.max(most, q.memory().cpu.allocated)
+    end
+    q.set_memory_slack("cpu", 64 * MIB)
+    -- at most the slack or half of what is alive, whichever is more, and the result being made
+    local limit = math.max(4 * MIB, before / 2) + MIB
+    assert(most - before <= limit, ("%.1f MiB of garbage"):format((most - before) / MIB))
+  end)
+end)
+
+describe("every operation", function()
+  it("gives all its memory back", function()
+    local _, _, _, _, a, b = q.generate_test_data(40, 64, 48, { seed = 2 })
+    local floats = q.random(q.empty { 40, 64 }, { low = -1, high = 1 })
+    local function work()
+      local a_packed, scale_a = q.quantize(floats)
+      local b_packed = q.pack_int4_to_int32(b, { dim = 1 })
+      local scale_b = q.ones { 48 }
+      q.unpack_int32_to_int4(a_packed)
+      q.dequantize(a_packed, scale_a, { dtype = "float16" })
+      local panels = q.prepack(b_packed)
+      local c = q.int4_matmul(a_packed, panels, scale_a, scale_b)
+      q.int4_matmul_cpu(a_packed, b_packed, scale_a, scale_b, { strassen = 2, out_dtype = "float32" })
+      q.int4_matmul_reference(a_packed, b_packed, scale_a, scale_b, { out = c })
+      c:narrow(1, 2, 3):clone():to("float32"):contiguous():totable()
+      pcall(q.int4_matmul, a_packed, b_packed, scale_b, scale_a)
+      pcall(q.quantize, q.full({ 4, 8 }, 1 / 0))
+      pcall(q.pack_int4_to_int32, q.full({ 4, 8, dtype = "int8" }, 8))
+      a:free()
+      a = a_packed
+    end
+    work()
+    collectgarbage()
+    collectgarbage()
+    local before = q.memory().cpu.allocated
+    for _ = 1, 200 do work() end
+    a = nil -- luacheck: ignore
+    collectgarbage()
+    collectgarbage()
+    assert(q.memory().cpu.allocated <= before, ("%d bytes, %d before"):format(q.memory().cpu.allocated, before))
+  end)
+end)
+
+describe("q.memory", function()
+  it("counts what tensors hold, once for all views", function()
+    collectgarbage()
+    collectgarbage()
+    local before = q.memory().cpu.allocated
+    local t = q.empty { 100, 100, dtype = "int32" }
+    local view = t:narrow(1, 1, 50)
+    assert.equal(40000, q.memory().cpu.allocated - before)
+    assert.equal(40000, view:numel() * 8)
+    q.wrap(t:data(), { shape = { 100 }, dtype = "int32", owner = t })
+    assert.equal(40000, q.memory().cpu.allocated - before)
+    t:free()
+    view:free()
+    assert.equal(0, q.memory().cpu.allocated - before)
+  end)
+
+  it("tells the soft limit", function()
+    q.set_memory_slack("cpu", 10 * MIB)
+    local figures = q.memory().cpu
+    assert(figures.limit >= figures.allocated + 10 * MIB)
+    q.set_memory_slack("cpu", 64 * MIB)
+    assert.fails_with({ pattern = "^set_memory_slack: bytes is %-1, expected a whole number" },
+      function() q.set_memory_slack("cpu", -1) end)
+    assert.fails_with({ pattern = '^set_memory_slack: device is "disk", expected "cpu"' },
+      function() q.set_memory_slack("disk", 1) end)
+  end)
+end)
+
+describe("out of memory", function()
+  it("is tried again after a collection, before it is an error", function()
+    -- in a process of its own, whose address space is limited to what two of the tensors need
+    local output, status = helper.shell(([[ulimit -v %d; LUA_PATH=%q LUA_CPATH=%q luajit -e '
+      local q = require "int4mm"
+      q.set_memory_slack("cpu", 2^40)
+      for i = 1, 20 do q.empty { 192 * 2^20, dtype = "int8" } end
+      print "kept going"
+      local held = {}
+      local ok, message = pcall(function() for i = 1, 20 do held[i] = q.empty { 192 * 2^20, dtype = "int8" } end end)
+      print(ok, message)
+    ']]):format(768 * 1024, package.path, package.cpath))
+    assert.matches("kept going", output, 1, true)
+    assert.matches("false%s+.*empty: out of memory on cpu: asked for 201326592 bytes, %d+ are in use", output)
+    assert.equal(0, status)
+  end)
+end)
