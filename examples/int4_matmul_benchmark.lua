@@ -19,8 +19,7 @@ local SIZES = {
   "4096x4096x4096",
 }
 
--- ---- arguments
--- -------------------------------------------------------------------------------------------------------
+-- ---- arguments ----
 
 local function parse_size(text)
   local M, K, N = text:match("^(%d+)x(%d+)x(%d+)$")
@@ -52,8 +51,7 @@ local function parse_arguments()
   return arguments
 end
 
--- ---- backends
--- --------------------------------------------------------------------------------------------------------
+-- ---- backends ----
 
 -- Each has multiply(operands, out) and the device its operands belong on; prepare(b_packed) is done once a size.
 local BACKENDS = {
@@ -80,8 +78,7 @@ local function choose_backends(asked)
   return chosen, missing
 end
 
--- ---- accuracy
--- --------------------------------------------------------------------------------------------------------
+-- ---- accuracy ----
 
 -- Normal random numbers by the Box-Muller transform of uniform ones in (0, 1].
 local function normal(rows, columns, seed, sequence)
@@ -121,8 +118,7 @@ local function quantising_error(size, seed)
   return whole > 0 and math.sqrt(difference / whole) or 0
 end
 
--- ---- speed
--- -----------------------------------------------------------------------------------------------------------
+-- ---- speed ----
 
 local ORACLE_PRODUCTS = 5e7 -- what the oracle does in some tenths of a second
 
@@ -170,8 +166,7 @@ local function run(arguments, backends)
   return results
 end
 
--- ---- output
--- ----------------------------------------------------------------------------------------------------------
+-- ---- output ----
 
 local function print_table(report)
   local rows = { { "M x K x N", "backend", "kernel", "time", "TOPS", "memory", "fp16", "ratio", "exact", "error" } }

@@ -14,8 +14,7 @@ end
 local q = require "int4mm"
 local bench = require "int4mm.bench"
 
--- ---- the layer
--- -------------------------------------------------------------------------------------------------------
+-- ---- the layer ----
 
 local Linear = {}
 Linear.__index = Linear
@@ -35,8 +34,7 @@ function Linear:forward(x)
   return q.int4_matmul(packed, self.weight, scales, self.scales, { bias = self.bias, out_dtype = "float32" })
 end
 
--- ---- one on random data, beside the same in float
--- ---------------------------------------------------------------------
+-- ---- one on random data, beside the same in float ----
 
 local batch, inputs, outputs = tonumber(arg[1] or 8), tonumber(arg[2] or 1024), tonumber(arg[3] or 512)
 local device = q.cuda_available() and "cuda" or "cpu"

@@ -13,8 +13,7 @@ local bench = require "int4mm.bench"
 
 local M, K, N = tonumber(arg[1] or 1024), tonumber(arg[2] or 1024), tonumber(arg[3] or 1024)
 
--- ---- data, on the GPU where there is one
--- -----------------------------------------------------------------------------
+-- ---- data, on the GPU where there is one ----
 
 local cuda, reason = q.cuda_available()
 local a_packed, b_packed, scale_a, scale_b, a, b = q.generate_test_data(M, K, N, {
@@ -34,8 +33,7 @@ describe("B", b)
 describe("  packed", b_packed)
 describe("  scales", scale_b)
 
--- ---- the product
--- -----------------------------------------------------------------------------------------------------
+-- ---- the product ----
 
 local c = q.int4_matmul(a_packed, b_packed, scale_a, scale_b)
 describe("C = A B", c)
@@ -51,8 +49,7 @@ print(("Time       %s, %.3f TOPS (median of %d)"):format(bench.duration(seconds)
   samples))
 if not cuda then print("No GPU     " .. reason) end
 
--- ---- the check: every output, bit for bit, or as many rows as the oracle does in ten seconds
--- --------------------------
+-- ---- the check: every output, bit for bit, or as many rows as the oracle does in ten seconds ----
 
 local ROWS, LIMIT = 64, 10
 local start, checked = bench.now(), 0

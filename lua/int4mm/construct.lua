@@ -57,6 +57,12 @@ end
 --- A tensor of ones; `spec` as in @{empty}.
 function construct.ones(spec) return construct.full(spec, 1) end
 
+-- A seed: a whole number up to 2^53 or a uint64_t, 0 by default.
+function construct.check_seed(name, seed)
+  if ffi.istype("uint64_t", seed) then return seed end
+  return check.integer(name, "seed", seed or 0, 0)
+end
+
 --- Fills a tensor with random numbers, the same on every machine and device for the same seed (Philox4x32-10).
 -- @tparam tensor t float32 (uniform from low to high) or int32 (random bits: eight uniform int4 a word)
 -- @tparam[opt] table opts `seed` (0; a whole number or a uint64_t), `sequence` (0; one of 2^32 of a seed), `low` (0),
@@ -65,8 +71,7 @@ function construct.ones(spec) return construct.full(spec, 1) end
 function construct.random(t, opts)
   tensor.check("random", "the tensor", t)
   opts = check.options("random", opts, { "seed", "sequence", "low", "high", "stream" })
-  local seed = opts.seed or 0
-  if not ffi.istype("uint64_t", seed) then check.integer("random", "seed", seed, 0) end
+  local seed = construct.check_seed("random", opts.seed)
   local sequence = check.integer("random", "sequence", opts.sequence or 0, 0, 2 ^ 32 - 1)
   local low, high = check.number("random", "low", opts.low or 0), check.number("random", "high", opts.high or 1)
   binding.check("random", lib.int4mm_random(t.c, seed, sequence, low, high,

@@ -28,7 +28,7 @@ function data.generate_test_data(M, K, N, opts)
   if K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8: a word holds eight values", K) end
   opts = check.options(name, opts, { "seed", "device" })
   local device = names.device_name(names.device(name, "device", opts.device, "cpu"))
-  local seed = opts.seed or 0
+  local seed = construct.check_seed(name, opts.seed)
   local function words(rows, columns, sequence)
     return construct.random(construct.empty { rows, columns, dtype = "int32", device = device },
       { seed = seed, sequence = sequence })

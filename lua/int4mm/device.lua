@@ -74,8 +74,7 @@ function device.synchronize(which)
   for number = 0, device.device_count() - 1 do binding.check("synchronize", lib.int4mm_synchronize(number)) end
 end
 
--- ---- streams
--- ---------------------------------------------------------------------------------------------------------
+-- ---- streams ----
 
 local Stream = ffi.typeof("struct { void *stream; int32_t number; bool live; }")
 local methods = {}
@@ -143,8 +142,7 @@ function device.stream_handle(name, value)
   return handle
 end
 
--- ---- the CPU
--- ---------------------------------------------------------------------------------------------------------
+-- ---- the CPU ----
 
 --- Sets how many threads a call on the CPU may use.
 -- @tparam[opt] number threads 1 or more; nil or 0 puts back the default: the environment's INT4MM_NUM_THREADS, else

@@ -24,9 +24,9 @@ local function slack_of(device) return slack[device] or (device < 0 and 64 or 10
 
 local function allocated(device) return tonumber(lib.int4mm_allocated(device)) end
 
-local function collect(device, bytes)
+local function collect(device)
   collectgarbage()
-  local alive = allocated(device) + bytes
+  local alive = allocated(device)
   limits[device] = alive + math.max(slack_of(device), alive / 2)
 end
 
@@ -42,10 +42,10 @@ function memory.with_room(device, bytes, allocate, ...)
     limit = slack_of(device)
     limits[device] = limit
   end
-  if allocated(device) + bytes > limit then collect(device, bytes) end
+  if allocated(device) + bytes > limit then collect(device) end
   local status = allocate(...)
   if status == OUT_OF_MEMORY then
-    collect(device, bytes)
+    collect(device)
     status = allocate(...)
   end
   return status
@@ -70,7 +70,7 @@ end
 function memory.set_slack(device, bytes)
   local number = names.device("set_memory_slack", "device", device)
   slack[number] = check.integer("set_memory_slack", "bytes", bytes, 0)
-  collect(number, 0)
+  collect(number)
 end
 
 return memory

@@ -25,6 +25,13 @@ names.dtypes = {
   float32 = dtype(4, 4, "uint32_t *", numeric.from_float_bits, numeric.float_bits),
 }
 
+-- The dtypes of results that are numbers, and of unpacked int4.
+names.float_dtypes, names.integer_dtypes = {}, {}
+for name, info in pairs(names.dtypes) do
+  local group = info.low and names.integer_dtypes or names.float_dtypes
+  group[name] = info
+end
+
 -- from the C enumerator to the name
 names.dtype_names = {}
 for name, info in pairs(names.dtypes) do

@@ -33,8 +33,7 @@ end
 -- live, for the interpreter and for compiled code, until after its call of C.
 local function keep() end
 
--- ---- packing
--- ---------------------------------------------------------------------------------------------------------
+-- ---- packing ----
 
 local function rows_and_columns(t) return tonumber(t.c.shape[0]), tonumber(t.c.shape[1]) end
 
@@ -82,7 +81,7 @@ function ops.unpack_int32_to_int4(packed, opts)
   opts = check.options(name, opts, { "dim", "length", "encoding", "dtype", "out", "stream" })
   tensor.check(name, "packed", packed)
   local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
-  local dtype = names.dtype(name, "dtype", opts.dtype, "int8")
+  local dtype = check.choice(name, "dtype", opts.dtype, names.integer_dtypes, "int8")
   local stream = devices.stream_handle(name, opts.stream)
   local rows, columns = plain_shape(name, packed, dim, opts.length)
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
@@ -91,8 +90,7 @@ function ops.unpack_int32_to_int4(packed, opts)
   return out
 end
 
--- ---- quantising
--- ------------------------------------------------------------------------------------------------------
+-- ---- quantising ----
 
 --- Quantises to int4, symmetrically by the largest magnitude of each row or column.
 -- With scale = absmax / 7 in float32, q is x / scale rounded to the nearest (ties to even), from -7 to 7; where scale
@@ -133,7 +131,7 @@ function ops.dequantize(packed, scales, opts)
   tensor.check(name, "packed", packed)
   tensor.check(name, "scales", scales)
   local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
-  local dtype = names.dtype(name, "dtype", opts.dtype, "float32")
+  local dtype = check.choice(name, "dtype", opts.dtype, names.float_dtypes, "float32")
   local stream = devices.stream_handle(name, opts.stream)
   local rows, columns = plain_shape(name, packed, dim, opts.length)
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
@@ -142,8 +140,7 @@ function ops.dequantize(packed, scales, opts)
   return out
 end
 
--- ---- the product
--- -----------------------------------------------------------------------------------------------------
+-- ---- the product ----
 
 local MATMUL_OPTIONS = {
   "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b", "stream", "kernel", "strassen",
@@ -161,7 +158,7 @@ end
 
 -- out_dtype's number, which has to be that of `out` where both are given
 local function out_dtype(name, opts)
-  local dtype = names.dtype(name, "out_dtype", opts.out_dtype, "float16")
+  local dtype = check.choice(name, "out_dtype", opts.out_dtype, names.float_dtypes, "float16")
   if opts.out_dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
     check.raise(name, "out is %s but out_dtype is %s; leave one of them out", opts.out.dtype, dtype.name)
   end
@@ -277,8 +274,7 @@ function ops.prepack(b_packed, opts)
   return prepacked
 end
 
--- ---- plans
--- -----------------------------------------------------------------------------------------------------------
+-- ---- plans ----
 
 local Plan = { __name = "int4mm.plan" }
 
@@ -367,7 +363,7 @@ function ops.choose_cuda(problem)
     local value = problem[key]
     p[key] = check.integer(name, key, value == nil and default or value, 0)
   end
-  p.out_dtype = names.dtype(name, "out_dtype", problem.out_dtype, "float16").id
+  p.out_dtype = check.choice(name, "out_dtype", problem.out_dtype, names.float_dtypes, "float16").id
   p.encoding_a, p.encoding_b = encoding_of(name, problem, "encoding_a"), encoding_of(name, problem, "encoding_b")
   if problem.kernel ~= nil and type(problem.kernel) ~= "string" then
     check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(problem.kernel))

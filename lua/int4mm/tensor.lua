@@ -55,8 +55,7 @@ local function check_rows(name, value, what)
   return value
 end
 
--- ---- making tensors
--- --------------------------------------------------------------------------------------------------
+-- ---- making tensors ----
 
 local function try_alloc(t, rank, rows, columns, dtype, device)
   return lib.int4mm_tensor_alloc(t.c, rank, rows, columns, dtype, device)
@@ -110,8 +109,7 @@ end
 local owners = setmetatable({}, { __mode = "k" })
 tensor.owners = owners
 
--- ---- fields
--- ----------------------------------------------------------------------------------------------------------
+-- ---- fields ----
 
 function fields.shape(t)
   if t.c.rank == 2 then return { rows_of(t), columns_of(t) } end
@@ -122,8 +120,7 @@ function fields.device(t) return names.device_name(t.c.device) end
 function fields.stride(t) return tonumber(t.c.stride) end
 function fields.layout(t) return names.layout_names[t.c.layout] end
 
--- ---- methods
--- ---------------------------------------------------------------------------------------------------------
+-- ---- methods ----
 
 --- Methods of tensors
 -- @section methods
@@ -381,8 +378,7 @@ function methods:free()
   owners[self] = nil
 end
 
--- ---- the metatype
--- ----------------------------------------------------------------------------------------------------
+-- ---- the metatype ----
 
 local metatable = { __name = "int4mm.tensor" }
 

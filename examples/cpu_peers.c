@@ -1,0 +1,415 @@
+/*
+ * Times the CPU backend beside its peers in one run: OpenBLAS (float32) and oneDNN (u8 x s8 with prepacked weights,
+ * float32 out), both opened when the program starts and skipped by name where they are missing. Debian's packages:
+ * libopenblas-dev libdnnl-dev.
+ *
+ *   cpu_peers [--json] [--threads 1,2] [--shape M,K,N]... [--rounds 7] [--only name]
+ *
+ * Contenders of a shape take turns, so that all of them see the same neighbours on the machine; each figure is the
+ * least over the rounds, with the median behind it. GOPS counts a multiplication and an addition as two. The ceiling is
+ * the rate of vpdpbusd on registers, measured between the same rounds, and for small M the rate at which the same
+ * threads read memory. `cold` rotates over weights of 256 MiB together, more than the caches hold.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <inttypes.h>
+#include <omp.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "int4mm.h"
+
+#if __has_include(<dnnl.h>)
+#include <dnnl.h>
+#define HAVE_DNNL_HEADER 1
+#endif
+
+enum { MAX_CONTENDERS = 16, MAX_ROUNDS = 101 };
+
+static void fail(const char *what, const char *why) {
+  fprintf(stderr, "cpu_peers: %s: %s\n", what, why);
+  exit(1);
+}
+
+static void check(int32_t status) {
+  if (status) fail(int4mm_strerror(status), int4mm_last_error());
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void *allocate(size_t bytes) {
+  void *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (!p) fail("memory", "none left");
+  return p;
+}
+
+/* ---- ceilings --------------------------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+/* 16 independent vpdpbusd, 128 operations each, `times` times. */
+__attribute__((target("avx512f,avx512vnni"))) static void dot_products(int64_t times) {
+  for (int64_t i = 0; i < times; i++) {
+#define DOT(n) "vpdpbusd %%zmm30, %%zmm31, %%zmm" #n "\n\t"
+    __asm__ volatile(DOT(0) DOT(1) DOT(2) DOT(3) DOT(4) DOT(5) DOT(6) DOT(7) DOT(8) DOT(9) DOT(10) DOT(11) DOT(12)
+                         DOT(13) DOT(14) DOT(15)::
+                             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+                               "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+#undef DOT
+  }
+}
+
+static double ceiling_gops(int threads) { /* 0 where the CPU has no vpdpbusd */
+  const int64_t times = 400000;
+  if (!__builtin_cpu_supports("avx512vnni")) return 0;
+  double t = now();
+#pragma omp parallel num_threads(threads)
+  dot_products(times);
+  return (double)times * 16 * 128 * threads / (now() - t) / 1e9;
+}
+#else
+static double ceiling_gops(int threads) {
+  return threads * 0.0;
+}
+#endif
+
+enum { READ_BYTES = 256 << 20 };
+
+/* GB/s of reading once through 256 MiB. */
+static double read_rate(const uint64_t *memory, int threads) {
+  const int64_t words = READ_BYTES / 8;
+  uint64_t sum = 0;
+  double t = now();
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(^ : sum)
+  for (int64_t i = 0; i < words; i += 64) {
+    uint64_t part[8] = {0};
+    for (int j = 0; j < 64; j++) part[j % 8] ^= memory[i + j];
+    for (int j = 0; j < 8; j++) sum ^= part[j];
+  }
+  t = now() - t;
+  if (sum == 42) fprintf(stderr, " ");
+  return READ_BYTES / t / 1e9;
+}
+
+/* ---- contenders ------------------------------------------------------------------------------------------------- */
+
+typedef struct setting {
+  int64_t M, K, N;
+  int threads, copies; /* of the weight, for cold runs */
+  int4mm_tensor a, scale_a, scale_b, out;
+  int4mm_tensor *b, *panels;
+  float *fa, *fb, *fc; /* OpenBLAS */
+  uint8_t *ua;         /* oneDNN */
+} setting;
+
+typedef struct contender {
+  char name[32];
+  void (*run)(const setting *s, const struct contender *c, int iteration);
+  const char *isa;
+  int32_t strassen;
+  bool panels;
+  double times[MAX_ROUNDS];
+} contender;
+
+static void run_ours(const setting *s, const contender *c, int iteration) {
+  int4mm_tensor out = s->out;
+  int4mm_matmul_args args = {.a_packed = &s->a,
+                             .b_packed = (c->panels ? s->panels : s->b) + iteration % s->copies,
+                             .scale_a = &s->scale_a,
+                             .scale_b = &s->scale_b,
+                             .out = &out,
+                             .backend = INT4MM_USE_CPU,
+                             .strassen = c->strassen};
+  check(int4mm_matmul(&args));
+}
+
+typedef void sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
+                      const float *b, int ldb, float beta, float *c, int ldc);
+static sgemm_fn *sgemm;
+static void (*blas_threads)(int);
+
+static bool open_blas(void) {
+  void *library = dlopen("libopenblas.so.0", RTLD_NOW);
+  if (!library) return false;
+  *(void **)&sgemm = dlsym(library, "cblas_sgemm");
+  *(void **)&blas_threads = dlsym(library, "openblas_set_num_threads");
+  return sgemm && blas_threads;
+}
+
+static void run_blas(const setting *s, const contender *c, int iteration) {
+  (void)c;
+  const float *b = s->fb + (size_t)(iteration % s->copies) * (size_t)(s->K * s->N);
+  int M = (int)s->M, N = (int)s->N, K = (int)s->K;
+  sgemm(101, 111, 111, M, N, K, 1, s->fa, K, b, N, 0, s->fc, N); /* row-major, not transposed */
+}
+
+#ifdef HAVE_DNNL_HEADER
+#define DNNL_CALLS(X)                                                                                                  \
+  X(dnnl_engine_create)                                                                                                \
+  X(dnnl_stream_create) X(dnnl_stream_wait) X(dnnl_memory_desc_init_by_tag) X(dnnl_matmul_desc_init)                   \
+      X(dnnl_primitive_desc_create) X(dnnl_primitive_desc_query_md) X(dnnl_primitive_create) X(dnnl_primitive_execute) \
+          X(dnnl_primitive_destroy) X(dnnl_primitive_desc_destroy) X(dnnl_memory_create) X(dnnl_memory_destroy)        \
+              X(dnnl_memory_desc_get_size)
+#define DECLARE(name) static __typeof__(name) *p_##name;
+DNNL_CALLS(DECLARE)
+
+static dnnl_engine_t engine;
+static dnnl_stream_t stream;
+static dnnl_primitive_t product;
+static dnnl_memory_t *weights, source, result;
+
+static bool open_dnnl(void) {
+  void *library = dlopen("libdnnl.so.2", RTLD_NOW);
+  if (!library) return false;
+#define FIND(name)                                                                                                     \
+  if (!(*(void **)&p_##name = dlsym(library, #name))) return false;
+  DNNL_CALLS(FIND)
+  return !p_dnnl_engine_create(&engine, dnnl_cpu, 0) &&
+         !p_dnnl_stream_create(&stream, engine, dnnl_stream_default_flags);
+}
+
+static void check_dnnl(dnnl_status_t status) {
+  if (status != dnnl_success) fail("oneDNN", "a call failed");
+}
+
+/* The primitive for a shape, and weights in the layout that it likes best, filled without a conversion: only time
+ * matters here. */
+static void prepare_dnnl(const setting *s) {
+  dnnl_memory_desc_t a, b, c;
+  dnnl_matmul_desc_t desc;
+  dnnl_primitive_desc_t pd;
+  check_dnnl(p_dnnl_memory_desc_init_by_tag(&a, 2, (dnnl_dims_t){s->M, s->K}, dnnl_u8, dnnl_ab));
+  check_dnnl(p_dnnl_memory_desc_init_by_tag(&b, 2, (dnnl_dims_t){s->K, s->N}, dnnl_s8, dnnl_format_tag_any));
+  check_dnnl(p_dnnl_memory_desc_init_by_tag(&c, 2, (dnnl_dims_t){s->M, s->N}, dnnl_f32, dnnl_ab));
+  check_dnnl(p_dnnl_matmul_desc_init(&desc, &a, &b, NULL, &c));
+  check_dnnl(p_dnnl_primitive_desc_create(&pd, &desc, NULL, engine, NULL));
+  check_dnnl(p_dnnl_primitive_create(&product, pd));
+  const dnnl_memory_desc_t *best = p_dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+  size_t bytes = p_dnnl_memory_desc_get_size(best);
+  weights = allocate((size_t)s->copies * sizeof *weights);
+  for (int i = 0; i < s->copies; i++) {
+    void *memory = allocate(bytes);
+    memset(memory, i + 1, bytes);
+    check_dnnl(p_dnnl_memory_create(&weights[i], best, engine, memory));
+  }
+  check_dnnl(p_dnnl_memory_create(&source, &a, engine, s->ua));
+  check_dnnl(p_dnnl_memory_create(&result, &c, engine, s->fc));
+  p_dnnl_primitive_desc_destroy(pd);
+}
+
+static void run_dnnl(const setting *s, const contender *c, int iteration) {
+  (void)c;
+  dnnl_exec_arg_t args[] = {
+      {DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weights[iteration % s->copies]}, {DNNL_ARG_DST, result}};
+  check_dnnl(p_dnnl_primitive_execute(product, stream, 3, args));
+  check_dnnl(p_dnnl_stream_wait(stream));
+}
+#endif
+
+/* ---- a shape ---------------------------------------------------------------------------------------------------- */
+
+static void random_tensor(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols, int32_t dtype,
+                          uint32_t sequence) {
+  memset(t, 0, sizeof *t);
+  check(int4mm_tensor_alloc(t, rank, rows, cols, dtype, INT4MM_CPU));
+  check(int4mm_random(t, 7, sequence, 0.001f, 0.01f, NULL));
+}
+
+static setting prepare(int64_t M, int64_t K, int64_t N, int threads, bool cold, bool blas) {
+  setting s = {.M = M, .K = K, .N = N, .threads = threads};
+  s.copies = cold ? (int)((256 << 20) / (K * N / 2)) + 1 : 1;
+  random_tensor(&s.a, 2, M, K / 8, INT4MM_INT32, 0);
+  random_tensor(&s.scale_a, 1, M, 1, INT4MM_FLOAT32, 1);
+  random_tensor(&s.scale_b, 1, N, 1, INT4MM_FLOAT32, 2);
+  memset(&s.out, 0, sizeof s.out);
+  check(int4mm_tensor_alloc(&s.out, 2, M, N, INT4MM_FLOAT16, INT4MM_CPU));
+  s.b = allocate((size_t)s.copies * sizeof *s.b);
+  s.panels = allocate((size_t)s.copies * sizeof *s.panels);
+  for (int i = 0; i < s.copies; i++) {
+    random_tensor(&s.b[i], 2, K / 8, N, INT4MM_INT32, 3);
+    memset(&s.panels[i], 0, sizeof s.panels[i]);
+    check(int4mm_prepack(&s.panels[i], &s.b[i], INT4MM_B_KN, INT4MM_TWOS_COMPLEMENT));
+  }
+  s.fc = allocate((size_t)(M * N) * 4);
+  s.ua = allocate((size_t)(M * K));
+  memset(s.ua, 3, (size_t)(M * K));
+  if (blas) {
+    size_t weights = (size_t)s.copies * (size_t)(K * N);
+    s.fa = allocate((size_t)(M * K) * 4);
+    s.fb = allocate(weights * 4);
+    for (int64_t i = 0; i < M * K; i++) s.fa[i] = (float)(i % 15) - 7;
+    for (size_t i = 0; i < weights; i++) s.fb[i] = (float)(i % 13) - 6;
+  }
+  return s;
+}
+
+static void discard(setting *s) {
+  int4mm_tensor_release(&s->a), int4mm_tensor_release(&s->scale_a), int4mm_tensor_release(&s->scale_b);
+  int4mm_tensor_release(&s->out);
+  for (int i = 0; i < s->copies; i++) int4mm_tensor_release(&s->b[i]), int4mm_tensor_release(&s->panels[i]);
+  free(s->b), free(s->panels), free(s->fa), free(s->fb), free(s->fc), free(s->ua);
+}
+
+static int compare(const void *x, const void *y) {
+  double a = *(const double *)x, b = *(const double *)y;
+  return (a > b) - (a < b);
+}
+
+static contender *add(contender *list, int *count, const char *name, const char *isa, int32_t strassen, bool panels) {
+  contender *c = &list[(*count)++];
+  *c = (contender){.run = run_ours, .isa = isa, .strassen = strassen, .panels = panels};
+  snprintf(c->name, sizeof c->name, "%s", name);
+  return c;
+}
+
+typedef struct options {
+  bool json, blas, dnnl;
+  int rounds;
+  const char *only;
+} options;
+
+static int list_contenders(contender *list, const setting *s, const options *o) {
+  int count = 0;
+  bool large = s->M >= 1024 && s->N >= 1024 && s->K >= 1024;
+  const char *best = int4mm_cpu_isa_at(0);
+  add(list, &count, "int4mm", best, -1, false);
+  add(list, &count, "int4mm prepacked", best, -1, true);
+  if (large) add(list, &count, "int4mm classical", best, 0, false);
+  if (large) add(list, &count, "int4mm strassen 1", best, 1, false);
+  if (large) add(list, &count, "int4mm strassen 2", best, 2, false);
+  for (int i = 1; int4mm_cpu_isa_at(i); i++) {
+    const char *isa = int4mm_cpu_isa_at(i);
+    char name[32];
+    snprintf(name, sizeof name, "int4mm %s", isa);
+    if (strcmp(isa, "scalar")) add(list, &count, name, isa, 0, false);
+  }
+  if (o->blas) add(list, &count, "OpenBLAS f32", best, 0, false)->run = run_blas;
+#ifdef HAVE_DNNL_HEADER
+  if (o->dnnl) add(list, &count, "oneDNN u8s8", best, 0, false)->run = run_dnnl;
+#endif
+  if (!o->only) return count;
+  int kept = 0;
+  for (int i = 0; i < count; i++) {
+    if (strstr(list[i].name, o->only)) list[kept++] = list[i];
+  }
+  return kept;
+}
+
+/* Seconds of one call: calls are repeated until 2 ms have passed. */
+static double time_one(const setting *s, const contender *c, int *iteration) {
+  int calls = 0;
+  check(int4mm_set_cpu_isa(c->isa));
+  c->run(s, c, (*iteration)++); /* wakes this contender's threads */
+  double start = now(), elapsed;
+  do {
+    c->run(s, c, (*iteration)++);
+    calls++;
+    elapsed = now() - start;
+  } while (elapsed < 2e-3);
+  return elapsed / calls;
+}
+
+static void report(const setting *s, contender *list, int count, const options *o, bool cold, double ceiling,
+                   double memory) {
+  double operations = 2.0 * (double)s->M * (double)s->K * (double)s->N, ours = list[0].times[0];
+  for (int i = 0; i < count; i++) {
+    double least = list[i].times[0], median = list[i].times[o->rounds / 2], gops = operations / least / 1e9;
+    double weight = (double)(s->K * s->N) / 2 / least / 1e9;
+    if (o->json) {
+      printf("{\"M\":%" PRId64 ",\"K\":%" PRId64 ",\"N\":%" PRId64 ",\"threads\":%d,\"cold\":%s,\"name\":\"%s\","
+             "\"ms\":%.5f,\"median_ms\":%.5f,\"gops\":%.1f,\"ceiling_gops\":%.1f,\"memory_gbs\":%.2f,"
+             "\"times_int4mm\":%.3f}\n",
+             s->M, s->K, s->N, s->threads, cold ? "true" : "false", list[i].name, 1e3 * least, 1e3 * median, gops,
+             ceiling, memory, least / ours);
+      continue;
+    }
+    printf("%5" PRId64 " %5" PRId64 " %5" PRId64 " %2d %-4s %-22s %10.4f %10.4f %9.1f", s->M, s->K, s->N, s->threads,
+           cold ? "cold" : "warm", list[i].name, 1e3 * least, 1e3 * median, gops);
+    if (ceiling > 0) printf(" %7.1f%%", 100 * gops / ceiling);
+    printf(" %7.2fx", least / ours);
+    if (list[i].run == run_ours && s->M <= 16)
+      printf("  %5.1f GB/s, %5.1f%% of reading", weight, 100 * weight / memory);
+    printf("\n");
+  }
+  fflush(stdout);
+}
+
+static void run_shape(int64_t M, int64_t K, int64_t N, int threads, bool cold, const options *o,
+                      const uint64_t *memory) {
+  contender list[MAX_CONTENDERS];
+  check(int4mm_set_cpu_isa(NULL));
+  check(int4mm_set_num_threads(threads));
+  omp_set_num_threads(threads);
+  if (o->blas) blas_threads(threads);
+  setting s = prepare(M, K, N, threads, cold, o->blas);
+#ifdef HAVE_DNNL_HEADER
+  if (o->dnnl) prepare_dnnl(&s);
+#endif
+  int count = list_contenders(list, &s, o), iteration = 0;
+  double ceiling = 0, rate = 0;
+  for (int round = 0; round < o->rounds; round++) {
+    double c = ceiling_gops(threads), r = M <= 16 ? read_rate(memory, threads) : 1;
+    ceiling = c > ceiling ? c : ceiling;
+    rate = r > rate ? r : rate;
+    for (int i = 0; i < count; i++) list[i].times[round] = time_one(&s, &list[i], &iteration);
+  }
+  for (int i = 0; i < count; i++) qsort(list[i].times, (size_t)o->rounds, sizeof(double), compare);
+  report(&s, list, count, o, cold, ceiling, rate);
+#ifdef HAVE_DNNL_HEADER
+  if (o->dnnl) p_dnnl_primitive_destroy(product);
+  for (int i = 0; o->dnnl && i < s.copies; i++) p_dnnl_memory_destroy(weights[i]);
+#endif
+  discard(&s);
+}
+
+int main(int argc, char **argv) {
+  static int64_t shapes[32][3] = {{1024, 1024, 1024}, {2048, 2048, 2048}, {4096, 4096, 4096}, {1, 4096, 4096},
+                                  {1, 4096, 14336},   {16, 4096, 4096},   {128, 4096, 4096}};
+  int shape_count = 7, given = 0, threads[8] = {1, omp_get_num_procs()}, thread_count = threads[1] > 1 ? 2 : 1;
+  options o = {.rounds = 7};
+  for (int i = 1; i < argc; i++) {
+    const char *value = i + 1 < argc ? argv[i + 1] : "";
+    if (!strcmp(argv[i], "--json")) {
+      o.json = true;
+    } else if (!strcmp(argv[i], "--only")) {
+      o.only = value, i++;
+    } else if (!strcmp(argv[i], "--rounds") && atoi(value) >= 1 && atoi(value) <= MAX_ROUNDS) {
+      o.rounds = atoi(value), i++;
+    } else if (!strcmp(argv[i], "--threads") && atoi(value) >= 1) {
+      thread_count = sscanf(value, "%d,%d,%d,%d", threads, threads + 1, threads + 2, threads + 3), i++;
+    } else if (!strcmp(argv[i], "--shape") && given < 32) {
+      int64_t *s = shapes[given++];
+      if (sscanf(value, "%" SCNd64 ",%" SCNd64 ",%" SCNd64, s, s + 1, s + 2) != 3 || s[1] % 8 || s[0] < 1 || s[1] < 8 ||
+          s[2] < 1) {
+        fail("--shape", "expected M,K,N with K a multiple of 8");
+      }
+      shape_count = given, i++;
+    } else {
+      fail(argv[i], "expected --json, --threads 1,2, --shape M,K,N, --rounds 1..101 or --only text");
+    }
+  }
+  o.blas = open_blas();
+  if (!o.blas) fprintf(stderr, "cpu_peers: OpenBLAS is skipped: no libopenblas.so.0 (libopenblas-dev)\n");
+#ifdef HAVE_DNNL_HEADER
+  o.dnnl = open_dnnl();
+#endif
+  if (!o.dnnl) fprintf(stderr, "cpu_peers: oneDNN is skipped: no dnnl.h or libdnnl.so.2 (libdnnl-dev)\n");
+  uint64_t *memory = allocate(READ_BYTES);
+  memset(memory, 1, READ_BYTES);
+  if (!o.json)
+    printf("    M     K     N thr      contender                     ms  median ms      GOPS  ceiling  vs int4mm\n");
+  for (int i = 0; i < shape_count; i++) {
+    for (int t = 0; t < thread_count; t++) {
+      const int64_t *s = shapes[i];
+      run_shape(s[0], s[1], s[2], threads[t], false, &o, memory);
+      if (s[0] <= 16) run_shape(s[0], s[1], s[2], threads[t], true, &o, memory);
+    }
+  }
+  return 0;
+}
