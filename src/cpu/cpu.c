@@ -65,10 +65,10 @@ int32_t int4mm_set_cpu_isa(const char *name) {
       size_t used = strlen(known);
       snprintf(known + used, sizeof known - used, "%s\"%s\"", i ? ", " : "", tables[i]->name);
     }
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "set_cpu_isa: name is \"%s\", expected one of %s", name, known);
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "name is \"%s\", expected one of %s", name, known);
   }
   if (!table->supported()) {
-    return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "set_cpu_isa: this CPU or operating system does not support \"%s\"",
+    return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "this CPU or operating system does not support \"%s\"",
                        name);
   }
   atomic_store_explicit(&current, table, memory_order_release);
