@@ -91,7 +91,7 @@ const int4mm_cuda_backend *int4mm_cuda(void) {
   return NULL;
 }
 
-/* ---- devices and streams ---------------------------------------------------------------------------------------- */
+/* ---- devices and streams ---- */
 
 static int32_t null_argument(const char *name) {
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", name);

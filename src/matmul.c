@@ -16,7 +16,7 @@ typedef struct call {
   bool nk;     /* b_packed is [N, K/8] */
 } call;
 
-/* ---- checks ------------------------------------------------------------------------------------------------------ */
+/* ---- checks ---- */
 
 static int32_t check_words(const char *name, const int4mm_tensor *t) {
   int32_t status = int4mm_check_tensor(name, t);
@@ -143,7 +143,7 @@ static int32_t check_call(const int4mm_matmul_args *args, call *c) {
   return status;
 }
 
-/* ---- where it runs ----------------------------------------------------------------------------------------------- */
+/* ---- where it runs ---- */
 
 /* Multiplications and additions per second and thread that the CPU path sustains on large matrices, measured on one
  * Zen 4 core at 3.7 GHz (the others scaled by their width). */
@@ -191,7 +191,7 @@ static int32_t choose_place(const call *c, place *where) {
   return INT4MM_OK;
 }
 
-/* ---- the CPU ----------------------------------------------------------------------------------------------------- */
+/* ---- the CPU ---- */
 
 static uint32_t flip_of(int32_t encoding) {
   return encoding == INT4MM_OFFSET ? INT4MM_ENCODING_FLIP : 0;
@@ -239,7 +239,7 @@ static int32_t run_cpu(const call *c) {
   return status;
 }
 
-/* ---- CUDA -------------------------------------------------------------------------------------------------------- */
+/* ---- CUDA ---- */
 
 static int32_t alignment_of(const void *address) {
   uintptr_t bits = (uintptr_t)address | 256;
@@ -333,7 +333,7 @@ static int32_t run_staged(const call *c, const place *where) {
   return status;
 }
 
-/* ---- entry points ------------------------------------------------------------------------------------------------ */
+/* ---- entry points ---- */
 
 static int32_t run(const call *c, const place *where) {
   if (!where->cuda) return run_cpu(c);
@@ -381,7 +381,7 @@ int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) {
   return status;
 }
 
-/* ---- prepacking -------------------------------------------------------------------------------------------------- */
+/* ---- prepacking ---- */
 
 /* [K/8, N] words, two's complement, contiguous on the device of `b`. */
 static int32_t copy_as_kn(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, uint32_t flip) {

@@ -70,7 +70,7 @@ static int32_t open_cuda(const int4mm_cuda_backend **cuda, void *stream, const i
   return *cuda ? int4mm_use_on_stream(*cuda, tensors[0]->device, stream, tensors, count) : INT4MM_ERR_UNAVAILABLE;
 }
 
-/* ---- the first bad value ---------------------------------------------------------------------------------------- */
+/* ---- the first bad value ---- */
 
 /* The text for element `bad`, whose value is fetched for it. */
 static int32_t bad_value(const char *name, const int4mm_tensor *t, int64_t bad, const char *expected, void *stream) {
@@ -94,7 +94,7 @@ static int32_t bad_value(const char *name, const int4mm_tensor *t, int64_t bad, 
                      isnan(value) ? "NaN" : (value > 0 ? "+Inf" : "-Inf"), (long long)row, (long long)col, expected);
 }
 
-/* ---- the operations --------------------------------------------------------------------------------------------- */
+/* ---- the operations ---- */
 
 int32_t int4mm_pack(const int4mm_tensor *packed, const int4mm_tensor *src, int32_t dim, int32_t encoding,
                     void *stream) {
@@ -168,8 +168,9 @@ int32_t int4mm_random(const int4mm_tensor *t, uint64_t seed, uint32_t sequence, 
   if (t->dtype != INT4MM_INT32 && t->dtype != INT4MM_FLOAT32)
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "tensor is %s, expected int32 or float32", int4mm_describe(t).s);
   if (t->dtype == INT4MM_FLOAT32 && !(isfinite(high - low) && low <= high))
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "low is %g and high %g, expected numbers in order with a finite difference",
-                       (double)low, (double)high);
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "low is %g and high %g, expected finite numbers in order, their difference finite", (double)low,
+                       (double)high);
   int4mm_random_job job = {int4mm_as_matrix(t), seed, sequence, low, high};
   if (t->device == INT4MM_CPU) {
     int4mm_cpu_random(&job);

@@ -11,13 +11,16 @@
 
 enum { MAX_DEVICES = 64 };
 
-/* Host memory of this size and up is aligned to, and asks the kernel for, 2 MiB pages: a large weight is read with far
- * fewer TLB misses. */
+enum { HOST_ALIGNMENT = 64 };
+
+/* Host memory of this size and up is mapped by itself, aligned to 2 MiB pages, and asks the kernel for such pages: a
+ * large weight is read with far fewer TLB misses. */
 static const size_t huge_page = (size_t)2 << 20, huge_from = (size_t)4 << 20;
 
 struct int4mm_storage {
   atomic_size_t references;
   void *data;
+  void *block; /* what malloc gave for data; NULL for mapped host memory and on a GPU */
   size_t bytes;
   int32_t device;
   atomic_bool foreign; /* used on a stream that the default stream does not wait for */
@@ -26,7 +29,7 @@ struct int4mm_storage {
 
 static atomic_size_t host_bytes, gpu_bytes[MAX_DEVICES];
 
-/* ---- words ------------------------------------------------------------------------------------------------------ */
+/* ---- words ---- */
 
 size_t int4mm_dtype_size(int32_t dtype) {
   switch (dtype) {
@@ -67,7 +70,7 @@ int4mm_text int4mm_device_name(int32_t device) {
   return text;
 }
 
-/* ---- checks ----------------------------------------------------------------------------------------------------- */
+/* ---- checks ---- */
 
 static int32_t check_device(int32_t device) {
   if (device >= INT4MM_CPU && device < MAX_DEVICES) return INT4MM_OK;
@@ -162,36 +165,55 @@ int32_t int4mm_check_apart(const char *name_out, const int4mm_tensor *out, const
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s overlaps %s in memory", name_out, name);
 }
 
-/* ---- storage ---------------------------------------------------------------------------------------------------- */
+/* ---- storage ---- */
 
 static atomic_size_t *counter(int32_t device) {
   return device == INT4MM_CPU ? &host_bytes : &gpu_bytes[device];
 }
 
-static int32_t host_alloc(size_t bytes, void **data) {
-  size_t alignment = bytes >= huge_from ? huge_page : 64;
-  if (bytes > (size_t)PTRDIFF_MAX - alignment) return INT4MM_ERR_MEMORY;
-  size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  *data = aligned_alloc(alignment, rounded);
-  if (!*data) return INT4MM_ERR_MEMORY;
-  if (alignment == huge_page) (void)madvise(*data, rounded, MADV_HUGEPAGE); /* a wish: the memory is good without */
+static size_t round_up(size_t bytes, size_t unit) {
+  return (bytes + unit - 1) / unit * unit;
+}
+
+/* Maps one huge page more than asked for and gives back what lies outside the aligned part. */
+static void *map_huge(size_t bytes) {
+  size_t length = round_up(bytes, huge_page);
+  char *start = mmap(NULL, length + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (start == MAP_FAILED) return NULL;
+  size_t head = (huge_page - (uintptr_t)start % huge_page) % huge_page, tail = huge_page - head;
+  if (head) (void)munmap(start, head); /* failure leaves address space unused, nothing worse */
+  if (tail) (void)munmap(start + head + length, tail);
+  (void)madvise(start + head, length, MADV_HUGEPAGE); /* a wish: the memory is good without */
+  return start + head;
+}
+
+/* Alignment is made by hand: glibc's aligned_alloc does not find the holes that its own blocks leave, so a loop that
+ * drops results would grow without end. */
+static int32_t host_alloc(int4mm_storage *s) {
+  if (s->bytes > (size_t)PTRDIFF_MAX - 2 * huge_page) return INT4MM_ERR_MEMORY;
+  if (s->bytes >= huge_from) return (s->data = map_huge(s->bytes)) ? INT4MM_OK : INT4MM_ERR_MEMORY;
+  s->block = malloc(s->bytes + HOST_ALIGNMENT - 1);
+  if (!s->block) return INT4MM_ERR_MEMORY;
+  s->data = (void *)round_up((uintptr_t)s->block, HOST_ALIGNMENT);
   return INT4MM_OK;
 }
 
-static void data_free(int32_t device, void *data, bool foreign) {
-  if (device == INT4MM_CPU) {
-    free(data);
-    return;
+static void storage_free(int4mm_storage *s) {
+  if (s->device != INT4MM_CPU) {
+    const int4mm_cuda_backend *cuda = int4mm_cuda(); /* none after a fork: the memory is the parent's */
+    if (cuda) cuda->free(s->device, s->data, atomic_load(&s->foreign));
+  } else if (s->block) {
+    free(s->block);
+  } else {
+    (void)munmap(s->data, round_up(s->bytes, huge_page));
   }
-  const int4mm_cuda_backend *cuda = int4mm_cuda();
-  if (cuda) cuda->free(device, data, foreign); /* none after a fork: the memory is the parent's */
+  free(s);
 }
 
 /* Memory for a tensor. *storage is NULL for 0 bytes. */
 static int32_t storage_alloc(int4mm_storage **storage, size_t bytes, int32_t device, void *stream) {
   const int4mm_cuda_backend *cuda = NULL;
   int4mm_storage *s;
-  void *data = NULL;
   int32_t status;
   *storage = NULL;
   if (device != INT4MM_CPU) {
@@ -201,6 +223,7 @@ static int32_t storage_alloc(int4mm_storage **storage, size_t bytes, int32_t dev
   }
   if (!bytes) return INT4MM_OK;
   if (!(s = calloc(1, sizeof *s))) return int4mm_fail(INT4MM_ERR_MEMORY, "out of memory: %zu bytes", sizeof *s);
+  s->bytes = bytes, s->device = device;
   bool foreign = false, capturing = false;
   status = cuda && stream ? cuda->stream_state(device, stream, &foreign, &capturing) : INT4MM_OK;
   if (!status && capturing)
@@ -208,7 +231,7 @@ static int32_t storage_alloc(int4mm_storage **storage, size_t bytes, int32_t dev
         int4mm_fail(INT4MM_ERR_ARGUMENT,
                     "no tensor can be allocated while its stream captures a CUDA graph: allocate before (give out, "
                     "and operands on the GPU)");
-  if (!status) status = cuda ? cuda->alloc(device, bytes, foreign ? stream : NULL, &data) : host_alloc(bytes, &data);
+  if (!status) status = cuda ? cuda->alloc(device, bytes, foreign ? stream : NULL, &s->data) : host_alloc(s);
   if (status) {
     free(s);
     if (status == INT4MM_ERR_MEMORY)
@@ -219,7 +242,6 @@ static int32_t storage_alloc(int4mm_storage **storage, size_t bytes, int32_t dev
   atomic_init(&s->references, 1);
   atomic_init(&s->foreign, foreign);
   atomic_init(&s->joined, foreign);
-  s->data = data, s->bytes = bytes, s->device = device;
   atomic_fetch_add(counter(device), bytes);
   *storage = s;
   return INT4MM_OK;
@@ -227,9 +249,8 @@ static int32_t storage_alloc(int4mm_storage **storage, size_t bytes, int32_t dev
 
 static void storage_release(int4mm_storage *s) {
   if (!s || atomic_fetch_sub(&s->references, 1) != 1) return;
-  data_free(s->device, s->data, atomic_load(&s->foreign));
   atomic_fetch_sub(counter(s->device), s->bytes);
-  free(s);
+  storage_free(s);
 }
 
 int64_t int4mm_allocated(int32_t device) {
@@ -247,13 +268,14 @@ int32_t int4mm_use_on_stream(const int4mm_cuda_backend *cuda, int32_t device, vo
     int4mm_storage *s = tensors[i] ? tensors[i]->storage : NULL;
     if (!s || s->device != device) continue;
     atomic_store(&s->foreign, true);
-    /* a capture cannot wait for work outside it; the graph runs later, on a stream that its owner orders */
+    /* Once is enough: a second stream's use has to be ordered after the first's by the caller in any case. A capture
+     * cannot wait for work outside it; its graph runs later, on a stream that its owner orders. */
     if (!capturing && !atomic_exchange(&s->joined, true)) join = true;
   }
   return join ? cuda->stream_join(device, stream) : INT4MM_OK;
 }
 
-/* ---- tensors ---------------------------------------------------------------------------------------------------- */
+/* ---- tensors ---- */
 
 int32_t int4mm_tensor_alloc_on(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols, int32_t dtype,
                                int32_t device, void *stream) {
@@ -336,7 +358,7 @@ void int4mm_tensor_release(int4mm_tensor *t) {
   memset(t, 0, sizeof *t);
 }
 
-/* ---- copies ----------------------------------------------------------------------------------------------------- */
+/* ---- copies ---- */
 
 static int32_t check_copy(const int4mm_tensor *dst, const int4mm_tensor *src) {
   int32_t status = int4mm_check_rows("dst", dst);

@@ -48,7 +48,7 @@ static void release_all(int4mm_tensor *const *tensors) {
   while (*tensors) int4mm_tensor_release(*tensors++);
 }
 
-/* ---- products --------------------------------------------------------------------------------------------------- */
+/* ---- products ---- */
 
 typedef struct operands {
   int4mm_tensor a, b, scale_a, scale_b, bias;
@@ -157,7 +157,7 @@ static void test_strides(void) {
   release_operands(&o);
 }
 
-/* ---- memory ----------------------------------------------------------------------------------------------------- */
+/* ---- memory ---- */
 
 static void test_memory(void) {
   int64_t before = int4mm_allocated(INT4MM_CPU);
@@ -204,7 +204,7 @@ static void test_views_and_copies(void) {
   release_all((int4mm_tensor *[]){&t, &column, &other, &half, NULL});
 }
 
-/* ---- argument errors of the product ----------------------------------------------------------------------------- */
+/* ---- argument errors of the product ---- */
 
 static void test_errors(void) {
   operands o = make_operands(32, 64, 2048, 1);
@@ -249,7 +249,7 @@ static void test_errors(void) {
   release_operands(&o);
 }
 
-/* ---- packing ---------------------------------------------------------------------------------------------------- */
+/* ---- packing ---- */
 
 static void test_packing(void) {
   int4mm_tensor plain = matrix(3, 13, INT4MM_INT8), packed = matrix(3, 2, INT4MM_INT32),

@@ -79,7 +79,7 @@ static bool same(const int4mm_tensor *expected, const int4mm_tensor *got) {
   return equal;
 }
 
-/* ---- products --------------------------------------------------------------------------------------------------- */
+/* ---- products ---- */
 
 enum { OPERANDS = 5 };
 
@@ -202,7 +202,7 @@ static void test_largest_k(void) {
   release(&gpu);
 }
 
-/* ---- packing, quantising, numbers ------------------------------------------------------------------------------- */
+/* ---- packing, quantising, numbers ---- */
 
 static void test_pack(void) {
   int64_t rows = draw(50) + 1, cols = draw(50) + 1;
@@ -291,7 +291,7 @@ static void test_prepack(void) {
   release(&gpu);
 }
 
-/* ---- places ------------------------------------------------------------------------------------------------------ */
+/* ---- places ---- */
 
 static void test_places(void) {
   int32_t devices = 0;

@@ -38,7 +38,7 @@ static int32_t fake_open(int32_t (*fail)(int32_t status, const char *format, ...
   return fail(INT4MM_ERR_UNAVAILABLE, "no CUDA device");
 }
 
-/* ---- addresses and memory --------------------------------------------------------------------------------------- */
+/* ---- addresses and memory ---- */
 
 static const uint64_t mark = (uint64_t)0x5A << 56;
 
@@ -112,7 +112,7 @@ static int32_t fake_fill_bytes(int32_t device, void *dst, size_t pitch, uint8_t 
   return INT4MM_OK;
 }
 
-/* ---- devices and streams ---------------------------------------------------------------------------------------- */
+/* ---- devices and streams ---- */
 
 static int32_t fake_device_count(int32_t *count) {
   *count = DEVICES;
@@ -166,7 +166,7 @@ static int32_t fake_stream_join(int32_t device, void *stream) {
   return check_device(device);
 }
 
-/* ---- work ------------------------------------------------------------------------------------------------------- */
+/* ---- work ---- */
 
 static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream) {
   int4mm_problem p = *problem;

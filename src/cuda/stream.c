@@ -59,7 +59,7 @@ int32_t int4mm_cuda_check_waitable(int32_t device, void *stream, const char *doi
   int32_t status = int4mm_cuda_stream_state(device, stream, &foreign, &capturing);
   if (!status && capturing)
     status = int4mm_cuda_fail(INT4MM_ERR_ARGUMENT,
-                              "cannot %s while the stream captures a CUDA graph: that would have "
+                              "cannot %s while a CUDA graph is being captured: that would have "
                               "to wait for the result",
                               doing);
   return status;
