@@ -79,14 +79,11 @@ function check.options(name, opts, known)
   return opts
 end
 
--- What a choice stands for in C: a number, or a table with one.
-local function id(value) return type(value) == "table" and value.id or value end
-
---- Translates a name by a map, or raises with the names that there are, in the order of their numbers in C.
+--- Translates a name by a map, or raises with the names that there are.
 -- @tparam string name the function that the user called
 -- @tparam string what the option
 -- @param value what it was; nil stands for `default`
--- @tparam table map from names to numbers, or to tables with a number `id`
+-- @tparam table map from names to values
 -- @param default the name that nil means
 -- @return `map[value]`
 function check.choice(name, what, value, map, default)
@@ -94,9 +91,8 @@ function check.choice(name, what, value, map, default)
   local chosen = map[value]
   if chosen == nil then
     local names = {}
-    for known in pairs(map) do names[#names + 1] = known end
-    table.sort(names, function(x, y) return id(map[x]) < id(map[y]) end)
-    for i, known in ipairs(names) do names[i] = ("%q"):format(known) end
+    for known in pairs(map) do names[#names + 1] = ("%q"):format(known) end
+    table.sort(names)
     local last = table.remove(names)
     check.raise(name, "%s is %s, expected %s", what, check.describe(value),
       #names > 0 and table.concat(names, ", ") .. " or " .. last or last)

@@ -158,7 +158,7 @@ end
 
 -- out_dtype's number, which has to be that of `out` where both are given
 local function out_dtype(name, opts)
-  local dtype = check.choice(name, "out_dtype", opts.out_dtype, names.float_dtypes, "float16")
+  local dtype = names.dtype(name, "out_dtype", opts.out_dtype, "float16")
   if opts.out_dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
     check.raise(name, "out is %s but out_dtype is %s; leave one of them out", opts.out.dtype, dtype.name)
   end
