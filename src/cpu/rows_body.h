@@ -71,8 +71,8 @@ static void rows_pack_across(uint32_t *restrict words, const int8_t *restrict q,
   const int8_t *q0 = q, *q1 = q + pitch, *q2 = q + 2 * pitch, *q3 = q + 3 * pitch;
   const int8_t *q4 = q + 4 * pitch, *q5 = q + 5 * pitch, *q6 = q + 6 * pitch, *q7 = q + 7 * pitch;
   for (int64_t i = 0; i < n; i++) {
-    uint8_t p0 = (uint8_t)((q0[i] & 15) | q1[i] << 4), p1 = (uint8_t)((q2[i] & 15) | q3[i] << 4);
-    uint8_t p2 = (uint8_t)((q4[i] & 15) | q5[i] << 4), p3 = (uint8_t)((q6[i] & 15) | q7[i] << 4);
+    uint8_t p0 = (uint8_t)((q0[i] & 15) | q1[i] * 16), p1 = (uint8_t)((q2[i] & 15) | q3[i] * 16);
+    uint8_t p2 = (uint8_t)((q4[i] & 15) | q5[i] * 16), p3 = (uint8_t)((q6[i] & 15) | q7[i] * 16);
     words[i] = ((uint32_t)p0 | (uint32_t)p1 << 8 | (uint32_t)p2 << 16 | (uint32_t)p3 << 24) ^ flip;
   }
 }
