@@ -24,13 +24,16 @@ function check.raise(name, message, ...)
   error(name .. ": " .. message, level)
 end
 
---- A value in a few words for an error message: `nil`, `"text"`, `1.5`, `a table`.
+--- What a cdata is, in a few words; the tensors' module says more of its own.
+function check.describe_cdata() return "a cdata" end
+
+--- A value in a few words for an error message: `nil`, `"text"`, `1.5`, `a table`, `a tensor [2, 3] int8`.
 function check.describe(value)
   local kind = type(value)
   if kind == "string" then return ("%q"):format(#value > 40 and value:sub(1, 37) .. "..." or value) end
   if kind == "number" then return ("%.17g"):format(value) end
   if kind == "nil" or kind == "boolean" then return tostring(value) end
-  return kind == "cdata" and "a cdata" or "a " .. kind
+  return kind == "cdata" and check.describe_cdata(value) or "a " .. kind
 end
 
 --- Checks that a value is a whole number from low to high and returns it.

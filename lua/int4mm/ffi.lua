@@ -19,7 +19,11 @@ local libc = [[
 ]]
 
 local function declare()
-  local cdef = require "int4mm.cdef"
+  local found, cdef = pcall(require, "int4mm.cdef")
+  if not found then
+    error("int4mm: the build's part is missing; build it with make, or install it with luarocks or make install: "
+      .. cdef, 0)
+  end
   -- a second Lua-side load in the same state finds the types declared
   if not pcall(ffi.typeof, "int4mm_tensor") then
     ffi.cdef(cdef)

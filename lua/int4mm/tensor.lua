@@ -46,6 +46,14 @@ function tensor.check(name, what, value)
   return value
 end
 
+-- "[2, 3]"
+local function shape_text(t) return "[" .. table.concat(t.shape, ", ") .. "]" end
+
+function check.describe_cdata(value)
+  if not ffi.istype(Tensor, value) then return "a cdata" end
+  return value.c.rank == 0 and "a freed tensor" or ("a tensor %s %s"):format(shape_text(value), value.dtype)
+end
+
 -- As tensor.check, for methods that look at elements.
 local function check_rows(name, value, what)
   tensor.check(name, what or "the tensor", value)
@@ -350,7 +358,7 @@ function methods:equal(other)
   local x, y = self, other
   if x.dtype ~= y.dtype then return false, ("the dtypes are %s and %s"):format(x.dtype, y.dtype) end
   if x.c.rank ~= y.c.rank or x.c.shape[0] ~= y.c.shape[0] or x.c.shape[1] ~= y.c.shape[1] then
-    return false, ("the shapes are [%s] and [%s]"):format(table.concat(x.shape, ", "), table.concat(y.shape, ", "))
+    return false, ("the shapes are %s and %s"):format(shape_text(x), shape_text(y))
   end
   x, y = x:to("cpu"), y:to("cpu")
   local dtype, columns = info_of(x), columns_of(x)
@@ -396,7 +404,7 @@ end
 
 function metatable.__tostring(t)
   if t.c.rank == 0 then return "tensor(freed)" end
-  local suffix = ("dtype=%s, device=%s, shape=[%s]"):format(t.dtype, t.device, table.concat(t.shape, ", "))
+  local suffix = ("dtype=%s, device=%s, shape=%s"):format(t.dtype, t.device, shape_text(t))
   if t.c.layout ~= 0 then return ("tensor(prepacked, %s)"):format(suffix) end
   return print_tensor(t, info_of(t).low ~= nil, suffix)
 end
