@@ -37,17 +37,14 @@ end
 -- @param ... arguments of `allocate`
 -- @treturn number the status
 function memory.with_room(device, bytes, allocate, ...)
-  local limit = limits[device]
-  if not limit then
-    limit = slack_of(device)
-    limits[device] = limit
-  end
+  local limit = limits[device] or slack_of(device)
   if allocated(device) + bytes > limit then collect(device) end
   local status = allocate(...)
   if status == OUT_OF_MEMORY then
     collect(device)
     status = allocate(...)
   end
+  if status == 0 and not limits[device] then limits[device] = limit end
   return status
 end
 
