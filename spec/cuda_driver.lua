@@ -22,8 +22,15 @@ local driver = {}
 
 local library -- opened on first use: only where there is a GPU
 
+--- Whether there is a driver: not so where another library stands in for int4mm's CUDA library.
+function driver.present()
+  local ok, found = pcall(ffi.load, "libcuda.so.1")
+  library = library or ok and found or nil
+  return ok
+end
+
 local function call(name, ...)
-  library = library or ffi.load "libcuda.so.1"
+  assert(driver.present())
   local result = library[name](...)
   if result ~= 0 then
     local text = ffi.new "const char *[1]"
@@ -36,7 +43,7 @@ local function stream_handle(stream) return ffi.cast("spec_CUstream", stream) en
 
 --- Whether a stream still has work to do.
 function driver.busy(stream)
-  library = library or ffi.load "libcuda.so.1"
+  assert(driver.present())
   return library.cuStreamQuery(stream_handle(stream)) == NOT_READY
 end
 

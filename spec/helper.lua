@@ -1,6 +1,7 @@
 --- What the specs share: assertions on bits and on error messages, subprocesses, plain-Lua number formats.
 
 local assert = require "luassert"
+local busted = require "busted"
 local ffi = require "ffi"
 local say = require "say"
 
@@ -195,6 +196,18 @@ function helper.sanitized()
     if line:find "libasan" or line:find "libtsan" or line:find "libclang_rt" then return true end
   end
   return false
+end
+
+--- it(), or pending() where CUDA cannot be used; with `driver`, where there is no driver behind it either.
+function helper.on_gpu(name, f, driver)
+  local available = q.cuda_available()
+  if not available then
+    busted.pending(name .. " (no CUDA here)")
+  elseif driver and not driver.present() then
+    busted.pending(name .. " (no CUDA driver here)")
+  else
+    busted.it(name, f)
+  end
 end
 
 -- ---- float formats in plain Lua -------------------------------------------------------------------------------------

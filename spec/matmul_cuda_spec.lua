@@ -8,12 +8,9 @@ local driver = require "spec.cuda_driver"
 local helper = require "spec.helper"
 local q = require "int4mm"
 
-local available, reason = q.cuda_available()
 local KERNELS = q.cuda_kernels()
 
-local function on_gpu(name, f)
-  if available then it(name, f) else pending(name .. " (" .. reason .. ")") end
-end
+local on_gpu = helper.on_gpu
 
 --- int4_matmul_cuda with a kernel forced.
 local function forced(kernel)
@@ -113,8 +110,8 @@ local function compare(r, kernel, M, N, K)
   q.int4_matmul_cpu(here[1], here[2], here[3], here[4], opts)
   q.int4_matmul_cuda(there[1], there[2], there[3], there[4], gpu_opts)
   assert.same_bits(whole, whole_gpu, ("%s: M=%d N=%d K=%d %s a:%s b:%s%s padding %d, guard %d, seed %d"):format(
-    kernel or "its own choice", M, N, K, dtype, opts.encoding_a, opts.encoding_b, opts.bias and " +bias" or "", pad, guard,
-    seed))
+    kernel or "its own choice", M, N, K, dtype, opts.encoding_a, opts.encoding_b, opts.bias and " +bias" or "", pad,
+    guard, seed))
   return true
 end
 
@@ -171,9 +168,9 @@ describe("a long K", function()
     return a, b, q.ones { M, device = "cuda" }, q.ones { N, device = "cuda" }
   end
 
-  for _, K in ipairs { 131064, 131072, 131080, 131136, 262144, 1048576 } do
+  for _, K in ipairs { 131064, 131072, 131080, 131136, 262144 } do
     on_gpu(("of %d is summed exactly by every kernel"):format(K), function()
-      for _, shape in ipairs { { 1, 128 }, { 130, 136 }, { 256, 256 } } do
+      for _, shape in ipairs { { 1, 128 }, { 130, 136 } } do
         local a, b, scale_a, scale_b = long(shape[1], shape[2], K, -8, -8)
         local expected = helper.float32(64 * K)
         for i = 0, #KERNELS do
@@ -294,7 +291,7 @@ describe("a product on the GPU", function()
         end
       end
     end
-  end)
+  end, driver)
 
   on_gpu("cannot be captured without out, and says so", function()
     local a, b, scale_a, scale_b = q.generate_test_data(16, 64, 16, { device = "cuda" })
@@ -305,7 +302,7 @@ describe("a product on the GPU", function()
     assert.is_false(ok)
     assert.matches("memory cannot be allocated while a CUDA graph is being captured", message, 1, true)
     assert.same_bits(q.int4_matmul_reference(a, b, scale_a, scale_b), q.int4_matmul(a, b, scale_a, scale_b))
-  end)
+  end, driver)
 
   on_gpu("gives the same bits every time, also with other work beside it", function()
     local streams = { q.stream(), q.stream(), q.stream() }

@@ -1,0 +1,96 @@
+--- The examples run, at small sizes, and say what they should.
+
+local json = require "cjson"
+
+local helper = require "spec.helper"
+local q = require "int4mm"
+
+describe("examples/quickstart.lua", function()
+  it("multiplies, prints and checks", function()
+    local output, status = helper.script("examples/quickstart.lua", "40 64 56")
+    assert.equal(0, status, output)
+    assert.matches("A +%[40, 64%] int8 on ", output)
+    assert.matches("packed +%[40, 8%] int32 on ", output)
+    assert.matches("packed +%[8, 56%] int32 on ", output)
+    assert.matches("C = A B +%[40, 56%] float16 on ", output)
+    assert.matches("Ran on", output)
+    assert.matches("all 2240 outputs equal the plain-LuaJIT oracle bit for bit", output, 1, true)
+  end)
+
+  it("finds the module from another folder", function()
+    local root = io.popen("pwd"):read "*l"
+    local function absolute(paths) return ((";" .. paths):gsub(";%./", ";" .. root .. "/"):sub(2)) end
+    local output, status = helper.shell(("cd / && LUA_PATH=%q LUA_CPATH=%q luajit %q 8 8 8"):format(
+      absolute(package.path), absolute(package.cpath), root .. "/examples/quickstart.lua"))
+    assert.equal(0, status, output)
+    assert.matches("all 64 outputs equal", output, 1, true)
+  end)
+end)
+
+describe("examples/linear.lua", function()
+  it("comes near the float layer", function()
+    local output, status = helper.script("examples/linear.lua", "4 256 64")
+    assert.equal(0, status, output)
+    local percent = tonumber(output:match "error against float: ([%d%.]+)%%")
+    assert(percent and percent > 1 and percent < 20, output)
+  end)
+end)
+
+describe("examples/int4_matmul_benchmark.lua", function()
+  local script = "examples/int4_matmul_benchmark.lua"
+  local quick = "--seconds 0.01 --sizes 64x64x64 16x128x48"
+
+  it("prints a table", function()
+    local output, status = helper.script(script, quick)
+    assert.equal(0, status, output)
+    assert.matches("64x64x64 +cpu +" .. q.cpu_isa(), output)
+    assert.matches("16x128x48 +prepacked +" .. q.cpu_isa(), output)
+    assert.matches(" yes ", output, 1, true)
+    assert.is_nil(output:find(" NO ", 1, true))
+    if not q.cuda_available() then assert.matches("cuda was not timed: CUDA is not available", output, 1, true) end
+  end)
+
+  it("prints JSON that holds the same", function()
+    local output, status = helper.script(script, quick .. " --json --backend cpu --threads 1 --isa scalar")
+    assert.equal(0, status, output)
+    local report = json.decode(output)
+    assert.equal(q._VERSION, report.version)
+    assert.equal("scalar", report.cpu.isa)
+    assert.equal(1, report.cpu.threads)
+    assert.equal(2, #report.results)
+    local first = report.results[1]
+    assert.same({ 64, 64, 64, "cpu", "scalar", true },
+      { first.M, first.K, first.N, first.backend, first.kernel, first.exact })
+    assert(first.seconds > 0 and first.tops > 0)
+    assert.equal(64 * 64 / 2 * 2 + 4 * 128, first.bytes)
+    assert.equal(2 * 2 * 64 * 64, first.fp16_bytes)
+    assert(first.error > 0.05 and first.error < 0.3, "error " .. first.error)
+  end)
+
+  it("explains itself", function()
+    local output, status = helper.script(script, "--help")
+    assert.equal(0, status)
+    for _, option in ipairs { "--sizes", "--backend", "--threads", "--isa", "--seconds", "--seed", "--json" } do
+      assert.matches(option, output, 1, true)
+    end
+  end)
+
+  it("refuses what it does not know", function()
+    for arguments, words in pairs {
+      ["--bogus"] = "unknown option '--bogus'",
+      ["--sizes 64"] = "a size is MxKxN",
+      ["--sizes 64x12x64"] = "K is 12 in 64x12x64, expected a multiple of 8",
+      ["--backend tpu"] = "must be one of 'cpu', 'prepacked', 'cuda'",
+    } do
+      local output, status = helper.script(script, arguments)
+      assert.not_equal(0, status, arguments)
+      assert.matches(words, output, 1, true)
+    end
+  end)
+
+  it("draws no progress bar where stderr is not a terminal", function()
+    local output = helper.script(script, quick)
+    assert.is_nil(output:find("\r", 1, true))
+    assert.is_nil(output:find("\27", 1, true))
+  end)
+end)
