@@ -62,28 +62,30 @@ static int32_t check_device(int32_t device) {
   return core_fail(INT4MM_ERR_ARGUMENT, "there is no device cuda:%d: this machine has %d", (int)device, DEVICES);
 }
 
+/* Before each block's data, which is aligned to 256 as CUDA's is. */
 typedef struct header {
   size_t bytes;
-  char room[248]; /* data is aligned to 256, as CUDA's is */
+  void *block;
 } header;
 
 static int32_t fake_alloc(int32_t device, size_t bytes, void *stream, void **data) {
   (void)stream;
   if (bytes > device_bytes - atomic_load(&used[device]))
     return core_fail(INT4MM_ERR_MEMORY, "cannot allocate device memory: out of memory");
-  header *h = aligned_alloc(256, sizeof *h + (bytes + 255) / 256 * 256);
-  if (!h) return core_fail(INT4MM_ERR_MEMORY, "cannot allocate device memory: out of memory");
-  h->bytes = bytes;
+  char *block = malloc(sizeof(header) + 256 + bytes);
+  if (!block) return core_fail(INT4MM_ERR_MEMORY, "cannot allocate device memory: out of memory");
+  char *start = (char *)(((uintptr_t)block + sizeof(header) + 255) / 256 * 256);
+  ((header *)(void *)start)[-1] = (header){bytes, block};
   atomic_fetch_add(&used[device], bytes);
-  *data = to_device(device, h + 1);
+  *data = to_device(device, start);
   return INT4MM_OK;
 }
 
 static void fake_free(int32_t device, void *data, bool foreign) {
   (void)foreign;
-  header *h = (header *)to_host(device, data) - 1;
+  const header *h = (const header *)to_host(device, data) - 1;
   atomic_fetch_sub(&used[device], h->bytes);
-  free(h);
+  free(h->block);
 }
 
 static int32_t fake_scratch(int32_t device, size_t bytes, void **data, void *stream) {
