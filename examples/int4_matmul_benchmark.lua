@@ -19,6 +19,13 @@ local SIZES = {
   "4096x4096x4096",
 }
 
+-- Each has a product and the device its operands belong on; prepare(b_packed) is done once a size.
+local BACKENDS = {
+  { name = "cpu", device = "cpu", multiply = q.int4_matmul_cpu },
+  { name = "prepacked", device = "cpu", multiply = q.int4_matmul_cpu, prepare = q.prepack },
+  { name = "cuda", device = "cuda:0", multiply = q.int4_matmul_cuda, finish = q.synchronize },
+}
+
 -- ---- arguments ----
 
 local function parse_size(text)
@@ -26,6 +33,19 @@ local function parse_size(text)
   if not M then return nil, ("a size is MxKxN, such as 1024x1024x1024; %q is not"):format(text) end
   if K % 8 ~= 0 then return nil, ("K is %s in %s, expected a multiple of 8"):format(K, text) end
   return { name = text, M = tonumber(M), K = tonumber(K), N = tonumber(N) }
+end
+
+local function parse_backend(text)
+  for _, backend in ipairs(BACKENDS) do
+    if backend.name == text then return text end
+  end
+  return nil, ("a backend is cpu, prepacked or cuda; %q is not"):format(text)
+end
+
+local function parse_threads(text)
+  local threads = tonumber(text)
+  if threads and threads >= 1 and threads % 1 == 0 then return threads end
+  return nil, ("threads are a whole number from 1; %q is not"):format(text)
 end
 
 local function parse_arguments()
@@ -37,9 +57,9 @@ local function parse_arguments()
     .. "bit for bit; error is the root mean square of (quantised - float) over that of float, for normal random data.")
   parser:option("--sizes", "sizes as MxKxN"):args("+"):convert(parse_size)
   parser:option("--backend", "backends to time: cpu, prepacked (the CPU with a prepacked weight), cuda")
-    :args("+"):choices { "cpu", "prepacked", "cuda" }
-  parser:option("--threads", "threads on the CPU"):convert(tonumber)
-  parser:option("--isa", "instruction set on the CPU (" .. table.concat(q.cpu_isas(), ", ") .. ")")
+    :args("+"):convert(parse_backend)
+  parser:option("--threads", "threads on the CPU"):convert(parse_threads)
+  parser:option("--isa", "instruction set on the CPU"):choices(q.cpu_isas())
   parser:option("--seconds", "time for each row of the table", "0.5"):convert(tonumber)
   parser:option("--seed", "of the random data", "1"):convert(tonumber)
   parser:flag("--json", "print JSON instead of a table")
@@ -52,13 +72,6 @@ local function parse_arguments()
 end
 
 -- ---- backends ----
-
--- Each has multiply(operands, out) and the device its operands belong on; prepare(b_packed) is done once a size.
-local BACKENDS = {
-  { name = "cpu", device = "cpu", multiply = q.int4_matmul_cpu },
-  { name = "prepacked", device = "cpu", multiply = q.int4_matmul_cpu, prepare = q.prepack },
-  { name = "cuda", device = "cuda:0", multiply = q.int4_matmul_cuda, finish = q.synchronize },
-}
 
 -- Those asked for that are there, and those that are not, with the reason.
 local function choose_backends(asked)
