@@ -70,7 +70,7 @@ local mistakes = {
     "scale_a is a table, expected a tensor (int4mm.tensor makes one from a table)" },
   { "scale_b is a string", function(c) c.scale_b = "ones" end, 'scale_b is "ones", expected a tensor' },
   { "out is a string", function(c) c.opts = { out = "here" } end, 'out is "here", expected a tensor' },
-  { "the options are a tensor", function(c) c.opts = c.a end, "the options are a cdata, expected a table" },
+  { "the options are a tensor", function(c) c.opts = c.a end, "the options are a tensor [6, 4] int32, expected a table" },
   { "the options are a string", function(c) c.opts = "float32" end, 'the options are "float32", expected a table' },
   { "an option is unknown", function(c) c.opts = { out_dtyp = "float32" } end,
     { pattern = '^unknown option "out_dtyp"; the options are .*out_dtype' } },
