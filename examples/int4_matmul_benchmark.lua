@@ -39,7 +39,7 @@ local function parse_backend(text)
   for _, backend in ipairs(BACKENDS) do
     if backend.name == text then return text end
   end
-  return nil, ("a backend is cpu, prepacked or cuda; %q is not"):format(text)
+  return nil, ("backend %q must be one of 'cpu', 'prepacked', 'cuda'"):format(text)
 end
 
 local function parse_threads(text)
