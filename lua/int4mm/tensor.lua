@@ -158,7 +158,9 @@ function methods:bytes()
 end
 
 --- A typed C pointer to the first element (uint16_t for the half types, float for float32), in the memory of the
--- tensor's device. It counts from 0, ignores the shape and does not keep the tensor alive.
+-- tensor's device. It counts from 0, ignores the shape and does not keep the tensor alive. A float NaN with a payload
+-- is not safe to read through it (LuaJIT keeps types in the payloads of NaNs); @{methods:get} and @{methods:totable}
+-- are.
 function methods:data()
   tensor.check("data", "the tensor", self)
   local dtype = info_of(self)
