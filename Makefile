@@ -104,7 +104,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo test ctest bench lint format docs install uninstall clean help deps-dev
+.PHONY: all demo test ctest bench peers lint format docs install uninstall clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -162,6 +162,11 @@ $(BUILD)/spec/c/%: spec/c/%.c $(OBJ) $(BUILD)/flags.txt
 	$(if $(Q),@echo "CC   $<")
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
 
+$(BUILD)/examples/%: examples/%.c $(CORE) $(BUILD)/flags.txt
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "CC   $<")
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -o $@ $< $(LDFLAGS) $(CORE) -Wl,-rpath,'$$ORIGIN/..' $(PROJECT_LDLIBS)
+
 $(FAKE_CUDA): spec/c/fake_cuda.c $(OBJ) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
@@ -215,7 +220,12 @@ bench: ## time every backend at hand (ARGS="--help" for the options)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/int4_matmul_benchmark.lua $(ARGS)
 
-FORMATTED := $(wildcard src/*.[ch] src/*/*.[ch] kernels/*.cu kernels/*.h kernels/*.cuh spec/c/*.[ch])
+peers: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1,2 --shape 1024,1024,1024")
+	@$(call need,cc headers openblas dnnl)
+	+@$(BUILD_IT) $(BUILD)/examples/cpu_peers
+	@$(BUILD)/examples/cpu_peers $(ARGS)
+
+FORMATTED := $(wildcard src/*.[ch] src/*/*.[ch] kernels/*.cu kernels/*.h kernels/*.cuh spec/c/*.[ch] examples/*.c)
 lint: ## luacheck and clang-format, changing nothing
 	@$(call need,luacheck clang-format)
 	luacheck --quiet lua spec examples
@@ -226,8 +236,9 @@ format: ## clang-format over C and CUDA
 	clang-format -i $(FORMATTED)
 
 docs: ## LDoc pages of the Lua API into $(BUILD)/doc
-	@$(call need,ldoc)
-	ldoc --quiet --config config.ld --dir $(BUILD)/doc .
+	@$(call need,luajit ldoc discount)
+	@ldoc --quiet --fatalwarnings --config config.ld --dir $(BUILD)/doc . >/dev/null
+	@echo "$(BUILD)/doc/index.html"
 
 install: all ## install into PREFIX (or LUADIR, LIBDIR, INCDIR), below DESTDIR
 	cd lua && find . -name '*.lua' -exec install -D -m 644 {} '$(DESTDIR)$(LUADIR)/{}' ';'
@@ -250,7 +261,8 @@ help: ## this list
 # ---- what a machine may lack -----------------------------------------------------------------------------------------
 
 deps-dev: ## install what development needs: lint, docs, LuaRocks, cross compiler and emulator
-	@$(call need,cc headers luajit busted argparse cjson luacheck clang-format ldoc luarocks aarch64-linux-gnu-gcc qemu-aarch64)
+	@$(call need,cc headers luajit busted argparse cjson luacheck clang-format ldoc discount luarocks \
+	  aarch64-linux-gnu-gcc qemu-aarch64)
 
 # What is looked for is a command of the same name in a Debian package of the same name, unless it is told apart here.
 DEBIAN_cc       := gcc
@@ -260,6 +272,9 @@ DEBIAN_argparse := lua-argparse
 DEBIAN_cjson    := lua-cjson
 DEBIAN_luacheck := lua-check
 DEBIAN_ldoc     := lua-ldoc
+DEBIAN_discount := lua-discount
+DEBIAN_openblas := libopenblas0-pthread
+DEBIAN_dnnl     := libdnnl-dev
 DEBIAN_aarch64-linux-gnu-gcc := gcc-aarch64-linux-gnu
 DEBIAN_qemu-aarch64          := qemu-user
 has_cc       = command -v $(CC)
@@ -268,6 +283,9 @@ has_luajit   = command -v $(LUAJIT)
 has_busted   = $(LUAJIT) -e 'require "busted.runner"'
 has_argparse = $(LUAJIT) -e 'require "argparse"'
 has_cjson    = $(LUAJIT) -e 'require "cjson"'
+has_discount = $(LUAJIT) -e 'require "discount"'
+has_openblas = ldconfig -p | grep -F libopenblas.so.0
+has_dnnl     = echo '\#include <dnnl.h>' | $(CC) -E -
 
 # $(call need,names): goes on when all are there; else names what is missing and installs it, or says how and stops.
 need = missing=; \
