@@ -25,17 +25,16 @@ describe("int4_matmul_cpu", function()
     end
   end
 
-  it("agrees with the oracle on the longest K of all, 33,554,424, with all -8", function()
+  it("sums the longest K of all, 33,554,424, with all -8, on every instruction set", function()
     local K = 33554424
-    local a = q.empty { 1, K / 8, dtype = "int32" }
-    helper.pointer(a)[0] = 0
-    local one = helper.from_bytes(("\0\0\128\63"), "float32", 1)
-    local words = helper.pointer(a)
-    for i = 0, K / 8 - 1 do words[i] = -2004318072 end -- 0x88888888
-    local b = q.empty { K / 8, 1, dtype = "int32" }
-    b:copy_(helper.from_bytes(helper.bytes(a), "int32", K / 8, 1))
-    local out = q.int4_matmul_cpu(a, b, one, one, { out_dtype = "float32" })
-    assert.equal(64 * K, out:get(1, 1)) -- 2^31 - 512, a float32
+    local a = q.empty({ 1, K / 8, dtype = "int32" }):fill_bytes_(0x88)
+    local b = q.wrap(a:data(), { shape = { K / 8, 1 }, dtype = "int32", owner = a })
+    for _, isa in ipairs(q.cpu_isas()) do
+      q.set_cpu_isa(isa)
+      local out = q.int4_matmul_cpu(a, b, q.ones { 1 }, q.ones { 1 }, { out_dtype = "float32" })
+      assert.equal(64 * K, out:get(1, 1), isa) -- 2^31 - 512, a float32
+    end
+    q.set_cpu_isa(nil)
   end)
 
   it("allocates out as float16 when not told otherwise", function()
@@ -58,6 +57,52 @@ describe("int4_matmul_cpu", function()
     local before = { helper.bytes(a), helper.bytes(b), helper.bytes(scale_a), helper.bytes(scale_b) }
     for _, levels in ipairs { 0, 1 } do q.int4_matmul_cpu(a, b, scale_a, scale_b, { strassen = levels }) end
     assert.same(before, { helper.bytes(a), helper.bytes(b), helper.bytes(scale_a), helper.bytes(scale_b) })
+  end)
+end)
+
+describe("a product too large for the oracle", function()
+  --- What the scalar path gives, which the oracle has checked above.
+  local function by_scalar(...)
+    local isa = q.cpu_isa()
+    q.set_cpu_isa "scalar"
+    local out = q.int4_matmul_cpu(...)
+    q.set_cpu_isa(isa)
+    return out
+  end
+
+  for _, shape in ipairs { { 700, 1032, 520 }, { 65, 66000, 70 }, { 3, 4096, 3000 }, { 1000, 64, 1000 } } do
+    local M, K, N = unpack(shape)
+    it(("is the scalar path's, whatever the levels and the threads: M=%d K=%d N=%d"):format(M, K, N), function()
+      local a, b, scale_a, scale_b = q.generate_test_data(M, K, N, { seed = 1 })
+      local opts = { out_dtype = "float32" }
+      local expected = helper.bytes(by_scalar(a, b, scale_a, scale_b, opts))
+      local panels = q.prepack(b)
+      for _, threads in ipairs { 1, 2, 5 } do
+        q.set_num_threads(threads)
+        for _, levels in ipairs { false, 1, 2, true } do
+          opts.strassen = levels
+          local name = ("%d threads, strassen %s"):format(threads, tostring(levels))
+          assert.same_bits(expected, q.int4_matmul_cpu(a, b, scale_a, scale_b, opts), name)
+          assert.same_bits(expected, q.int4_matmul_cpu(a, panels, scale_a, scale_b, opts), name .. ", prepacked")
+        end
+      end
+      q.set_num_threads(0)
+    end)
+  end
+
+  it("is the same under every number of Strassen's levels where the sums are largest", function()
+    local n = q.cpu_isa() == "scalar" and 300 or 1100
+    for _, byte in ipairs { 0x88, 0x87, 0x77 } do -- nibbles 8 are -8, 7 are 7
+      local a = q.empty({ n, n / 4 * 2, dtype = "int32" }):fill_bytes_(byte)
+      local b = q.empty({ n / 4 * 2, n + 3, dtype = "int32" }):fill_bytes_(0x88)
+      local opts = { out_dtype = "float32", strassen = 0 }
+      local expected = helper.bytes(q.int4_matmul_cpu(a, b, q.ones { n }, q.ones { n + 3 }, opts))
+      for _, levels in ipairs { 1, 2, true } do
+        opts.strassen = levels
+        assert.same_bits(expected, q.int4_matmul_cpu(a, b, q.ones { n }, q.ones { n + 3 }, opts),
+          ("byte 0x%x, strassen %s"):format(byte, tostring(levels)))
+      end
+    end
   end)
 end)
 

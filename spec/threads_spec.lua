@@ -17,6 +17,8 @@ void luaL_openlibs(spec_lua_State *L);
 int luaL_loadstring(spec_lua_State *L, const char *text);
 int lua_pcall(spec_lua_State *L, int arguments, int results, int handler);
 const char *lua_tolstring(spec_lua_State *L, int index, size_t *length);
+int fesetround(int mode);
+
 double lua_tonumber(spec_lua_State *L, int index);
 void lua_settop(spec_lua_State *L, int index);
 void lua_close(spec_lua_State *L);
@@ -54,6 +56,30 @@ describe("threads", function()
       q.set_num_threads(threads)
       assert.same_bits(long, q.int4_matmul_cpu(la, lb, lsa, lsb), threads .. " threads")
     end
+  end)
+
+  it("round to nearest whatever the caller's rounding is", function()
+    local upward = ({ x64 = 0x800, arm64 = 0x400000 })[jit.arch]
+    if not upward then return end
+    for _, threads in ipairs { 1, 3 } do
+      q.set_num_threads(threads)
+      ffi.C.fesetround(upward)
+      local ok, out = pcall(q.int4_matmul_cpu, a, b, scale_a, scale_b)
+      ffi.C.fesetround(0)
+      assert.is_true(ok)
+      assert.same_bits(expected, out, threads .. " threads")
+    end
+  end)
+
+  it("that are idle do no harm when the Lua state closes", function()
+    local code = [[
+      local q = require "int4mm"
+      q.set_num_threads(4)
+      local a, b, scale_a, scale_b = q.generate_test_data(256, 256, 256)
+      q.int4_matmul_cpu(a, b, scale_a, scale_b)
+      io.write "done"
+    ]]
+    for _ = 1, 10 do assert.same({ "done", 0 }, { helper.luajit(code) }) end
   end)
 
   it("start with INT4MM_NUM_THREADS", function()
