@@ -8,29 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "core.h"
 #include "numeric.h"
-
-static int checks, failures;
-
-#define CHECK(condition)                                                                                               \
-  do {                                                                                                                 \
-    checks++;                                                                                                          \
-    if (!(condition)) {                                                                                                \
-      failures++;                                                                                                      \
-      printf("%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, int4mm_last_error());                     \
-    }                                                                                                                  \
-  } while (0)
-
-#define OK(call) CHECK((call) == INT4MM_OK)
-
-/* A call that has to fail with this status and a sentence that holds these words. */
-#define FAILS(call, status, words)                                                                                     \
-  do {                                                                                                                 \
-    int32_t got_ = (call);                                                                                             \
-    CHECK(got_ == (status));                                                                                           \
-    CHECK(strstr(int4mm_last_error(), words) != NULL);                                                                 \
-  } while (0)
 
 static int4mm_tensor vector(int64_t n, int32_t dtype) {
   int4mm_tensor t = {0};
@@ -291,6 +271,5 @@ int main(void) {
   test_errors();
   test_packing();
   CHECK(int4mm_allocated(INT4MM_CPU) == 0);
-  printf("%d checks, %d failed\n", checks, failures);
-  return failures != 0;
+  return report();
 }

@@ -11,28 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "core.h"
 #include "numeric.h"
-
-static int checks, failures;
-
-#define CHECK(condition)                                                                                               \
-  do {                                                                                                                 \
-    checks++;                                                                                                          \
-    if (!(condition)) {                                                                                                \
-      failures++;                                                                                                      \
-      printf("%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, int4mm_last_error());                     \
-    }                                                                                                                  \
-  } while (0)
-
-#define OK(call) CHECK((call) == INT4MM_OK)
-
-#define FAILS(call, status, words)                                                                                     \
-  do {                                                                                                                 \
-    int32_t got_ = (call);                                                                                             \
-    CHECK(got_ == (status));                                                                                           \
-    CHECK(strstr(int4mm_last_error(), words) != NULL);                                                                 \
-  } while (0)
 
 static uint64_t seed = 1, drawn;
 
@@ -43,11 +24,13 @@ static int64_t draw(int64_t n) {
   return (int64_t)(r[0] % (uint64_t)n);
 }
 
-/* [rows, cols] (a vector for cols 0) on a device; sometimes columns of a wider tensor, so that strides and alignment
- * vary. */
+enum { VECTOR = -1 };
+
+/* [rows, cols], or with VECTOR for cols [rows], on a device; sometimes columns of a wider tensor, so that strides and
+ * alignment vary. */
 static int4mm_tensor make(int64_t rows, int64_t cols, int32_t dtype, int32_t device) {
   int4mm_tensor wide = {0}, t = {0};
-  if (cols == 0) {
+  if (cols == VECTOR) {
     OK(int4mm_tensor_alloc(&t, 1, rows, 1, dtype, device));
     return t;
   }
@@ -61,7 +44,7 @@ static int4mm_tensor make(int64_t rows, int64_t cols, int32_t dtype, int32_t dev
 
 /* A copy elsewhere, with a stride of its own. */
 static int4mm_tensor moved(const int4mm_tensor *t, int32_t device) {
-  int4mm_tensor copy = make(t->shape[0], t->rank == 1 ? 0 : t->shape[1], t->dtype, device);
+  int4mm_tensor copy = make(t->shape[0], t->rank == 1 ? VECTOR : t->shape[1], t->dtype, device);
   OK(int4mm_tensor_copy(&copy, t, NULL));
   return copy;
 }
@@ -113,8 +96,8 @@ static operands draw_operands(int64_t M, int64_t N, int64_t K, bool nk) {
   static const float odd[] = {0.0f, -0.0f, -1.0f, 1e-40f, 1e30f, -INFINITY, NAN, 0x1p-24f, 65504.0f};
   operands o = {{make(M, K / 8, INT4MM_INT32, INT4MM_CPU),
                  nk ? make(N, K / 8, INT4MM_INT32, INT4MM_CPU) : make(K / 8, N, INT4MM_INT32, INT4MM_CPU),
-                 make(M, 0, INT4MM_FLOAT32, INT4MM_CPU), make(N, 0, INT4MM_FLOAT32, INT4MM_CPU),
-                 make(N, 0, INT4MM_FLOAT32, INT4MM_CPU)}};
+                 make(M, VECTOR, INT4MM_FLOAT32, INT4MM_CPU), make(N, VECTOR, INT4MM_FLOAT32, INT4MM_CPU),
+                 make(N, VECTOR, INT4MM_FLOAT32, INT4MM_CPU)}};
   bool least = draw(10) == 0;
   for (int i = 0; i < OPERANDS; i++) {
     OK(int4mm_random(&o.t[i], seed + drawn, (uint32_t)i, -0.05f, 0.1f, NULL));
@@ -241,7 +224,7 @@ static void test_quantize(void) {
   OK(int4mm_random(&numbers, seed + drawn, 8, -2 * factor, 3 * factor, NULL));
   OK(int4mm_tensor_copy(&x, &numbers, NULL));
   int4mm_tensor words = make(packed_rows, packed_cols, INT4MM_INT32, INT4MM_CPU),
-                scales = make(dim ? rows : cols, 0, INT4MM_FLOAT32, INT4MM_CPU);
+                scales = make(dim ? rows : cols, VECTOR, INT4MM_FLOAT32, INT4MM_CPU);
   int4mm_tensor x_gpu = moved(&x, 0), words_gpu = moved(&words, 0), scales_gpu = moved(&scales, 0);
   OK(int4mm_quantize(&words, &scales, &x, dim, encoding, 1, NULL));
   OK(int4mm_quantize(&words_gpu, &scales_gpu, &x_gpu, dim, encoding, (int32_t)draw(2), NULL));
@@ -367,6 +350,5 @@ int main(int argc, char **argv) {
   test_places();
   OK(int4mm_synchronize(0));
   CHECK(int4mm_allocated(0) == 0 && int4mm_allocated(INT4MM_CPU) == 0);
-  printf("%d checks, %d failed\n", checks, failures);
-  return failures != 0;
+  return report();
 }

@@ -1,0 +1,201 @@
+/*
+ * Streams that are not ours and CUDA graphs: memory that is given back while foreign work still uses it, and captures
+ * that releases, scratch memory and refused allocations must not disturb. Needs a GPU: INT4MM_CUDA_LIBRARY names the
+ * CUDA library when it does not lie beside this program. Without a driver it says so and passes.
+ */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "core.h"
+
+/* What is needed of the driver API, by its documented names and types. */
+typedef struct driver {
+  int (*stream_create)(void **stream, unsigned flags);
+  int (*stream_destroy)(void *stream);
+  int (*begin_capture)(void *stream, int mode);
+  int (*end_capture)(void *stream, void **graph);
+  int (*instantiate)(void **executable, void *graph, unsigned long long flags);
+  int (*launch)(void *executable, void *stream);
+  int (*executable_destroy)(void *executable);
+  int (*graph_destroy)(void *graph);
+} driver;
+
+enum { NON_BLOCKING = 1, GLOBAL = 0, THREAD_LOCAL = 1 };
+
+static bool open_driver(driver *d) {
+  static const char *const names[] = {"cuStreamCreate",
+                                      "cuStreamDestroy_v2",
+                                      "cuStreamBeginCapture_v2",
+                                      "cuStreamEndCapture",
+                                      "cuGraphInstantiateWithFlags",
+                                      "cuGraphLaunch",
+                                      "cuGraphExecDestroy",
+                                      "cuGraphDestroy"};
+  void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  void *symbols[sizeof names / sizeof names[0]];
+  if (!library) return false;
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (!(symbols[i] = dlsym(library, names[i]))) return false;
+  memcpy(d, symbols, sizeof *d);
+  return true;
+}
+
+/* ---- tensors ---- */
+
+typedef struct problem {
+  int4mm_tensor a, b, scale_a, scale_b; /* b is [N, K/8] */
+} problem;
+
+static int4mm_tensor make(int64_t rows, int64_t cols, int32_t dtype, int32_t device) {
+  int4mm_tensor t = {0};
+  OK(int4mm_tensor_alloc(&t, cols ? 2 : 1, rows, cols ? cols : 1, dtype, device));
+  return t;
+}
+
+static problem make_problem(int64_t M, int64_t N, int64_t K, uint64_t seed) {
+  problem p = {make(M, K / 8, INT4MM_INT32, 0), make(N, K / 8, INT4MM_INT32, 0), make(M, 0, INT4MM_FLOAT32, 0),
+               make(N, 0, INT4MM_FLOAT32, 0)};
+  OK(int4mm_random(&p.a, seed, 0, 0, 0, NULL));
+  OK(int4mm_random(&p.b, seed, 1, 0, 0, NULL));
+  OK(int4mm_random(&p.scale_a, seed, 2, 0.01f, 0.02f, NULL));
+  OK(int4mm_random(&p.scale_b, seed, 3, 0.01f, 0.02f, NULL));
+  return p;
+}
+
+static void release(problem *p) {
+  int4mm_tensor_release(&p->a);
+  int4mm_tensor_release(&p->b);
+  int4mm_tensor_release(&p->scale_a);
+  int4mm_tensor_release(&p->scale_b);
+}
+
+static int32_t multiply(problem *p, int4mm_tensor *out, void *stream) {
+  int4mm_matmul_args args = {.a_packed = &p->a,
+                             .b_packed = &p->b,
+                             .scale_a = &p->scale_a,
+                             .scale_b = &p->scale_b,
+                             .out = out,
+                             .out_dtype = INT4MM_FLOAT32,
+                             .layout_b = INT4MM_B_NK,
+                             .backend = INT4MM_USE_CUDA,
+                             .stream = stream};
+  return int4mm_matmul(&args);
+}
+
+static bool same(const int4mm_tensor *x, const int4mm_tensor *y) {
+  int4mm_tensor a = make(x->shape[0], x->shape[1], x->dtype, INT4MM_CPU),
+                b = make(x->shape[0], x->shape[1], x->dtype, INT4MM_CPU);
+  OK(int4mm_tensor_copy(&a, x, NULL));
+  OK(int4mm_tensor_copy(&b, y, NULL));
+  bool equal = !memcmp(a.data, b.data, (size_t)(a.shape[0] * a.shape[1]) * sizeof(float));
+  int4mm_tensor_release(&a);
+  int4mm_tensor_release(&b);
+  return equal;
+}
+
+/* ---- a stream that the default stream does not wait for ---- */
+
+enum { ROUNDS = 50 };
+
+/* Operands and results are dropped as soon as the call returns, and their memory at once taken and poisoned on the
+ * default stream: if a release did not wait for the foreign stream, a product would read or leave poison. */
+static void test_foreign(void *stream) {
+  int4mm_tensor expected = {0}, outs[ROUNDS] = {{0}};
+  problem p = make_problem(700, 1000, 4096, 1);
+  OK(multiply(&p, &expected, NULL));
+  release(&p);
+  for (int i = 0; i < ROUNDS; i++) {
+    int4mm_tensor dropped = {0}, poison;
+    p = make_problem(700, 1000, 4096, 1);
+    OK(multiply(&p, &dropped, stream));
+    OK(multiply(&p, &outs[i], stream));
+    release(&p);
+    int4mm_tensor_release(&dropped);
+    poison = make(700, 4096, INT4MM_INT32, 0);
+    OK(int4mm_tensor_fill_bytes(&poison, 0xff, NULL));
+    int4mm_tensor_release(&poison);
+  }
+  OK(int4mm_stream_synchronize(0, stream));
+  for (int i = 0; i < ROUNDS; i++) {
+    CHECK(same(&expected, &outs[i]));
+    int4mm_tensor_release(&outs[i]);
+  }
+  int4mm_tensor_release(&expected);
+}
+
+/* ---- captures ---- */
+
+/* `blocking`: the default stream cannot be used while this stream captures. */
+static void test_capture(const driver *d, void *stream, bool blocking, int mode) {
+  problem p = make_problem(65, 130, 520, 2), other = make_problem(64, 64, 64, 3);
+  int4mm_tensor expected = {0}, none = {0}, out = make(65, 130, INT4MM_FLOAT32, 0), fresh = {0};
+  void *graph = NULL, *executable = NULL;
+  OK(multiply(&p, &expected, NULL));
+  OK(multiply(&other, &fresh, stream)); /* `other` has been used on the stream when it goes */
+  OK(int4mm_synchronize(0));
+  CHECK(d->begin_capture(stream, mode) == 0);
+  FAILS(multiply(&p, &none, stream), INT4MM_ERR_ARGUMENT, "captures a CUDA graph");
+  OK(multiply(&p, &out, stream)); /* with scratch memory, since b is [N, K/8] */
+  release(&other);                /* as a garbage collector would, in the middle of it */
+  int4mm_tensor_release(&fresh);
+  if (blocking)
+    FAILS(int4mm_tensor_alloc(&fresh, 1, 100, 1, INT4MM_INT32, 0), INT4MM_ERR_ARGUMENT, "captures a CUDA graph");
+  else
+    OK(int4mm_tensor_alloc(&fresh, 1, 100, 1, INT4MM_INT32, 0));
+  FAILS(int4mm_stream_synchronize(0, stream), INT4MM_ERR_ARGUMENT, "a CUDA graph is being captured");
+  CHECK(d->end_capture(stream, &graph) == 0 && graph);
+  if (!graph) return;
+  CHECK(d->instantiate(&executable, graph, 0) == 0);
+  for (int i = 0; i < 3; i++) {
+    OK(int4mm_tensor_fill_bytes(&out, 0xff, NULL));
+    OK(int4mm_synchronize(0));
+    CHECK(d->launch(executable, stream) == 0);
+    OK(int4mm_stream_synchronize(0, stream));
+    CHECK(same(&expected, &out));
+  }
+  CHECK(d->executable_destroy(executable) == 0 && d->graph_destroy(graph) == 0);
+  int4mm_tensor *all[] = {&expected, &out, &fresh};
+  for (int i = 0; i < 3; i++) int4mm_tensor_release(all[i]);
+  release(&p);
+}
+
+/* What was put off during the captures is given back by now: this would not fit otherwise. */
+static void test_given_back(void) {
+  int4mm_gpu_info info;
+  int4mm_tensor t = {0};
+  OK(int4mm_synchronize(0));
+  CHECK(int4mm_allocated(0) == 0);
+  OK(int4mm_cuda_device_info(0, &info));
+  for (int i = 0; i < 20; i++) {
+    OK(int4mm_tensor_alloc(&t, 1, info.total_memory / 4, 1, INT4MM_INT8, 0));
+    int4mm_tensor_release(&t);
+  }
+}
+
+int main(void) {
+  driver d;
+  void *foreign, *ours;
+  if (!open_driver(&d)) {
+    puts("no CUDA driver here: nothing to test");
+    return 0;
+  }
+  OK(int4mm_cuda_available());
+  if (failures) return 1;
+  int4mm_tensor first = make(1, 1, INT4MM_INT32, 0); /* from here on the device's context is the current one */
+  int4mm_tensor_release(&first);
+  CHECK(d.stream_create(&foreign, NON_BLOCKING) == 0);
+  OK(int4mm_stream_create(0, &ours));
+  test_foreign(foreign);
+  test_foreign(ours);
+  for (int mode = GLOBAL; mode <= THREAD_LOCAL; mode++) {
+    test_capture(&d, ours, true, mode);
+    test_capture(&d, foreign, false, mode);
+  }
+  CHECK(d.stream_destroy(foreign) == 0);
+  OK(int4mm_stream_destroy(0, ours));
+  test_given_back();
+  return report();
+}
