@@ -100,8 +100,12 @@ describe("quantize", function()
       { { smallest, 0, -smallest } }, { { 2 * smallest, 3 * smallest, 0 } },
       { { 4 * smallest, -2 * smallest, smallest } }, { { 100 * smallest, -50 * smallest, 7 * smallest } },
       { { 2 ^ -126, 2 ^ -127, -2 ^ -128 } },
+      { { 10 * smallest, -10 * smallest, 9 * smallest } }, -- the scale rounds down so far that 10 needs the clamp
     } do
       check(q.tensor(rows), 2, "subnormal")
+      local column = {}
+      for i, x in ipairs(rows[1]) do column[i] = { x } end
+      check(q.tensor(column), 1, "subnormal")
     end
   end)
 
