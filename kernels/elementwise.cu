@@ -62,8 +62,7 @@ template <> struct Element<INT4MM_FLOAT16> { typedef __half type; };
 template <> struct Element<INT4MM_BFLOAT16> { typedef __nv_bfloat16 type; };
 template <> struct Element<INT4MM_FLOAT32> { typedef float type; };
 
-/* ---- pack and unpack ----------------------------------------------------------------------------------------------
- */
+/* ---- pack and unpack ---- */
 
 template <int DTYPE> __global__ void pack_kernel(const int4mm_pack_job job, unsigned long long *bad) {
   typedef typename Element<DTYPE>::type T;
@@ -92,8 +91,7 @@ template <int DTYPE> __global__ void unpack_kernel(const int4mm_pack_job job) {
   }
 }
 
-/* ---- quantize and dequantize --------------------------------------------------------------------------------------
- */
+/* ---- quantize and dequantize ---- */
 
 /* Magnitudes of floats compare as their bits do. */
 __device__ __forceinline__ uint32_t magnitude(float x) {
@@ -180,8 +178,7 @@ template <int DTYPE> __global__ void dequantize_kernel(const int4mm_pack_job job
   }
 }
 
-/* ---- random numbers and transposition -----------------------------------------------------------------------------
- */
+/* ---- random numbers and transposition ---- */
 
 /* A thread per block of four elements of the row-major order. */
 __global__ void random_kernel(const int4mm_random_job job) {
@@ -231,8 +228,7 @@ int64_t size(const int4mm_matrix &m) {
 
 } // namespace
 
-/* ---- launchers ----------------------------------------------------------------------------------------------------
- */
+/* ---- launchers ---- */
 
 cudaError_t int4mm_launch_pack(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream) {
   unsigned blocks = int4mm_blocks(size(job->packed), kThreads);

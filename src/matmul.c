@@ -171,6 +171,7 @@ typedef struct place {
   const int4mm_cuda_backend *cuda; /* NULL: the CPU */
   int32_t device;
   bool may_fall_back; /* the GPU was a choice of ours: without memory there, the CPU serves */
+  const char *why;    /* where there was a choice, else NULL */
 } place;
 
 static int32_t choose_place(const call *c, place *where) {
@@ -186,8 +187,14 @@ static int32_t choose_place(const call *c, place *where) {
   if (where->device != INT4MM_CPU) return (where->cuda = int4mm_cuda()) ? INT4MM_OK : INT4MM_ERR_UNAVAILABLE;
 
   if (args->backend == INT4MM_USE_CPU || c->panels) return INT4MM_OK;
+  where->why = "too small for copies to a GPU to pay";
   if (!gpu_pays(c->M, c->N, c->K, cpu_rate(int4mm_cpu_isa()) * int4mm_get_num_threads())) return INT4MM_OK;
-  if ((where->cuda = int4mm_cuda())) where->device = 0, where->may_fall_back = true;
+  const int4mm_cuda_backend *cuda = int4mm_cuda();
+  int32_t arch, sms;
+  where->why = "no GPU can be used";
+  if (cuda && !cuda->arch(0, &arch, &sms)) /* one that is too old or busy cannot */
+    *where =
+        (place){.cuda = cuda, .device = 0, .may_fall_back = true, .why = "large enough for copies to a GPU to pay"};
   return INT4MM_OK;
 }
 
@@ -377,8 +384,10 @@ int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) {
     }
     status = plan_cuda(&where, &problem, args->kernel, &made);
   }
-  if (!status) *plan = made;
-  return status;
+  if (status) return status;
+  *plan = made;
+  if (where.why) snprintf(plan->reason, sizeof plan->reason, "%s; %.*s", where.why, 150, made.reason);
+  return INT4MM_OK;
 }
 
 /* ---- prepacking ---- */

@@ -23,8 +23,7 @@ int32_t int4mm_cuda_check(cudaError_t error, const char *doing) {
   return int4mm_cuda_fail(status, "cannot %s: %s (%s)", doing, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
-/* ---- opening ------------------------------------------------------------------------------------------------------
- */
+/* ---- opening ---- */
 
 /* The driver, then the devices; each thing that is missing with its own words. */
 static int32_t open_driver(int32_t (*fail)(int32_t status, const char *format, ...)) {
@@ -49,8 +48,7 @@ static int32_t open_driver(int32_t (*fail)(int32_t status, const char *format, .
   return INT4MM_OK;
 }
 
-/* ---- devices ------------------------------------------------------------------------------------------------------
- */
+/* ---- devices ---- */
 
 static int32_t check_device(int32_t device) {
   if (device >= 0 && device < device_total) return INT4MM_OK;
@@ -174,8 +172,7 @@ static int32_t device_info(int32_t device, int4mm_gpu_info *info) {
   return INT4MM_OK;
 }
 
-/* ---- the table ----------------------------------------------------------------------------------------------------
- */
+/* ---- the table ---- */
 
 static const int4mm_cuda_backend table = {
     .abi = INT4MM_CUDA_ABI,

@@ -35,8 +35,7 @@ int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const 
   return finish(&scope, device, error, "launch the product", stream);
 }
 
-/* ---- value checks -------------------------------------------------------------------------------------------------
- */
+/* ---- value checks ---- */
 
 typedef cudaError_t checked_launcher(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
 
@@ -81,8 +80,7 @@ int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t
   return run_pack(device, int4mm_launch_quantize, job, bad, "quantise on the device", stream);
 }
 
-/* ---- the rest -----------------------------------------------------------------------------------------------------
- */
+/* ---- the rest ---- */
 
 int32_t int4mm_cuda_unpack(int32_t device, const int4mm_pack_job *job, void *stream) {
   int4mm_cuda_scope scope;

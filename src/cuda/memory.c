@@ -17,8 +17,7 @@ typedef struct deferred {
 static deferred *put_off;
 static pthread_mutex_t put_off_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* ---- allocation ---------------------------------------------------------------------------------------------------
- */
+/* ---- allocation ---- */
 
 static cudaError_t allocate(const int4mm_cuda_device *device, size_t bytes, cudaStream_t stream, void **data) {
   return device->pool ? cudaMallocFromPoolAsync(data, bytes, device->pool, stream) : cudaMalloc(data, bytes);
@@ -117,8 +116,7 @@ int32_t int4mm_cuda_scratch_free(int32_t device, void *data, void *stream) {
   return status;
 }
 
-/* ---- copies -------------------------------------------------------------------------------------------------------
- */
+/* ---- copies ---- */
 
 /* Rows within one GPU or between it and the host. Rows whose pitch is more than CUDA's 2D copies take (2^31 - 1) are
  * copied one by one: they are few. */
