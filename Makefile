@@ -182,10 +182,12 @@ RUN_ENV := BUILD='$(BUILD)' LUA_PATH='$(ROOT)/lua/?.lua;$(ROOT)/lua/?/init.lua;$
            LUA_CPATH='$(abspath $(BUILD))/?.so;;'
 # AddressSanitizer has to come first in a process that loads a library built with it. Its leak check at exit looks for
 # pointers in the data of loaded libraries, so LuaJIT, which unloads them when it closes, is kept from doing so; then
-# neither LuaJIT nor busted's modules need a suppression. An allocation that is too large fails as malloc's does.
+# neither LuaJIT nor busted's modules need a suppression. It sees no pointers in Lua's heap, so os.exit closes the Lua
+# state, which frees what tensors hold. An allocation that is too large fails as malloc's does.
 ifneq ($(findstring address,$(SANITIZE)),)
 KEEP_OPEN := $(BUILD)/keep_open.so
-RUN_ENV   += ASAN_OPTIONS=allocator_may_return_null=1 LD_PRELOAD='$(shell $(CC) -print-file-name=libasan.so) $(abspath $(KEEP_OPEN))'
+RUN_ENV   += LUA_INIT='local exit = os.exit; os.exit = function(code) exit(code, true) end' \
+             ASAN_OPTIONS=allocator_may_return_null=1 LD_PRELOAD='$(shell $(CC) -print-file-name=libasan.so) $(abspath $(KEEP_OPEN))'
 all: $(KEEP_OPEN)
 endif
 $(BUILD)/keep_open.so: $(BUILD)/flags.txt
