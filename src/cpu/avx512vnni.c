@@ -14,7 +14,7 @@
 #include "features.h"
 #include "gemm.h"
 
-enum { MR = 8, VECTORS = 2, LANES = 16, NR = VECTORS * LANES };
+enum { MR = 8, VECTORS = 2, LANES = 16, NR = VECTORS * LANES, AHEAD = 24 /* rows of a panel that are prefetched */ };
 
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -29,12 +29,25 @@ static inline __m512i high(__m512i words) {
 
 /* ---- kernels ---------------------------------------------------------------------------------------------------- */
 
+/* The two instructions of the inner loop by name: from intrinsics, gcc 12 makes a loop that is 2 to 3% slower. */
+static inline __m512i broadcast(const uint32_t *a) {
+  __m512i x;
+  __asm__("vpbroadcastd %1, %0" : "=v"(x) : "m"(*a));
+  return x;
+}
+
+static inline void dot(__m512i *acc, __m512i b, __m512i a) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(b), "v"(a));
+}
+
 /* One dword deep: MR rows of A broadcast against two vectors of B. */
-#define RANK4(acc, a, b)                                                                                               \
-  UNROLL for (int r = 0; r < MR; r++) {                                                                                \
-    __m512i x = _mm512_set1_epi32((int32_t)(a)[r]);                                                                    \
-    UNROLL for (int v = 0; v < VECTORS; v++) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], (b)[v], x);                    \
+static inline __attribute__((always_inline)) void rank4(__m512i acc[MR][VECTORS], const uint32_t *a,
+                                                        const __m512i b[VECTORS]) {
+  UNROLL for (int r = 0; r < MR; r++) {
+    __m512i x = broadcast(a + r);
+    UNROLL for (int v = 0; v < VECTORS; v++) dot(&acc[r][v], b[v], x);
   }
+}
 
 static inline void start_tile(__m512i acc[MR][VECTORS], const int32_t *start) {
   UNROLL for (int r = 0; r < MR; r++) {
@@ -68,9 +81,9 @@ static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64
       words[v] = _mm512_loadu_si512(b + LANES * v);
       part[v] = nibbles(words[v], flip);
     }
-    RANK4(acc, a, part)
+    rank4(acc, a, part);
     UNROLL for (int v = 0; v < VECTORS; v++) part[v] = nibbles(high(words[v]), flip);
-    RANK4(acc, a + MR, part)
+    rank4(acc, a + MR, part);
   }
   finish_tile(acc, targets, count, ldt);
 }
@@ -82,61 +95,85 @@ static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64
   for (int64_t j = 0; j < 2 * k8; j++, a += MR, b += ldb) {
     __m512i part[VECTORS];
     UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
-    RANK4(acc, a, part)
+    rank4(acc, a, part);
   }
   finish_tile(acc, targets, count, ldt);
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Signed bytes from two's complement nibbles in the low halves of bytes: x ^ 8 - 8. */
-static inline __m256i sign256(__m256i nibble) {
-  const __m256i eight = _mm256_set1_epi8(8);
-  return _mm256_sub_epi8(_mm256_xor_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), eight), eight);
+/* Signed bytes from the low nibbles of bytes; eights: 8 where the nibbles are two's complement, 0 where value + 8. */
+static inline __m512i sign(__m512i words, __m512i eights) {
+  return _mm512_sub_epi8(nibbles(words, eights), _mm512_set1_epi8(8));
 }
 
-/* Eight vectors of eight words become their transpose. */
-static inline void transpose8(__m256i x[8]) {
-  __m256i y[8];
-  UNROLL for (int i = 0; i < 8; i += 2) {
-    y[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
-  }
-  UNROLL for (int i = 0; i < 8; i += 4) {
-    x[i] = _mm256_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm256_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm256_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm256_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
+static inline __m512i eights_of(uint32_t flip) {
+  return _mm512_set1_epi32((int32_t)(~flip & 0x08080808u));
+}
+
+/* Four rows of 16 words, transposed in lanes of four: lane l of x[i] becomes word 4 * l + i of the four rows. */
+static inline void transpose4(__m512i x[4]) {
+  __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+  __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+  x[0] = _mm512_unpacklo_epi64(a, c), x[1] = _mm512_unpackhi_epi64(a, c);
+  x[2] = _mm512_unpacklo_epi64(b, d), x[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+/* Lane l of a, b, c and d, joined, is the whole of line l. */
+static inline void join_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m512i line[4]) {
+  __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), ab2 = _mm512_shuffle_i32x4(a, b, 0xee);
+  __m512i cd = _mm512_shuffle_i32x4(c, d, 0x44), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
+  line[0] = _mm512_shuffle_i32x4(ab, cd, 0x88), line[1] = _mm512_shuffle_i32x4(ab, cd, 0xdd);
+  line[2] = _mm512_shuffle_i32x4(ab2, cd2, 0x88), line[3] = _mm512_shuffle_i32x4(ab2, cd2, 0xdd);
+}
+
+/* Eight rows of `count` words (at most 16): word i of all becomes one line, its even nibbles' dwords and its odd ones'.
+ * sums[0] and sums[1] gather those of the first four rows and of the others, a row to a dword of each lane. */
+static inline void pack_words(uint32_t *panel, __m512i x[8], int count, __m512i eights, __m512i sums[2]) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  transpose4(x);
+  transpose4(x + 4);
   UNROLL for (int i = 0; i < 4; i++) {
-    y[i] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x20);
-    y[i + 4] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x31);
+    __m512i even = sign(x[i], eights), odd = sign(high(x[i]), eights), line[4];
+    __m512i even4 = sign(x[4 + i], eights), odd4 = sign(high(x[4 + i]), eights);
+    sums[0] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[0], ones, even), ones, odd);
+    sums[1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[1], ones, even4), ones, odd4);
+    join_lanes(even, even4, odd, odd4, line);
+    UNROLL for (int l = 0; l < 4; l++) {
+      if (4 * l + i < count) _mm512_storeu_si512(panel + 2 * MR * (4 * l + i), line[l]);
+    }
   }
-  UNROLL for (int i = 0; i < 8; i++) x[i] = y[i];
+}
+
+static inline __m128i add_lanes(__m512i x) {
+  __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
 static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
                    uint32_t flip) {
-  const __m256i ones = _mm256_set1_epi8(1), flips = _mm256_set1_epi32((int32_t)flip);
-  __m256i sum = _mm256_setzero_si256();
-  for (int64_t j = 0; j < k8; j += 8) {
-    int64_t count = int4mm_min64(8, k8 - j);
-    __mmask8 mask = (__mmask8)((1u << count) - 1);
-    __m256i x[8];
-    UNROLL for (int r = 0; r < MR; r++) {
-      x[r] = _mm256_setzero_si256();
-      if (r < rows) x[r] = _mm256_mask_xor_epi32(x[r], mask, _mm256_maskz_loadu_epi32(mask, a + r * lda + j), flips);
-    }
-    transpose8(x);
-    UNROLL for (int i = 0; i < 8; i++) {
-      if (i >= count) break;
-      __m256i even = sign256(x[i]), odd = sign256(_mm256_srli_epi32(x[i], 4));
-      sum = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(sum, ones, even), ones, odd);
-      _mm256_storeu_si256((__m256i *)(panel + 2 * MR * (j + i)), even);
-      _mm256_storeu_si256((__m256i *)(panel + 2 * MR * (j + i) + MR), odd);
-    }
+  const __m512i eights = eights_of(flip), zeros = _mm512_andnot_si512(eights, _mm512_set1_epi32(0x08080808));
+  __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, x[8];
+  int64_t j = 0;
+  for (; rows == MR && j + 16 <= k8; j += 16, panel += 32 * MR) {
+    UNROLL for (int r = 0; r < MR; r++) x[r] = _mm512_loadu_si512(a + r * lda + j);
+    pack_words(panel, x, 16, eights, sum);
   }
-  _mm256_storeu_si256((__m256i *)sums, sum);
+  for (; j < k8; j += 16, panel += 32 * MR) { /* words that are not there must read as zeros in this encoding */
+    int count = (int)int4mm_min64(16, k8 - j);
+    __mmask16 mask = (__mmask16)((1u << count) - 1);
+    __m512i none = _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 4));
+    UNROLL for (int r = 0; r < MR; r++) x[r] = r < rows ? _mm512_mask_loadu_epi32(none, mask, a + r * lda + j) : none;
+    pack_words(panel, x, count, eights, sum);
+  }
+  _mm_storeu_si128((__m128i *)sums, add_lanes(sum[0]));
+  _mm_storeu_si128((__m128i *)(sums + 4), add_lanes(sum[1]));
+}
+
+/* Signed bytes from two's complement nibbles in the low halves of bytes: x ^ 8 - 8. */
+static inline __m256i sign256(__m256i nibble) {
+  const __m256i eight = _mm256_set1_epi8(8);
+  return _mm256_sub_epi8(_mm256_xor_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), eight), eight);
 }
 
 static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t flip) {
@@ -161,7 +198,7 @@ static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t 
 
 static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t flip,
                    int32_t offset) {
-  const __m512i eights = _mm512_set1_epi32((int32_t)(~flip & 0x08080808u)); /* value + 8 whatever the encoding */
+  const __m512i eights = eights_of(flip);
   const __m512i rest = _mm512_set1_epi8((char)(offset - 8));
   for (int64_t j = 0; j < k8; j++, b += ldb, panel += 2 * NR) {
     UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -196,9 +233,45 @@ static inline void stream_step(int64_t rows, int depth, const uint32_t *a, int64
   }
 }
 
+/* A prepacked panel, at most four rows: sums stay in registers and the panel is one run of memory. */
+static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda,
+                                                             const uint32_t *b, __m512i flip, int32_t *acc,
+                                                             int64_t ldacc) {
+  enum { WIDE = INT4MM_PANEL / LANES };
+  __m512i even[4][WIDE], odd[4][WIDE];
+  UNROLL for (int m = 0; m < rows; m++) {
+    UNROLL for (int v = 0; v < WIDE; v++) {
+      even[m][v] = _mm512_loadu_si512(acc + m * ldacc + LANES * v);
+      odd[m][v] = _mm512_setzero_si512();
+    }
+  }
+  for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
+    UNROLL for (int v = 0; v < WIDE; v++) {
+      _mm_prefetch((const char *)(b + AHEAD * INT4MM_PANEL + LANES * v), _MM_HINT_T0);
+      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, flip), upper = nibbles(high(words), flip);
+      UNROLL for (int m = 0; m < rows; m++) {
+        even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
+        odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], upper, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
+      }
+    }
+  }
+  UNROLL for (int m = 0; m < rows; m++) {
+    UNROLL for (int v = 0; v < WIDE; v++) {
+      _mm512_storeu_si512(acc + m * ldacc + LANES * v, _mm512_add_epi32(even[m][v], odd[m][v]));
+    }
+  }
+}
+
+static void stream_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
+                         int64_t ldacc) {
+  const __m512i flip = _mm512_set1_epi32(0x08080808);
+  for (; rows >= 2; rows -= 2, a += 2 * lda, acc += 2 * ldacc) panel_rows(2, k8, a, lda, b, flip, acc, ldacc);
+  if (rows == 1) panel_rows(1, k8, a, lda, b, flip, acc, ldacc);
+}
+
 static void stream(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
                    int64_t ldb, uint32_t flip, int32_t *acc, int64_t ldacc) {
-  const __m512i eights = _mm512_set1_epi32((int32_t)(~flip & 0x08080808u));
+  const __m512i eights = eights_of(flip);
   int64_t j = 0;
   for (; j + 8 <= k8; j += 8, a += 16, b += 8 * ldb) {
     for (int64_t n = 0; n < columns; n += LANES) stream_step(rows, 8, a, lda, b + n, ldb, eights, acc + n, ldacc);
@@ -210,35 +283,55 @@ static void stream(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a,
 
 /* ---- epilogue --------------------------------------------------------------------------------------------------- */
 
-static inline void store_vector(void *out, int32_t dtype, __mmask16 mask, __m512 x) {
+/* 16 outputs of one type. No masked stores: Zen 4 takes a hundred cycles over those that also convert. */
+static inline void store_vector(void *out, int32_t dtype, __m512 x) {
   __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   __m512i bits = _mm512_mask_set1_epi32(_mm512_castps_si512(x), nan, (int)INT4MM_NAN_BITS);
   if (dtype == INT4MM_FLOAT32) {
-    _mm512_mask_storeu_epi32(out, mask, bits);
+    _mm512_storeu_si512(out, bits);
   } else if (dtype == INT4MM_FLOAT16) { /* NaN 0x7fffffff becomes 0x7fff */
     const int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtps_ph(_mm512_castsi512_ps(bits), mode));
+    _mm256_storeu_si256(out, _mm512_cvtps_ph(_mm512_castsi512_ps(bits), mode));
   } else {
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     up = _mm512_mask_mov_epi32(up, nan, bits);
-    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+    _mm256_storeu_si256(out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+  }
+}
+
+/* Up to 16 columns of all rows; inlined once for each output type. */
+static inline __attribute__((always_inline)) void store_columns(const int4mm_problem *p, int64_t m, int64_t n,
+                                                                int64_t rows, int64_t columns, const int32_t *tile,
+                                                                int64_t ldt, int32_t dtype) {
+  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2;
+  const __mmask16 mask = (__mmask16)((1u << columns) - 1);
+  __m512 scale_b = _mm512_maskz_loadu_ps(mask, p->scale_b + n), bias = _mm512_setzero_ps();
+  if (p->bias) bias = _mm512_maskz_loadu_ps(mask, p->bias + n);
+  char *out = (char *)p->out + (m * p->ldo + n) * size, part[64];
+  for (int64_t r = 0; r < rows; r++, out += p->ldo * size, tile += ldt) {
+    __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(tile));
+    x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(p->scale_a[m + r])), scale_b);
+    if (p->bias) x = _mm512_add_ps(x, bias);
+    if (columns == LANES) {
+      store_vector(out, dtype, x);
+    } else {
+      store_vector(part, dtype, x);
+      memcpy(out, part, (size_t)(columns * size));
+    }
   }
 }
 
 static void store(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows, int64_t columns, const int32_t *tile,
                   int64_t ldt) {
-  int64_t size = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   for (int64_t c = 0; c < columns; c += LANES) {
-    __mmask16 mask = (__mmask16)(columns - c >= LANES ? 0xffff : (1u << (columns - c)) - 1);
-    __m512 scale_b = _mm512_maskz_loadu_ps(mask, p->scale_b + n + c);
-    __m512 bias = p->bias ? _mm512_maskz_loadu_ps(mask, p->bias + n + c) : _mm512_setzero_ps();
-    char *out = (char *)p->out + (m * p->ldo + n + c) * size;
-    for (int64_t r = 0; r < rows; r++, out += p->ldo * size) {
-      __m512 x = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, tile + r * ldt + c));
-      x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(p->scale_a[m + r])), scale_b);
-      if (p->bias) x = _mm512_add_ps(x, bias);
-      store_vector(out, p->out_dtype, mask, x);
+    int64_t here = int4mm_min64(LANES, columns - c);
+    if (p->out_dtype == INT4MM_FLOAT16) {
+      store_columns(p, m, n + c, rows, here, tile + c, ldt, INT4MM_FLOAT16);
+    } else if (p->out_dtype == INT4MM_BFLOAT16) {
+      store_columns(p, m, n + c, rows, here, tile + c, ldt, INT4MM_BFLOAT16);
+    } else {
+      store_columns(p, m, n + c, rows, here, tile + c, ldt, INT4MM_FLOAT32);
     }
   }
 }
@@ -259,6 +352,8 @@ static const int4mm_kernels kernels = {
     .kernel_bytes = kernel_bytes,
     .expand = expand,
     .stream = stream,
+    .stream_panel = stream_panel,
+    .panel_rows = 4,
     .store = store,
 };
 

@@ -68,8 +68,7 @@ int32_t int4mm_set_cpu_isa(const char *name) {
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "name is \"%s\", expected one of %s", name, known);
   }
   if (!table->supported()) {
-    return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "this CPU or operating system does not support \"%s\"",
-                       name);
+    return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "this CPU or operating system does not support \"%s\"", name);
   }
   atomic_store_explicit(&current, table, memory_order_release);
   return INT4MM_OK;

@@ -11,8 +11,8 @@
 #include "../core.h"
 #include "rows.h"
 
-/* Columns of a prepacked panel: [ceil(N / 64)][K / 8][64] words, two's complement, zero in the padding. */
-enum { INT4MM_PANEL = 64 };
+/* Columns of a prepacked panel: [ceil(N / 32)][K / 8][32] words, two's complement, zero in the padding. */
+enum { INT4MM_PANEL = 32 };
 
 static inline int64_t int4mm_min64(int64_t x, int64_t y) {
   return x < y ? x : y;
@@ -65,7 +65,7 @@ int32_t int4mm_threads_for(int64_t work, int64_t grain);
 
 /* ---- a weight's words ------------------------------------------------------------------------------------------- */
 
-/* Word (j, n) of b and the words beside it up to the next multiple of 64 columns: raw or panels alike. */
+/* Word (j, n) of b and the words beside it up to the next multiple of INT4MM_PANEL columns: raw or panels alike. */
 static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
   if (!p->b_panels) return p->b + j * p->ldb + n;
   return p->b + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;

@@ -15,9 +15,10 @@ enum {
   SLICE_K8 = 1024,         /* ... when there are several */
   SLICED_BLOCK = 1024,     /* rows and columns of a super block then: 4 MiB of sums */
   PACKED_BYTES = 16 << 20, /* of a packed super block, A and B each */
-  L2_BYTES = 384 << 10,    /* of packed A that stays in the second-level cache */
+  L2_BYTES = 512 << 10,    /* of packed A that stays in the second-level cache */
   PACK_ROWS = 64,          /* words of K in a piece of packing B */
-  PACK_PANELS = 8          /* panels in it */
+  PACK_PANELS = 8,         /* panels in it */
+  ROWS_AHEAD = 16 /* rows of a raw weight fetched ahead: each may be another page, which no hardware foresees */
 };
 
 typedef struct gemm {
@@ -31,6 +32,7 @@ typedef struct gemm {
   uint32_t *b;                           /* packed super block of B */
   int32_t *sums;                         /* [block_rows, block_cols], or a tile for each thread */
   bool sliced;
+  bool own_b; /* each thread packs a panel of B just before its only use */
   /* the super block at hand */
   int64_t m0, n0, j0, rows, cols, k8;
 } gemm;
@@ -61,6 +63,8 @@ static void pack_panel_of_a(const gemm *g, int64_t panel) {
 
 static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t flip) {
   for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
+    __builtin_prefetch(src + ROWS_AHEAD * ld);
+    __builtin_prefetch(src + ROWS_AHEAD * ld + INT4MM_PANEL - 1);
     if (columns == INT4MM_PANEL) {
       for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = src[i] ^ flip;
     } else {
@@ -69,13 +73,16 @@ static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t c
   }
 }
 
-/* Words j .. j + k8 - 1 of K of one 64-column panel. */
-static void pack_panel_of_b(const gemm *g, int64_t panel, int64_t j, int64_t k8) {
+static int64_t bytes_of_panel(const gemm *g, int64_t k8) {
+  return 4 * INT4MM_PANEL * k8 * b_width(g);
+}
+
+/* Words j .. j + k8 - 1 of K of one 64-column panel, which is at dst. */
+static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t j, int64_t k8) {
   const int4mm_problem *p = g->p;
   int64_t n = g->n0 + panel * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, p->N - n);
   const uint32_t *src = int4mm_b_word(p, g->j0 + j, n);
   int64_t ld = p->b_panels ? INT4MM_PANEL : p->ldb, nr = g->k->nr;
-  uint32_t *dst = g->b + panel * INT4MM_PANEL * g->k8 * b_width(g);
   if (!g->k->bytes_b) {
     copy_words(dst + j * INT4MM_PANEL, src, ld, columns, k8, p->flip_b);
     return;
@@ -100,12 +107,15 @@ static void pack(void *context, int64_t index, int32_t slot) {
   int64_t first = index % strips * PACK_PANELS, last = int4mm_min64(first + PACK_PANELS, panels_b);
   int64_t j0 = index / strips * PACK_ROWS, j1 = int4mm_min64(j0 + PACK_ROWS, g->k8);
   for (int64_t j = j0; j < j1; j += 8) {
-    for (int64_t panel = first; panel < last; panel++) pack_panel_of_b(g, panel, j, int4mm_min64(8, j1 - j));
+    for (int64_t panel = first; panel < last; panel++) {
+      pack_panel_of_b(g, g->b + panel * bytes_of_panel(g, g->k8) / 4, panel, j, int4mm_min64(8, j1 - j));
+    }
   }
 }
 
+/* Whether B is packed for all threads before they compute. */
 static bool packs_b(const gemm *g) {
-  return g->k->bytes_b || !g->p->b_panels;
+  return !g->own_b && (g->k->bytes_b || !g->p->b_panels);
 }
 
 /* Whether the packed B at hand is still that of the super block above. */
@@ -122,32 +132,38 @@ static void pack_block(gemm *g) {
 
 /* ---- computing -------------------------------------------------------------------------------------------------- */
 
-/* nr columns of B, from column n of the super block on, and the distance of their rows. */
-static const uint32_t *columns_of_b(const gemm *g, int64_t n, int64_t *ldb) {
-  if (g->k->bytes_b) {
-    *ldb = g->k->nr;
-    return g->b + 2 * n * g->k8;
+/* The panel of B that starts at column n of the super block, packed by this thread where nobody did. */
+static const uint32_t *panel_of_b(const gemm *g, int64_t n, int32_t slot) {
+  int64_t panel = n / INT4MM_PANEL, dwords = bytes_of_panel(g, g->k8) / 4;
+  if (g->own_b) {
+    uint32_t *own = g->b + slot * dwords;
+    pack_panel_of_b(g, own, panel, 0, g->k8);
+    return own;
   }
-  *ldb = INT4MM_PANEL;
-  if (!packs_b(g)) return int4mm_b_word(g->p, g->j0, g->n0 + n);
-  return g->b + n / INT4MM_PANEL * INT4MM_PANEL * g->k8 + n % INT4MM_PANEL;
+  return packs_b(g) ? g->b + panel * dwords : int4mm_b_word(g->p, g->j0, g->n0 + n);
 }
 
-static void tile(const gemm *g, int64_t m, int64_t n, const uint32_t *b, int64_t ldb, int32_t *own) {
+/* Asks for the lines of out that a tile will write, while its sums are computed: they are in nobody's cache. */
+static void fetch_out(const gemm *g, int64_t m, int64_t n, int64_t rows) {
+  int64_t size = g->p->out_dtype == INT4MM_FLOAT32 ? 4 : 2, step = g->p->ldo * size;
+  const char *out = (const char *)g->p->out + (g->m0 + m) * step + (g->n0 + n) * size;
+  for (int64_t r = 0; r < rows; r++, out += step) __builtin_prefetch(out, 1);
+}
+
+static void tile(const gemm *g, int64_t m, int64_t n, const uint32_t *b, int32_t *own) {
   const int4mm_kernels *k = g->k;
   const uint32_t *a = g->a + m * 2 * g->k8;
   int4mm_target target = {own, 0};
-  int64_t ldt = k->nr;
+  int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
+  bool last = g->j0 + g->k8 == g->p->K / 8;
+  if (last) fetch_out(g, m, n, rows);
   if (g->sliced) {
     target.tile = g->sums + m * g->block_cols + n;
     target.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->kernel(g->k8, a, b, ldb, g->start + m, &target, 1, ldt);
-  if (g->j0 + g->k8 == g->p->K / 8) {
-    int64_t rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
-    k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
-  }
+  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, g->start + m, &target, 1, ldt);
+  if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
 }
 
 static void compute(void *context, int64_t index, int32_t slot) {
@@ -156,10 +172,12 @@ static void compute(void *context, int64_t index, int32_t slot) {
   int64_t m0 = index / across * g->task_rows, m1 = int4mm_min64(m0 + g->task_rows, g->rows);
   int64_t n0 = index % across * g->task_cols, n1 = int4mm_min64(n0 + g->task_cols, g->cols);
   int32_t *own = g->sums + slot * mr * nr;
-  for (int64_t n = n0; n < n1; n += nr) {
-    int64_t ldb;
-    const uint32_t *b = columns_of_b(g, n, &ldb);
-    for (int64_t m = m0; m < m1; m += mr) tile(g, m, n, b, ldb, own);
+  for (int64_t panel = n0; panel < n1; panel += INT4MM_PANEL) {
+    const uint32_t *b = panel_of_b(g, panel, slot);
+    for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
+      for (int64_t m = m0; m < m1; m += mr) tile(g, m, n, b, own);
+      b += g->k->bytes_b ? 2 * nr * g->k8 : nr;
+    }
   }
 }
 
@@ -206,13 +224,15 @@ static void choose_sizes(gemm *g) {
   g->block_rows = int4mm_min64(g->block_rows, round_up(p->M, g->k->mr));
   g->block_cols = int4mm_min64(g->block_cols, round_up(p->N, INT4MM_PANEL));
   choose_tasks(g);
+  g->own_b = packs_b(g) && g->task_rows >= p->M;
 }
 
 /* Workspace for the sizes chosen, cut into its parts; 64 spare bytes for what pack_a may write past its panel. */
 static bool take_workspace(gemm *g) {
   int64_t rows = round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
   int64_t a = round_up(rows * g->slice * 8 + 64, 64), start = round_up(rows * 4, 64);
-  int64_t b = packs_b(g) ? g->block_cols * g->slice * 4 * b_width(g) : 0;
+  int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
+  int64_t b = panels * bytes_of_panel(g, g->slice);
   int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);
   char *memory = int4mm_workspace_take(a + start + b + sums);
   if (!memory) return false;
@@ -247,8 +267,12 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
 
 /* ---- the choice of a path --------------------------------------------------------------------------------------- */
 
+static bool streams(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  return p->M <= (p->b_panels ? kernels->panel_rows : kernels->stream_rows);
+}
+
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (p->M <= kernels->stream_rows) return int4mm_gemm_stream(kernels, p);
+  if (streams(kernels, p)) return int4mm_gemm_stream(kernels, p);
   int32_t levels = int4mm_strassen_levels(kernels, p);
   if (levels > 0) return int4mm_gemm_strassen(kernels, p, levels);
   return int4mm_gemm_blocked(kernels, p);
@@ -258,11 +282,11 @@ void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, in
   int32_t levels = int4mm_strassen_levels(kernels, p);
   plan->tile_m = kernels->mr;
   plan->tile_n = kernels->nr;
-  if (p->M <= kernels->stream_rows) {
+  if (streams(kernels, p)) {
     plan->tile_m = (int32_t)p->M;
     plan->tile_n = kernels->stream_width;
-    snprintf(plan->reason, sizeof plan->reason, "M is at most %d: the weight is streamed once, unpacked in registers",
-             (int)kernels->stream_rows);
+    snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is streamed once, unpacked in registers%s",
+             p->b_panels ? " (prepacked)" : "");
   } else if (levels > 0) {
     snprintf(plan->reason, sizeof plan->reason, "large enough for %d level%s of exact Strassen", (int)levels,
              levels > 1 ? "s" : "");

@@ -32,6 +32,7 @@ typedef struct int4mm_kernels {
   bool bytes_b;         /* `kernel` reads B in bytes */
   int32_t stream_rows;  /* M up to which `stream` is used; at most 16 */
   int32_t stream_width; /* columns that `stream` takes at a time; divides INT4MM_PANEL */
+  int32_t panel_rows;   /* M up to which `stream_panel` is used on a prepacked weight */
   int32_t strassen;     /* levels that `kernel_bytes` serves: 0 to 2 */
   /* Rows a .. a + (rows - 1) * lda (at most mr) as a panel, zero rows below them; sums[r] = sum of row r. May write up
    * to 64 bytes past the panel's end. */
@@ -48,7 +49,11 @@ typedef struct int4mm_kernels {
    * a: expanded rows, lda dwords apart; columns: a multiple of stream_width. */
   void (*stream)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
                  int64_t ldb, uint32_t flip, int32_t *acc, int64_t ldacc);
-  /* The epilogue: out[m .. m + rows - 1, n .. n + columns - 1] from a tile of sums. */
+  /* The same for one prepacked panel, INT4MM_PANEL columns. */
+  void (*stream_panel)(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
+                       int64_t ldacc);
+  /* The epilogue: out[m .. m + rows - 1, n .. n + columns - 1] from a tile of sums, whose rows may be read up to the
+   * next multiple of 16 columns. */
   void (*store)(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows, int64_t columns, const int32_t *tile,
                 int64_t ldt);
 } int4mm_kernels;

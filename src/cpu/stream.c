@@ -2,95 +2,109 @@
  * Small M: the weight is the traffic, so it is read once, as it lies, in long runs, and never packed. Accumulators wait
  * in the first-level cache; a thread has a range of columns, or, where columns are few, a range of K.
  */
-#include <string.h>
-
 #include "gemm.h"
 
 enum {
-  SLICE_K8 = 4096,     /* words of K whose expanded A is kept at a time */
-  ACC_BYTES = 16 << 10 /* of accumulators that a thread works on */
+  MAX_ROWS = 16,
+  SLICE_K8 = 4096,      /* words of K whose expanded A is kept at a time */
+  ACC_BYTES = 16 << 10, /* of accumulators that a thread works on */
+  APART = 16            /* dwords between rows of scratch: powers of two would share the sets of the cache */
 };
 
 typedef struct stream_run {
   const int4mm_kernels *k;
   const int4mm_problem *p;
+  int32_t threads;
   int64_t columns, column_parts; /* of a piece */
   int64_t k8, k_parts;
-  int32_t threads;
-  int32_t *sums; /* [k_parts][M][N rounded up to panels] */
-  uint32_t *a;   /* expanded: [threads][M][2 * SLICE_K8], or [M][2 * K/8] for all when it fits */
-  int32_t *row;  /* sums of A's rows, when expanded once for all */
-  bool shared;
+  int64_t width;  /* columns whose accumulators are kept at a time */
+  uint32_t *a;    /* expanded rows: of all of A, or a slice for each thread */
+  int64_t lda;    /* dwords from row to row of that */
+  int32_t *start; /* what rows start from, when expanded once for all; else NULL */
+  int32_t *acc;   /* [threads][M][width + APART] */
+  int32_t *sums;  /* [k_parts][M][ld], when K is split */
   int64_t ld;
 } stream_run;
 
-/* The last columns of a raw weight that do not fill a vector, copied into one: words of b beyond N are not read. */
-static void stream_tail(const stream_run *s, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
-                        int64_t columns, int64_t k8, int32_t *acc) {
+/* Columns of a raw weight that do not fill a vector, copied into one: words beyond N are not there to be read. */
+static void stream_tail(const stream_run *s, const uint32_t *a, const uint32_t *b, int64_t columns, int64_t k8,
+                        int32_t *acc) {
   enum { DEPTH = 32 };
   uint32_t words[DEPTH * 16];
-  int64_t width = s->k->stream_width;
+  int64_t wide = s->k->stream_width;
   for (int64_t j = 0; j < k8; j += DEPTH) {
     int64_t depth = int4mm_min64(DEPTH, k8 - j);
     for (int64_t i = 0; i < depth; i++) {
-      const uint32_t *row = b + (j + i) * ldb;
-      for (int64_t c = 0; c < width; c++) words[i * width + c] = c < columns ? row[c] : 0;
+      const uint32_t *row = b + (j + i) * s->p->ldb;
+      for (int64_t c = 0; c < wide; c++) words[i * wide + c] = c < columns ? row[c] : 0;
     }
-    s->k->stream(s->p->M, width, depth, a + 2 * j, lda, words, width, s->p->flip_b, acc, s->ld);
+    s->k->stream(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->flip_b, acc, s->width + APART);
   }
 }
 
-/* acc += A[:, slice] * B[slice, n .. n + columns - 1]. */
-static void stream_columns(const stream_run *s, const uint32_t *a, int64_t lda, int64_t j, int64_t k8, int64_t n,
-                           int64_t columns, int32_t *acc) {
+/* acc += A[:, slice] * B[slice, n .. n + columns - 1], the slice being k8 words from word j on. */
+static void stream_columns(const stream_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
+                           int32_t *acc) {
   const int4mm_problem *p = s->p;
+  int64_t ldacc = s->width + APART;
   if (p->b_panels) {
-    for (int64_t c = 0; c < columns; c += INT4MM_PANEL) { /* a panel's padding is there to be read */
-      s->k->stream(p->M, INT4MM_PANEL, k8, a, lda, int4mm_b_word(p, j, n + c), INT4MM_PANEL, p->flip_b, acc + c, s->ld);
+    for (int64_t c = 0; c < columns; c += INT4MM_PANEL) {
+      const uint32_t *b = int4mm_b_word(p, j, n + c);
+      s->k->stream_panel(p->M, k8, a, s->lda, b, acc + c, ldacc);
     }
     return;
   }
   const uint32_t *b = p->b + j * p->ldb + n;
-  int64_t whole = columns / s->k->stream_width * s->k->stream_width, width;
-  for (int64_t c = 0; c < whole; c += width) {
-    width = int4mm_min64(whole - c, ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL);
-    s->k->stream(p->M, width, k8, a, lda, b + c, p->ldb, p->flip_b, acc + c, s->ld);
-  }
-  if (whole < columns) stream_tail(s, a, lda, b + whole, p->ldb, columns - whole, k8, acc + whole);
+  int64_t whole = columns / s->k->stream_width * s->k->stream_width;
+  if (whole > 0) s->k->stream(p->M, whole, k8, a, s->lda, b, p->ldb, p->flip_b, acc, ldacc);
+  if (whole < columns) stream_tail(s, a, b + whole, columns - whole, k8, acc + whole);
 }
 
-static void store_columns(const stream_run *s, int64_t n, int64_t columns) {
-  s->k->store(s->p, 0, n, s->p->M, columns, s->sums + n, s->ld);
+/* The slice of A from word j on as dwords, in this thread's scratch; its share of the offset goes into acc. */
+static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, int32_t slot, int32_t *acc) {
+  const int4mm_problem *p = s->p;
+  uint32_t *a = s->a + slot * p->M * s->lda;
+  for (int64_t m = 0; m < p->M; m++) {
+    int32_t sum = s->k->expand(a + m * s->lda, p->a + m * p->lda + j, k8, p->flip_a);
+    int32_t *row = acc + m * (s->width + APART);
+    for (int64_t c = 0; c < s->width; c++) row[c] -= s->k->offset * sum;
+  }
+  return a;
+}
+
+/* Columns n .. n + columns - 1 over words j0 .. j1 - 1 of K. */
+static void run_columns(const stream_run *s, int64_t n, int64_t columns, int64_t j0, int64_t j1, int32_t slot,
+                        int32_t *acc) {
+  for (int64_t m = 0; m < s->p->M; m++) {
+    int32_t start = s->start && j0 == 0 ? s->start[m] : 0, *row = acc + m * (s->width + APART);
+    for (int64_t c = 0; c < s->width; c++) row[c] = start;
+  }
+  for (int64_t j = j0; j < j1; j += SLICE_K8) {
+    int64_t k8 = int4mm_min64(SLICE_K8, j1 - j);
+    const uint32_t *a = s->start ? s->a + 2 * j : expand_slice(s, j, k8, slot, acc);
+    stream_columns(s, a, j, k8, n, columns, acc);
+  }
 }
 
 static void piece(void *context, int64_t index, int32_t slot) {
   const stream_run *s = context;
   const int4mm_problem *p = s->p;
-  int64_t part = index / s->column_parts, n = index % s->column_parts * s->columns;
-  int64_t columns = int4mm_min64(s->columns, p->N - n);
-  int64_t j0 = part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8);
-  int32_t *acc = s->sums + part * p->M * s->ld + n;
-  int64_t padded = int4mm_ceil_div(columns, INT4MM_PANEL) * INT4MM_PANEL;
-  for (int64_t m = 0; m < p->M; m++) memset(acc + m * s->ld, 0, (size_t)padded * 4);
-  for (int64_t j = j0; j < j1; j += SLICE_K8) {
-    int64_t k8 = int4mm_min64(SLICE_K8, j1 - j), lda = 2 * SLICE_K8;
-    uint32_t *a = s->a + slot * p->M * lda;
-    int32_t sums[16];
-    if (s->shared) {
-      lda = 2 * (p->K / 8);
-      a = s->a + 2 * j;
+  int64_t part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
+  int64_t n1 = int4mm_min64(n0 + s->columns, p->N);
+  int64_t j0 = part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + APART;
+  int32_t *acc = s->acc + slot * p->M * ldacc;
+  for (int64_t n = n0; n < n1; n += s->width) {
+    int64_t columns = int4mm_min64(s->width, n1 - n);
+    run_columns(s, n, columns, j0, j1, slot, acc);
+    if (s->k_parts == 1) {
+      s->k->store(p, 0, n, p->M, columns, acc, ldacc);
+      continue;
     }
     for (int64_t m = 0; m < p->M; m++) {
-      sums[m] = s->shared ? (j == 0 ? s->row[m] : 0) : s->k->expand(a + m * lda, p->a + m * p->lda + j, k8, p->flip_a);
+      int32_t *sums = s->sums + (part * p->M + m) * s->ld + n;
+      for (int64_t c = 0; c < columns; c++) sums[c] = acc[m * ldacc + c];
     }
-    if (s->k->offset) {
-      for (int64_t m = 0; m < p->M; m++) {
-        for (int64_t c = 0; c < padded; c++) acc[m * s->ld + c] -= s->k->offset * sums[m];
-      }
-    }
-    stream_columns(s, a, lda, j, k8, n, columns, acc);
   }
-  if (s->k_parts == 1) store_columns(s, n, columns);
 }
 
 static void add_parts(const stream_run *s) {
@@ -98,7 +112,7 @@ static void add_parts(const stream_run *s) {
   for (int64_t part = 1; part < s->k_parts; part++) {
     for (int64_t i = 0; i < size; i++) s->sums[i] += s->sums[part * size + i];
   }
-  store_columns(s, 0, s->p->N);
+  s->k->store(s->p, 0, 0, s->p->M, s->p->N, s->sums, s->ld);
 }
 
 /* Columns are shared out in whole panels; K too when there are fewer panels than threads and K is long. */
@@ -111,28 +125,41 @@ static void choose_parts(stream_run *s) {
   s->k_parts = int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
   s->k8 = int4mm_ceil_div(k8, s->k_parts);
   s->k_parts = int4mm_ceil_div(k8, s->k8);
+  int64_t most = ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL;
+  s->width = int4mm_min64(s->columns, most);
+}
+
+/* Workspace in the order: expanded A, accumulators, sums of the parts of K. */
+static bool take_workspace(stream_run *s) {
+  const int4mm_problem *p = s->p;
+  bool once = p->K / 8 <= SLICE_K8;
+  s->lda = 2 * (once ? p->K / 8 : SLICE_K8) + APART;
+  s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
+  int64_t a = int4mm_ceil_div((once ? 1 : s->threads) * p->M * s->lda, 16) * 64;
+  int64_t acc = 4 * s->threads * p->M * (s->width + APART);
+  int64_t sums = s->k_parts > 1 ? 4 * s->k_parts * p->M * s->ld : 0;
+  char *memory = int4mm_workspace_take(a + acc + sums);
+  if (!memory) return false;
+  s->a = (uint32_t *)memory;
+  s->acc = (int32_t *)(memory + a);
+  s->sums = (int32_t *)(memory + a + acc);
+  return true;
 }
 
 int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *p) {
   stream_run s = {.k = kernels, .p = p};
-  int64_t k8 = p->K / 8;
-  s.threads = int4mm_threads_for(p->N * k8, 1 << 15);
+  int32_t start[MAX_ROWS];
+  s.threads = int4mm_threads_for(p->N * (p->K / 8), 1 << 15);
   choose_parts(&s);
-  s.ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
-  s.shared = k8 <= SLICE_K8;
-  int64_t sums = 4 * s.k_parts * p->M * s.ld;
-  int64_t a = 8 * p->M * (s.shared ? k8 : (int64_t)SLICE_K8 * s.threads);
-  char *memory = int4mm_workspace_take(sums + a);
-  if (!memory) return INT4MM_ERR_MEMORY;
-  s.sums = (int32_t *)memory;
-  s.a = (uint32_t *)(memory + sums);
-  int32_t row[16] = {0};
-  s.row = row;
-  for (int64_t m = 0; s.shared && m < p->M; m++) {
-    row[m] = kernels->expand(s.a + 2 * m * k8, p->a + m * p->lda, k8, p->flip_a);
+  if (!take_workspace(&s)) return INT4MM_ERR_MEMORY;
+  if (p->K / 8 <= SLICE_K8) {
+    s.start = start;
+    for (int64_t m = 0; m < p->M; m++) {
+      start[m] = -kernels->offset * kernels->expand(s.a + m * s.lda, p->a + m * p->lda, p->K / 8, p->flip_a);
+    }
   }
   int4mm_parallel(s.threads, s.column_parts * s.k_parts, piece, &s);
   if (s.k_parts > 1) add_parts(&s);
-  int4mm_workspace_give(memory);
+  int4mm_workspace_give(s.a);
   return INT4MM_OK;
 }
