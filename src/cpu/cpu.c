@@ -11,7 +11,7 @@
 /* Best first. */
 static const int4mm_cpu_table *const tables[] = {
 #if defined(__x86_64__)
-    &int4mm_cpu_avx512vnni,
+    &int4mm_cpu_avx512vnni, &int4mm_cpu_avxvnni, &int4mm_cpu_avx512vl_vnni, &int4mm_cpu_avx2,
 #endif
     &int4mm_cpu_scalar,
 };

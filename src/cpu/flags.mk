@@ -9,7 +9,11 @@ CPU_FLAGS := -O3 -fno-math-errno -fno-trapping-math
 CPU_FILES := cpu threads elementwise features workspace scalar
 
 ifeq ($(MACHINE),x86_64)
-CPU_FILES += gemm stream strassen avx512vnni
+CPU_FILES += gemm stream strassen avx2 avxvnni avx512vl_vnni avx512vnni
+# x86_256.h is compiled three times, in avx2, avxvnni and avx512vl_vnni
+CPU_FLAGS_avx2 := -mavx2 -mf16c
+CPU_FLAGS_avxvnni := -mavx2 -mf16c -mavxvnni
+CPU_FLAGS_avx512vl_vnni := -mavx2 -mf16c -mavx512f -mavx512vl -mavx512vnni
 CPU_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
 endif
 

@@ -37,6 +37,6 @@ typedef struct int4mm_rows {
   void (*uniform)(float *x, const uint32_t *words, float low, float high, int64_t n);
 } int4mm_rows;
 
-extern const int4mm_rows int4mm_rows_scalar;
+extern const int4mm_rows int4mm_rows_scalar, int4mm_rows_avx2, int4mm_rows_avx512;
 
 #endif
