@@ -53,7 +53,9 @@ INT4MM_FN float int4mm_add(float x, float y) {
 }
 
 /* Nibble i (0..7) of a two's complement word, sign-extended. */
-INT4MM_FN int32_t int4mm_nibble(uint32_t word, int i) { return (int32_t)(word << (28 - 4 * i)) >> 28; }
+INT4MM_FN int32_t int4mm_nibble(uint32_t word, int i) {
+  return (int32_t)(word << (28 - 4 * i)) >> 28;
+}
 
 /* float32 to float16 bits, round to nearest even; overflow gives infinity, every NaN becomes 0x7fff (what the GPU's
  * conversion gives), so that NaN has one pattern on every backend. */
@@ -85,7 +87,9 @@ INT4MM_FN uint16_t int4mm_to_bfloat(float x) {
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-INT4MM_FN float int4mm_from_bfloat(uint16_t b) { return int4mm_bits_float((uint32_t)b << 16); }
+INT4MM_FN float int4mm_from_bfloat(uint16_t b) {
+  return int4mm_bits_float((uint32_t)b << 16);
+}
 
 /* The contract's float32 value of one output before its rounding to the output type. */
 INT4MM_FN float int4mm_scale(int32_t acc, float scale_a, float scale_b) {
