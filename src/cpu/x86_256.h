@@ -62,6 +62,19 @@ INLINE __m256i dot(__m256i sum, __m256i b, __m256i a) {
 #endif
 }
 
+/* One row of a against two vectors of b. By name, since gcc 12 reorders intrinsics into a slower loop. */
+INLINE void rank_row(__m256i *acc0, __m256i *acc1, const uint32_t *a, __m256i b0, __m256i b1) {
+#ifdef __AVX512VNNI__
+#define DOT "vpdpbusd "
+#else
+#define DOT "%{vex%} vpdpbusd "
+#endif
+  __m256i x;
+  __asm__("vpbroadcastd %3, %2\n\t" DOT "%2, %4, %0\n\t" DOT "%2, %5, %1"
+          : "+x"(*acc0), "+x"(*acc1), "=&x"(x)
+          : "m"(*a), "x"(b0), "x"(b1));
+}
+
 INLINE void put(int32_t *at, __m256i sum, int32_t sign_of_target) {
   if (sign_of_target > 0) sum = _mm256_add_epi32(load(at), sum);
   if (sign_of_target < 0) sum = _mm256_sub_epi32(load(at), sum);
@@ -74,13 +87,11 @@ static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64
   UNROLL for (int r = 0; r < MR; r++) {
     UNROLL for (int v = 0; v < VECTORS; v++) acc[r][v] = _mm256_set1_epi32(start[r]);
   }
-  for (int64_t j = 0; j < 2 * k8; j++, a += MR, b += ldb) {
+  for (int64_t j = 0; j < k8; j++, a += 2 * MR, b += 2 * ldb) {
     __m256i b0 = load(b), b1 = load(b + LANES);
-    UNROLL for (int r = 0; r < MR; r++) {
-      __m256i x = broadcast(a + r);
-      acc[r][0] = dot(acc[r][0], b0, x);
-      acc[r][1] = dot(acc[r][1], b1, x);
-    }
+    UNROLL for (int r = 0; r < MR; r++) rank_row(&acc[r][0], &acc[r][1], a + r, b0, b1);
+    b0 = load(b + ldb), b1 = load(b + ldb + LANES);
+    UNROLL for (int r = 0; r < MR; r++) rank_row(&acc[r][0], &acc[r][1], a + MR + r, b0, b1);
   }
   for (int32_t i = 0; i < count; i++) {
     UNROLL for (int r = 0; r < MR; r++) {
@@ -93,16 +104,27 @@ static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64
 
 #else
 
+/* One row of a against two vectors of b, in four registers besides the sums: gcc 12 spills most of them when it orders
+ * these instructions itself. */
+INLINE void rank_row(__m256i *acc0, __m256i *acc1, const uint32_t *a, __m256i b0, __m256i b1) {
+  __m256i x, pairs;
+  __asm__("vpbroadcastd %4, %2\n\t"
+          "vpmaddubsw %2, %5, %3\n\t"
+          "vpaddw %3, %0, %0\n\t"
+          "vpmaddubsw %2, %6, %2\n\t"
+          "vpaddw %2, %1, %1"
+          : "+x"(*acc0), "+x"(*acc1), "=&x"(x), "=&x"(pairs)
+          : "m"(*a), "x"(b0), "x"(b1));
+}
+
 /* At most FLUSH_K8 words deep, so that int16 holds the sums of pairs. */
 INLINE void rank_flush(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, __m256i acc[MR][VECTORS]) {
   UNROLL for (int r = 0; r < MR; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-  for (int64_t j = 0; j < 2 * k8; j++, a += MR, b += ldb) {
+  for (int64_t j = 0; j < k8; j++, a += 2 * MR, b += 2 * ldb) {
     __m256i b0 = load(b), b1 = load(b + LANES);
-    UNROLL for (int r = 0; r < MR; r++) {
-      __m256i x = broadcast(a + r);
-      acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(b0, x));
-      acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(b1, x));
-    }
+    UNROLL for (int r = 0; r < MR; r++) rank_row(&acc[r][0], &acc[r][1], a + r, b0, b1);
+    b0 = load(b + ldb), b1 = load(b + ldb + LANES);
+    UNROLL for (int r = 0; r < MR; r++) rank_row(&acc[r][0], &acc[r][1], a + MR + r, b0, b1);
   }
 }
 
