@@ -14,6 +14,9 @@
 #include "features.h"
 #include "gemm.h"
 
+#define COMBINE_WIDTH 64
+#include "strassen_combine.h"
+
 enum { MR = 8, VECTORS = 2, LANES = 16, NR = VECTORS * LANES, AHEAD = 24 /* rows of a panel that are prefetched */ };
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -350,6 +353,8 @@ static const int4mm_kernels kernels = {
     .pack_b = pack_b,
     .kernel = kernel_words,
     .kernel_bytes = kernel_bytes,
+    .combine_a = combine_a,
+    .combine_b = combine_b,
     .expand = expand,
     .stream = stream,
     .stream_panel = stream_panel,

@@ -227,10 +227,10 @@ static void choose_sizes(gemm *g) {
   g->own_b = packs_b(g) && g->task_rows >= p->M;
 }
 
-/* Workspace for the sizes chosen, cut into its parts; 64 spare bytes for what pack_a may write past its panel. */
+/* Workspace for the sizes chosen, cut into its parts. */
 static bool take_workspace(gemm *g) {
   int64_t rows = round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
-  int64_t a = round_up(rows * g->slice * 8 + 64, 64), start = round_up(rows * 4, 64);
+  int64_t a = round_up(rows * g->slice * 8, 64), start = round_up(rows * 4, 64);
   int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
   int64_t b = panels * bytes_of_panel(g, g->slice);
   int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);

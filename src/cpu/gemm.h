@@ -34,8 +34,7 @@ typedef struct int4mm_kernels {
   int32_t stream_width; /* columns that `stream` takes at a time; divides INT4MM_PANEL */
   int32_t panel_rows;   /* M up to which `stream_panel` is used on a prepacked weight */
   int32_t strassen;     /* levels that `kernel_bytes` serves: 0 to 2 */
-  /* Rows a .. a + (rows - 1) * lda (at most mr) as a panel, zero rows below them; sums[r] = sum of row r. May write up
-   * to 64 bytes past the panel's end. */
+  /* Rows a .. a + (rows - 1) * lda (at most mr) as a panel, zero rows below them; sums[r] = sum of row r. */
   void (*pack_a)(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
                  uint32_t flip);
   /* k8 rows of at most nr columns of words as bytes + offset; whatever in the columns beyond. */
@@ -43,6 +42,10 @@ typedef struct int4mm_kernels {
                  int32_t offset);
   int4mm_kernel *kernel;
   int4mm_kernel *kernel_bytes; /* for Strassen: any signed byte of A, any unsigned one of B; NULL without it */
+  /* The seven or 49 combinations of 2 x 2 or 4 x 4 blocks, `step` bytes apart; b's plus offset. */
+  void (*combine_a)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels);
+  void (*combine_b)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels,
+                    int32_t offset);
   /* A row as dwords of signed bytes, its sum returned. */
   int32_t (*expand)(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t flip);
   /* acc[m, n] += sum over k of a[m, k] * (b[k, n] + offset) for m < rows <= 16: raw words of b read once, in long runs.

@@ -17,7 +17,9 @@
 #include "gemm.h"
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#define VNNI 1
+#define VNNI          1
+#define COMBINE_WIDTH 32
+#include "strassen_combine.h"
 #endif
 
 enum { MR = 6, VECTORS = 2, LANES = 8, NR = VECTORS * LANES, FLUSH_K8 = 64 };
@@ -364,6 +366,8 @@ static const int4mm_kernels kernels = {
     .panel_rows = 8,
 #ifdef VNNI
     .strassen = 2,
+    .combine_a = combine_a,
+    .combine_b = combine_b,
 #endif
     .pack_a = pack_a,
     .pack_b = pack_b,
