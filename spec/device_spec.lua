@@ -3,7 +3,8 @@
 local helper = require "spec.helper"
 local q = require "int4mm"
 
-local ISAS = { scalar = true, avx2 = true, avxvnni = true, avx512vnni = true, neon_dot = true, neon_i8mm = true }
+local ISAS = { scalar = true, avx2 = true, avxvnni = true, avx512vl_vnni = true, avx512vnni = true, neon_dot = true,
+  neon_i8mm = true }
 
 describe("the module", function()
   it("has a version, the header's", function()
