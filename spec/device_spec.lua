@@ -106,8 +106,20 @@ describe("explain", function()
     local plan = q.explain(a, b, scale_a, scale_b)
     assert.equal("cpu", plan.device) -- too small for the copies to pay, whatever GPU there is
     assert.equal(q.cpu_isa(), plan.kernel)
-    assert(#plan.reason > 0)
+    assert.matches("too small for copies to a GPU to pay", plan.reason, 1, true)
     assert.matches(q.cpu_isa() .. " on cpu", tostring(plan), 1, true)
+  end)
+
+  it("tells Strassen's levels, where they were asked for", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(1000, 1000, 1000, { seed = 1 })
+    q.set_cpu_isa(q.cpu_isas()[1])
+    if q.cpu_isa() ~= "scalar" then
+      for levels, words in pairs { "1 level of exact Strassen", "2 levels of exact Strassen" } do
+        assert.matches(words, q.explain(a, b, scale_a, scale_b, { strassen = levels }).reason, 1, true)
+      end
+      assert.is_nil(q.explain(a, b, scale_a, scale_b, { strassen = false }).reason:find("Strassen", 1, true))
+    end
+    q.set_cpu_isa(nil)
   end)
 
   it("follows the instruction set", function()

@@ -72,6 +72,36 @@ describe("every operation", function()
   end)
 end)
 
+describe("an eager collector", function()
+  local old_pause, old_step
+  before_each(function() old_pause, old_step = collectgarbage("setpause", 1), collectgarbage("setstepmul", 10000) end)
+  after_each(function()
+    collectgarbage("setpause", old_pause)
+    collectgarbage("setstepmul", old_step)
+  end)
+
+  it("takes no temporary from a call that still works on it, compiled or not", function()
+    local _, _, _, _, a, b = q.generate_test_data(9, 64, 11, { seed = 3 })
+    local ones_a, ones_b = q.ones { 9 }, q.ones { 11 }
+    local opts = { out_dtype = "float32" }
+    local expected = q.int4_matmul_reference(q.pack_int4_to_int32(a), q.pack_int4_to_int32(b, { dim = 1 }), ones_a,
+      ones_b, opts)
+    local dim1 = { dim = 1 }
+    local function multiply_temporaries()
+      return q.int4_matmul_cpu(q.pack_int4_to_int32(a), q.prepack(q.pack_int4_to_int32(b, dim1)), q.ones { 9 },
+        q.ones { 11 }, opts)
+    end
+    for compiled = 0, 1 do
+      if compiled == 0 then jit.off(multiply_temporaries, true) else jit.on(multiply_temporaries, true) end
+      for i = 1, 1500 do
+        local out = multiply_temporaries()
+        assert(helper.bytes(out) == helper.bytes(expected), "round " .. i)
+        assert(q.unpack_int32_to_int4(q.pack_int4_to_int32(a:clone())):narrow(1, 2, 3):clone():equal(a:narrow(1, 2, 3)))
+      end
+    end
+  end)
+end)
+
 describe("q.memory", function()
   it("counts what tensors hold, once for all views", function()
     collectgarbage()
