@@ -1,6 +1,7 @@
 /*
  * Scratch memory of the products. The kernel zeroes each fresh page, which for the largest workspaces takes as long as
- * a twentieth of the product itself; so up to SLOTS blocks of at most KEEP bytes wait for the next call.
+ * a twentieth of the product itself; so SLOTS blocks wait for the next call, one that may be large (Strassen's own
+ * limits keep it below 96 MiB for usual sizes) and others for calls made at the same time.
  */
 #define _GNU_SOURCE /* madvise */
 #include <stdatomic.h>
@@ -10,7 +11,10 @@
 #include "gemm.h"
 
 enum { SLOTS = 4, HUGE_PAGE = 2 << 20, HEADER = 64 };
-static const size_t KEEP = (size_t)64 << 20;
+
+static size_t most_in(int slot) {
+  return (size_t)(slot == 0 ? 96 : 16) << 20;
+}
 
 typedef struct block {
   size_t bytes; /* with the header */
@@ -23,7 +27,7 @@ static block *take_kept(size_t bytes) {
     block *kept = atomic_exchange(&slots[i], NULL);
     if (!kept) continue;
     if (kept->bytes >= bytes) return kept;
-    free(kept); /* too small for what is asked of this process now */
+    free(kept); /* too small for what this process multiplies now */
   }
   return NULL;
 }
@@ -51,8 +55,9 @@ void *int4mm_workspace_take(int64_t bytes) {
 
 void int4mm_workspace_give(void *workspace) {
   block *b = (block *)((char *)workspace - HEADER);
-  for (int i = 0; i < SLOTS && b->bytes <= KEEP; i++) {
+  for (int i = 0; i < SLOTS; i++) {
     block *empty = NULL;
+    if (b->bytes > most_in(i)) break;
     if (atomic_compare_exchange_strong(&slots[i], &empty, b)) return;
   }
   free(b);
