@@ -53,8 +53,11 @@ function driver.capture(stream, f)
   call("cuStreamBeginCapture_v2", s, THREAD_LOCAL)
   local ok, err = pcall(f)
   local graph = ffi.new "spec_CUgraph[1]"
+  if not ok then -- whatever the state of the capture now is, the first error is the one that tells
+    library.cuStreamEndCapture(s, graph)
+    error(err, 0)
+  end
   call("cuStreamEndCapture", s, graph)
-  if not ok then error(err, 0) end
   local executable = ffi.new "spec_CUgraphExec[1]"
   call("cuGraphInstantiateWithFlags", executable, graph[0], 0)
   return {
