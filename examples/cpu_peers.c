@@ -158,9 +158,17 @@ static void run_blas(const setting *s, const contender *c, int iteration) {
   X(dnnl_engine_create)                                                                                                \
   X(dnnl_stream_create)                                                                                                \
   X(dnnl_stream_wait)                                                                                                  \
-  X(dnnl_memory_desc_init_by_tag) X(dnnl_matmul_desc_init) X(dnnl_primitive_desc_create)                               \
-      X(dnnl_primitive_desc_query_md) X(dnnl_primitive_create) X(dnnl_primitive_execute) X(dnnl_primitive_destroy)     \
-          X(dnnl_primitive_desc_destroy) X(dnnl_memory_create) X(dnnl_memory_destroy) X(dnnl_memory_desc_get_size)
+  X(dnnl_memory_desc_init_by_tag)                                                                                      \
+  X(dnnl_matmul_desc_init)                                                                                             \
+  X(dnnl_primitive_desc_create)                                                                                        \
+  X(dnnl_primitive_desc_query_md)                                                                                      \
+  X(dnnl_primitive_create)                                                                                             \
+  X(dnnl_primitive_execute)                                                                                            \
+  X(dnnl_primitive_destroy)                                                                                            \
+  X(dnnl_primitive_desc_destroy)                                                                                       \
+  X(dnnl_memory_create)                                                                                                \
+  X(dnnl_memory_destroy)                                                                                               \
+  X(dnnl_memory_desc_get_size)
 #define DECLARE(name) static __typeof__(name) *p_##name;
 DNNL_CALLS(DECLARE)
 
