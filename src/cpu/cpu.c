@@ -12,6 +12,9 @@
 static const int4mm_cpu_table *const tables[] = {
 #if defined(__x86_64__)
     &int4mm_cpu_avx512vnni, &int4mm_cpu_avxvnni, &int4mm_cpu_avx512vl_vnni, &int4mm_cpu_avx2,
+#elif defined(__aarch64__)
+    &int4mm_cpu_neon_i8mm,
+    &int4mm_cpu_neon_dot,
 #endif
     &int4mm_cpu_scalar,
 };

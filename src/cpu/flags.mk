@@ -17,6 +17,13 @@ CPU_FLAGS_avx512vl_vnni := -mavx2 -mf16c -mavx512f -mavx512vl -mavx512vnni
 CPU_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
 endif
 
+ifeq ($(MACHINE),aarch64)
+CPU_FILES += gemm stream strassen neon_dot neon_i8mm
+# neon.h is compiled twice, in both
+CPU_FLAGS_neon_dot := -march=armv8.2-a+dotprod
+CPU_FLAGS_neon_i8mm := -march=armv8.2-a+dotprod+i8mm
+endif
+
 CPU_SRC := $(CPU_FILES:%=src/cpu/%.c)
 $(foreach f,$(CPU_FILES),$(eval FLAGS_src/cpu/$f.c := $(CPU_FLAGS) $(CPU_FLAGS_$f)))
 

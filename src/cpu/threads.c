@@ -2,9 +2,9 @@
  * Threads of the CPU backend: OpenMP's, and plain ones where OpenMP cannot serve.
  *
  * Why not OpenMP alone: after fork() the child has one thread, but libgomp's records of the parent's pool came along,
- * and the next parallel region waits for threads that do not exist. So once a process that used a region has forked,
- * the child starts fresh pthreads for each region (20 us a thread) and leaves OpenMP alone. The same code serves builds
- * without OpenMP, among them the one for ThreadSanitizer, which cannot see libgomp's futexes.
+ * and the next parallel region waits for threads that do not exist. It does not matter whose region it was that made
+ * the pool. So a forked child starts fresh pthreads for each region (about 20 us a thread) and leaves OpenMP alone. The
+ * same code serves builds without OpenMP, among them the one for ThreadSanitizer, which cannot see libgomp's futexes.
  */
 #define _GNU_SOURCE /* sched_getaffinity and its sets */
 #include <errno.h>
@@ -26,13 +26,17 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int32_t default_threads = 1; /* written once, under `once` */
 static atomic_int chosen_threads;   /* int4mm_set_num_threads; 0: the default */
 static atomic_int busy_threads;     /* threads now inside regions */
-static atomic_bool pool_used;       /* an OpenMP region ran in this process or the one it was forked from */
-static atomic_bool pool_lost;       /* ... and this is a child: its pool did not come along */
+static atomic_bool pool_lost;       /* this is a forked child: OpenMP's threads did not come along */
 static _Thread_local bool in_region;
 
 static void forked(void) {
   atomic_store(&busy_threads, in_region ? 1 : 0); /* the others' threads stayed behind */
-  if (atomic_load(&pool_used)) atomic_store(&pool_lost, true);
+  atomic_store(&pool_lost, true);
+}
+
+/* At load. It fails for want of memory alone; a fork is then no safer than OpenMP's own. */
+__attribute__((constructor)) static void watch_forks(void) {
+  (void)pthread_atfork(NULL, NULL, forked);
 }
 
 /* Cores this process may run on; the set grows until the kernel's fits. */
@@ -60,7 +64,6 @@ static void setup(void) {
       default_threads = value < MAX_THREADS ? (int32_t)value : MAX_THREADS;
     }
   }
-  pthread_atfork(NULL, NULL, forked); /* it fails for want of memory only; a fork is then no safer than OpenMP's own */
 }
 
 int32_t int4mm_get_num_threads(void) {
@@ -133,7 +136,6 @@ static void run_on_fresh_threads(region *r, int32_t threads) {
 static void run(region *r, int32_t threads) {
 #ifdef _OPENMP
   if (!atomic_load(&pool_lost)) {
-    atomic_store(&pool_used, true);
 #pragma omp parallel num_threads(threads)
     work(r, omp_get_thread_num(), omp_get_num_threads());
     return;
