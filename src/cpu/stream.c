@@ -108,11 +108,15 @@ static void piece(void *context, int64_t index, int32_t slot) {
 }
 
 static void add_parts(const stream_run *s) {
-  int64_t size = s->p->M * s->ld;
+  const int4mm_problem *p = s->p;
   for (int64_t part = 1; part < s->k_parts; part++) {
-    for (int64_t i = 0; i < size; i++) s->sums[i] += s->sums[part * size + i];
+    for (int64_t m = 0; m < p->M; m++) {
+      int32_t *sums = s->sums + m * s->ld;
+      const int32_t *more = s->sums + (part * p->M + m) * s->ld;
+      for (int64_t n = 0; n < p->N; n++) sums[n] += more[n];
+    }
   }
-  s->k->store(s->p, 0, 0, s->p->M, s->p->N, s->sums, s->ld);
+  s->k->store(p, 0, 0, p->M, p->N, s->sums, s->ld);
 }
 
 /* Columns are shared out in whole panels; K too when there are fewer panels than threads and K is long. */
