@@ -87,16 +87,34 @@ static void rows_unpack_across(int8_t *restrict q, int64_t pitch, const uint32_t
 
 /* ---- floats ----------------------------------------------------------------------------------------------------- */
 
+/* The machine's conversion quiets a signalling NaN, int4mm_from_half keeps it: blocks with a NaN go through the latter.
+ */
 static void rows_from_half(float *restrict dst, const uint16_t *restrict src, int64_t n) {
   int64_t i = 0;
 #if defined(__AVX512F__)
   for (; i + 16 <= n; i += 16) {
-    _mm512_storeu_ps(dst + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(src + i))));
+    __m512 x = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(src + i)));
+    _mm512_storeu_ps(dst + i, x);
+    if (_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q)) {
+      for (int j = 0; j < 16; j++) dst[i + j] = int4mm_from_half(src[i + j]);
+    }
   }
 #elif defined(__F16C__)
-  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i))));
+  for (; i + 8 <= n; i += 8) {
+    __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i)));
+    _mm256_storeu_ps(dst + i, x);
+    if (_mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q))) {
+      for (int j = 0; j < 8; j++) dst[i + j] = int4mm_from_half(src[i + j]);
+    }
+  }
 #elif defined(__aarch64__)
-  for (; i + 4 <= n; i += 4) vst1q_f32(dst + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(src + i))));
+  for (; i + 4 <= n; i += 4) {
+    float32x4_t x = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(src + i)));
+    vst1q_f32(dst + i, x);
+    if (vminvq_u32(vceqq_f32(x, x)) == 0) {
+      for (int j = 0; j < 4; j++) dst[i + j] = int4mm_from_half(src[i + j]);
+    }
+  }
 #endif
   for (; i < n; i++) dst[i] = int4mm_from_half(src[i]);
 }
