@@ -189,10 +189,11 @@ static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t 
     __m256i even = sign256(x), odd = sign256(_mm256_srli_epi32(x, 4));
     sum = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(sum, ones, even), ones, odd);
     /* interleave: the two dwords of a word lie side by side */
-    __m256i low = _mm256_unpacklo_epi32(even, odd), upper = _mm256_unpackhi_epi32(even, odd);
+    __m256i first = _mm256_unpacklo_epi32(even, odd), second = _mm256_unpackhi_epi32(even, odd);
     uint32_t mask16 = (1u << 2 * count) - 1;
-    _mm256_mask_storeu_epi32(dwords + 2 * j, (__mmask8)mask16, _mm256_permute2x128_si256(low, upper, 0x20));
-    _mm256_mask_storeu_epi32(dwords + 2 * j + 8, (__mmask8)(mask16 >> 8), _mm256_permute2x128_si256(low, upper, 0x31));
+    _mm256_mask_storeu_epi32(dwords + 2 * j, (__mmask8)mask16, _mm256_permute2x128_si256(first, second, 0x20));
+    _mm256_mask_storeu_epi32(dwords + 2 * j + 8, (__mmask8)(mask16 >> 8),
+                             _mm256_permute2x128_si256(first, second, 0x31));
   }
   __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
   half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
@@ -215,31 +216,55 @@ static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t colu
 
 /* ---- small M ---------------------------------------------------------------------------------------------------- */
 
+/* High nibbles where they are, value + 8 times 16: their sums are shifted once instead of each word. A slice of K is
+ * short enough for int32 to hold them. */
+static inline __m512i upper(__m512i words, __m512i flip16) {
+  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), flip16, 0x6a);
+}
+
 /* `depth` words of K (at most 8) of 16 columns, split once for all rows. Two chains of sums a row. */
-static inline void stream_step(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
-                               __m512i flip, int32_t *acc, int64_t ldacc) {
+static inline __attribute__((always_inline)) void stream_step(int64_t rows, int depth, const uint32_t *a, int64_t lda,
+                                                              const uint32_t *b, int64_t ldb, __m512i flip,
+                                                              __m512i flip16, int32_t *acc, int64_t ldacc) {
   __m512i even[8], odd[8];
-  UNROLL for (int i = 0; i < 8; i++) {
-    if (i >= depth) break;
+  UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
     even[i] = nibbles(words, flip);
-    odd[i] = nibbles(high(words), flip);
+    odd[i] = upper(words, flip16);
   }
   for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
     __m512i sum = _mm512_loadu_si512(acc), other = _mm512_setzero_si512();
-    UNROLL for (int i = 0; i < 8; i++) {
-      if (i >= depth) break;
-      sum = _mm512_dpbusd_epi32(sum, even[i], _mm512_set1_epi32((int32_t)a[2 * i]));
-      other = _mm512_dpbusd_epi32(other, odd[i], _mm512_set1_epi32((int32_t)a[2 * i + 1]));
+    UNROLL for (int i = 0; i < depth; i++) {
+      dot(&sum, even[i], broadcast(a + 2 * i));
+      dot(&other, odd[i], broadcast(a + 2 * i + 1));
     }
-    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, other));
+    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
+  }
+}
+
+/* One row: eight words of A stay in registers along the columns. */
+static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i flip,
+                              __m512i flip16, int32_t *acc) {
+  __m512i even[8], odd[8];
+  UNROLL for (int i = 0; i < 8; i++) {
+    even[i] = broadcast(a + 2 * i);
+    odd[i] = broadcast(a + 2 * i + 1);
+  }
+  for (int64_t n = 0; n < columns; n += LANES) {
+    __m512i sum = _mm512_loadu_si512(acc + n), other = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < 8; i++) {
+      __m512i words = _mm512_loadu_si512(b + i * ldb + n);
+      sum = _mm512_dpbusd_epi32(sum, nibbles(words, flip), even[i]);
+      other = _mm512_dpbusd_epi32(other, upper(words, flip16), odd[i]);
+    }
+    _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
   }
 }
 
 /* A prepacked panel, at most four rows: sums stay in registers and the panel is one run of memory. */
 static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda,
-                                                             const uint32_t *b, __m512i flip, int32_t *acc,
-                                                             int64_t ldacc) {
+                                                             const uint32_t *b, int32_t *acc, int64_t ldacc) {
+  const __m512i flip = _mm512_set1_epi32(0x08080808), flip16 = _mm512_slli_epi32(flip, 4);
   enum { WIDE = INT4MM_PANEL / LANES };
   __m512i even[4][WIDE], odd[4][WIDE];
   UNROLL for (int m = 0; m < rows; m++) {
@@ -251,36 +276,43 @@ static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k
   for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
     UNROLL for (int v = 0; v < WIDE; v++) {
       _mm_prefetch((const char *)(b + AHEAD * INT4MM_PANEL + LANES * v), _MM_HINT_T0);
-      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, flip), upper = nibbles(high(words), flip);
+      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, flip), up = upper(words, flip16);
       UNROLL for (int m = 0; m < rows; m++) {
         even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
-        odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], upper, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
+        odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], up, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
       }
     }
   }
   UNROLL for (int m = 0; m < rows; m++) {
     UNROLL for (int v = 0; v < WIDE; v++) {
-      _mm512_storeu_si512(acc + m * ldacc + LANES * v, _mm512_add_epi32(even[m][v], odd[m][v]));
+      _mm512_storeu_si512(acc + m * ldacc + LANES * v, _mm512_add_epi32(even[m][v], _mm512_srai_epi32(odd[m][v], 4)));
     }
   }
 }
 
 static void stream_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                          int64_t ldacc) {
-  const __m512i flip = _mm512_set1_epi32(0x08080808);
-  for (; rows >= 2; rows -= 2, a += 2 * lda, acc += 2 * ldacc) panel_rows(2, k8, a, lda, b, flip, acc, ldacc);
-  if (rows == 1) panel_rows(1, k8, a, lda, b, flip, acc, ldacc);
+  for (; rows >= 2; rows -= 2, a += 2 * lda, acc += 2 * ldacc) panel_rows(2, k8, a, lda, b, acc, ldacc);
+  if (rows == 1) panel_rows(1, k8, a, lda, b, acc, ldacc);
 }
 
 static void stream(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
                    int64_t ldb, uint32_t flip, int32_t *acc, int64_t ldacc) {
-  const __m512i eights = eights_of(flip);
+  const __m512i eights = eights_of(flip), eights16 = _mm512_slli_epi32(eights, 4);
   int64_t j = 0;
   for (; j + 8 <= k8; j += 8, a += 16, b += 8 * ldb) {
-    for (int64_t n = 0; n < columns; n += LANES) stream_step(rows, 8, a, lda, b + n, ldb, eights, acc + n, ldacc);
+    if (rows == 1) {
+      stream_row(columns, a, b, ldb, eights, eights16, acc);
+      continue;
+    }
+    for (int64_t n = 0; n < columns; n += LANES) {
+      stream_step(rows, 8, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
+    }
   }
   for (; j < k8; j++, a += 2, b += ldb) {
-    for (int64_t n = 0; n < columns; n += LANES) stream_step(rows, 1, a, lda, b + n, ldb, eights, acc + n, ldacc);
+    for (int64_t n = 0; n < columns; n += LANES) {
+      stream_step(rows, 1, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
+    }
   }
 }
 
@@ -346,7 +378,7 @@ static const int4mm_kernels kernels = {
     .nr = NR,
     .offset = 8,
     .bytes_b = false,
-    .stream_rows = 16,
+    .stream_rows = 64,
     .stream_width = LANES,
     .strassen = 2,
     .pack_a = pack_a,

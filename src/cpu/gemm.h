@@ -30,7 +30,7 @@ typedef struct int4mm_kernels {
   int32_t mr, nr;       /* nr divides INT4MM_PANEL */
   int32_t offset;       /* of B in `kernel`: 8, or 0 where both operands are signed */
   bool bytes_b;         /* `kernel` reads B in bytes */
-  int32_t stream_rows;  /* M up to which `stream` is used; at most 16 */
+  int32_t stream_rows;  /* M up to which `stream` is used; at most 64 */
   int32_t stream_width; /* columns that `stream` takes at a time; divides INT4MM_PANEL */
   int32_t panel_rows;   /* M up to which `stream_panel` is used on a prepacked weight */
   int32_t strassen;     /* levels that `kernel_bytes` serves: 0 to 2 */
@@ -48,7 +48,7 @@ typedef struct int4mm_kernels {
                     int32_t offset);
   /* A row as dwords of signed bytes, its sum returned. */
   int32_t (*expand)(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t flip);
-  /* acc[m, n] += sum over k of a[m, k] * (b[k, n] + offset) for m < rows <= 16: raw words of b read once, in long runs.
+  /* acc[m, n] += sum over k of a[m, k] * (b[k, n] + offset) for m < rows: raw words of b read once, in long runs.
    * a: expanded rows, lda dwords apart; columns: a multiple of stream_width. */
   void (*stream)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
                  int64_t ldb, uint32_t flip, int32_t *acc, int64_t ldacc);
