@@ -98,6 +98,20 @@ describe("a product too large for the oracle", function()
     end)
   end
 
+  it("is the scalar path's over a sweep of shapes, options, strides and levels", function()
+    for i, case in ipairs(cases.sweep(80, 5, { M = 330, N = 420, K = 1600 })) do
+      local built = cases.build(case)
+      local opts = cases.options(case, { bias = built.bias })
+      local a, b = built.a.view, built.b.view
+      local expected = helper.bytes(by_scalar(a, b, built.scale_a, built.scale_b, opts))
+      opts.strassen = ({ false, true, 1, 2 })[i % 4 + 1]
+      local before = helper.bytes(built.out.whole)
+      opts.out = built.out.view
+      assert.same_bits(expected, q.int4_matmul_cpu(a, b, built.scale_a, built.scale_b, opts), case.name)
+      if case.guard_out > 0 then cases.check_guards(case, before, helper.bytes(built.out.whole)) end
+    end
+  end)
+
   it("is the same under every number of Strassen's levels where the sums are largest", function()
     local n = q.cpu_isa() == "scalar" and 300 or 1100
     for _, byte in ipairs { 0x88, 0x87, 0x77 } do -- nibbles 8 are -8, 7 are 7

@@ -134,7 +134,8 @@ describe("out of memory", function()
   -- a sanitizer takes more address space than any limit that would make this fail
   local test = helper.sanitized() and pending or it
 
-  test("is tried again after a collection, before it is an error", function()
+  test("is tried again after a collection, before it is an error" .. (test == it and "" or " (under a sanitizer)"),
+  function()
     -- in a process of its own, whose address space is limited to what two of the tensors need
     local output, status = helper.shell(([[ulimit -v %d; LUA_PATH=%q LUA_CPATH=%q luajit -e '
       local q = require "int4mm"
