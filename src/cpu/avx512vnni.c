@@ -1,7 +1,7 @@
 /*
  * AVX512-VNNI: 16 columns of B by 8 k to a register, split into bytes in place.
  *
- * Needs -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni.
+ * Needs -mavx512f -mavx512bw -mavx512vl -mavx512vnni.
  */
 #ifndef __AVX512VNNI__
 #error "compile this file with the flags that flags.mk gives it"

@@ -10,7 +10,8 @@
 #include "rows.h"
 
 enum {
-  BLOCK = 1024,       /* elements of a row at a time, a multiple of 64 */
+  BLOCK = 1024, /* elements of a row at a time, a multiple of 64 */
+  ROWS_AHEAD = 6,
   GRAIN = 1 << 16,    /* elements worth a thread */
   MAX_TASKS = 1 << 20 /* bounds the cut of very tall matrices */
 };
@@ -205,6 +206,16 @@ static int64_t first_not_finite(const float *x, int64_t n) {
   return n;
 }
 
+/* Asks for n elements of a row of `plain`. Narrow columns are a short run on each of many pages, which the hardware
+ * does not foresee. */
+static void fetch(const pack_run *j, int64_t r, int64_t c, int64_t n) {
+  const int4mm_matrix *plain = &j->pack->plain;
+  if (r >= plain->rows) return;
+  const char *first = at(plain, r, c);
+  int64_t bytes = n * (int64_t)int4mm_dtype_size(plain->dtype);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(first + i);
+}
+
 /* n floats of a row of `plain`, converted into `buffer` when they are not float32. */
 static const float *floats(const pack_run *j, float *buffer, int64_t r, int64_t c, int64_t n) {
   const int4mm_matrix *plain = &j->pack->plain;
@@ -254,7 +265,10 @@ static void quantize_across(void *context, int64_t index, int32_t slot) {
   uint32_t most[BLOCK] = {0};
   int8_t q[8][BLOCK];
   float buffer[BLOCK];
-  for (int64_t r = 0; r < rows; r++) j->rows->absmax_columns(most, floats(j, buffer, r, c, n), n);
+  for (int64_t r = 0; r < rows; r++) {
+    fetch(j, r + ROWS_AHEAD, c, n);
+    j->rows->absmax_columns(most, floats(j, buffer, r, c, n), n);
+  }
   if (p->check) {
     bool bad = false;
     for (int64_t i = 0; i < n; i++) bad |= most[i] >= 0x7f800000u;
@@ -269,6 +283,7 @@ static void quantize_across(void *context, int64_t index, int32_t slot) {
   for (int64_t w = 0; 8 * w < rows; w++) {
     for (int64_t i = 0; i < 8; i++) {
       if (8 * w + i < rows) {
+        fetch(j, 8 * w + i + ROWS_AHEAD, c, n);
         j->rows->quantize_columns(q[i], floats(j, buffer, 8 * w + i, c, n), p->scales + c, n);
       } else {
         memset(q[i], 0, (size_t)n);

@@ -14,7 +14,7 @@ CPU_FILES += gemm stream strassen avx2 avxvnni avx512vl_vnni avx512vnni
 CPU_FLAGS_avx2 := -mavx2 -mf16c
 CPU_FLAGS_avxvnni := -mavx2 -mf16c -mavxvnni
 CPU_FLAGS_avx512vl_vnni := -mavx2 -mf16c -mavx512f -mavx512vl -mavx512vnni
-CPU_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512
+CPU_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-vector-width=512
 endif
 
 ifeq ($(MACHINE),aarch64)

@@ -6,6 +6,8 @@
 #include <string.h>
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
@@ -244,33 +246,52 @@ static void rows_dequantize_columns(float *restrict x, const int8_t *restrict q,
 
 /* ---- random numbers --------------------------------------------------------------------------------------------- */
 
-/* int4mm_philox over sixteen blocks side by side, so that the rounds vectorise. */
-static void rows_philox16(uint32_t *restrict words, uint64_t seed, uint64_t first, uint32_t sequence) {
-  enum { LANES = 16 };
-  uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES], k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-  for (int i = 0; i < LANES; i++) {
-    c0[i] = (uint32_t)(first + (uint64_t)i), c1[i] = (uint32_t)((first + (uint64_t)i) >> 32);
-    c2[i] = sequence, c3[i] = 0;
-  }
+/* int4mm_philox over as many blocks as a register has 64-bit lanes. Only the low halves of lanes count: the widening
+ * product ignores the rest. */
+#if defined(__AVX512F__)
+enum { PHILOX_LANES = 8 };
+#define PHILOX_MULTIPLY(x, y) (philox_lanes) _mm512_mul_epu32((__m512i)(x), (__m512i)(y))
+#elif defined(__AVX2__)
+enum { PHILOX_LANES = 4 };
+#define PHILOX_MULTIPLY(x, y) (philox_lanes) _mm256_mul_epu32((__m256i)(x), (__m256i)(y))
+#elif defined(__SSE2__)
+enum { PHILOX_LANES = 2 };
+#define PHILOX_MULTIPLY(x, y) (philox_lanes) _mm_mul_epu32((__m128i)(x), (__m128i)(y))
+#elif defined(__aarch64__)
+enum { PHILOX_LANES = 2 };
+#define PHILOX_MULTIPLY(x, y) (philox_lanes) vmull_u32(vmovn_u64((uint64x2_t)(x)), vmovn_u64((uint64x2_t)(y)))
+#else
+enum { PHILOX_LANES = 4 };
+#define PHILOX_MULTIPLY(x, y) (((x)&0xffffffffu) * ((y)&0xffffffffu))
+#endif
+typedef uint64_t philox_lanes __attribute__((vector_size(8 * PHILOX_LANES), aligned(4), may_alias));
+
+static void rows_philox(uint32_t *restrict words, uint64_t seed, uint64_t first, uint32_t sequence) {
+  philox_lanes c0, c1, c2 = (philox_lanes){0} + sequence, c3 = (philox_lanes){0};
+  const philox_lanes m0 = (philox_lanes){0} + 0xD2511F53u, m1 = (philox_lanes){0} + 0xCD9E8D57u;
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+  for (int i = 0; i < PHILOX_LANES; i++) c0[i] = first + (uint64_t)i;
+  c1 = c0 >> 32;
   for (int round = 0; round < 10; round++) {
-    for (int i = 0; i < LANES; i++) {
-      uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
-      c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ k0;
-      c1[i] = (uint32_t)p1;
-      c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ k1;
-      c3[i] = (uint32_t)p0;
-    }
+    philox_lanes p0 = PHILOX_MULTIPLY(c0, m0), p1 = PHILOX_MULTIPLY(c2, m1);
+    c0 = p1 >> 32 ^ c1 ^ k0;
+    c1 = p1;
+    c2 = p0 >> 32 ^ c3 ^ k1;
+    c3 = p0;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  for (int i = 0; i < LANES; i++) {
-    words[4 * i] = c0[i], words[4 * i + 1] = c1[i], words[4 * i + 2] = c2[i], words[4 * i + 3] = c3[i];
+  philox_lanes low = (c0 & 0xffffffffu) | c1 << 32,
+               high = (c2 & 0xffffffffu) | c3 << 32; /* two words of a block each */
+  for (int i = 0; i < PHILOX_LANES; i++) {
+    uint64_t block[2] = {low[i], high[i]};
+    memcpy(words + 4 * i, block, 16);
   }
 }
 
 static void rows_random(uint32_t *restrict words, uint64_t seed, uint64_t first, uint32_t sequence, int64_t n) {
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) rows_philox16(words + 4 * i, seed, first + (uint64_t)i, sequence);
+  for (; i + PHILOX_LANES <= n; i += PHILOX_LANES) rows_philox(words + 4 * i, seed, first + (uint64_t)i, sequence);
   for (; i < n; i++) int4mm_philox(seed, first + (uint64_t)i, sequence, words + 4 * i);
 }
 
