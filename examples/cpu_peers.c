@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "int4mm.h"
@@ -85,17 +86,38 @@ static double ceiling_gops(int threads) {
 
 enum { READ_BYTES = 256 << 20 };
 
+typedef uint64_t line __attribute__((vector_size(64), may_alias));
+
+#define READ(name, how)                                                                                                \
+  how static uint64_t name(const line *memory, int64_t lines) {                                                        \
+    line sum[4] = {{0}};                                                                                               \
+    for (int64_t i = 0; i < lines; i += 4) {                                                                           \
+      sum[0] ^= memory[i], sum[1] ^= memory[i + 1], sum[2] ^= memory[i + 2], sum[3] ^= memory[i + 3];                  \
+    }                                                                                                                  \
+    sum[0] ^= sum[1] ^ sum[2] ^ sum[3];                                                                                \
+    return sum[0][0] ^ sum[0][1] ^ sum[0][2] ^ sum[0][3] ^ sum[0][4] ^ sum[0][5] ^ sum[0][6] ^ sum[0][7];              \
+  }
+READ(read_plain, )
+#if defined(__x86_64__)
+READ(read_avx512, __attribute__((target("avx512f"))))
+READ(read_avx2, __attribute__((target("avx2"))))
+#endif
+
+static uint64_t read_lines(const line *memory, int64_t lines) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return read_avx512(memory, lines);
+  if (__builtin_cpu_supports("avx2")) return read_avx2(memory, lines);
+#endif
+  return read_plain(memory, lines);
+}
+
 /* GB/s of reading once through 256 MiB. */
-static double read_rate(const uint64_t *memory, int threads) {
-  const int64_t words = READ_BYTES / 8;
+static double read_rate(const void *memory, int threads) {
+  const int64_t lines = READ_BYTES / 64;
   uint64_t sum = 0;
   double t = now();
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(^ : sum)
-  for (int64_t i = 0; i < words; i += 64) {
-    uint64_t part[8] = {0};
-    for (int j = 0; j < 64; j++) part[j % 8] ^= memory[i + j];
-    for (int j = 0; j < 8; j++) sum ^= part[j];
-  }
+  for (int64_t i = 0; i < lines; i += 1024) sum ^= read_lines((const line *)memory + i, 1024);
   t = now() - t;
   if (sum == 42) fprintf(stderr, " ");
   return READ_BYTES / t / 1e9;
@@ -416,7 +438,9 @@ int main(int argc, char **argv) {
   o.dnnl = open_dnnl();
 #endif
   if (!o.dnnl) fprintf(stderr, "cpu_peers: oneDNN is skipped: no dnnl.h or libdnnl.so.2 (libdnnl-dev)\n");
-  uint64_t *memory = allocate(READ_BYTES);
+  void *memory = aligned_alloc(2 << 20, READ_BYTES);
+  if (!memory) fail("memory", "none left");
+  (void)madvise(memory, READ_BYTES, MADV_HUGEPAGE);
   memset(memory, 1, READ_BYTES);
   if (!o.json)
     printf("    M     K     N thr      contender                     ms  median ms      GOPS  ceiling  vs int4mm\n");
