@@ -254,6 +254,7 @@ static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t
     __m512i sum = _mm512_loadu_si512(acc + n), other = _mm512_setzero_si512();
     UNROLL for (int i = 0; i < 8; i++) {
       __m512i words = _mm512_loadu_si512(b + i * ldb + n);
+      _mm_prefetch((const char *)(b + (i + 8) * ldb + n), _MM_HINT_T1);
       sum = _mm512_dpbusd_epi32(sum, nibbles(words, flip), even[i]);
       other = _mm512_dpbusd_epi32(other, upper(words, flip16), odd[i]);
     }
