@@ -104,7 +104,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo test ctest bench peers lint format docs install uninstall clean help deps-dev
+.PHONY: all demo test ctest bench peers-cpu peers-gpu lint format docs install uninstall clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -222,10 +222,15 @@ bench: ## time every backend at hand (ARGS="--help" for the options)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/int4_matmul_benchmark.lua $(ARGS)
 
-peers: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1,2 --shape 1024,1024,1024")
+peers-cpu: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1,2 --shape 1024,1024,1024")
 	@$(call need,cc headers openblas dnnl)
 	+@$(BUILD_IT) $(BUILD)/examples/cpu_peers
 	@$(BUILD)/examples/cpu_peers $(ARGS)
+
+peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" for the options)
+	@$(call need,cc headers luajit argparse cjson)
+	+@$(BUILD_IT)
+	@$(RUN_LUA) examples/gpu_peers.lua $(ARGS)
 
 FORMATTED := $(wildcard src/*.[ch] src/*/*.[ch] kernels/*.cu kernels/*.h kernels/*.cuh spec/c/*.[ch] examples/*.c)
 lint: ## luacheck and clang-format, changing nothing
