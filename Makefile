@@ -269,7 +269,7 @@ help: ## this list
 
 deps-dev: ## install what development needs: lint, docs, LuaRocks, cross compiler and emulator
 	@$(call need,cc headers luajit busted argparse cjson luacheck clang-format ldoc discount luarocks \
-	  aarch64-linux-gnu-gcc qemu-aarch64)
+	  aarch64-linux-gnu-gcc aarch64-headers qemu-aarch64)
 
 # What is looked for is a command of the same name in a Debian package of the same name, unless it is told apart here.
 DEBIAN_cc       := gcc
@@ -283,9 +283,11 @@ DEBIAN_discount := lua-discount
 DEBIAN_openblas := libopenblas0-pthread
 DEBIAN_dnnl     := libdnnl-dev
 DEBIAN_aarch64-linux-gnu-gcc := gcc-aarch64-linux-gnu
+DEBIAN_aarch64-headers       := libc6-dev-arm64-cross
 DEBIAN_qemu-aarch64          := qemu-user
 has_cc       = command -v $(CC)
 has_headers  = echo '\#include <stdlib.h>' | $(CC) -E -
+has_aarch64-headers = echo '\#include <stdlib.h>' | aarch64-linux-gnu-gcc -E -
 has_luajit   = command -v $(LUAJIT)
 has_busted   = $(LUAJIT) -e 'require "busted.runner"'
 has_argparse = $(LUAJIT) -e 'require "argparse"'
