@@ -1,0 +1,319 @@
+/*
+ * The PTX instructions that CUDA C++ has no name for, one thin wrapper each. Names follow the PTX ISA; addresses of
+ * shared memory are 32-bit (shared_address).
+ */
+#ifndef INT4MM_PTX_CUH
+#define INT4MM_PTX_CUH
+
+#include <cuda.h>
+#include <stdint.h>
+
+namespace ptx {
+
+/* ---- shared memory ---- */
+
+__device__ __forceinline__ uint32_t shared_address(const void *p) {
+  return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
+__device__ __forceinline__ uint4 load_shared4(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
+  return v;
+}
+
+__device__ __forceinline__ void store_shared4(uint32_t address, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+
+/* Makes this thread's ordinary stores to shared memory visible to wgmma and the copy engine (the async proxy). */
+__device__ __forceinline__ void fence_async_shared() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* ---- asynchronous copies by threads (sm_80) ---- */
+
+/* 16 bytes from global to shared memory past L1; `bytes` below 16 fills the rest with zeros. */
+__device__ __forceinline__ void copy_async16(uint32_t shared, const void *global, uint32_t bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+
+/* The same through L1, for what neighbours read as well. */
+__device__ __forceinline__ void copy_async16_l1(uint32_t shared, const void *global, uint32_t bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_async4(uint32_t shared, const void *global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Waits until at most PENDING of this thread's newest groups are still under way. */
+template <int PENDING> __device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/* ---- mma.sync (sm_80) ---- */
+
+/* acc += A * B for a 16 x 32 by 32 x 8 int8 product over a warp. */
+__device__ __forceinline__ void mma_16x8x32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};"
+               : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* ---- programmatic dependent launch (sm_90) ---- */
+
+/* Waits for the kernels before this one in the stream to be complete and visible; before it, nothing that they might
+ * have written or read may be touched. */
+__device__ __forceinline__ void wait_for_prior_grids() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Lets the next kernel in the stream take up room as this one frees it; it still waits as above. */
+__device__ __forceinline__ void allow_next_grid() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* ---- clusters (sm_90) ---- */
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+/* A barrier over all threads of the cluster that also orders their shared memory accesses. */
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/* The address of the same shared memory location in another CTA of the cluster. */
+__device__ __forceinline__ uint32_t map_shared(uint32_t address, uint32_t rank) {
+  uint32_t r;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(rank));
+  return r;
+}
+
+__device__ __forceinline__ uint32_t load_cluster(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ int4 load_cluster4(uint32_t address) {
+  int4 v;
+  asm volatile("ld.shared::cluster.v4.s32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+#else /* a launch before sm_90 has no clusters, so this is never reached */
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() {}
+__device__ __forceinline__ uint32_t map_shared(uint32_t address, uint32_t) {
+  return address;
+}
+__device__ __forceinline__ uint32_t load_cluster(uint32_t address) {
+  return load_shared(address);
+}
+#endif
+
+/* ---- mbarriers and bulk tensor copies (sm_90) ---- */
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/* Makes initialised barriers visible to the copy engine; a CTA barrier must follow. */
+__device__ __forceinline__ void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* Arrives and announces `bytes` that copies will deliver in this phase. */
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+/* Blocks until the phase with this parity is complete. The loop is inside the asm because a loop in C++ would look
+ * divergent to the compiler, which then keeps all that follows out of the uniform registers. */
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile("{\n.reg .pred done;\n"
+               "again:\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+               "@!done bra again;\n}\n" ::"r"(barrier),
+               "r"(parity)
+               : "memory");
+}
+
+/* A named barrier among `threads` threads of the CTA: wait for all, or only be counted. */
+__device__ __forceinline__ void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/* The box at (x, y) of a 2D tensor into shared memory; `barrier` counts its bytes. Outside the tensor come zeros. */
+__device__ __forceinline__ void tensor_load_2d(uint32_t shared, const CUtensorMap *map, int x, int y,
+                                               uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared),
+      "l"(map), "r"(barrier), "r"(x), "r"(y)
+      : "memory");
+}
+
+__device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap *map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* ---- wgmma and register budgets (sm_90a) ---- */
+
+template <int REGISTERS> __device__ __forceinline__ void grow_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS> __device__ __forceinline__ void shrink_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+/* Orders register accesses before wgmmas that use those registers. */
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/* Waits until at most PENDING committed groups are still under way. */
+template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+/* Descriptor of a K-major int8 operand in the 128-byte swizzle, 128 values of k a row: groups of 8 rows lie 1024 bytes
+ * apart. The operand 32 values of k further on is this plus 2 (addresses count in 16 bytes). */
+__device__ __forceinline__ uint64_t swizzled_operand(uint32_t shared) {
+  return (uint64_t)((shared & 0x3ffffu) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+/* acc (+)= A * B for a 64 x 32 by 32 x N int8 product over a warpgroup: A from registers, B from shared memory. */
+template <int N>
+__device__ __forceinline__ void wgmma(int32_t (&acc)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate);
+
+#define INT4MM_ACC8(i)                                                                                                 \
+  "+r"(acc[i]), "+r"(acc[i + 1]), "+r"(acc[i + 2]), "+r"(acc[i + 3]), "+r"(acc[i + 4]), "+r"(acc[i + 5]),              \
+      "+r"(acc[i + 6]), "+r"(acc[i + 7])
+
+template <>
+__device__ __forceinline__ void wgmma<64>(int32_t (&acc)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+               "{%32, %33, %34, %35}, %36, p;\n}\n"
+               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
+
+template <>
+__device__ __forceinline__ void wgmma<80>(int32_t (&acc)[40], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %45, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n80k32.s32.s8.s8 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, "
+               "{%40, %41, %42, %43}, %44, p;\n}\n"
+               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
+
+template <>
+__device__ __forceinline__ void wgmma<96>(int32_t (&acc)[48], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n96k32.s32.s8.s8 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+               "%42, %43, %44, %45, %46, %47}, "
+               "{%48, %49, %50, %51}, %52, p;\n}\n"
+               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
+
+template <>
+__device__ __forceinline__ void wgmma<112>(int32_t (&acc)[56], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %61, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n112k32.s32.s8.s8 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55}, "
+               "{%56, %57, %58, %59}, %60, p;\n}\n"
+               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
+                 INT4MM_ACC8(48)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
+
+template <>
+__device__ __forceinline__ void wgmma<128>(int32_t (&acc)[64], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+               "%62, %63}, "
+               "{%64, %65, %66, %67}, %68, p;\n}\n"
+               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
+                 INT4MM_ACC8(48), INT4MM_ACC8(56)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
+
+template <>
+__device__ __forceinline__ void wgmma<144>(int32_t (&acc)[72], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %77, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n144k32.s32.s8.s8 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+               "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71}, "
+               "{%72, %73, %74, %75}, %76, p;\n}\n"
+               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
+                 INT4MM_ACC8(48), INT4MM_ACC8(56), INT4MM_ACC8(64)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
+
+template <>
+__device__ __forceinline__ void wgmma<192>(int32_t (&acc)[96], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %101, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n192k32.s32.s8.s8 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+               "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "
+               "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
+               "{%96, %97, %98, %99}, %100, p;\n}\n"
+               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
+                 INT4MM_ACC8(48), INT4MM_ACC8(56), INT4MM_ACC8(64), INT4MM_ACC8(72), INT4MM_ACC8(80), INT4MM_ACC8(88)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
+
+#undef INT4MM_ACC8
+
+} // namespace ptx
+#endif

@@ -1,0 +1,275 @@
+/*
+ * Small M: the weights streamed once through registers (sm_80 on).
+ *
+ * With few rows the product is bound by reading B, so everything serves to keep enough bytes in flight: a warp owns 32
+ * columns and a share of K, and each lane copies what it will itself read, 16 bytes of a row of B at a time, into its
+ * own slots of shared memory with cp.async. A slot is private to its lane, so there is no barrier in the loop, and
+ * shared memory is only a deep register file for loads on their way (Little's law asks for some 26 KB per SM on an
+ * H200).
+ *
+ * One step is 16 words of k (128 values). mma m16n8k32 wants, per lane, one register of four k at column lane / 4: the
+ * even nibbles of one word of B give its first register, the odd ones its second, so slice j of a step takes the words
+ * 4t + j of lane-in-quad t (see unpack.cuh), and the four columns of a 16-byte load go to four mmas, whose column c is
+ * column 4c + i of the stripe.
+ *
+ * K is split over the warps of a CTA and, where columns are few, over a cluster (sm_90); int32 partial sums are added
+ * in shared memory, exactly, in whatever order.
+ */
+#include "epilogue.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+#include "ptx.cuh"
+#include "unpack.cuh"
+
+namespace {
+
+constexpr int STEP_WORDS = 16; /* packed words of k in a step */
+constexpr int COLUMNS = 32;    /* of a warp's stripe */
+constexpr int LANE_WORDS = 4;  /* copied at a time */
+
+struct Arguments {
+  const uint32_t *a, *b;
+  int64_t lda, ldb, ldo;
+  int M, N, words;      /* words of k: K / 8 */
+  int warps_n, warps_k; /* of a CTA: along the columns, along K */
+  int split;            /* CTAs of a cluster that share K */
+  uint32_t flip_a, flip_b;
+  const float *scale_a, *scale_b, *bias;
+  void *out;
+};
+
+/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES steps in flight per warp. ALIGNED: rows of A and B start on 16 bytes. */
+template <int ROWS_, int STAGES_, bool ALIGNED_, bool WIDE_> struct Shape {
+  static constexpr int ROWS = ROWS_, STAGES = STAGES_;
+  static constexpr bool ALIGNED = ALIGNED_, WIDE = WIDE_;
+  static constexpr int TILES = (ROWS + 15) / 16; /* mma row tiles */
+  static constexpr int A_SLOTS = ROWS / 8;       /* 16-byte slots per lane and step: rows g, g + 8, ... */
+  static constexpr int SLOTS = 4 + A_SLOTS;      /* B first */
+  static constexpr int WARP_BYTES = STAGES * SLOTS * 32 * 16;
+  static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the slots were");
+};
+
+/* Copies the first `valid` of four words (may be negative or above 4); what stays of the slot is undefined. */
+template <bool ALIGNED, bool THROUGH_L1>
+__device__ __forceinline__ void copy_words(uint32_t shared, const uint32_t *from, int valid) {
+  if (ALIGNED) {
+    if (valid <= 0) return;
+    if (THROUGH_L1)
+      ptx::copy_async16_l1(shared, from, 4 * min(valid, LANE_WORDS));
+    else
+      ptx::copy_async16(shared, from, 4 * min(valid, LANE_WORDS));
+  } else {
+#pragma unroll
+    for (int i = 0; i < LANE_WORDS; i++)
+      if (i < valid) ptx::copy_async4(shared + 4 * i, from + i);
+  }
+}
+
+/* Where in a row-times-column block of 16-byte slots the one of quad row t and column group g lies: swizzled, so that
+ * both the copying lanes (a quad row after the other) and the reading ones (t fastest) meet no bank conflict. */
+__device__ __forceinline__ uint32_t slot_offset(int t, int g) {
+  return (8 * t + (g ^ 2 * t)) * 16;
+}
+
+/* Starts one step's copies of this warp. B: lanes along a row of B first, since a copy past L1 goes to L2 in whole
+ * sectors of a quarter-warp's neighbours only. A: row g + 8r, words 4t .. for the lane itself. Rows and columns outside
+ * the matrices are not copied: their sums are never stored. */
+template <class S>
+__device__ __forceinline__ void start_step(const Arguments &p, uint32_t slots, int step, int first_row,
+                                           int first_column) {
+  int lane = threadIdx.x % 32;
+  {
+    int t = lane / 8, g = lane % 8, word = step * STEP_WORDS + 4 * t, column = first_column + 4 * g;
+    const uint32_t *b = p.b + word * p.ldb + column;
+    uint32_t slot = slots + slot_offset(t, g);
+#pragma unroll
+    for (int j = 0; j < 4; j++, b += p.ldb)
+      if (word + j < p.words) copy_words<S::ALIGNED, false>(slot + j * 512, b, p.N - column);
+  }
+  int g = lane / 4, word = step * STEP_WORDS + lane % 4 * 4;
+#pragma unroll
+  for (int r = 0; r < S::A_SLOTS; r++) {
+    int row = first_row + g + 8 * r;
+    if (row < p.M)
+      copy_words<S::ALIGNED, true>(slots + (4 + r) * 512 + lane * 16, p.a + row * p.lda + word, p.words - word);
+  }
+}
+
+/* The products of one step from this lane's slots. */
+template <class S>
+__device__ __forceinline__ void multiply_step(int32_t (&acc)[S::TILES][4][4], const Arguments &p, uint32_t slots,
+                                              int step, const Unpacker<S::WIDE> &unpack_a,
+                                              const Unpacker<S::WIDE> &unpack_b) {
+  int lane = threadIdx.x % 32;
+  uint4 b[4], a[2 * S::TILES];
+#pragma unroll
+  for (int j = 0; j < 4; j++) b[j] = ptx::load_shared4(slots + slot_offset(lane % 4, lane / 4) + j * 512);
+#pragma unroll
+  for (int r = 0; r < 2 * S::TILES; r++)
+    a[r] = r < S::A_SLOTS ? ptx::load_shared4(slots + (4 + r) * 512 + lane * 16) : make_uint4(0, 0, 0, 0);
+  int valid = p.words - step * STEP_WORDS - lane % 4 * 4;
+  if (valid < 4) { /* past K: zeros in B, and whatever A's slots hold does not count */
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (j >= valid) b[j] = make_uint4(p.flip_b, p.flip_b, p.flip_b, p.flip_b);
+  }
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    uint32_t fragments[S::TILES][4];
+#pragma unroll
+    for (int m = 0; m < S::TILES; m++) {
+      uint32_t x = element(a[2 * m], j), y = element(a[2 * m + 1], j);
+      fragments[m][0] = unpack_a.even(x), fragments[m][1] = unpack_a.even(y);
+      fragments[m][2] = unpack_a.odd(x), fragments[m][3] = unpack_a.odd(y);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t w = element(b[j], i), even = unpack_b.even(w), odd = unpack_b.odd(w);
+#pragma unroll
+      for (int m = 0; m < S::TILES; m++) ptx::mma_16x8x32(acc[m][i], fragments[m], even, odd);
+    }
+  }
+}
+
+/* This lane's partial sums as a [ROWS, COLUMNS] matrix in shared memory. */
+template <class S> __device__ __forceinline__ void deposit(uint32_t matrix, const int32_t (&acc)[S::TILES][4][4]) {
+  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int r = 0; r < S::A_SLOTS; r++) {
+    uint32_t row = matrix + ((g + 8 * r) * COLUMNS + 8 * t) * 4;
+    const int32_t(&c)[4][4] = acc[r / 2];
+    int lower = r % 2 * 2;
+    ptx::store_shared4(row, c[0][lower], c[1][lower], c[2][lower], c[3][lower]);
+    ptx::store_shared4(row + 16, c[0][lower + 1], c[1][lower + 1], c[2][lower + 1], c[3][lower + 1]);
+  }
+}
+
+template <class S, int DTYPE>
+__device__ __forceinline__ void finish(const Arguments &p, int row, int column, int32_t acc) {
+  float x = __fmul_rn((float)acc, Unpacker<S::WIDE>::UNSCALE);
+  x = __fmul_rn(__fmul_rn(x, __ldg(p.scale_a + row)), __ldg(p.scale_b + column));
+  x = int4mm_add_bias(x, p.bias, column);
+  ((typename int4mm_out_word<DTYPE>::type *)p.out)[row * p.ldo + column] = int4mm_round<DTYPE>(x);
+}
+
+/* Adds the partial sums of the warps that share columns, then the cluster's, and finishes. */
+template <class S, int DTYPE>
+__device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int first_row, int first_column) {
+  int stripe = p.warps_n * COLUMNS, rank = blockIdx.x % p.split;
+  int rows = min(S::ROWS, p.M - first_row), columns = min(stripe, p.N - first_column);
+  auto place = [&](int row, int column) { /* in the first warp that owns the column */
+                                          return base + column / COLUMNS * S::WARP_BYTES +
+                                                 (row * COLUMNS + column % COLUMNS) * 4;
+  };
+  for (int e = threadIdx.x; e < rows * stripe; e += blockDim.x) {
+    int row = e / stripe, column = e % stripe;
+    uint32_t sum = 0, at = place(row, column);
+    for (int w = 0; w < p.warps_k; w++) sum += ptx::load_shared(at + w * p.warps_n * S::WARP_BYTES);
+    if (p.split > 1)
+      ptx::store_shared(at, sum);
+    else if (column < columns)
+      finish<S, DTYPE>(p, first_row + row, first_column + column, (int32_t)sum);
+  }
+  if (p.split == 1) return;
+  ptx::cluster_arrive();
+  ptx::cluster_wait();
+  for (int e = rank * blockDim.x + threadIdx.x; e < rows * stripe; e += p.split * blockDim.x) {
+    int row = e / stripe, column = e % stripe;
+    uint32_t sum = 0, at = place(row, column);
+    for (int r = 0; r < p.split; r++) sum += ptx::load_cluster(ptx::map_shared(at, r));
+    if (column < columns) finish<S, DTYPE>(p, first_row + row, first_column + column, (int32_t)sum);
+  }
+  ptx::cluster_arrive(); /* nobody leaves while its shared memory is being read */
+  ptx::cluster_wait();
+}
+
+template <class S, int DTYPE>
+__global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512) stream(const __grid_constant__ Arguments p) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  int warp = threadIdx.x / 32, rank = blockIdx.x % p.split;
+  uint32_t base = ptx::shared_address(memory), slots = base + warp * S::WARP_BYTES;
+  int first_row = blockIdx.y * S::ROWS, stripe_column = blockIdx.x / p.split * p.warps_n * COLUMNS;
+  int first_column = stripe_column + warp % p.warps_n * COLUMNS;
+  int steps = (p.words + STEP_WORDS - 1) / STEP_WORDS, stride = p.split * p.warps_k;
+  int step = rank * p.warps_k + warp / p.warps_n;
+  Unpacker<S::WIDE> unpack_a(p.flip_a), unpack_b(p.flip_b);
+  int32_t acc[S::TILES][4][4] = {};
+
+  ptx::allow_next_grid();
+  ptx::wait_for_prior_grids();
+#pragma unroll
+  for (int stage = 0; stage < S::STAGES; stage++) {
+    int ahead = step + stage * stride;
+    if (ahead < steps) start_step<S>(p, slots + stage * S::SLOTS * 512, ahead, first_row, first_column);
+    ptx::copy_async_commit();
+  }
+  for (uint32_t at = slots; step < steps; step += stride) {
+    ptx::copy_async_wait<S::STAGES - 1>();
+    __syncwarp(); /* every lane's copies have landed */
+    multiply_step<S>(acc, p, at, step, unpack_a, unpack_b);
+    __syncwarp(); /* every lane's loads have been used, so the slots are free */
+    int ahead = step + S::STAGES * stride;
+    if (ahead < steps) start_step<S>(p, at, ahead, first_row, first_column);
+    ptx::copy_async_commit();
+    at = at + S::SLOTS * 512 == slots + S::WARP_BYTES ? slots : at + S::SLOTS * 512;
+  }
+  ptx::copy_async_wait<0>();
+  __syncwarp(); /* other lanes' slots are about to be written */
+  deposit<S>(base + warp * S::WARP_BYTES, acc);
+  __syncthreads();
+  reduce<S, DTYPE>(p, base, first_row, stripe_column);
+}
+
+/* ---- host ---- */
+
+template <class S, int DTYPE> cudaError_t launch(const Arguments &p, cudaStream_t stream_) {
+  static std::atomic<uint64_t> allowed{0};
+  cudaError_t error = int4mm_allow_shared((const void *)stream<S, DTYPE>, allowed);
+  if (error != cudaSuccess) return error;
+  int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
+  dim3 grid((p.N + stripe - 1) / stripe * p.split, (p.M + S::ROWS - 1) / S::ROWS);
+  return int4mm_launch(stream<S, DTYPE>, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream_, p);
+}
+
+template <class S>
+cudaError_t launch_any(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream_) {
+  Arguments p = {};
+  p.a = problem->a, p.b = problem->b, p.lda = problem->lda, p.ldb = problem->ldb, p.ldo = problem->ldo;
+  p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
+  p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / (STEP_WORDS * 8), p.split = plan->split_k;
+  p.flip_a = problem->flip_a, p.flip_b = problem->flip_b;
+  p.scale_a = problem->scale_a, p.scale_b = problem->scale_b, p.bias = problem->bias;
+  p.out = problem->out;
+  cudaError_t error = cudaErrorNotSupported;
+  int4mm_for_out_dtype(problem->out_dtype, [&](auto d) { error = launch<S, decltype(d)::value>(p, stream_); });
+  return error;
+}
+
+template <int ROWS>
+cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream_) {
+  bool aligned =
+      (((uint64_t)problem->a | (uint64_t)problem->b) % 16 | (uint64_t)(problem->lda | problem->ldb) % 4) == 0;
+  if (problem->K >= INT4MM_WIDE_K) return launch_any<Shape<ROWS, 4, false, true>>(problem, plan, stream_);
+  if (!aligned) return launch_any<Shape<ROWS, 4, false, false>>(problem, plan, stream_);
+  if (plan->stages == 2) return launch_any<Shape<ROWS, 2, true, false>>(problem, plan, stream_);
+  if (plan->stages == 3) return launch_any<Shape<ROWS, 3, true, false>>(problem, plan, stream_);
+  return launch_any<Shape<ROWS, 4, true, false>>(problem, plan, stream_);
+}
+
+} // namespace
+
+extern "C" cudaError_t int4mm_launch_stream(const int4mm_problem *problem, const int4mm_plan *plan,
+                                            cudaStream_t stream_) {
+  switch (plan->tile_m) {
+  case 8:
+    return launch_rows<8>(problem, plan, stream_);
+  case 16:
+    return launch_rows<16>(problem, plan, stream_);
+  case 32:
+    return launch_rows<32>(problem, plan, stream_);
+  case 64:
+    return launch_rows<64>(problem, plan, stream_);
+  default:
+    return cudaErrorNotSupported;
+  }
+}

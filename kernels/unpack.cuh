@@ -1,0 +1,44 @@
+/*
+ * From packed words to int8, four values at a time: the even nibbles (k = 0, 2, 4, 6 of a word) and the odd ones. k may
+ * be permuted freely as long as both operands are permuted alike, so the two halves are never interleaved.
+ *
+ * A nibble that stays in the high half of its byte is 16 times its value: two instructions for four values and no sign
+ * extension. A product of two such operands is 256 times too large, which int32 holds for K < 131,072 (INT4MM_WIDE_K);
+ * the epilogue multiplies the converted accumulator by 2^-8, which is exact. Above that the WIDE form sign-extends to
+ * the value itself.
+ */
+#ifndef INT4MM_UNPACK_CUH
+#define INT4MM_UNPACK_CUH
+
+#include <stdint.h>
+
+/* Word i of a 128-bit load; i is a constant after unrolling. */
+__device__ __forceinline__ uint32_t element(const uint4 &v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+template <bool WIDE> struct Unpacker {
+  static constexpr float UNSCALE = WIDE ? 1.0f : 1.0f / 256;
+  uint32_t fix; /* what XOR puts right in every byte */
+
+  /* `flip` as in int4mm_problem: INT4MM_ENCODING_FLIP for the offset encoding, else 0. */
+  __device__ __forceinline__ explicit Unpacker(uint32_t flip)
+      : fix(WIDE ? 0x88888888u ^ (flip & 0x08080808u) : flip & 0x80808080u) {}
+
+  __device__ __forceinline__ uint32_t even(uint32_t word) const {
+    if (WIDE) return sign_extend(word & 0x0f0f0f0fu);
+    return (word << 4 & 0xf0f0f0f0u) ^ fix;
+  }
+  __device__ __forceinline__ uint32_t odd(uint32_t word) const {
+    if (WIDE) return sign_extend(word >> 4 & 0x0f0f0f0fu);
+    return (word & 0xf0f0f0f0u) ^ fix;
+  }
+
+private:
+  /* Per byte: nibble + 8 with the top bit set, so that taking 8 away borrows from no neighbour. */
+  __device__ __forceinline__ uint32_t sign_extend(uint32_t nibbles) const {
+    return ((nibbles ^ fix) - 0x08080808u) ^ 0x80808080u;
+  }
+};
+
+#endif
