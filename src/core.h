@@ -74,7 +74,7 @@ typedef struct int4mm_random_job {
   float low, high;
 } int4mm_random_job;
 
-/* ---- CPU backend (src/cpu/) ------------------------------------------------------------------------------------- */
+/* ---- CPU backend (src/cpu/) ---- */
 
 /* OK or INT4MM_ERR_MEMORY. */
 int32_t int4mm_cpu_matmul(const int4mm_problem *problem);
@@ -96,16 +96,19 @@ void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_
 /* Describes what int4mm_cpu_matmul would do: name, tiles, reason. */
 void int4mm_cpu_plan(const int4mm_problem *problem, int4mm_plan *plan);
 
-/* ---- CUDA backend (src/cuda/, kernels/), a library of its own ------------------------------------------------------
- */
+/* ---- CUDA backend (src/cuda/, kernels/), a library of its own ---- */
 
-/* int4mm_plan.kernel for a CUDA plan. The order is that of int4mm_cuda_kernel_at. */
+/* int4mm_plan.kernel for a CUDA plan: which launcher takes it. */
 typedef enum int4mm_cuda_kernel {
   INT4MM_KERNEL_SIMPLE = 0, /* a thread per output */
   INT4MM_KERNEL_TILED = 1,  /* 16 x 16 tiles through shared memory, dp4a */
   INT4MM_KERNEL_STREAM = 2, /* small M: weights streamed through registers, mma.sync (sm_80 on) */
   INT4MM_KERNEL_HOPPER = 3  /* large M: int8 wgmma fed by an unpack (sm_90a) */
 } int4mm_cuda_kernel;
+
+/* K from which the stream and hopper kernels need operands of their true size instead of 16 times it, so that int32
+ * holds the sums (kernels/unpack.cuh). */
+#define INT4MM_WIDE_K 131072
 
 /* Changes with any of the structs above or the table below: a library of another build is refused. */
 #define INT4MM_CUDA_ABI 1

@@ -35,7 +35,7 @@ extern const char int4mm_cdef_version[] __asm__(INT4MM_VERSION);
 extern "C" {
 #endif
 
-/* ---- status and errors --------------------------------------------------------------------------------------- */
+/* ---- status and errors ---- */
 
 typedef enum int4mm_status {
   INT4MM_OK = 0,
@@ -55,7 +55,7 @@ INT4MM_API const char *int4mm_strerror(int32_t status);
 /* The sentence of this thread's last failure; "" before the first. Valid until the thread's next failure. */
 INT4MM_API const char *int4mm_last_error(void);
 
-/* ---- tensors ------------------------------------------------------------------------------------------------- */
+/* ---- tensors ---- */
 
 typedef enum int4mm_dtype {
   INT4MM_INT32 = 0, /* also eight packed int4, lowest nibble first */
@@ -112,7 +112,7 @@ INT4MM_API int32_t int4mm_tensor_fill_bytes(const int4mm_tensor *t, uint8_t byte
 /* Bytes now allocated by this library on a device (INT4MM_CPU or an ordinal); 0 for one it never used. */
 INT4MM_API int64_t int4mm_allocated(int32_t device);
 
-/* ---- devices, streams, threads -------------------------------------------------------------------------------- */
+/* ---- devices, streams, threads ---- */
 
 typedef struct int4mm_gpu_info {
   char name[128];
@@ -130,8 +130,7 @@ typedef struct int4mm_gpu_info {
 INT4MM_API int32_t int4mm_cuda_available(void) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_count(int32_t *count) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) INT4MM_CHECK;
-/* Streams are cudaStream_t handles; ones made elsewhere in the process serve as well. Destroying one waits for its work.
- */
+/* Streams are cudaStream_t handles; ones made elsewhere serve as well. Destroying one waits for its work. */
 INT4MM_API int32_t int4mm_stream_create(int32_t device, void **stream) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_stream_destroy(int32_t device, void *stream) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_stream_synchronize(int32_t device, void *stream) INT4MM_CHECK;
@@ -149,7 +148,7 @@ INT4MM_API int32_t int4mm_set_cpu_isa(const char *name) INT4MM_CHECK;
 /* The name of the index-th instruction set that this build can run here, best first; NULL past the last. */
 INT4MM_API const char *int4mm_cpu_isa_at(int32_t index);
 
-/* ---- packing, quantising, test data ---------------------------------------------------------------------------- */
+/* ---- packing, quantising, test data ---- */
 
 /* Nibble encodings. They differ by word ^ 0x88888888. */
 typedef enum int4mm_encoding {
@@ -186,7 +185,7 @@ INT4MM_API int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tens
 INT4MM_API int32_t int4mm_random(const int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high,
                                  void *stream) INT4MM_CHECK;
 
-/* ---- matrix multiplication --------------------------------------------------------------------------------------- */
+/* ---- matrix multiplication ---- */
 
 typedef enum int4mm_backend_choice { INT4MM_AUTO = 0, INT4MM_USE_CPU = 1, INT4MM_USE_CUDA = 2 } int4mm_backend_choice;
 

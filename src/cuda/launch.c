@@ -4,10 +4,6 @@
 #include "../../kernels/kernels.h"
 #include "backend.h"
 
-/* Kernels for some architectures only, which a build may lack. */
-#pragma weak int4mm_launch_stream
-#pragma weak int4mm_launch_hopper
-
 /* What follows a launcher in `scope`: words for an error, then the mark that later frees wait for. */
 static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_t error, const char *doing,
                       void *stream) {
@@ -25,7 +21,7 @@ int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const 
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
   int4mm_launch_fn *launch = launchers[plan->kernel];
-  cudaError_t error = launch ? launch(problem, plan, int4mm_cuda_stream(stream)) : cudaErrorNotSupported;
+  cudaError_t error = launch(problem, plan, int4mm_cuda_stream(stream));
   if (error == cudaErrorNotSupported) {
     (void)cudaGetLastError();
     int4mm_cuda_leave(&scope);
