@@ -12,7 +12,7 @@ local q = require "int4mm"
 
 local cases = {}
 
--- ---- random numbers -------------------------------------------------------------------------------------------------
+-- ---- random numbers ----
 
 local Random = {}
 Random.__index = Random
@@ -50,7 +50,7 @@ function Random:fill(pointer, bytes)
   for i = 0, bytes / 4 - 1 do words[i] = self:word() end
 end
 
--- ---- the list -------------------------------------------------------------------------------------------------------
+-- ---- the list ----
 
 local ENCODINGS = { "twos_complement", "offset" }
 local DTYPES = { "float16", "bfloat16", "float32" }
@@ -179,7 +179,7 @@ function cases.sweep(count, seed, limits)
   return finish(list)
 end
 
--- ---- operands -------------------------------------------------------------------------------------------------------
+-- ---- operands ----
 
 --- A matrix inside a larger one of random bytes: { whole, view }, the view `guard` columns and a row from each edge.
 local function guarded(r, dtype, rows, cols, guard, device)

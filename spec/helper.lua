@@ -12,7 +12,7 @@ local helper = {}
 local ELEMENT_BYTES = { int32 = 4, int8 = 1, float16 = 2, bfloat16 = 2, float32 = 4 }
 helper.ELEMENT_BYTES = ELEMENT_BYTES
 
--- ---- tensors as bytes -----------------------------------------------------------------------------------------------
+-- ---- tensors as bytes ----
 
 --- The C type of a pointer to a tensor's elements.
 local POINTER = {
@@ -67,7 +67,7 @@ function helper.to_hex(bytes)
   return (bytes:gsub(".", function(c) return ("%02x"):format(c:byte()) end))
 end
 
--- ---- assertions -----------------------------------------------------------------------------------------------------
+-- ---- assertions ----
 
 --- One element's bits as a hexadecimal number.
 local function pattern(bytes, index, size)
@@ -142,7 +142,7 @@ assert:register("assertion", "fails_with", function(state, arguments)
   return fits
 end, "assertion.fails_with", "assertion.fails_with")
 
--- ---- subprocesses ---------------------------------------------------------------------------------------------------
+-- ---- subprocesses ----
 
 local function quote(text)
   return "'" .. text:gsub("'", "'\\''") .. "'"
@@ -212,7 +212,7 @@ function helper.on_gpu(name, f, driver)
   end
 end
 
--- ---- float formats in plain Lua -------------------------------------------------------------------------------------
+-- ---- float formats in plain Lua ----
 
 local cell = ffi.new "union { float f; uint32_t u; int32_t i; }"
 

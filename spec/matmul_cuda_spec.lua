@@ -72,7 +72,7 @@ describe("int4_matmul_cuda agrees with the oracle", function()
   end)
 end)
 
--- ---- many shapes against the CPU backend ----------------------------------------------------------------------------
+-- ---- many shapes against the CPU backend ----
 
 --- Operands from the generator, on the GPU and on the CPU alike, inside larger matrices when `pad` > 0.
 local function operands(M, N, K, seed, pad)
@@ -213,7 +213,7 @@ describe("a long K", function()
   end)
 end)
 
--- ---- streams, graphs, places ----------------------------------------------------------------------------------------
+-- ---- streams, graphs, places ----
 
 describe("a product on the GPU", function()
   on_gpu("lives where its operands live", function()

@@ -21,7 +21,7 @@ SPECIAL = np.array(
      -3.4028235e38, np.inf, -np.inf, np.nan], dtype=F32)
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- numbers ----
 
 def to_half(x):
     bits = x.astype(np.float16).view(np.uint16)
@@ -53,7 +53,7 @@ def pack(values, dim, encoding):
     return words.T if dim == 1 else words
 
 
-# ---- Lua text --------------------------------------------------------------------------------------------------------
+# ---- Lua text ----
 
 def data(array):
     """Little-endian bytes as hex in a long string."""
@@ -77,7 +77,7 @@ def emit(name, records):
     print("  },")
 
 
-# ---- products --------------------------------------------------------------------------------------------------------
+# ---- products ----
 
 def scale_vector(kind, n):
     if kind == "special":
@@ -145,7 +145,7 @@ def long_products():
     ]
 
 
-# ---- packing, quantising, dequantising, conversion, the generator --------------------------------------------------
+# ---- packing, quantising, dequantising, conversion, the generator ----
 
 def packings():
     out = []
