@@ -94,3 +94,31 @@ describe("examples/int4_matmul_benchmark.lua", function()
     assert.is_nil(output:find("\27", 1, true))
   end)
 end)
+
+describe("examples/gpu_peers.lua", function()
+  local script = "examples/gpu_peers.lua"
+
+  it("explains itself, and refuses what it does not know", function()
+    local output, status = helper.script(script, "--help")
+    assert.equal(0, status)
+    for _, option in ipairs { "--shapes", "--peers", "--kernel", "--repeats", "--sets", "--seed", "--json" } do
+      assert.matches(option, output, 1, true)
+    end
+    output, status = helper.script(script, "--bogus")
+    assert.not_equal(0, status)
+    assert.matches("unknown option '--bogus'", output, 1, true)
+  end)
+
+  it("says why nothing was timed where there is no GPU", function()
+    local output, status = helper.script(script, "--shapes 64x64x64",
+      { INT4MM_CUDA_LIBRARY = "/nowhere/libint4mm_cuda.so" })
+    assert.not_equal(0, status)
+    assert.matches("nothing was timed: CUDA is not available: no CUDA build of int4mm", output, 1, true)
+  end)
+
+  helper.on_gpu("times a shape and finds it exact", function()
+    local output, status = helper.script(script, "--shapes 64x512x256 --peers none --repeats 3 --json")
+    assert.equal(0, status, output)
+    assert.is_table(json.decode(output))
+  end, require "spec.cuda_driver")
+end)

@@ -2,7 +2,7 @@
  * Threads of the CPU backend: calls from many threads at once, inside the caller's own parallel region, with the
  * caller's floating-point environment, after fork, when memory runs out, and when the library is unloaded. Each in a
  * process of its own with an alarm, so that a deadlock is a failure. Under ThreadSanitizer what forks or needs OpenMP
- * is left out, since it supports neither.
+ * is left out, since it supports neither; so it is where NO_FORK is set, as an emulator may need.
  */
 #include <dlfcn.h>
 #include <fenv.h>
@@ -238,7 +238,7 @@ int main(int argc, char **argv) {
 #if defined(__SANITIZE_THREAD__)
   const bool forks = false;
 #else
-  const bool forks = true;
+  const bool forks = !getenv("NO_FORK");
 #endif
   for (int i = 0; i < M * K / 8; i++) a[i] = (uint32_t)i * 2654435761u;
   for (int i = 0; i < K / 8 * N; i++) b[i] = (uint32_t)i * 2246822519u ^ (uint32_t)i >> 7;
