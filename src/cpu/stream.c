@@ -1,14 +1,14 @@
 /*
  * Small M: the weight is the traffic, so it is read once, as it lies, in long runs, and never packed. Accumulators wait
- * in the first-level cache; a thread has a range of columns, or, where columns are few, a range of K.
+ * in the second-level cache; a thread has a range of columns, or, where columns are few, a range of K.
  */
 #include "gemm.h"
 
 enum {
   MAX_ROWS = 64,
-  SLICE_K8 = 4096,      /* words of K whose expanded A is kept at a time */
-  ACC_BYTES = 32 << 10, /* of accumulators that a thread works on */
-  APART = 16            /* dwords between rows of scratch: powers of two would share the sets of the cache */
+  SLICE_K8 = 4096,       /* words of K whose expanded A is kept at a time */
+  ACC_BYTES = 128 << 10, /* of accumulators that a thread works on */
+  APART = 16             /* dwords between rows of scratch: powers of two would share the sets of the cache */
 };
 
 typedef struct stream_run {
@@ -125,7 +125,7 @@ static void choose_parts(stream_run *s) {
   int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), k8 = int4mm_max64(1, p->K / 8);
   int64_t parts = s->threads == 1
                       ? 1
-                      : int4mm_min64(panels, s->threads * int4mm_max64(1, int4mm_min64(4, p->N / s->threads / 512)));
+                      : int4mm_min64(panels, s->threads * int4mm_max64(1, int4mm_min64(2, p->N / s->threads / 512)));
   s->columns = int4mm_ceil_div(panels, parts) * INT4MM_PANEL;
   s->column_parts = int4mm_ceil_div(panels * INT4MM_PANEL, s->columns);
   s->k_parts = int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
