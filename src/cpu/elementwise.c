@@ -397,18 +397,30 @@ void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, 
   int4mm_parallel(run.pieces.threads, run.pieces.count, copy_piece, &run);
 }
 
-/* Squares of 64 words: both sides touch whole cache lines. */
+enum { SQUARE = 16 }; /* words: a cache line */
+
+/* One square; a whole one has constant bounds, which lets the compiler keep it in registers. */
+static inline void transpose_square(uint32_t *restrict dst, int64_t ldd, const uint32_t *restrict src, int64_t lds,
+                                    int64_t rows, int64_t cols, uint32_t flip) {
+  for (int64_t c = 0; c < cols; c++) {
+    for (int64_t r = 0; r < rows; r++) dst[c * ldd + r] = src[r * lds + c] ^ flip;
+  }
+}
+
 static void transpose_piece(void *context, int64_t index, int32_t slot) {
   (void)slot;
   const copy_run *run = context;
   piece s = piece_at(&run->pieces, index);
-  for (int64_t r = s.r0; r < s.r1; r += 64) {
-    int64_t r1 = int4mm_min64(r + 64, s.r1);
-    for (int64_t c = s.c0; c < s.c1; c += 64) {
-      int64_t c1 = int4mm_min64(c + 64, s.c1);
-      for (int64_t x = c; x < c1; x++) {
-        uint32_t *dst = at(run->dst, x, 0);
-        for (int64_t y = r; y < r1; y++) dst[y] = *(const uint32_t *)at(run->src, y, x) ^ run->flip;
+  int64_t ldd = run->dst->stride, lds = run->src->stride;
+  for (int64_t c = s.c0; c < s.c1; c += SQUARE) {
+    for (int64_t r = s.r0; r < s.r1; r += SQUARE) {
+      uint32_t *dst = (uint32_t *)run->dst->data + c * ldd + r;
+      const uint32_t *src = (const uint32_t *)run->src->data + r * lds + c;
+      int64_t rows = int4mm_min64(SQUARE, s.r1 - r), cols = int4mm_min64(SQUARE, s.c1 - c);
+      if (rows == SQUARE && cols == SQUARE) {
+        transpose_square(dst, ldd, src, lds, SQUARE, SQUARE, run->flip);
+      } else {
+        transpose_square(dst, ldd, src, lds, rows, cols, run->flip);
       }
     }
   }

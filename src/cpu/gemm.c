@@ -11,13 +11,14 @@
 #include "gemm.h"
 
 enum {
-  MAX_K8 = 2048,           /* words of K in one slice: 16384 nibbles */
-  SLICE_K8 = 1024,         /* ... when there are several */
-  SLICED_BLOCK = 1024,     /* rows and columns of a super block then: 4 MiB of sums */
-  PACKED_BYTES = 16 << 20, /* of a packed super block, A and B each */
-  L2_BYTES = 512 << 10,    /* of packed A that stays in the second-level cache */
-  PACK_ROWS = 64,          /* words of K in a piece of packing B */
-  PACK_PANELS = 8,         /* panels in it */
+  MAX_K8 = 2048,              /* words of K in one slice: 16384 nibbles */
+  SLICE_K8 = 1024,            /* ... when there are several */
+  SLICED_BLOCK = 1024,        /* rows and columns of a super block then: 4 MiB of sums */
+  PACKED_BYTES = 16 << 20,    /* of a packed super block, A and B each */
+  L2_BYTES = 384 << 10,       /* of packed A that stays in the second-level cache */
+  L2_WHOLE_BYTES = 512 << 10, /* ... when that is all of it */
+  PACK_ROWS = 64,             /* words of K in a piece of packing B */
+  PACK_PANELS = 8,            /* panels in it */
   ROWS_AHEAD = 16 /* rows of a raw weight fetched ahead: each may be another page, which no hardware foresees */
 };
 
@@ -189,21 +190,24 @@ static void run_block(gemm *g) {
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
 
-/* The thread's pieces: as much of A as the second-level cache holds, by 512 columns; smaller where that leaves fewer
- * than eight pieces a thread, so that none waits long for the last one. */
+/* The thread's pieces: as much of A as the second-level cache holds, by up to 512 columns. Threads take pieces in
+ * order, so several share a block of A one after the other; many small ones cost little and let all threads end
+ * together. */
 static void choose_tasks(gemm *g) {
+  enum { PIECES = 24 }; /* a thread at least, where the product is large enough */
   int64_t mr = g->k->mr, rows = int4mm_min64(g->p->M, g->block_rows), cols = int4mm_min64(g->p->N, g->block_cols);
   int64_t most = int4mm_max64(mr, L2_BYTES / (8 * g->slice) / mr * mr);
+  if (rows * 8 * g->slice <= L2_WHOLE_BYTES) most = int4mm_max64(most, rows);
   g->task_rows = round_up(int4mm_ceil_div(rows, int4mm_ceil_div(rows, most)), mr);
   g->task_cols = 512;
   if (g->threads == 1) {
     g->task_cols = round_up(cols, INT4MM_PANEL);
     return;
   }
-  while (int4mm_ceil_div(rows, g->task_rows) * int4mm_ceil_div(cols, g->task_cols) < 8 * g->threads) {
-    if (g->task_cols > INT4MM_PANEL) {
+  while (int4mm_ceil_div(rows, g->task_rows) * int4mm_ceil_div(cols, g->task_cols) < PIECES * g->threads) {
+    if (g->task_cols > 2 * INT4MM_PANEL) {
       g->task_cols /= 2;
-    } else if (g->task_rows > 4 * mr) {
+    } else if (g->task_rows > 4 * mr && g->task_rows > rows / 4) {
       g->task_rows = round_up(g->task_rows / 2, mr);
     } else {
       break;

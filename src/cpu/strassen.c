@@ -19,7 +19,7 @@ enum {
   MAX_BLOCKS = 16,           /* G * G */
   MAX_PRODUCTS = 49,         /* 7 ^ levels */
   PACKED_A_BYTES = 56 << 20, /* of combined A at a time */
-  PACKED_B_BYTES = 8 << 20,
+  PACKED_B_BYTES = 16 << 20,
   TILE_PAD = 16 /* columns: rows of a tile a power of two apart would share sets of the cache */
 };
 
@@ -220,7 +220,7 @@ static void choose_sizes(strassen *s) {
   s->slices = int4mm_max64(1, int4mm_ceil_div(k8, s->levels == 1 ? 512 : 1024));
   s->kb8 = int4mm_max64(2, round_up(int4mm_ceil_div(k8, s->slices * s->G), 2)); /* even: whole vectors of bytes */
   int64_t macro_a = s->slices * s->products * block_a(s), macro_b = s->slices * s->products * block_b(s);
-  int64_t packed_b = int4mm_max64(PACKED_B_BYTES, (int64_t)s->threads * PACKED_B_BYTES / 2);
+  int64_t packed_b = int4mm_max64(PACKED_B_BYTES, (int64_t)s->threads * PACKED_B_BYTES / 4);
   s->block_m = int4mm_min64(s->macro_m, int4mm_max64(1, PACKED_A_BYTES / macro_a));
   s->block_n = int4mm_min64(s->macro_n, int4mm_max64(1, packed_b / macro_b));
 }
