@@ -326,8 +326,8 @@ static inline void store_vector(void *out, int32_t dtype, __m512 x) {
   if (dtype == INT4MM_FLOAT32) {
     _mm512_storeu_si512(out, bits);
   } else if (dtype == INT4MM_FLOAT16) { /* NaN 0x7fffffff becomes 0x7fff */
-    const int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    _mm256_storeu_si256(out, _mm512_cvtps_ph(_mm512_castsi512_ps(bits), mode));
+    __m512 y = _mm512_castsi512_ps(bits);
+    _mm256_storeu_si256(out, _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   } else {
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
