@@ -36,6 +36,7 @@ struct Arguments {
   uint32_t flip_a, flip_b;
   const float *scale_a, *scale_b, *bias;
   void *out;
+  int32_t out_dtype;
 };
 
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES steps in flight per warp. ALIGNED: rows of A and B start on 16 bytes. */
@@ -144,16 +145,21 @@ template <class S> __device__ __forceinline__ void deposit(uint32_t matrix, cons
   }
 }
 
-template <class S, int DTYPE>
-__device__ __forceinline__ void finish(const Arguments &p, int row, int column, int32_t acc) {
+template <class S> __device__ __forceinline__ void finish(const Arguments &p, int row, int column, int32_t acc) {
   float x = __fmul_rn((float)acc, Unpacker<S::WIDE>::UNSCALE);
   x = __fmul_rn(__fmul_rn(x, __ldg(p.scale_a + row)), __ldg(p.scale_b + column));
   x = int4mm_add_bias(x, p.bias, column);
-  ((typename int4mm_out_word<DTYPE>::type *)p.out)[row * p.ldo + column] = int4mm_round<DTYPE>(x);
+  int64_t index = row * p.ldo + column;
+  if (p.out_dtype == INT4MM_FLOAT16)
+    ((uint16_t *)p.out)[index] = int4mm_round<INT4MM_FLOAT16>(x);
+  else if (p.out_dtype == INT4MM_BFLOAT16)
+    ((uint16_t *)p.out)[index] = int4mm_round<INT4MM_BFLOAT16>(x);
+  else
+    ((uint32_t *)p.out)[index] = int4mm_round<INT4MM_FLOAT32>(x);
 }
 
 /* Adds the partial sums of the warps that share columns, then the cluster's, and finishes. */
-template <class S, int DTYPE>
+template <class S>
 __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int first_row, int first_column) {
   int stripe = p.warps_n * COLUMNS, rank = blockIdx.x % p.split;
   int rows = min(S::ROWS, p.M - first_row), columns = min(stripe, p.N - first_column);
@@ -168,7 +174,7 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
     if (p.split > 1)
       ptx::store_shared(at, sum);
     else if (column < columns)
-      finish<S, DTYPE>(p, first_row + row, first_column + column, (int32_t)sum);
+      finish<S>(p, first_row + row, first_column + column, (int32_t)sum);
   }
   if (p.split == 1) return;
   ptx::cluster_arrive();
@@ -177,13 +183,13 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
     int row = e / stripe, column = e % stripe;
     uint32_t sum = 0, at = place(row, column);
     for (int r = 0; r < p.split; r++) sum += ptx::load_cluster(ptx::map_shared(at, r));
-    if (column < columns) finish<S, DTYPE>(p, first_row + row, first_column + column, (int32_t)sum);
+    if (column < columns) finish<S>(p, first_row + row, first_column + column, (int32_t)sum);
   }
   ptx::cluster_arrive(); /* nobody leaves while its shared memory is being read */
   ptx::cluster_wait();
 }
 
-template <class S, int DTYPE>
+template <class S>
 __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512) stream(const __grid_constant__ Arguments p) {
   extern __shared__ __align__(16) uint8_t memory[];
   int warp = threadIdx.x / 32, rank = blockIdx.x % p.split;
@@ -217,43 +223,35 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512) stream(const __grid
   __syncwarp(); /* other lanes' slots are about to be written */
   deposit<S>(base + warp * S::WARP_BYTES, acc);
   __syncthreads();
-  reduce<S, DTYPE>(p, base, first_row, stripe_column);
+  reduce<S>(p, base, first_row, stripe_column);
 }
 
 /* ---- host ---- */
 
-template <class S, int DTYPE> cudaError_t launch(const Arguments &p, cudaStream_t stream_) {
+template <class S> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream_) {
   static std::atomic<uint64_t> allowed{0};
-  cudaError_t error = int4mm_allow_shared((const void *)stream<S, DTYPE>, allowed);
+  cudaError_t error = int4mm_allow_shared((const void *)stream<S>, allowed);
   if (error != cudaSuccess) return error;
-  int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
-  dim3 grid((p.N + stripe - 1) / stripe * p.split, (p.M + S::ROWS - 1) / S::ROWS);
-  return int4mm_launch(stream<S, DTYPE>, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream_, p);
-}
-
-template <class S>
-cudaError_t launch_any(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream_) {
   Arguments p = {};
   p.a = problem->a, p.b = problem->b, p.lda = problem->lda, p.ldb = problem->ldb, p.ldo = problem->ldo;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / (STEP_WORDS * 8), p.split = plan->split_k;
   p.flip_a = problem->flip_a, p.flip_b = problem->flip_b;
   p.scale_a = problem->scale_a, p.scale_b = problem->scale_b, p.bias = problem->bias;
-  p.out = problem->out;
-  cudaError_t error = cudaErrorNotSupported;
-  int4mm_for_out_dtype(problem->out_dtype, [&](auto d) { error = launch<S, decltype(d)::value>(p, stream_); });
-  return error;
+  p.out = problem->out, p.out_dtype = problem->out_dtype;
+  int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
+  dim3 grid((p.N + stripe - 1) / stripe * p.split, (p.M + S::ROWS - 1) / S::ROWS);
+  return int4mm_launch(stream<S>, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream_, p);
 }
 
+/* The depth that choose.c plans with: for rows that start on 16 bytes as many steps as leave room for one CTA an SM. */
 template <int ROWS>
 cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream_) {
   bool aligned =
       (((uint64_t)problem->a | (uint64_t)problem->b) % 16 | (uint64_t)(problem->lda | problem->ldb) % 4) == 0;
-  if (problem->K >= INT4MM_WIDE_K) return launch_any<Shape<ROWS, 4, false, true>>(problem, plan, stream_);
-  if (!aligned) return launch_any<Shape<ROWS, 4, false, false>>(problem, plan, stream_);
-  if (plan->stages == 2) return launch_any<Shape<ROWS, 2, true, false>>(problem, plan, stream_);
-  if (plan->stages == 3) return launch_any<Shape<ROWS, 3, true, false>>(problem, plan, stream_);
-  return launch_any<Shape<ROWS, 4, true, false>>(problem, plan, stream_);
+  if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, 4, false, true>>(problem, plan, stream_);
+  if (!aligned) return launch<Shape<ROWS, 4, false, false>>(problem, plan, stream_);
+  return launch < Shape<ROWS, ROWS<32 ? 3 : 2, true, false>>(problem, plan, stream_);
 }
 
 } // namespace
