@@ -38,10 +38,11 @@ static int32_t state_here(void *stream, bool *foreign, bool *capturing) {
     *capturing = int4mm_cuda_default_blocked(); /* it cannot capture, but another stream's capture forbids its use */
     return INT4MM_OK;
   }
-  cudaError_t error = cudaStreamGetFlags((cudaStream_t)stream, &flags);
-  if (error == cudaSuccess) error = cudaStreamIsCapturing((cudaStream_t)stream, &capture);
-  *foreign = (flags & cudaStreamNonBlocking) != 0;
+  cudaError_t error = cudaStreamIsCapturing((cudaStream_t)stream, &capture);
   *capturing = capture != cudaStreamCaptureStatusNone;
+  /* a stream that captures does not tell its flags: whatever it is, its work does not run now */
+  if (error == cudaSuccess && !*capturing) error = cudaStreamGetFlags((cudaStream_t)stream, &flags);
+  *foreign = *capturing || (flags & cudaStreamNonBlocking) != 0;
   return int4mm_cuda_check(error, "use the stream");
 }
 
