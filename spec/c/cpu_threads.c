@@ -107,13 +107,27 @@ static bool changing_settings(void) { /* while another thread multiplies */
   return failures == 0 && !int4mm_set_cpu_isa(NULL) && !int4mm_set_num_threads(3);
 }
 
+/* Few columns and a long K, which the threads share; the results are subnormal. */
+static void long_product(float out[8]) {
+  static const float tiny_a = 1e-33f, tiny_b[8] = {1e-10f, 2e-10f, 3e-10f, 4e-10f, 5e-10f, -6e-10f, 7e-10f, 8e-10f};
+  int4mm_problem p = problem(out);
+  p.M = 1, p.N = p.ldb = p.ldo = 8, p.K = M * K / 4, p.lda = p.K / 8;
+  p.scale_a = &tiny_a, p.scale_b = tiny_b, p.out_dtype = INT4MM_FLOAT32;
+  memset(out, 0xa5, 8 * sizeof(float));
+  (void)int4mm_cpu_matmul(&p);
+}
+
 static bool callers_environment(void) {
+  float before_it[8], in_it[8];
+  long_product(before_it);
   fesetround(FE_UPWARD);
 #if defined(__x86_64__)
   _mm_setcsr(_mm_getcsr() | 0x8040); /* flush to zero, denormals are zero */
   unsigned before = _mm_getcsr();
 #endif
   bool right = product_is_right();
+  long_product(in_it);
+  right = right && before_it[0] != 0 && !memcmp(before_it, in_it, sizeof in_it);
 #if defined(__x86_64__)
   right = right && (_mm_getcsr() & 0xffc0) == (before & 0xffc0);
 #endif

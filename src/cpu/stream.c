@@ -107,7 +107,10 @@ static void piece(void *context, int64_t index, int32_t slot) {
   }
 }
 
-static void add_parts(const stream_run *s) {
+/* A piece of its own, so that it too has the default floating-point environment. */
+static void add_parts(void *context, int64_t index, int32_t slot) {
+  (void)index, (void)slot;
+  const stream_run *s = context;
   const int4mm_problem *p = s->p;
   for (int64_t part = 1; part < s->k_parts; part++) {
     for (int64_t m = 0; m < p->M; m++) {
@@ -165,7 +168,7 @@ int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *
     }
   }
   int4mm_parallel(s.threads, s.column_parts * s.k_parts, piece, &s);
-  if (s.k_parts > 1) add_parts(&s);
+  if (s.k_parts > 1) int4mm_parallel(1, 1, add_parts, &s);
   int4mm_workspace_give(s.a);
   return INT4MM_OK;
 }
