@@ -16,6 +16,7 @@
 
 enum {
   MAX_LEVELS = 2,
+  MAX_K = 32768,             /* combined operands of one macro tile hold all of K: this bounds the workspace */
   MAX_BLOCKS = 16,           /* G * G */
   MAX_PRODUCTS = 49,         /* 7 ^ levels */
   PACKED_A_BYTES = 56 << 20, /* of combined A at a time */
@@ -262,6 +263,7 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
 /* Where Strassen wins, measured on Zen 4 against the blocked product with examples/cpu_peers: one level gains nothing
  * at 1536^3, 5% at 2048^3 and 8% at 3072^3, where two levels draw level; at 4096^3 two gain 10%. */
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (p->K > MAX_K) return 0;
   if (p->strassen >= 0) return p->strassen < kernels->strassen ? p->strassen : kernels->strassen;
   int64_t least = int4mm_min64(int4mm_min64(p->M, p->N), p->K);
   int32_t levels = least >= 4096 ? 2 : least >= 2048 ? 1 : 0;
