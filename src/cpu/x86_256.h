@@ -253,32 +253,56 @@ static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t colu
 
 enum { DEPTH = 4 }; /* words of K at a time: eight registers of bytes */
 
-INLINE void stream_step(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
-                        __m256i eights, int32_t *acc, int64_t ldacc) {
-  __m256i even[DEPTH], odd[DEPTH];
+/* sum + the products of DEPTH or fewer words, b as bytes, a as dwords broadcast. */
+INLINE __m256i add_products(__m256i sum, int depth, const __m256i even[DEPTH], const __m256i odd[DEPTH],
+                            const __m256i a[2 * DEPTH]) {
+  __m256i first = _mm256_setzero_si256(), second = first; /* two chains */
+#ifdef VNNI
+  UNROLL for (int i = 0; i < depth; i++) {
+    first = dot(first, even[i], a[2 * i]);
+    second = dot(second, odd[i], a[2 * i + 1]);
+  }
+  return _mm256_add_epi32(sum, _mm256_add_epi32(first, second));
+#else
+  UNROLL for (int i = 0; i < depth; i++) { /* sums of pairs, at most 8 * 240 */
+    first = _mm256_add_epi16(first, _mm256_maddubs_epi16(even[i], a[2 * i]));
+    second = _mm256_add_epi16(second, _mm256_maddubs_epi16(odd[i], a[2 * i + 1]));
+  }
+  __m256i pairs = _mm256_add_epi16(first, second);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+
+INLINE void split_words(int depth, const uint32_t *b, int64_t ldb, __m256i eights, __m256i even[DEPTH],
+                        __m256i odd[DEPTH]) {
   UNROLL for (int i = 0; i < depth; i++) {
     __m256i words = _mm256_xor_si256(load(b + i * ldb), eights);
     even[i] = low(words);
     odd[i] = high(words);
   }
+}
+
+/* `depth` words of K of eight columns, split once for all rows. */
+INLINE void stream_step(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
+                        __m256i eights, int32_t *acc, int64_t ldacc) {
+  __m256i even[DEPTH], odd[DEPTH];
+  split_words(depth, b, ldb, eights, even, odd);
   for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
-    __m256i sum = load(acc);
-#ifdef VNNI
-    __m256i other = _mm256_setzero_si256();
-    UNROLL for (int i = 0; i < depth; i++) {
-      sum = dot(sum, even[i], broadcast(a + 2 * i));
-      other = dot(other, odd[i], broadcast(a + 2 * i + 1));
-    }
-    sum = _mm256_add_epi32(sum, other);
-#else
-    __m256i pairs = _mm256_setzero_si256(), other = pairs;
-    UNROLL for (int i = 0; i < depth; i++) {
-      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(even[i], broadcast(a + 2 * i)));
-      other = _mm256_add_epi16(other, _mm256_maddubs_epi16(odd[i], broadcast(a + 2 * i + 1)));
-    }
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(pairs, other), _mm256_set1_epi16(1)));
-#endif
-    _mm256_storeu_si256((__m256i *)acc, sum);
+    __m256i x[2 * DEPTH];
+    UNROLL for (int i = 0; i < 2 * depth; i++) x[i] = broadcast(a + i);
+    _mm256_storeu_si256((__m256i *)acc, add_products(load(acc), depth, even, odd, x));
+  }
+}
+
+/* One row: DEPTH words of A stay in registers along the columns. */
+INLINE void stream_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m256i eights,
+                       int32_t *acc) {
+  __m256i x[2 * DEPTH], even[DEPTH], odd[DEPTH];
+  UNROLL for (int i = 0; i < 2 * DEPTH; i++) x[i] = broadcast(a + i);
+  for (int64_t n = 0; n < columns; n += LANES) {
+    UNROLL for (int i = 0; i < DEPTH; i++) _mm_prefetch((const char *)(b + (i + 2 * DEPTH) * ldb + n), _MM_HINT_T1);
+    split_words(DEPTH, b + n, ldb, eights, even, odd);
+    _mm256_storeu_si256((__m256i *)(acc + n), add_products(load(acc + n), DEPTH, even, odd, x));
   }
 }
 
@@ -287,6 +311,10 @@ static void stream(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a,
   const __m256i eights = eights_of(flip);
   int64_t j = 0;
   for (; j + DEPTH <= k8; j += DEPTH, a += 2 * DEPTH, b += DEPTH * ldb) {
+    if (rows == 1) {
+      stream_row(columns, a, b, ldb, eights, acc);
+      continue;
+    }
     for (int64_t n = 0; n < columns; n += LANES) stream_step(rows, DEPTH, a, lda, b + n, ldb, eights, acc + n, ldacc);
   }
   for (; j < k8; j++, a += 2, b += ldb) {
