@@ -106,6 +106,9 @@ typedef enum int4mm_cuda_kernel {
   INT4MM_KERNEL_HOPPER = 3  /* large M: int8 wgmma fed by an unpack (sm_90a) */
 } int4mm_cuda_kernel;
 
+/* int4mm_choose_cuda without the words of the reason, which cost more than the choice. */
+int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan);
+
 /* K from which the stream and hopper kernels need operands of their true size instead of 16 times it, so that int32
  * holds the sums (kernels/unpack.cuh). */
 #define INT4MM_WIDE_K 131072

@@ -253,7 +253,10 @@ static int32_t alignment_of(const void *address) {
   return (int32_t)(bits & -bits);
 }
 
-static int32_t plan_cuda(const place *where, const int4mm_problem *p, const char *kernel, int4mm_plan *plan) {
+typedef int32_t chooser(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan);
+
+static int32_t plan_cuda(const place *where, const int4mm_problem *p, const char *kernel, chooser *choose,
+                         int4mm_plan *plan) {
   int4mm_gpu_problem g = {.M = p->M,
                           .N = p->N,
                           .K = p->K,
@@ -267,14 +270,14 @@ static int32_t plan_cuda(const place *where, const int4mm_problem *p, const char
                           .encoding_a = p->flip_a ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
                           .encoding_b = p->flip_b ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT};
   int32_t status = where->cuda->arch(where->device, &g.arch, &g.sms);
-  if (!status) status = int4mm_choose_cuda(&g, kernel, plan);
+  if (!status) status = choose(&g, kernel, plan);
   if (!status) plan->device = where->device;
   return status;
 }
 
 static int32_t launch(const place *where, const int4mm_problem *problem, const int4mm_matmul_args *args) {
   int4mm_plan plan = {0};
-  int32_t status = plan_cuda(where, problem, args->kernel, &plan);
+  int32_t status = plan_cuda(where, problem, args->kernel, int4mm_choose_kernel, &plan);
   if (status || !problem->M || !problem->N) return status;
   return where->cuda->matmul(where->device, problem, &plan, args->stream);
 }
@@ -382,7 +385,7 @@ int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) {
       problem.b = NULL, problem.ldb = c.N;
       if (!args->out->rank || args->out->device == INT4MM_CPU) problem.out = NULL, problem.ldo = c.N;
     }
-    status = plan_cuda(&where, &problem, args->kernel, &made);
+    status = plan_cuda(&where, &problem, args->kernel, int4mm_choose_cuda, &made);
   }
   if (status) return status;
   *plan = made;
