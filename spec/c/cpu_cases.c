@@ -180,6 +180,38 @@ static int case_of(int64_t M, int64_t N, int64_t K, bool strided, bool extreme, 
   return checked;
 }
 
+/* Sizes that take several super blocks: the fast paths against each other, and single outputs against the contract. */
+static int large_case(int64_t M, int64_t N, int64_t K) {
+  operands o = make(M, N, K, true, false);
+  void *expected = poisoned(&o, 0xa5), *got = poisoned(&o, 0xa5);
+  int checked = 0;
+  run(int4mm_cpu_isa_at(0), &o.p, expected);
+  for (int i = 0; i < 300; i++) {
+    int64_t m = i ? below(M) : M - 1, n = i ? below(N) : N - 1, at = (m * o.p.ldo + n) * size_of_out(&o.p);
+    int4mm_problem one = o.p;
+    operands single = {.out_bytes = size_of_out(&o.p)};
+    char out[4];
+    one.M = one.N = 1, one.a += m * o.p.lda, one.b += n, one.scale_a += m, one.scale_b += n;
+    if (one.bias) one.bias += n;
+    plainly(&one, out);
+    judge("one output of many", &single, &one, out, (char *)expected + at);
+  }
+  for (int32_t isa = 0; int4mm_cpu_isa_at(isa); isa++) {
+    if (!strcmp(int4mm_cpu_isa_at(isa), "scalar")) continue; /* would take minutes */
+    for (int32_t strassen = 0; strassen <= 2; strassen++) {
+      int4mm_problem p = o.p;
+      p.strassen = strassen;
+      memset(got, 0xa5, (size_t)o.out_bytes);
+      run(int4mm_cpu_isa_at(isa), &p, got);
+      judge(int4mm_cpu_isa_at(isa), &o, &p, expected, got);
+      checked++;
+    }
+  }
+  free(expected), free(got);
+  drop(&o);
+  return checked;
+}
+
 static void set_threads(int32_t threads) {
   if (int4mm_set_num_threads(threads)) {
     fprintf(stderr, "%s\n", int4mm_last_error());
@@ -210,6 +242,10 @@ int main(int argc, char **argv) {
     }
   }
   set_threads(2);
+  if (cases >= 200) {
+    checked += large_case(1100, 1100, 16384) + large_case(1030, 1090, 20008) + large_case(1500, 4200, 4096);
+    checked += large_case(4100, 300, 8192) + large_case(70, 3000, 33000) + large_case(2100, 2100, 2104);
+  }
   checked += case_of(1, 1, 33554424, false, true, true); /* 64 * K just below 2^31 */
   checked += case_of(1, 1, 33554424, false, false, true);
   set_threads(0);
