@@ -24,7 +24,8 @@
  * product and are for shapes that would leave SMs idle.
  *
  * With two consumers of two row blocks each, the second runs a few steps behind the first, so that the epilogue of one
- * overlaps the products of the other.
+ * overlaps the products of the other. Several teams unpack at a time, since the way of a step through shared memory and
+ * the fence takes longer than its products.
  *
  * Where tiles are few, a cluster of CTAs shares a tile's K and adds its int32 partial sums through distributed shared
  * memory: exact, so the order does not matter, and with no workspace.

@@ -235,42 +235,6 @@ __device__ __forceinline__ void wgmma<64>(int32_t (&acc)[32], const uint32_t (&a
 }
 
 template <>
-__device__ __forceinline__ void wgmma<80>(int32_t (&acc)[40], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %45, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n80k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, "
-               "{%40, %41, %42, %43}, %44, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
-
-template <>
-__device__ __forceinline__ void wgmma<96>(int32_t (&acc)[48], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n96k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-               "%42, %43, %44, %45, %46, %47}, "
-               "{%48, %49, %50, %51}, %52, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
-
-template <>
-__device__ __forceinline__ void wgmma<112>(int32_t (&acc)[56], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %61, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n112k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55}, "
-               "{%56, %57, %58, %59}, %60, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
-                 INT4MM_ACC8(48)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
-
-template <>
 __device__ __forceinline__ void wgmma<128>(int32_t (&acc)[64], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
                "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
@@ -281,35 +245,6 @@ __device__ __forceinline__ void wgmma<128>(int32_t (&acc)[64], const uint32_t (&
                "{%64, %65, %66, %67}, %68, p;\n}\n"
                : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
                  INT4MM_ACC8(48), INT4MM_ACC8(56)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
-
-template <>
-__device__ __forceinline__ void wgmma<144>(int32_t (&acc)[72], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %77, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n144k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
-               "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71}, "
-               "{%72, %73, %74, %75}, %76, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
-                 INT4MM_ACC8(48), INT4MM_ACC8(56), INT4MM_ACC8(64)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
-
-template <>
-__device__ __forceinline__ void wgmma<192>(int32_t (&acc)[96], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %101, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n192k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
-               "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "
-               "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
-               "{%96, %97, %98, %99}, %100, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
-                 INT4MM_ACC8(48), INT4MM_ACC8(56), INT4MM_ACC8(64), INT4MM_ACC8(72), INT4MM_ACC8(80), INT4MM_ACC8(88)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
 }
 
