@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-bool int4mm_has_avx2(void);          /* AVX2, F16C, FMA's generation */
+bool int4mm_has_avx2(void);          /* and F16C */
 bool int4mm_has_avxvnni(void);       /* the VEX form of vpdpbusd, beside AVX2 */
 bool int4mm_has_avx512vl_vnni(void); /* its 256-bit EVEX form */
 bool int4mm_has_avx512vnni(void);
