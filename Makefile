@@ -4,9 +4,9 @@
 #   make test            runs the specs; SPEC=spec/pack_spec.lua for one, ARGS="--filter ..." for busted
 #   make help            lists the targets
 #
-# Variables: BUILD folder, CC, CFLAGS, LDFLAGS, CUDA=0 (no CUDA), NVCC, CUDA_ARCHS, WERROR=1, SANITIZE=address,undefined,
-# V=1 (show commands), PREFIX, DESTDIR. Project flags stand apart from CFLAGS, so that CFLAGS on the command line (as
-# LuaRocks gives it) adds to them and drops none.
+# Variables: BUILD folder, CC, CFLAGS, LDFLAGS, CUDA=0 (no CUDA), NVCC, CUDA_ARCHS, WERROR=1, V=1 (show commands),
+# SANITIZE=address,undefined, PREFIX, DESTDIR. Project flags stand apart from CFLAGS, so that CFLAGS on the command line
+# (as LuaRocks gives it) adds to them and drops none.
 
 comma := ,
 ifeq ($(origin CC),default)
@@ -82,7 +82,7 @@ LIBS     += $(CUDA_LIB)
 CU_SRC   := $(wildcard kernels/*.cu)
 CU_OBJ   := $(CU_SRC:%.cu=$(BUILD)/%.o) $(patsubst %.c,$(BUILD)/%.o,$(wildcard src/cuda/*.c))
 CUDA_HOME    := $(patsubst %/bin/nvcc,%,$(realpath $(shell sh -c 'command -v $(NVCC)')))
-CUDA_INCLUDE := $(addprefix -isystem ,$(patsubst %/cuda_runtime_api.h,%,$(wildcard $(CUDA_HOME)/include/cuda_runtime_api.h)))
+CUDA_INCLUDE := $(if $(wildcard $(CUDA_HOME)/include/cuda_runtime_api.h),-isystem $(CUDA_HOME)/include)
 CUDA_LIBPATH := $(addprefix -L,$(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
 
 # The architectures that this nvcc knows.
@@ -95,7 +95,8 @@ gencode = $(foreach a,$1,-gencode arch=compute_$a$(comma)code=sm_$a) $(call ptx,
 # file is compiled for one architecture at least, so that the library links.
 hopper_archs := 90a
 stream_archs := $(or $(filter-out 75,$(ARCHS)),80)
-archs_of = $(if $(filter kernels/hopper%,$1),$(hopper_archs),$(if $(filter kernels/stream%,$1),$(stream_archs),$(ARCHS)))
+archs_of = $(strip $(if $(filter kernels/hopper%,$1),$(hopper_archs),\
+             $(if $(filter kernels/stream%,$1),$(stream_archs),$(ARCHS))))
 
 NVCCFLAGS ?= -O3 -lineinfo
 PROJECT_NVCCFLAGS := -std=c++17 -Isrc -Ikernels -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra \
@@ -131,7 +132,8 @@ $(BUILD)/%.o: %.c src/cpu/flags.mk $(BUILD)/flags.txt
 # silently ruins them: spills, a setmaxnreg that is ignored (C7508), wgmma that was serialised (C7510 to C7520).
 define ptxas_check
 @if grep -E '\(C75(08|1[0-9]|20)\)|[1-9][0-9]* bytes spill' $(@:.o=.log) >&2; then \
-  echo "$<: ptxas spilled, ignored setmaxnreg or serialised wgmma; all it said is in $(@:.o=.log)" >&2; rm -f $@; exit 1; fi
+  echo "$<: ptxas spilled, ignored setmaxnreg or serialised wgmma; all it said is in $(@:.o=.log)" >&2; \
+  rm -f $@; exit 1; fi
 endef
 $(BUILD)/kernels/%.o: kernels/%.cu $(BUILD)/flags.txt
 	@mkdir -p $(@D)
@@ -187,13 +189,15 @@ RUN_ENV := BUILD='$(BUILD)' LUA_PATH='$(ROOT)/lua/?.lua;$(ROOT)/lua/?/init.lua;$
 ifneq ($(findstring address,$(SANITIZE)),)
 KEEP_OPEN := $(BUILD)/keep_open.so
 RUN_ENV   += LUA_INIT='local exit = os.exit; os.exit = function(code) exit(code, true) end' \
-             ASAN_OPTIONS=allocator_may_return_null=1 LD_PRELOAD='$(shell $(CC) -print-file-name=libasan.so) $(abspath $(KEEP_OPEN))'
+             ASAN_OPTIONS=allocator_may_return_null=1 \
+             LD_PRELOAD='$(shell $(CC) -print-file-name=libasan.so) $(abspath $(KEEP_OPEN))'
 all: $(KEEP_OPEN)
 endif
 $(BUILD)/keep_open.so: $(BUILD)/flags.txt
 	@echo 'int dlclose(void *library) { return library == 0; }' | $(CC) -shared -fPIC -x c -o $@ -
 RUN_LUA = $(RUN_ENV) $(LUAJIT)
-BUSTED  = $(RUN_LUA) -e 'io.stdout:setvbuf("line"); require("busted.runner")({ standalone = false })' /dev/null --ignore-lua
+BUSTED  = $(RUN_LUA) -e 'io.stdout:setvbuf("line"); require("busted.runner")({ standalone = false })' /dev/null \
+          --ignore-lua
 
 demo: ## build, multiply 1024 x 1024 x 1024, check against the oracle; installs what is missing
 	@$(call need,cc headers luajit)
