@@ -206,10 +206,10 @@ static void run_macro_columns(strassen *s) {
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
 
-/* The blocks were measured on Zen 4 (1 MB of second-level cache) at 2048^3 and 4096^3: tiles of sums of 128 and 256 KiB
- * beat those of 512 by 3 to 5%. More threads take more macro columns at a time, so that each finds work. */
+/* The blocks were measured on Zen 4 (1 MB of second-level cache) at 2048^3 and 4096^3: square tiles with 256 KiB of
+ * sums beat larger ones by 3 to 5%. More threads take more macro columns at a time, so that each finds work. */
 static void choose_sizes(strassen *s) {
-  static const int64_t rows[MAX_LEVELS + 1] = {0, 64, 32}, cols[MAX_LEVELS + 1] = {0, 128, 128};
+  static const int64_t rows[MAX_LEVELS + 1] = {0, 128, 64}, cols[MAX_LEVELS + 1] = {0, 128, 64};
   const int4mm_problem *p = s->p;
   int64_t k8 = p->K / 8, mr = s->k->mr, nr = s->k->nr;
   s->G = 1 << s->levels;
@@ -260,12 +260,13 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
   return INT4MM_OK;
 }
 
-/* Where Strassen wins, measured on Zen 4 against the blocked product with examples/cpu_peers: one level gains nothing
- * at 1536^3, 5% at 2048^3 and 8% at 3072^3, where two levels draw level; at 4096^3 two gain 10%. */
+/* Where Strassen wins, measured on Zen 4 against the blocked product with examples/cpu_peers. One thread: one level
+ * gains 5% at 1024^3. Two threads: loses 5% there, gains 3% at 1280^3, 5% at 1536^3, 6% at 2048^3. Two levels lose to
+ * one at 3072^3 (8%) and pass it at 4096^3. */
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *p) {
   if (p->K > MAX_K) return 0;
   if (p->strassen >= 0) return p->strassen < kernels->strassen ? p->strassen : kernels->strassen;
-  int64_t least = int4mm_min64(int4mm_min64(p->M, p->N), p->K);
-  int32_t levels = least >= 4096 ? 2 : least >= 2048 ? 1 : 0;
+  int64_t least = int4mm_min64(int4mm_min64(p->M, p->N), p->K), one = int4mm_get_num_threads() > 1 ? 1280 : 1024;
+  int32_t levels = least >= 4096 ? 2 : least >= one ? 1 : 0;
   return levels < kernels->strassen ? levels : kernels->strassen;
 }
