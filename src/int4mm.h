@@ -141,7 +141,8 @@ INT4MM_API int32_t int4mm_synchronize(int32_t device) INT4MM_CHECK;
  * process may run on. */
 INT4MM_API int32_t int4mm_set_num_threads(int32_t threads) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_get_num_threads(void);
-/* The instruction set that CPU calls use: "scalar", "avx2", "avxvnni", "avx512vnni", "neon_dot", "neon_i8mm". */
+/* The instruction set that CPU calls use: "scalar", "avx2", "avxvnni", "avx512vl_vnni", "avx512vnni", "neon_dot",
+ * "neon_i8mm". */
 INT4MM_API const char *int4mm_cpu_isa(void);
 /* Forces one; NULL puts back the default: INT4MM_CPU, else the best this CPU and operating system support. */
 INT4MM_API int32_t int4mm_set_cpu_isa(const char *name) INT4MM_CHECK;
@@ -171,7 +172,7 @@ INT4MM_API int32_t int4mm_unpack(const int4mm_tensor *dst, const int4mm_tensor *
  *   scale = absmax / 7,  q = clamp(round_half_even(x / scale), -7, 7),  q = 0 where scale is 0
  * with IEEE float32 division, so the bits are the same everywhere. src float32, float16 or bfloat16, finite (else
  * INT4MM_ERR_VALUE; `check` 0 skips that on a GPU, where it has to wait for the result); packed int32; scales float32
- * vector. */
+ * vector; both may be partly written when it fails. */
 INT4MM_API int32_t int4mm_quantize(const int4mm_tensor *packed, const int4mm_tensor *scales, const int4mm_tensor *src,
                                    int32_t dim, int32_t encoding, int32_t check, void *stream) INT4MM_CHECK;
 /* dst float32, float16 or bfloat16: round(float(q) * scale). */
