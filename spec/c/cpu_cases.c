@@ -15,25 +15,13 @@
 #include "core.h"
 #include "cpu/cpu.h"
 #include "numeric.h"
+#include "random.h"
 
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 enum { CASES = 600 };
 #else
 enum { CASES = 60 }; /* what an emulator or ThreadSanitizer does in a minute */
 #endif
-
-static uint64_t state;
-
-static uint32_t next(void) { /* splitmix64 (Steele, Lea and Flood, OOPSLA 2014) */
-  uint64_t x = state += 0x9E3779B97F4A7C15u;
-  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-  return (uint32_t)((x ^ x >> 31) >> 16);
-}
-
-static int64_t below(int64_t n) {
-  return n > 0 ? next() % n : 0;
-}
 
 static void *allocate(int64_t bytes) {
   void *p = malloc((size_t)(bytes > 0 ? bytes : 1));
