@@ -174,35 +174,34 @@ template <int N> __device__ __forceinline__ void pin(int32_t (&r)[N]) {
 
 /* ---- producers ---- */
 
-/* One thread for each operand, since B runs ahead of A by the steps that lie unpacked. */
-template <class T>
-__device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
-  Ring<T::STAGES_A> ring;
+/* Walks a ring of STAGES slots through the CTA's steps; load(ring, position, step) fills a slot. One thread for each
+ * operand, since B runs ahead of A by the steps that lie unpacked. */
+template <int STAGES, class Load> __device__ __forceinline__ void produce(const Arguments &p, Load load) {
+  Ring<STAGES> ring;
   Work work(p);
   for (int tile = work.first; tile < work.tiles; tile += work.stride) {
     Position at(tile, p);
 #pragma unroll 1
-    for (int step = work.begin; step < work.end; step++, ring.next()) {
-      ptx::barrier_wait(shared.empty_a(ring.slot), ring.parity ^ 1);
-      ptx::barrier_expect(shared.full_a(ring.slot), T::A_BYTES);
-      ptx::tensor_load_2d(shared.a(ring.slot), map, step * STEP_WORDS, at.m * T::BM, shared.full_a(ring.slot));
-    }
+    for (int step = work.begin; step < work.end; step++, ring.next()) load(ring, at, step);
   }
 }
 
 template <class T>
+__device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
+  produce<T::STAGES_A>(p, [&](const Ring<T::STAGES_A> &ring, const Position &at, int step) {
+    ptx::barrier_wait(shared.empty_a(ring.slot), ring.parity ^ 1);
+    ptx::barrier_expect(shared.full_a(ring.slot), T::A_BYTES);
+    ptx::tensor_load_2d(shared.a(ring.slot), map, step * STEP_WORDS, at.m * T::BM, shared.full_a(ring.slot));
+  });
+}
+
+template <class T>
 __device__ __forceinline__ void produce_b(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
-  Ring<T::STAGES_B> ring;
-  Work work(p);
-  for (int tile = work.first; tile < work.tiles; tile += work.stride) {
-    Position at(tile, p);
-#pragma unroll 1
-    for (int step = work.begin; step < work.end; step++, ring.next()) {
-      ptx::barrier_wait(shared.empty_b(ring.slot), ring.parity ^ 1);
-      ptx::barrier_expect(shared.full_b(ring.slot), T::B_BYTES);
-      ptx::tensor_load_2d(shared.b(ring.slot), map, at.n * T::BN, step * STEP_WORDS, shared.full_b(ring.slot));
-    }
-  }
+  produce<T::STAGES_B>(p, [&](const Ring<T::STAGES_B> &ring, const Position &at, int step) {
+    ptx::barrier_wait(shared.empty_b(ring.slot), ring.parity ^ 1);
+    ptx::barrier_expect(shared.full_b(ring.slot), T::B_BYTES);
+    ptx::tensor_load_2d(shared.b(ring.slot), map, at.n * T::BN, step * STEP_WORDS, shared.full_b(ring.slot));
+  });
 }
 
 /* ---- unpackers ---- */

@@ -19,8 +19,8 @@ __device__ __forceinline__ int32_t dot(const uint32_t *a, uint32_t flip_a, const
     int32_t sum = 0;
     for (int64_t j = first; j < end; j++) {
       uint32_t wa = a[j] ^ flip_a, wb = b[j * ldb] ^ flip_b;
-      sum = int4mm_dot4(int4mm_even16(wa), int4mm_even16(wb), sum);
-      sum = int4mm_dot4(int4mm_odd16(wa), int4mm_odd16(wb), sum);
+      sum = int4mm_dot4(Unpacker<false>(0).even(wa), Unpacker<false>(0).even(wb), sum);
+      sum = int4mm_dot4(Unpacker<false>(0).odd(wa), Unpacker<false>(0).odd(wb), sum);
     }
     acc += sum >> 8;
   }

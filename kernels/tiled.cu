@@ -31,8 +31,8 @@ __device__ __forceinline__ void load(Tile &tile, const int4mm_problem &p, int64_
   int64_t words = p.K / 8, m = m0 + row, n = n0 + col;
   uint32_t a = m < p.M && j0 + col < words ? p.a[m * p.lda + j0 + col] ^ p.flip_a : 0;
   uint32_t b = n < p.N && j0 + row < words ? p.b[(j0 + row) * p.ldb + n] ^ p.flip_b : 0;
-  tile.a_even[row][col] = int4mm_even16(a), tile.a_odd[row][col] = int4mm_odd16(a);
-  tile.b_even[row][col] = int4mm_even16(b), tile.b_odd[row][col] = int4mm_odd16(b);
+  tile.a_even[row][col] = Unpacker<false>(0).even(a), tile.a_odd[row][col] = Unpacker<false>(0).odd(a);
+  tile.b_even[row][col] = Unpacker<false>(0).even(b), tile.b_odd[row][col] = Unpacker<false>(0).odd(b);
 }
 
 /* The sum of this thread's output over all of k. */
