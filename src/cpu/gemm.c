@@ -6,6 +6,7 @@
  * tile of sums goes from registers through the first-level cache into the epilogue; beyond that, sums of a super block
  * are kept in memory from one slice of K to the next.
  */
+#include <stdatomic.h>
 #include <stdio.h>
 
 #include "gemm.h"
@@ -14,7 +15,7 @@ enum {
   MAX_K8 = 2048,              /* words of K in one slice: 16384 nibbles */
   SLICE_K8 = 1024,            /* ... when there are several */
   SLICED_BLOCK = 1024,        /* rows and columns of a super block then: 4 MiB of sums */
-  PACKED_BYTES = 16 << 20,    /* of a packed super block, A and B each */
+  PACKED_BYTES = 16 << 20,    /* of a packed super block of B */
   L2_BYTES = 384 << 10,       /* of packed A that stays in the second-level cache */
   L2_WHOLE_BYTES = 512 << 10, /* ... when that is all of it */
   PACK_ROWS = 64,             /* words of K in a piece of packing B */
@@ -22,28 +23,40 @@ enum {
   ROWS_AHEAD = 16 /* rows of a raw weight fetched ahead: each may be another page, which no hardware foresees */
 };
 
+/* A thread's own range of units, taken from the front by itself and, when they are through with theirs, by others. */
+typedef struct lane {
+  _Atomic int64_t next;
+  char apart[56]; /* a cache line each */
+} lane;
+
 typedef struct gemm {
   const int4mm_kernels *k;
   const int4mm_problem *p;
   int32_t threads;
   int64_t slice, block_rows, block_cols; /* the most that a super block has: words of K, rows, columns */
-  int64_t task_rows, task_cols;          /* of a thread's piece */
-  uint32_t *a;                           /* packed super block of A: mr-row panels */
+  int64_t unit_rows, unit_cols;          /* of a unit of work: a block of A by some columns */
+  uint32_t *a;                           /* each thread's packed block of A: mr-row panels */
   int32_t *start;                        /* what its rows' accumulators start from */
   uint32_t *b;                           /* packed super block of B */
   int32_t *sums;                         /* [block_rows, block_cols], or a tile for each thread */
+  lane *lanes;
   bool sliced;
   bool own_b; /* each thread packs a panel of B just before its only use */
   /* the super block at hand */
   int64_t m0, n0, j0, rows, cols, k8;
 } gemm;
 
+/* A thread's part of a gemm. */
+typedef struct worker {
+  const gemm *g;
+  int32_t slot;
+  int64_t packed; /* first row of the block of A that its buffer holds */
+  uint32_t *a;
+  int32_t *start;
+} worker;
+
 static int64_t round_up(int64_t x, int64_t step) {
   return int4mm_ceil_div(x, step) * step;
-}
-
-static int64_t panels_of_a(const gemm *g, int64_t rows) {
-  return int4mm_ceil_div(rows, g->k->mr);
 }
 
 /* Dwords of B per word of K and column. */
@@ -53,13 +66,18 @@ static int64_t b_width(const gemm *g) {
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-static void pack_panel_of_a(const gemm *g, int64_t panel) {
+/* Rows m .. m + rows - 1 of the super block's A, into this thread's buffer: it stays in the second-level cache. */
+static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
+  const gemm *g = w->g;
   const int4mm_problem *p = g->p;
-  int64_t mr = g->k->mr, m = panel * mr, rows = int4mm_min64(mr, g->rows - m);
-  const uint32_t *a = p->a + (g->m0 + m) * p->lda + g->j0;
-  int32_t *start = g->start + m;
-  g->k->pack_a(g->a + panel * 2 * g->k8 * mr, start, a, p->lda, rows, g->k8, p->flip_a);
-  for (int64_t r = 0; r < mr; r++) start[r] *= -g->k->offset;
+  int64_t mr = g->k->mr;
+  if (w->packed == m) return;
+  w->packed = m;
+  for (int64_t r = 0; r < rows; r += mr) {
+    const uint32_t *a = p->a + (g->m0 + m + r) * p->lda + g->j0;
+    g->k->pack_a(w->a + r * 2 * g->k8, w->start + r, a, p->lda, int4mm_min64(mr, rows - r), g->k8, p->flip_a);
+    for (int64_t i = r; i < r + mr; i++) w->start[i] *= -g->k->offset;
+  }
 }
 
 static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t flip) {
@@ -94,18 +112,12 @@ static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t
   }
 }
 
-/* Pieces of packing: first the panels of A, then strips of B, read along its rows. */
-static void pack(void *context, int64_t index, int32_t slot) {
+/* A strip of B, read along its rows. */
+static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
   (void)slot;
   const gemm *g = context;
-  int64_t panels_a = panels_of_a(g, g->rows);
-  if (index < panels_a) {
-    pack_panel_of_a(g, index);
-    return;
-  }
-  index -= panels_a;
-  int64_t panels_b = int4mm_ceil_div(g->cols, INT4MM_PANEL), strips = int4mm_ceil_div(panels_b, PACK_PANELS);
-  int64_t first = index % strips * PACK_PANELS, last = int4mm_min64(first + PACK_PANELS, panels_b);
+  int64_t panels = int4mm_ceil_div(g->cols, INT4MM_PANEL), strips = int4mm_ceil_div(panels, PACK_PANELS);
+  int64_t first = index % strips * PACK_PANELS, last = int4mm_min64(first + PACK_PANELS, panels);
   int64_t j0 = index / strips * PACK_ROWS, j1 = int4mm_min64(j0 + PACK_ROWS, g->k8);
   for (int64_t j = j0; j < j1; j += 8) {
     for (int64_t panel = first; panel < last; panel++) {
@@ -117,18 +129,6 @@ static void pack(void *context, int64_t index, int32_t slot) {
 /* Whether B is packed for all threads before they compute. */
 static bool packs_b(const gemm *g) {
   return !g->own_b && (g->k->bytes_b || !g->p->b_panels);
-}
-
-/* Whether the packed B at hand is still that of the super block above. */
-static bool b_is_packed(const gemm *g) {
-  return !packs_b(g) || (!g->sliced && g->m0 > 0);
-}
-
-static void pack_block(gemm *g) {
-  int64_t strips = int4mm_ceil_div(int4mm_ceil_div(g->cols, INT4MM_PANEL), PACK_PANELS);
-  int64_t pieces = panels_of_a(g, g->rows);
-  if (!b_is_packed(g)) pieces += strips * int4mm_ceil_div(g->k8, PACK_ROWS);
-  int4mm_parallel(g->threads, pieces, pack, g);
 }
 
 /* ---- computing -------------------------------------------------------------------------------------------------- */
@@ -151,10 +151,11 @@ static void fetch_out(const gemm *g, int64_t m, int64_t n, int64_t rows) {
   for (int64_t r = 0; r < rows; r++, out += step) __builtin_prefetch(out, 1);
 }
 
-static void tile(const gemm *g, int64_t m, int64_t n, const uint32_t *b, int32_t *own) {
+/* One tile: rows m on of the super block, row r of this thread's block of A. */
+static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b) {
+  const gemm *g = w->g;
   const int4mm_kernels *k = g->k;
-  const uint32_t *a = g->a + m * 2 * g->k8;
-  int4mm_target target = {own, 0};
+  int4mm_target target = {g->sums + w->slot * k->mr * k->nr, 0};
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
   bool last = g->j0 + g->k8 == g->p->K / 8;
   if (last) fetch_out(g, m, n, rows);
@@ -163,56 +164,73 @@ static void tile(const gemm *g, int64_t m, int64_t n, const uint32_t *b, int32_t
     target.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, g->start + m, &target, 1, ldt);
+  k->kernel(g->k8, w->a + r * 2 * g->k8, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt);
   if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
 }
 
-static void compute(void *context, int64_t index, int32_t slot) {
-  const gemm *g = context;
-  int64_t across = int4mm_ceil_div(g->cols, g->task_cols), mr = g->k->mr, nr = g->k->nr;
-  int64_t m0 = index / across * g->task_rows, m1 = int4mm_min64(m0 + g->task_rows, g->rows);
-  int64_t n0 = index % across * g->task_cols, n1 = int4mm_min64(n0 + g->task_cols, g->cols);
-  int32_t *own = g->sums + slot * mr * nr;
+static int64_t units_across(const gemm *g) {
+  return int4mm_ceil_div(g->cols, g->unit_cols);
+}
+
+static int64_t units_of(const gemm *g) {
+  return int4mm_ceil_div(g->rows, g->unit_rows) * units_across(g);
+}
+
+/* A block of A against some columns of B. */
+static void compute_unit(worker *w, int64_t index) {
+  const gemm *g = w->g;
+  int64_t mr = g->k->mr, nr = g->k->nr, m0 = index / units_across(g) * g->unit_rows;
+  int64_t rows = int4mm_min64(g->unit_rows, g->rows - m0);
+  int64_t n0 = index % units_across(g) * g->unit_cols, n1 = int4mm_min64(n0 + g->unit_cols, g->cols);
+  pack_block_of_a(w, m0, rows);
   for (int64_t panel = n0; panel < n1; panel += INT4MM_PANEL) {
-    const uint32_t *b = panel_of_b(g, panel, slot);
+    const uint32_t *b = panel_of_b(g, panel, w->slot);
     for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
-      for (int64_t m = m0; m < m1; m += mr) tile(g, m, n, b, own);
+      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b);
       b += g->k->bytes_b ? 2 * nr * g->k8 : nr;
     }
   }
 }
 
+static int64_t first_of_lane(const gemm *g, int64_t i) {
+  return units_of(g) * i / g->threads;
+}
+
+/* The units of a lane, one by one, then what is left of the others': threads keep to their own blocks of A while all
+ * are equally fast, and end together where they are not. */
+static void compute(void *context, int64_t index, int32_t slot) {
+  const gemm *g = context;
+  worker w = {.g = g, .slot = slot, .packed = -1};
+  w.a = g->a + slot * 2 * g->slice * g->unit_rows;
+  w.start = g->start + slot * g->unit_rows;
+  for (int64_t i = 0; i < g->threads; i++) {
+    int64_t at = (index + i) % g->threads, end = first_of_lane(g, at + 1), unit;
+    while ((unit = atomic_fetch_add(&g->lanes[at].next, 1)) < end) compute_unit(&w, unit);
+  }
+}
+
 static void run_block(gemm *g) {
-  pack_block(g);
-  int64_t pieces = int4mm_ceil_div(g->rows, g->task_rows) * int4mm_ceil_div(g->cols, g->task_cols);
-  int4mm_parallel(g->threads, pieces, compute, g);
+  int64_t strips = int4mm_ceil_div(int4mm_ceil_div(g->cols, INT4MM_PANEL), PACK_PANELS);
+  if (packs_b(g)) int4mm_parallel(g->threads, strips * int4mm_ceil_div(g->k8, PACK_ROWS), pack_strip_of_b, g);
+  for (int64_t i = 0; i < g->threads; i++) atomic_init(&g->lanes[i].next, first_of_lane(g, i));
+  int4mm_parallel(g->threads, g->threads, compute, g);
 }
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
 
-/* The thread's pieces: as much of A as the second-level cache holds, by up to 512 columns. Threads take pieces in
- * order, so several share a block of A one after the other; many small ones cost little and let all threads end
- * together. */
-static void choose_tasks(gemm *g) {
-  enum { PIECES = 24 }; /* a thread at least, where the product is large enough */
+/* A unit has as much of A as the second-level cache holds; its columns are few enough for threads to end together. */
+static void choose_units(gemm *g) {
+  enum { UNITS = 16 }; /* a thread at least, where the product is large enough */
   int64_t mr = g->k->mr, rows = int4mm_min64(g->p->M, g->block_rows), cols = int4mm_min64(g->p->N, g->block_cols);
   int64_t most = int4mm_max64(mr, L2_BYTES / (8 * g->slice) / mr * mr);
   if (rows * 8 * g->slice <= L2_WHOLE_BYTES) most = int4mm_max64(most, rows);
-  g->task_rows = round_up(int4mm_ceil_div(rows, int4mm_ceil_div(rows, most)), mr);
-  g->task_cols = 512;
-  if (g->threads == 1) {
-    g->task_cols = round_up(cols, INT4MM_PANEL);
-    return;
-  }
-  while (int4mm_ceil_div(rows, g->task_rows) * int4mm_ceil_div(cols, g->task_cols) < PIECES * g->threads) {
-    if (g->task_cols > 2 * INT4MM_PANEL) {
-      g->task_cols /= 2;
-    } else if (g->task_rows > 4 * mr && g->task_rows > rows / 4) {
-      g->task_rows = round_up(g->task_rows / 2, mr);
-    } else {
-      break;
-    }
-  }
+  int64_t blocks = int4mm_ceil_div(rows, most);
+  if (blocks > 1) blocks = round_up(blocks, int4mm_min64(g->threads, int4mm_ceil_div(rows, 8 * mr)));
+  g->unit_rows = round_up(int4mm_ceil_div(rows, blocks), mr);
+  g->unit_cols = round_up(cols, INT4MM_PANEL);
+  if (g->threads == 1) return;
+  int64_t across = int4mm_ceil_div(UNITS * g->threads, int4mm_ceil_div(rows, g->unit_rows));
+  g->unit_cols = round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
 }
 
 static void choose_sizes(gemm *g) {
@@ -220,30 +238,32 @@ static void choose_sizes(gemm *g) {
   int64_t k8 = p->K / 8;
   g->sliced = k8 > MAX_K8;
   g->slice = g->sliced ? SLICE_K8 : int4mm_max64(k8, 1);
-  g->block_rows = g->block_cols = SLICED_BLOCK;
+  g->block_rows = g->sliced ? SLICED_BLOCK : p->M;
+  g->block_cols = SLICED_BLOCK;
   if (!g->sliced) {
-    g->block_rows = int4mm_max64(SLICED_BLOCK, PACKED_BYTES / (8 * g->slice) / 64 * 64);
     g->block_cols = int4mm_max64(SLICED_BLOCK, PACKED_BYTES / (4 * g->slice * b_width(g)) / 64 * 64);
   }
   g->block_rows = int4mm_min64(g->block_rows, round_up(p->M, g->k->mr));
   g->block_cols = int4mm_min64(g->block_cols, round_up(p->N, INT4MM_PANEL));
-  choose_tasks(g);
-  g->own_b = packs_b(g) && g->task_rows >= p->M;
+  choose_units(g);
+  g->own_b = packs_b(g) && g->unit_rows >= p->M;
 }
 
 /* Workspace for the sizes chosen, cut into its parts. */
 static bool take_workspace(gemm *g) {
   int64_t rows = round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
-  int64_t a = round_up(rows * g->slice * 8, 64), start = round_up(rows * 4, 64);
+  int64_t a = round_up(g->threads * g->unit_rows * g->slice * 8, 64);
+  int64_t start = round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
   int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
   int64_t b = panels * bytes_of_panel(g, g->slice);
   int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);
-  char *memory = int4mm_workspace_take(a + start + b + sums);
+  char *memory = int4mm_workspace_take(a + start + b + lanes + sums);
   if (!memory) return false;
   g->a = (uint32_t *)memory;
   g->start = (int32_t *)(memory + a);
   g->b = (uint32_t *)(memory + a + start);
-  g->sums = (int32_t *)(memory + a + start + b);
+  g->lanes = (lane *)(memory + a + start + b);
+  g->sums = (int32_t *)(memory + a + start + b + lanes);
   return true;
 }
 
