@@ -17,7 +17,14 @@
 #define COMBINE_WIDTH 64
 #include "strassen_combine.h"
 
-enum { MR = 8, VECTORS = 2, LANES = 16, NR = VECTORS * LANES, AHEAD = 24 /* rows of a panel that are prefetched */ };
+enum {
+  MR = 8,
+  VECTORS = 2,
+  LANES = 16,
+  NR = VECTORS * LANES,
+  AHEAD = 24, /* rows of a panel that are prefetched */
+  LATE = 16   /* words of K before the end at which targets are */
+};
 
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -58,17 +65,43 @@ static inline void start_tile(__m512i acc[MR][VECTORS], const int32_t *start) {
   }
 }
 
+/* The next row; hidden from the compiler, which would keep the addresses of all rows in vector registers. */
+static inline int32_t *next_row(int32_t *row, int64_t ldt) {
+  row += ldt;
+  __asm__("" : "+r"(row));
+  return row;
+}
+
+static inline __attribute__((always_inline)) void add_tile(__m512i acc[MR][VECTORS], int32_t *row, int64_t ldt,
+                                                           int sign) {
+  UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      __m512i *at = (__m512i *)(row + LANES * v), sum = acc[r][v];
+      if (sign > 0) sum = _mm512_add_epi32(_mm512_loadu_si512(at), sum);
+      if (sign < 0) sum = _mm512_sub_epi32(_mm512_loadu_si512(at), sum);
+      _mm512_storeu_si512(at, sum);
+    }
+  }
+}
+
 static inline void finish_tile(__m512i acc[MR][VECTORS], const int4mm_target *targets, int32_t count, int64_t ldt) {
   for (int32_t i = 0; i < count; i++) {
-    int32_t *tile = targets[i].tile;
-    int32_t sign = targets[i].sign;
-    UNROLL for (int r = 0; r < MR; r++) {
-      UNROLL for (int v = 0; v < VECTORS; v++) {
-        __m512i *at = (__m512i *)(tile + r * ldt + LANES * v), sum = acc[r][v];
-        if (sign > 0) sum = _mm512_add_epi32(_mm512_loadu_si512(at), sum);
-        if (sign < 0) sum = _mm512_sub_epi32(_mm512_loadu_si512(at), sum);
-        _mm512_storeu_si512(at, sum);
-      }
+    if (targets[i].sign == 0) {
+      add_tile(acc, targets[i].tile, ldt, 0);
+    } else if (targets[i].sign > 0) {
+      add_tile(acc, targets[i].tile, ldt, 1);
+    } else {
+      add_tile(acc, targets[i].tile, ldt, -1);
+    }
+  }
+}
+
+/* Asks for what finish_tile will read and write: not long before, or the operands push it out of the cache again. */
+static inline void fetch_targets(const int4mm_target *targets, int32_t count, int64_t ldt) {
+  for (int32_t i = 0; i < count; i++) {
+    int32_t *row = targets[i].tile;
+    UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
+      UNROLL for (int v = 0; v < VECTORS; v++) __builtin_prefetch(row + LANES * v, 1);
     }
   }
 }
@@ -95,10 +128,18 @@ static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64
                          const int4mm_target *targets, int32_t count, int64_t ldt) {
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
-  for (int64_t j = 0; j < 2 * k8; j++, a += MR, b += ldb) {
-    __m512i part[VECTORS];
-    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
-    rank4(acc, a, part);
+  int64_t late = int4mm_max64(0, k8 - LATE);
+  for (int64_t j = 0;;) {
+    for (; j < late; j++, a += 2 * MR, b += 2 * ldb) {
+      __m512i part[VECTORS];
+      UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
+      rank4(acc, a, part);
+      UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + ldb + LANES * v);
+      rank4(acc, a + MR, part);
+    }
+    if (late == k8) break;
+    fetch_targets(targets, count, ldt);
+    late = k8;
   }
   finish_tile(acc, targets, count, ldt);
 }
@@ -159,7 +200,10 @@ static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t ld
   __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, x[8];
   int64_t j = 0;
   for (; rows == MR && j + 16 <= k8; j += 16, panel += 32 * MR) {
-    UNROLL for (int r = 0; r < MR; r++) x[r] = _mm512_loadu_si512(a + r * lda + j);
+    UNROLL for (int r = 0; r < MR; r++) {
+      x[r] = _mm512_loadu_si512(a + r * lda + j);
+      __builtin_prefetch(a + (MR + r) * lda + j); /* rows are short runs, which no hardware foresees */
+    }
     pack_words(panel, x, 16, eights, sum);
   }
   for (; j < k8; j += 16, panel += 32 * MR) { /* words that are not there must read as zeros in this encoding */
