@@ -107,12 +107,13 @@ static inline void fetch_targets(const int4mm_target *targets, int32_t count, in
 }
 
 static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt) {
+                         const int4mm_target *targets, int32_t count, int64_t ldt, const char *next) {
   const __m512i flip = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
-  for (int64_t j = 0; j < k8; j++, a += 2 * MR, b += ldb) {
+  for (int64_t j = 0; j < k8; j++, a += 2 * MR, b += ldb, next += 64) {
     __m512i words[VECTORS], part[VECTORS];
+    _mm_prefetch(next, _MM_HINT_T1);
     UNROLL for (int v = 0; v < VECTORS; v++) {
       words[v] = _mm512_loadu_si512(b + LANES * v);
       part[v] = nibbles(words[v], flip);
@@ -125,13 +126,14 @@ static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64
 }
 
 static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt) {
+                         const int4mm_target *targets, int32_t count, int64_t ldt, const char *next) {
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
   int64_t late = int4mm_max64(0, k8 - LATE);
   for (int64_t j = 0;;) {
-    for (; j < late; j++, a += 2 * MR, b += 2 * ldb) {
+    for (; j < late; j++, a += 2 * MR, b += 2 * ldb, next += 64) {
       __m512i part[VECTORS];
+      _mm_prefetch(next, _MM_HINT_T1);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
       rank4(acc, a, part);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + ldb + LANES * v);

@@ -22,9 +22,11 @@ typedef struct int4mm_target {
 } int4mm_target;
 
 /* tile (+)= start[r] + sum over k of a[r, k] * b[k, c] for a panel of A and nr columns of B, 2 * k8 dwords deep. ldb:
- * dwords from one row of b to the next. ldt: elements from row to row of every target. */
+ * dwords from one row of b to the next. ldt: elements from row to row of every target. next: k8 lines of 64 bytes to
+ * ask for on the way, one a word; any address will do, but what the coming calls read is best: hardware does not look
+ * across pages. */
 typedef void int4mm_kernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                           const int4mm_target *targets, int32_t count, int64_t ldt);
+                           const int4mm_target *targets, int32_t count, int64_t ldt, const char *next);
 
 typedef struct int4mm_kernels {
   int32_t mr, nr;       /* nr divides INT4MM_PANEL */

@@ -159,9 +159,24 @@ static int64_t ld_of_tile(const strassen *s) {
   return s->G * s->nb + TILE_PAD;
 }
 
+/* Where the operands of the next product lie, and how much of them has been asked for. */
+typedef struct coming {
+  const int8_t *a, *b;
+  int64_t at;
+} coming;
+
+/* The next lines to ask for, as many as a panel of A has at most. */
+static const char *next_lines(const strassen *s, coming *next) {
+  int64_t at = next->at, a = block_a(s);
+  next->at += 64 * s->kb8;
+  if (at < a) return (const char *)next->a + at;
+  if (at < a + block_b(s)) return (const char *)next->b + at - a;
+  return (const char *)next->a;
+}
+
 /* Product r of a slice, all panels, into the tile. */
 static void multiply(const strassen *s, int64_t r, bool first_slice, const int8_t *a, const int8_t *b,
-                     const int32_t *start, int32_t *tile) {
+                     const int32_t *start, int32_t *tile, coming next) {
   int64_t mr = s->k->mr, nr = s->k->nr, ld = ld_of_tile(s);
   int32_t count = s->destination_count[r];
   for (int64_t n = 0; n < s->nb; n += nr) {
@@ -173,7 +188,8 @@ static void multiply(const strassen *s, int64_t r, bool first_slice, const int8_
         targets[i].sign = d->first && first_slice ? 0 : d->sign;
       }
       const uint32_t *panel = (const uint32_t *)(a + m / mr * panel_a(s));
-      s->k->kernel_bytes(s->kb8, panel, (const uint32_t *)(b + n / nr * panel_b(s)), nr, start + m, targets, count, ld);
+      s->k->kernel_bytes(s->kb8, panel, (const uint32_t *)(b + n / nr * panel_b(s)), nr, start + m, targets, count, ld,
+                         next_lines(s, &next));
     }
   }
 }
@@ -194,8 +210,9 @@ static void compute(void *context, int64_t index, int32_t slot) {
   for (int64_t slice = 0; slice < s->slices; slice++) {
     int64_t first_a = (i * s->slices + slice) * s->products, first_b = (j * s->slices + slice) * s->products;
     for (int64_t r = 0; r < s->products; r++) {
-      multiply(s, r, slice == 0, s->a + (first_a + r) * block_a(s), s->b + (first_b + r) * block_b(s),
-               s->start + (first_a + r) * s->mb, tile);
+      const int8_t *a = s->a + (first_a + r) * block_a(s), *b = s->b + (first_b + r) * block_b(s);
+      coming next = {a + block_a(s), b + block_b(s), 0};
+      multiply(s, r, slice == 0, a, b, s->start + (first_a + r) * s->mb, tile, next);
     }
   }
   store_tile(s, s->i0 + i, s->j0 + j, tile);
