@@ -10,8 +10,8 @@
 #include "rows.h"
 
 enum {
-  BLOCK = 1024, /* elements of a row at a time, a multiple of 64 */
-  ROWS_AHEAD = 6,
+  BLOCK = 1024,       /* elements of a row at a time, a multiple of 64 */
+  WIDE = 4 * BLOCK,   /* columns whose maxima are gathered at a time */
   GRAIN = 1 << 16,    /* elements worth a thread */
   MAX_TASKS = 1 << 20 /* bounds the cut of very tall matrices */
 };
@@ -206,16 +206,6 @@ static int64_t first_not_finite(const float *x, int64_t n) {
   return n;
 }
 
-/* Asks for n elements of a row of `plain`. Narrow columns are a short run on each of many pages, which the hardware
- * does not foresee. */
-static void fetch(const pack_run *j, int64_t r, int64_t c, int64_t n) {
-  const int4mm_matrix *plain = &j->pack->plain;
-  if (r >= plain->rows) return;
-  const char *first = at(plain, r, c);
-  int64_t bytes = n * (int64_t)int4mm_dtype_size(plain->dtype);
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(first + i);
-}
-
 /* n floats of a row of `plain`, converted into `buffer` when they are not float32. */
 static const float *floats(const pack_run *j, float *buffer, int64_t r, int64_t c, int64_t n) {
   const int4mm_matrix *plain = &j->pack->plain;
@@ -256,59 +246,109 @@ static void quantize_along(void *context, int64_t index, int32_t slot) {
   }
 }
 
+/* Columns are quantised in two sweeps along the rows, as memory lies: the largest of each column, then the quotients.
+ */
+
+typedef uint32_t float_bits __attribute__((may_alias));
+
+/* The first sweep: bands of rows. The largest values so far wait in `scales`, as bits. */
+static void absmax_across(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  pack_run *j = context;
+  float_bits *shared = (float_bits *)j->pack->scales;
+  piece s = piece_at(&j->pieces, index);
+  float buffer[BLOCK];
+  for (int64_t c = s.c0; c < s.c1; c += WIDE) {
+    int64_t n = int4mm_min64(WIDE, s.c1 - c);
+    uint32_t most[WIDE];
+    memset(most, 0, (size_t)n * 4);
+    if (j->pack->plain.dtype == INT4MM_FLOAT32) {
+      j->rows->absmax_columns(most, at(&j->pack->plain, s.r0, c), j->pack->plain.stride, s.r1 - s.r0, n);
+    } else {
+      for (int64_t r = s.r0; r < s.r1; r++) {
+        for (int64_t i = 0; i < n; i += BLOCK) {
+          int64_t here = int4mm_min64(BLOCK, n - i);
+          j->rows->absmax_columns(most + i, floats(j, buffer, r, c + i, here), 0, 1, here);
+        }
+      }
+    }
+    for (int64_t i = 0; i < n; i++) {
+      uint32_t before = __atomic_load_n(&shared[c + i], __ATOMIC_RELAXED);
+      while (most[i] > before &&
+             !__atomic_compare_exchange_n(&shared[c + i], &before, most[i], true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+      }
+    }
+  }
+}
+
+/* From largest values to scales; a piece of its own, so that it has the default floating-point environment. */
+static void scales_across(void *context, int64_t index, int32_t slot) {
+  (void)index, (void)slot;
+  pack_run *j = context;
+  const int4mm_pack_job *p = j->pack;
+  float buffer[BLOCK];
+  bool bad = false;
+  for (int64_t c = 0; c < p->plain.cols; c++) {
+    bad |= int4mm_float_bits(p->scales[c]) >= 0x7f800000u;
+    p->scales[c] /= 7.0f;
+  }
+  for (int64_t r = 0; bad && p->check && r < p->plain.rows; r++) {
+    for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
+      int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), first = first_not_finite(floats(j, buffer, r, c, n), n);
+      if (first < n) record_bad(j, r * p->plain.cols + c + first);
+    }
+    bad = atomic_load(&j->bad) == INT64_MAX;
+  }
+}
+
+/* The second sweep: whole words. */
 static void quantize_across(void *context, int64_t index, int32_t slot) {
   (void)slot;
   pack_run *j = context;
   const int4mm_pack_job *p = j->pack;
-  piece s = piece_at(&j->pieces, index); /* a run of at most BLOCK columns, from top to bottom */
-  int64_t rows = p->plain.rows, c = s.c0, n = s.c1 - s.c0;
-  uint32_t most[BLOCK] = {0};
-  int8_t q[8][BLOCK];
+  piece s = piece_at(&j->pieces, index); /* rows of words and columns */
+  int8_t q[8][WIDE];
   float buffer[BLOCK];
-  for (int64_t r = 0; r < rows; r++) {
-    fetch(j, r + ROWS_AHEAD, c, n);
-    j->rows->absmax_columns(most, floats(j, buffer, r, c, n), n);
-  }
-  if (p->check) {
-    bool bad = false;
-    for (int64_t i = 0; i < n; i++) bad |= most[i] >= 0x7f800000u;
-    for (int64_t r = 0; bad && r < rows; r++) {
-      int64_t first = first_not_finite(floats(j, buffer, r, c, n), n);
-      if (first == n) continue;
-      record_bad(j, r * p->plain.cols + c + first);
-      return;
-    }
-  }
-  for (int64_t i = 0; i < n; i++) p->scales[c + i] = int4mm_bits_float(most[i]) / 7.0f;
-  for (int64_t w = 0; 8 * w < rows; w++) {
-    for (int64_t i = 0; i < 8; i++) {
-      if (8 * w + i < rows) {
-        fetch(j, 8 * w + i + ROWS_AHEAD, c, n);
-        j->rows->quantize_columns(q[i], floats(j, buffer, 8 * w + i, c, n), p->scales + c, n);
-      } else {
-        memset(q[i], 0, (size_t)n);
+  for (int64_t w = s.r0; w < s.r1; w++) {
+    int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
+    for (int64_t c = s.c0; c < s.c1; c += WIDE) {
+      int64_t n = int4mm_min64(WIDE, s.c1 - c);
+      for (int64_t i = 0; i < 8; i++) {
+        if (i >= rows) memset(q[i], 0, (size_t)n);
+        for (int64_t k = 0; i < rows && k < n; k += BLOCK) {
+          int64_t here = int4mm_min64(BLOCK, n - k);
+          const float *x = floats(j, buffer, 8 * w + i, c + k, here);
+          j->rows->quantize_columns(q[i] + k, x, p->scales + c + k, here);
+        }
       }
+      j->rows->pack_across(at(&p->packed, w, c), q[0], WIDE, n, p->flip);
     }
-    j->rows->pack_across(at(&p->packed, w, c), q[0], BLOCK, n, p->flip);
   }
+}
+
+static int32_t quantize_columns(pack_run *j, int64_t *bad) {
+  const int4mm_matrix *plain = &j->pack->plain;
+  pieces words = j->pieces;
+  j->pieces = cut(plain->rows, plain->cols, 64, plain->cols);
+  for (int64_t c = 0; c < plain->cols; c++) j->pack->scales[c] = 0.0f;
+  int4mm_parallel(j->pieces.threads, j->pieces.count, absmax_across, j);
+  int4mm_parallel(1, 1, scales_across, j);
+  if (finish(j, bad)) return INT4MM_ERR_VALUE;
+  j->pieces = words;
+  int4mm_parallel(j->pieces.threads, j->pieces.count, quantize_across, j);
+  return INT4MM_OK;
 }
 
 int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *p, int64_t *bad) {
   pack_run j = make_run(p, rows);
-  int64_t cols = p->plain.cols;
-  if (p->dim == 1) { /* rows stay whole: each needs its maximum first */
-    j.pieces = cut(p->plain.rows, int4mm_max64(cols, 1), 1, int4mm_max64(cols, 1));
-    j.pieces.run = int4mm_max64(cols, 1);
-    j.pieces.count = p->plain.rows > 0 ? int4mm_ceil_div(p->plain.rows, j.pieces.band) : 0;
-    j.pieces.runs = 1;
-  } else if (cols > 0) { /* so do columns; half of a block's worth is re-read from the cache */
-    int32_t threads = int4mm_threads_for(p->plain.rows * cols, GRAIN);
-    int64_t run = int4mm_min64(BLOCK / 2, int4mm_ceil_div(int4mm_ceil_div(cols, threads), 64) * 64);
-    j.pieces = (pieces){.rows = 1, .cols = cols, .band = 1, .run = run, .runs = int4mm_ceil_div(cols, run)};
-    j.pieces.count = j.pieces.runs;
-    j.pieces.threads = threads;
-  }
-  int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? quantize_along : quantize_across, &j);
+  if (p->dim == 0) return quantize_columns(&j, bad);
+  /* rows stay whole: each needs its maximum first */
+  int64_t cols = int4mm_max64(p->plain.cols, 1);
+  j.pieces = cut(p->plain.rows, cols, 1, cols);
+  j.pieces.run = cols;
+  j.pieces.count = p->plain.rows > 0 ? int4mm_ceil_div(p->plain.rows, j.pieces.band) : 0;
+  j.pieces.runs = 1;
+  int4mm_parallel(j.pieces.threads, j.pieces.count, quantize_along, &j);
   return finish(&j, bad);
 }
 

@@ -25,8 +25,9 @@ typedef struct int4mm_rows {
 
   /* The largest |x| as bits of a float32, which order like integers: 0x7f800000 and above mean infinite or NaN. */
   uint32_t (*absmax)(const float *x, int64_t n);
-  void (*absmax_columns)(uint32_t *bits, const float *x, int64_t n); /* bits[i] = max(bits[i], |x[i]|) */
-  /* q = clamp(round_half_even(x / scale), -7, 7), 0 where the scale is 0; one scale, or one a column */
+  /* bits[i] = max(bits[i], |x[i]|, |x[stride + i]|, ...) over rows */
+  void (*absmax_columns)(uint32_t *bits, const float *x, int64_t stride, int64_t rows, int64_t n);
+  /* q = clamp(round_half_even(x / scale), -7, 7), 0 where the scale is 0, absmax / 7; one scale, or one a column */
   void (*quantize)(int8_t *q, const float *x, float scale, int64_t n);
   void (*quantize_columns)(int8_t *q, const float *x, const float *scales, int64_t n);
   void (*dequantize)(float *x, const int8_t *q, float scale, int64_t n);
