@@ -50,6 +50,11 @@ static inline void dot(__m512i *acc, __m512i b, __m512i a) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(b), "v"(a));
 }
 
+/* The same with one dword of A for all lanes. */
+static inline void dot_dword(__m512i *acc, __m512i b, const uint32_t *a) {
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*acc) : "v"(b), "m"(*a));
+}
+
 /* One dword deep: MR rows of A broadcast against two vectors of B. */
 static inline __attribute__((always_inline)) void rank4(__m512i acc[MR][VECTORS], const uint32_t *a,
                                                         const __m512i b[VECTORS]) {
@@ -107,13 +112,13 @@ static inline void fetch_targets(const int4mm_target *targets, int32_t count, in
 }
 
 static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, const char *next) {
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
   const __m512i flip = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
-  for (int64_t j = 0; j < k8; j++, a += 2 * MR, b += ldb, next += 64) {
+  for (int64_t j = 0; j < k8; j++, a += 2 * MR, b += ldb, ahead.line += ahead.step) {
     __m512i words[VECTORS], part[VECTORS];
-    _mm_prefetch(next, _MM_HINT_T1);
+    _mm_prefetch(ahead.line, _MM_HINT_T1);
     UNROLL for (int v = 0; v < VECTORS; v++) {
       words[v] = _mm512_loadu_si512(b + LANES * v);
       part[v] = nibbles(words[v], flip);
@@ -126,14 +131,14 @@ static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64
 }
 
 static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, const char *next) {
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
   int64_t late = int4mm_max64(0, k8 - LATE);
   for (int64_t j = 0;;) {
-    for (; j < late; j++, a += 2 * MR, b += 2 * ldb, next += 64) {
+    for (; j < late; j++, a += 2 * MR, b += 2 * ldb, ahead.line += ahead.step) {
       __m512i part[VECTORS];
-      _mm_prefetch(next, _MM_HINT_T1);
+      _mm_prefetch(ahead.line, _MM_HINT_T1);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
       rank4(acc, a, part);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + ldb + LANES * v);
@@ -281,8 +286,8 @@ static inline __attribute__((always_inline)) void stream_step(int64_t rows, int 
   for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
     __m512i sum = _mm512_loadu_si512(acc), other = _mm512_setzero_si512();
     UNROLL for (int i = 0; i < depth; i++) {
-      dot(&sum, even[i], broadcast(a + 2 * i));
-      dot(&other, odd[i], broadcast(a + 2 * i + 1));
+      dot_dword(&sum, even[i], a + 2 * i);
+      dot_dword(&other, odd[i], a + 2 * i + 1);
     }
     _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
   }

@@ -151,8 +151,23 @@ static void fetch_out(const gemm *g, int64_t m, int64_t n, int64_t rows) {
   for (int64_t r = 0; r < rows; r++, out += step) __builtin_prefetch(out, 1);
 }
 
+/* The t-th share of the panel of B after that of column n: what tile t may ask for while it is computed. */
+static int4mm_ahead ahead_of(const gemm *g, int64_t n, int64_t t, const uint32_t *b) {
+  int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8;
+  int4mm_ahead ahead = {(const char *)b, 0};
+  if (n + INT4MM_PANEL >= g->cols) return ahead;
+  if (g->own_b && t < 2) { /* not packed yet: a line of each of its rows */
+    ahead.line = (const char *)(int4mm_b_word(g->p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
+    ahead.step = 4 * (g->p->b_panels ? INT4MM_PANEL : g->p->ldb);
+  } else if (!g->own_b && t * share < bytes) {
+    ahead.line = (const char *)b + bytes + t * share;
+    ahead.step = 64;
+  }
+  return ahead;
+}
+
 /* One tile: rows m on of the super block, row r of this thread's block of A. */
-static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, const char *next) {
+static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_ahead ahead) {
   const gemm *g = w->g;
   const int4mm_kernels *k = g->k;
   int4mm_target target = {g->sums + w->slot * k->mr * k->nr, 0};
@@ -164,7 +179,7 @@ static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_
     target.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->kernel(g->k8, w->a + r * 2 * g->k8, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, next);
+  k->kernel(g->k8, w->a + r * 2 * g->k8, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, ahead);
   if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
 }
 
@@ -185,11 +200,10 @@ static void compute_unit(worker *w, int64_t index) {
   pack_block_of_a(w, m0, rows);
   for (int64_t panel = n0; panel < n1; panel += INT4MM_PANEL) {
     const uint32_t *b = panel_of_b(g, panel, w->slot);
-    const char *next = (const char *)b + bytes_of_panel(g, g->k8), *end = next + bytes_of_panel(g, g->k8);
+    int64_t t = 0; /* tiles in this panel */
+    const uint32_t *first = b;
     for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
-      for (int64_t r = 0; r < rows; r += mr, next += 64 * g->k8) {
-        tile(w, m0 + r, r, n, b, next < end ? next : (const char *)b);
-      }
+      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, ahead_of(g, panel, t++, first));
       b += g->k->bytes_b ? 2 * nr * g->k8 : nr;
     }
   }

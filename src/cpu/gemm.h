@@ -21,12 +21,17 @@ typedef struct int4mm_target {
   int32_t sign; /* 0 store, 1 add, -1 subtract */
 } int4mm_target;
 
+/* k8 lines of 64 bytes, `step` bytes apart, that coming calls will read: hardware does not look across pages. */
+typedef struct int4mm_ahead {
+  const char *line;
+  int64_t step;
+} int4mm_ahead;
+
 /* tile (+)= start[r] + sum over k of a[r, k] * b[k, c] for a panel of A and nr columns of B, 2 * k8 dwords deep. ldb:
- * dwords from one row of b to the next. ldt: elements from row to row of every target. next: k8 lines of 64 bytes to
- * ask for on the way, one a word; any address will do, but what the coming calls read is best: hardware does not look
- * across pages. */
+ * dwords from one row of b to the next. ldt: elements from row to row of every target. ahead: what
+ * to ask for on the way. */
 typedef void int4mm_kernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                           const int4mm_target *targets, int32_t count, int64_t ldt, const char *next);
+                           const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead);
 
 typedef struct int4mm_kernels {
   int32_t mr, nr;       /* nr divides INT4MM_PANEL */

@@ -51,8 +51,8 @@ INLINE int8x16_t bytes(const uint32_t *p) {
 #ifdef INT4MM_I8MM
 
 static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, const char *next) {
-  (void)ldb, (void)next;
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
+  (void)ldb, (void)ahead;
   int32x4_t acc[4][4], rows[MR][2]; /* acc[i][j]: rows 2i, 2i + 1 by columns 2j, 2j + 1 */
   UNROLL for (int i = 0; i < 4; i++) {
     UNROLL for (int j = 0; j < 4; j++) {
@@ -81,8 +81,8 @@ static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64
 #else
 
 static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, const char *next) {
-  (void)next;
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
+  (void)ahead;
   int32x4_t acc[MR][2];
   UNROLL for (int r = 0; r < MR; r++) acc[r][0] = acc[r][1] = vdupq_n_s32(start[r]);
   for (int64_t j = 0; j < 2 * k8; j++, a += MR, b += ldb) {

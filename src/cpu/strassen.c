@@ -166,12 +166,12 @@ typedef struct coming {
 } coming;
 
 /* The next lines to ask for, as many as a panel of A has at most. */
-static const char *next_lines(const strassen *s, coming *next) {
+static int4mm_ahead next_lines(const strassen *s, coming *next) {
   int64_t at = next->at, a = block_a(s);
   next->at += 64 * s->kb8;
-  if (at < a) return (const char *)next->a + at;
-  if (at < a + block_b(s)) return (const char *)next->b + at - a;
-  return (const char *)next->a;
+  if (at < a) return (int4mm_ahead){(const char *)next->a + at, 64};
+  if (at < a + block_b(s)) return (int4mm_ahead){(const char *)next->b + at - a, 64};
+  return (int4mm_ahead){(const char *)next->a, 0};
 }
 
 /* Product r of a slice, all panels, into the tile. */

@@ -84,14 +84,14 @@ INLINE void put(int32_t *at, __m256i sum, int32_t sign_of_target) {
 }
 
 static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, const char *next) {
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
   __m256i acc[MR][VECTORS];
   UNROLL for (int r = 0; r < MR; r++) {
     UNROLL for (int v = 0; v < VECTORS; v++) acc[r][v] = _mm256_set1_epi32(start[r]);
   }
-  for (int64_t j = 0; j < k8; j++, a += 2 * MR, b += 2 * ldb, next += 64) {
+  for (int64_t j = 0; j < k8; j++, a += 2 * MR, b += 2 * ldb, ahead.line += ahead.step) {
     __m256i b0 = load(b), b1 = load(b + LANES);
-    _mm_prefetch(next, _MM_HINT_T1);
+    _mm_prefetch(ahead.line, _MM_HINT_T1);
     UNROLL for (int r = 0; r < MR; r++) rank_row(&acc[r][0], &acc[r][1], a + r, b0, b1);
     b0 = load(b + ldb), b1 = load(b + ldb + LANES);
     UNROLL for (int r = 0; r < MR; r++) rank_row(&acc[r][0], &acc[r][1], a + MR + r, b0, b1);
@@ -133,8 +133,8 @@ INLINE void rank_flush(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t
 
 /* One target, stored or added to: there is no Strassen here, its operands would flush too often. */
 static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, const char *next) {
-  (void)count, (void)next;
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
+  (void)count, (void)ahead;
   const __m256i ones = _mm256_set1_epi16(1);
   int32_t *tile = targets->tile;
   for (int r = 0; r < MR; r++) {
