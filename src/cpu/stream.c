@@ -8,8 +8,15 @@ enum {
   MAX_ROWS = 64,
   SLICE_K8 = 4096,       /* words of K whose expanded A is kept at a time */
   ACC_BYTES = 128 << 10, /* of accumulators that a thread works on */
-  APART = 16             /* dwords between rows of scratch: powers of two would share the sets of the cache */
+  PAGE = 4096,
+  APART = 16 /* dwords between rows of scratch: powers of two would share the sets of the cache */
 };
+
+/* The slice of A that a thread has expanded for itself: fetching it from another core would take longer. */
+typedef struct slice {
+  int64_t first; /* word of K; -1 for none */
+  int32_t start[MAX_ROWS];
+} slice;
 
 typedef struct stream_run {
   const int4mm_kernels *k;
@@ -17,12 +24,13 @@ typedef struct stream_run {
   int32_t threads;
   int64_t columns, column_parts; /* of a piece */
   int64_t k8, k_parts;
-  int64_t width;  /* columns whose accumulators are kept at a time */
-  uint32_t *a;    /* expanded rows: of all of A, or a slice for each thread */
-  int64_t lda;    /* dwords from row to row of that */
-  int32_t *start; /* what rows start from, when expanded once for all; else NULL */
-  int32_t *acc;   /* [threads][M][width + APART] */
-  int32_t *sums;  /* [k_parts][M][ld], when K is split */
+  int64_t width; /* columns whose accumulators are kept at a time */
+  uint32_t *a;   /* [threads][M][lda]: a slice of A, expanded */
+  int64_t lda;
+  slice *slices; /* [threads]: which */
+  int32_t *acc;  /* [threads], acc_size apart: [M][width + APART] */
+  int64_t acc_size;
+  int32_t *sums; /* [k_parts][M][ld], when K is split */
   int64_t ld;
 } stream_run;
 
@@ -60,14 +68,15 @@ static void stream_columns(const stream_run *s, const uint32_t *a, int64_t j, in
   if (whole < columns) stream_tail(s, a, b + whole, columns - whole, k8, acc + whole);
 }
 
-/* The slice of A from word j on as dwords, in this thread's scratch; its share of the offset goes into acc. */
-static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, int32_t slot, int32_t *acc) {
+/* The slice of A from word j on as dwords, and in start what accumulators gain by it besides the products. */
+static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, int32_t slot) {
   const int4mm_problem *p = s->p;
   uint32_t *a = s->a + slot * p->M * s->lda;
+  slice *own = &s->slices[slot];
+  if (own->first == j) return a;
+  own->first = j;
   for (int64_t m = 0; m < p->M; m++) {
-    int32_t sum = s->k->expand(a + m * s->lda, p->a + m * p->lda + j, k8, p->flip_a);
-    int32_t *row = acc + m * (s->width + APART);
-    for (int64_t c = 0; c < s->width; c++) row[c] -= s->k->offset * sum;
+    own->start[m] = -s->k->offset * s->k->expand(a + m * s->lda, p->a + m * p->lda + j, k8, p->flip_a);
   }
   return a;
 }
@@ -75,15 +84,25 @@ static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, 
 /* Columns n .. n + columns - 1 over words j0 .. j1 - 1 of K. */
 static void run_columns(const stream_run *s, int64_t n, int64_t columns, int64_t j0, int64_t j1, int32_t slot,
                         int32_t *acc) {
-  for (int64_t m = 0; m < s->p->M; m++) {
-    int32_t start = s->start && j0 == 0 ? s->start[m] : 0, *row = acc + m * (s->width + APART);
-    for (int64_t c = 0; c < s->width; c++) row[c] = start;
-  }
-  for (int64_t j = j0; j < j1; j += SLICE_K8) {
+  int64_t j = j0;
+  do { /* once even where K is 0 */
     int64_t k8 = int4mm_min64(SLICE_K8, j1 - j);
-    const uint32_t *a = s->start ? s->a + 2 * j : expand_slice(s, j, k8, slot, acc);
-    stream_columns(s, a, j, k8, n, columns, acc);
-  }
+    const uint32_t *a = expand_slice(s, j, k8, slot);
+    for (int64_t m = 0; m < s->p->M; m++) {
+      int32_t start = s->slices[slot].start[m], *row = acc + m * (s->width + APART);
+      for (int64_t c = 0; c < s->width; c++) row[c] = j > j0 ? row[c] + start : start;
+    }
+    if (k8 > 0) stream_columns(s, a, j, k8, n, columns, acc);
+    j += k8;
+  } while (j < j1);
+}
+
+/* A thread's accumulators for columns from n on. Modulo pages they lie half a page from the words that are read
+ * meanwhile: a load that looks like a recent store by its last 12 bits waits for it. */
+static int32_t *place_of_sums(const stream_run *s, int64_t n, int32_t slot) {
+  int32_t *acc = s->acc + slot * s->acc_size;
+  intptr_t apart = (intptr_t)s->p->b + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
+  return acc + (apart & (PAGE - 1)) / 64 * 16;
 }
 
 static void piece(void *context, int64_t index, int32_t slot) {
@@ -92,7 +111,7 @@ static void piece(void *context, int64_t index, int32_t slot) {
   int64_t part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
   int64_t n1 = int4mm_min64(n0 + s->columns, p->N);
   int64_t j0 = part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + APART;
-  int32_t *acc = s->acc + slot * p->M * ldacc;
+  int32_t *acc = place_of_sums(s, n0, slot);
   for (int64_t n = n0; n < n1; n += s->width) {
     int64_t columns = int4mm_min64(s->width, n1 - n);
     run_columns(s, n, columns, j0, j1, slot, acc);
@@ -126,9 +145,7 @@ static void add_parts(void *context, int64_t index, int32_t slot) {
 static void choose_parts(stream_run *s) {
   const int4mm_problem *p = s->p;
   int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), k8 = int4mm_max64(1, p->K / 8);
-  int64_t parts = s->threads == 1
-                      ? 1
-                      : int4mm_min64(panels, s->threads * int4mm_max64(1, int4mm_min64(2, p->N / s->threads / 512)));
+  int64_t parts = int4mm_min64(panels, s->threads);
   s->columns = int4mm_ceil_div(panels, parts) * INT4MM_PANEL;
   s->column_parts = int4mm_ceil_div(panels * INT4MM_PANEL, s->columns);
   s->k_parts = int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
@@ -138,35 +155,34 @@ static void choose_parts(stream_run *s) {
   s->width = int4mm_min64(s->columns, most);
 }
 
-/* Workspace in the order: expanded A, accumulators, sums of the parts of K. */
+static int64_t round_up64(int64_t bytes) {
+  return int4mm_ceil_div(bytes, 64) * 64;
+}
+
+/* Workspace in the order: expanded A, which slices that is, accumulators, sums of the parts of K. */
 static bool take_workspace(stream_run *s) {
   const int4mm_problem *p = s->p;
-  bool once = p->K / 8 <= SLICE_K8;
-  s->lda = 2 * (once ? p->K / 8 : SLICE_K8) + APART;
+  s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + APART;
   s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
-  int64_t a = int4mm_ceil_div((once ? 1 : s->threads) * p->M * s->lda, 16) * 64;
-  int64_t acc = 4 * s->threads * p->M * (s->width + APART);
+  int64_t a = round_up64(4 * s->threads * p->M * s->lda), slices = round_up64(s->threads * (int64_t)sizeof(slice));
+  s->acc_size = p->M * (s->width + APART) + PAGE / 4;
+  int64_t acc = 4 * s->threads * s->acc_size;
   int64_t sums = s->k_parts > 1 ? 4 * s->k_parts * p->M * s->ld : 0;
-  char *memory = int4mm_workspace_take(a + acc + sums);
+  char *memory = int4mm_workspace_take(a + slices + acc + sums);
   if (!memory) return false;
   s->a = (uint32_t *)memory;
-  s->acc = (int32_t *)(memory + a);
-  s->sums = (int32_t *)(memory + a + acc);
+  s->slices = (slice *)(memory + a);
+  s->acc = (int32_t *)(memory + a + slices);
+  s->sums = (int32_t *)(memory + a + slices + acc);
+  for (int32_t i = 0; i < s->threads; i++) s->slices[i].first = -1;
   return true;
 }
 
 int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *p) {
   stream_run s = {.k = kernels, .p = p};
-  int32_t start[MAX_ROWS];
   s.threads = int4mm_threads_for(p->N * (p->K / 8), 1 << 15);
   choose_parts(&s);
   if (!take_workspace(&s)) return INT4MM_ERR_MEMORY;
-  if (p->K / 8 <= SLICE_K8) {
-    s.start = start;
-    for (int64_t m = 0; m < p->M; m++) {
-      start[m] = -kernels->offset * kernels->expand(s.a + m * s.lda, p->a + m * p->lda, p->K / 8, p->flip_a);
-    }
-  }
   int4mm_parallel(s.threads, s.column_parts * s.k_parts, piece, &s);
   if (s.k_parts > 1) int4mm_parallel(1, 1, add_parts, &s);
   int4mm_workspace_give(s.a);
