@@ -237,7 +237,7 @@ static void run_block(gemm *g) {
 
 /* A unit has as much of A as the second-level cache holds; its columns are few enough for threads to end together. */
 static void choose_units(gemm *g) {
-  enum { UNITS = 16 }; /* a thread at least, where the product is large enough */
+  enum { UNITS = 64 }; /* a thread at least, where the product is large enough */
   int64_t mr = g->k->mr, rows = int4mm_min64(g->p->M, g->block_rows), cols = int4mm_min64(g->p->N, g->block_cols);
   int64_t most = int4mm_max64(mr, L2_BYTES / (8 * g->slice) / mr * mr);
   if (rows * 8 * g->slice <= L2_WHOLE_BYTES) most = int4mm_max64(most, rows);
