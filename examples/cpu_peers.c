@@ -10,7 +10,8 @@
  * Contenders of a shape take turns, so that all of them see the same neighbours on the machine; each figure is the
  * least over the rounds, with their median behind it. GOPS counts a multiplication and an addition as two. The ceiling
  * is the rate of vpdpbusd on registers, measured between the same rounds, and for small M the rate at which the same
- * threads read memory. `cold` rotates over weights of 256 MiB together, more than the caches hold.
+ * threads read: as many bytes as the weight has, over and over, or 256 MiB when `cold`, where contenders rotate over
+ * weights that are as large together, more than the caches hold.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -111,16 +112,20 @@ static uint64_t read_lines(const line *memory, int64_t lines) {
   return read_plain(memory, lines);
 }
 
-/* GB/s of reading once through 256 MiB. */
-static double read_rate(const void *memory, int threads) {
-  const int64_t lines = READ_BYTES / 64;
+/* GB/s of reading through the first `bytes` of memory again and again, 256 MiB in all. */
+static double read_rate(const void *memory, int64_t bytes, int threads) {
+  const int64_t run = 512, lines = bytes / 64 / run > 0 ? bytes / 64 / run * run : run;
+  const int times = (int)(READ_BYTES / 64 / lines);
   uint64_t sum = 0;
   double t = now();
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(^ : sum)
-  for (int64_t i = 0; i < lines; i += 1024) sum ^= read_lines((const line *)memory + i, 1024);
+#pragma omp parallel num_threads(threads) reduction(^ : sum)
+  for (int i = 0; i < times; i++) {
+#pragma omp for schedule(static) nowait
+    for (int64_t j = 0; j < lines; j += run) sum ^= read_lines((const line *)memory + j, run);
+  }
   t = now() - t;
   if (sum == 42) fprintf(stderr, " ");
-  return READ_BYTES / t / 1e9;
+  return 64.0 * (double)lines * times / t / 1e9;
 }
 
 /* ---- contenders ------------------------------------------------------------------------------------------------- */
@@ -390,8 +395,9 @@ static void run_shape(int64_t M, int64_t K, int64_t N, int threads, bool cold, c
 #endif
   int count = list_contenders(list, &s, o), iteration = 0;
   double ceiling = 0, rate = 0;
+  const int64_t weight = K * N / 2 < READ_BYTES ? K * N / 2 : READ_BYTES;
   for (int round = 0; round < o->rounds; round++) {
-    double c = ceiling_gops(threads), r = M <= 16 ? read_rate(memory, threads) : 1;
+    double c = ceiling_gops(threads), r = M <= 16 ? read_rate(memory, cold ? READ_BYTES : weight, threads) : 1;
     ceiling = c > ceiling ? c : ceiling;
     rate = r > rate ? r : rate;
     for (int i = 0; i < count; i++) list[i].times[round] = time_one(&s, &list[i], &iteration);
