@@ -22,8 +22,7 @@ enum {
   VECTORS = 2,
   LANES = 16,
   NR = VECTORS * LANES,
-  AHEAD = 128, /* rows of a panel, 16 KiB, that are asked for ahead of their use */
-  LATE = 16    /* words of K before the end at which targets are */
+  LATE = 16 /* words of K before the end at which targets are */
 };
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -327,7 +326,6 @@ static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k
   }
   for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
     UNROLL for (int v = 0; v < WIDE; v++) {
-      _mm_prefetch((const char *)(b + AHEAD * INT4MM_PANEL + LANES * v), _MM_HINT_T1);
       __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, flip), up = upper(words, flip16);
       UNROLL for (int m = 0; m < rows; m++) {
         even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
