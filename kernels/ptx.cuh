@@ -41,6 +41,17 @@ __device__ __forceinline__ void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* ---- global memory ---- */
+
+/* 16 bytes that this kernel only reads, past L1. */
+__device__ __forceinline__ uint4 load_global4(const void *address) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
+  return v;
+}
+
 /* ---- asynchronous copies by threads (sm_80) ---- */
 
 /* 16 bytes from global to shared memory past L1; `bytes` below 16 fills the rest with zeros. */
@@ -63,6 +74,11 @@ __device__ __forceinline__ void copy_async_commit() {
 /* Waits until at most PENDING of this thread's newest groups are still under way. */
 template <int PENDING> __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/* Brings the line of 128 bytes at an address into L2. A hint: it reads nothing and cannot fail. */
+__device__ __forceinline__ void prefetch_l2(const void *global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
 /* ---- mma.sync (sm_80) ---- */
@@ -123,6 +139,15 @@ __device__ __forceinline__ int4 load_cluster4(uint32_t address) {
                : "r"(address)
                : "memory");
   return v;
+}
+
+/* Puts 16 bytes into another CTA's shared memory and counts them at its barrier there. */
+__device__ __forceinline__ void store_async4(uint32_t address, uint32_t barrier, int32_t x, int32_t y, int32_t z,
+                                             int32_t w) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%2, %3, %4, %5}, [%1];" ::"r"(address),
+      "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
 }
 #else /* a launch before sm_90 has no clusters, so this is never reached */
 __device__ __forceinline__ void cluster_arrive() {}

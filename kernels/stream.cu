@@ -37,6 +37,7 @@ struct Arguments {
   const float *scale_a, *scale_b, *bias;
   void *out;
   int32_t out_dtype;
+  bool vector_store; /* 4 columns may be stored at a time */
 };
 
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES steps in flight per warp. ALIGNED: rows of A and B start on 16 bytes. */
@@ -46,6 +47,8 @@ template <int ROWS_, int STAGES_, bool ALIGNED_, bool WIDE_> struct Shape {
   static constexpr int TILES = (ROWS + 15) / 16; /* mma row tiles */
   static constexpr int A_SLOTS = ROWS / 8;       /* 16-byte slots per lane and step: rows g, g + 8, ... */
   static constexpr int SLOTS = 4 + A_SLOTS;      /* B first */
+  static constexpr int CTAS = ROWS <= 16 && ALIGNED ? 2 : 1;
+  static constexpr int PREFETCH = 2; /* steps of B asked of L2 ahead of the first copies */
   static constexpr int WARP_BYTES = STAGES * SLOTS * 32 * 16;
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the slots were");
 };
@@ -145,52 +148,89 @@ template <class S> __device__ __forceinline__ void deposit(uint32_t matrix, cons
   }
 }
 
-template <class S> __device__ __forceinline__ void finish(const Arguments &p, int row, int column, int32_t acc) {
-  float x = __fmul_rn((float)acc, Unpacker<S::WIDE>::UNSCALE);
-  x = __fmul_rn(__fmul_rn(x, __ldg(p.scale_a + row)), __ldg(p.scale_b + column));
-  x = int4mm_add_bias(x, p.bias, column);
-  int64_t index = row * p.ldo + column;
-  if (p.out_dtype == INT4MM_FLOAT16)
-    ((uint16_t *)p.out)[index] = int4mm_round<INT4MM_FLOAT16>(x);
-  else if (p.out_dtype == INT4MM_BFLOAT16)
-    ((uint16_t *)p.out)[index] = int4mm_round<INT4MM_BFLOAT16>(x);
-  else
-    ((uint32_t *)p.out)[index] = int4mm_round<INT4MM_FLOAT32>(x);
+/* Scales, rounds and stores 4 neighbouring columns of one row. */
+template <class S, int DTYPE>
+__device__ __forceinline__ void finish(const Arguments &p, int row, int column, const float (&scale_b)[LANE_WORDS],
+                                       const int4 &sum) {
+  typedef typename int4mm_out_word<DTYPE>::type Word;
+  const int32_t acc[LANE_WORDS] = {sum.x, sum.y, sum.z, sum.w};
+  float scale_a = __ldg(p.scale_a + row);
+  Word *out = (Word *)p.out + row * p.ldo + column, word[LANE_WORDS];
+#pragma unroll
+  for (int i = 0; i < LANE_WORDS; i++) {
+    float x = __fmul_rn(__fmul_rn(__fmul_rn((float)acc[i], Unpacker<S::WIDE>::UNSCALE), scale_a), scale_b[i]);
+    word[i] = int4mm_round<DTYPE>(column + i < p.N ? int4mm_add_bias(x, p.bias, column + i) : x);
+  }
+  if (p.vector_store && column + LANE_WORDS <= p.N) {
+    if constexpr (sizeof(Word) == 4)
+      *(uint4 *)out = make_uint4(word[0], word[1], word[2], word[3]);
+    else
+      *(uint2 *)out = make_uint2(word[0] | (uint32_t)word[1] << 16, word[2] | (uint32_t)word[3] << 16);
+  } else {
+#pragma unroll
+    for (int i = 0; i < LANE_WORDS; i++)
+      if (column + i < p.N) out[i] = word[i];
+  }
 }
 
-/* Adds the partial sums of the warps that share columns, then the cluster's, and finishes. */
+/* Adds the partial sums of the warps that share columns, then the cluster's, and finishes. A thread has the same 4
+ * columns in every row that it takes: the threads of a CTA are whole rows of the stripe. */
 template <class S>
-__device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int first_row, int first_column) {
-  int stripe = p.warps_n * COLUMNS, rank = blockIdx.x % p.split;
-  int rows = min(S::ROWS, p.M - first_row), columns = min(stripe, p.N - first_column);
-  auto place = [&](int row, int column) { /* in the first warp that owns the column */
-                                          return base + column / COLUMNS * S::WARP_BYTES +
-                                                 (row * COLUMNS + column % COLUMNS) * 4;
+__device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int first_row, int first_column,
+                                       const float (&scale_b)[LANE_WORDS]) {
+  int lanes = p.warps_n * COLUMNS / LANE_WORDS, column = threadIdx.x % lanes * LANE_WORDS;
+  int rows = min(S::ROWS, p.M - first_row), step = blockDim.x / lanes, rank = blockIdx.x % p.split;
+  uint32_t place = base + column / COLUMNS * S::WARP_BYTES + column % COLUMNS * 4; /* in the first warp with it */
+  auto store = [&](int row, const int4 &sum) {
+    if (first_column + column >= p.N) return;
+    if (p.out_dtype == INT4MM_FLOAT16)
+      finish<S, INT4MM_FLOAT16>(p, first_row + row, first_column + column, scale_b, sum);
+    else if (p.out_dtype == INT4MM_BFLOAT16)
+      finish<S, INT4MM_BFLOAT16>(p, first_row + row, first_column + column, scale_b, sum);
+    else
+      finish<S, INT4MM_FLOAT32>(p, first_row + row, first_column + column, scale_b, sum);
   };
-  for (int e = threadIdx.x; e < rows * stripe; e += blockDim.x) {
-    int row = e / stripe, column = e % stripe;
-    uint32_t sum = 0, at = place(row, column);
-    for (int w = 0; w < p.warps_k; w++) sum += ptx::load_shared(at + w * p.warps_n * S::WARP_BYTES);
+  auto add = [](int4 &sum, const int4 &x) { sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w; };
+
+  for (int row = threadIdx.x / lanes; row < rows; row += step) {
+    int4 sum = make_int4(0, 0, 0, 0);
+    uint32_t at = place + row * COLUMNS * 4;
+#pragma unroll 4
+    for (int w = 0; w < p.warps_k; w++, at += p.warps_n * S::WARP_BYTES) {
+      uint4 x = ptx::load_shared4(at);
+      add(sum, make_int4(x.x, x.y, x.z, x.w));
+    }
     if (p.split > 1)
-      ptx::store_shared(at, sum);
-    else if (column < columns)
-      finish<S>(p, first_row + row, first_column + column, (int32_t)sum);
+      ptx::store_shared4(place + row * COLUMNS * 4, sum.x, sum.y, sum.z, sum.w);
+    else
+      store(row, sum);
   }
   if (p.split == 1) return;
   ptx::cluster_arrive();
   ptx::cluster_wait();
-  for (int e = rank * blockDim.x + threadIdx.x; e < rows * stripe; e += p.split * blockDim.x) {
-    int row = e / stripe, column = e % stripe;
-    uint32_t sum = 0, at = place(row, column);
-    for (int r = 0; r < p.split; r++) sum += ptx::load_cluster(ptx::map_shared(at, r));
-    if (column < columns) finish<S>(p, first_row + row, first_column + column, (int32_t)sum);
+  for (int row = threadIdx.x / lanes * p.split + rank; row < rows; row += step * p.split) {
+    int4 sum = make_int4(0, 0, 0, 0);
+    for (int r = 0; r < p.split; r++) add(sum, ptx::load_cluster4(ptx::map_shared(place + row * COLUMNS * 4, r)));
+    store(row, sum);
   }
   ptx::cluster_arrive(); /* nobody leaves while its shared memory is being read */
   ptx::cluster_wait();
 }
 
+/* Asks L2 for the first steps of this warp's B: a lane for each row of two steps. It reads nothing, so it need not wait
+ * for the kernels before this one, and the memory has work while they end and this one starts. */
 template <class S>
-__global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512) stream(const __grid_constant__ Arguments p) {
+__device__ __forceinline__ void prefetch(const Arguments &p, int step, int stride, int first_column) {
+  int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < S::PREFETCH; i += 2) {
+    int word = (step + (i + lane / STEP_WORDS) * stride) * STEP_WORDS + lane % STEP_WORDS;
+    if (word < p.words && first_column < p.N) ptx::prefetch_l2(p.b + word * p.ldb + first_column);
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) stream(const __grid_constant__ Arguments p) {
   extern __shared__ __align__(16) uint8_t memory[];
   int warp = threadIdx.x / 32, rank = blockIdx.x % p.split;
   uint32_t base = ptx::shared_address(memory), slots = base + warp * S::WARP_BYTES;
@@ -201,7 +241,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512) stream(const __grid
   Unpacker<S::WIDE> unpack_a(p.flip_a), unpack_b(p.flip_b);
   int32_t acc[S::TILES][4][4] = {};
 
-  ptx::allow_next_grid();
+  prefetch<S>(p, step, stride, first_column);
   ptx::wait_for_prior_grids();
 #pragma unroll
   for (int stage = 0; stage < S::STAGES; stage++) {
@@ -219,11 +259,16 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512) stream(const __grid
     ptx::copy_async_commit();
     at = at + S::SLOTS * 512 == slots + S::WARP_BYTES ? slots : at + S::SLOTS * 512;
   }
+  ptx::allow_next_grid();    /* not sooner: CTAs that only wait would crowd on the SMs that are free first */
+  float scale_b[LANE_WORDS]; /* of the columns that this thread will finish, on their way meanwhile */
+  int scaled = stripe_column + threadIdx.x % (p.warps_n * COLUMNS / LANE_WORDS) * LANE_WORDS;
+#pragma unroll
+  for (int i = 0; i < LANE_WORDS; i++) scale_b[i] = scaled + i < p.N ? __ldg(p.scale_b + scaled + i) : 0;
   ptx::copy_async_wait<0>();
   __syncwarp(); /* other lanes' slots are about to be written */
   deposit<S>(base + warp * S::WARP_BYTES, acc);
   __syncthreads();
-  reduce<S>(p, base, first_row, stripe_column);
+  reduce<S>(p, base, first_row, stripe_column, scale_b);
 }
 
 /* ---- host ---- */
@@ -239,6 +284,8 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.flip_a = problem->flip_a, p.flip_b = problem->flip_b;
   p.scale_a = problem->scale_a, p.scale_b = problem->scale_b, p.bias = problem->bias;
   p.out = problem->out, p.out_dtype = problem->out_dtype;
+  uint64_t element = problem->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
+  p.vector_store = ((uint64_t)problem->out | (uint64_t)problem->ldo * element) % (LANE_WORDS * element) == 0;
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
   dim3 grid((p.N + stripe - 1) / stripe * p.split, (p.M + S::ROWS - 1) / S::ROWS);
   return int4mm_launch(stream<S>, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream_, p);
@@ -251,7 +298,7 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
       (((uint64_t)problem->a | (uint64_t)problem->b) % 16 | (uint64_t)(problem->lda | problem->ldb) % 4) == 0;
   if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, 4, false, true>>(problem, plan, stream_);
   if (!aligned) return launch<Shape<ROWS, 4, false, false>>(problem, plan, stream_);
-  return launch < Shape<ROWS, ROWS<32 ? 3 : 2, true, false>>(problem, plan, stream_);
+  return launch<Shape<ROWS, ROWS == 16 ? 3 : 2, true, false>>(problem, plan, stream_);
 }
 
 } // namespace
