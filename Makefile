@@ -95,7 +95,7 @@ gencode = $(foreach a,$1,-gencode arch=compute_$a$(comma)code=sm_$a) $(call ptx,
 # file is compiled for one architecture at least, so that the library links.
 hopper_archs := 90a
 stream_archs := $(or $(filter-out 75,$(ARCHS)),80)
-archs_of = $(strip $(if $(filter kernels/hopper%,$1),$(hopper_archs),\
+archs_of = $(strip $(if $(filter kernels/hopper% kernels/narrow%,$1),$(hopper_archs),\
              $(if $(filter kernels/stream%,$1),$(stream_archs),$(ARCHS))))
 
 NVCCFLAGS ?= -O3 -lineinfo
@@ -141,7 +141,7 @@ $(BUILD)/kernels/%.o: kernels/%.cu $(BUILD)/flags.txt
 	$(Q)$(NVCC) $(NVCCFLAGS) $(PROJECT_NVCCFLAGS) $(call gencode,$(call archs_of,$<)) -Xptxas -v -MMD -MP -MF $(@:.o=.d) \
 	  -c -o $@ $< 2> $(@:.o=.log); status=$$?; \
 	  grep -Ev '^ptxas info|^ +[0-9]+ bytes stack frame' $(@:.o=.log) >&2; exit $$status
-	$(if $(filter kernels/hopper% kernels/stream%,$<),$(ptxas_check))
+	$(if $(filter kernels/hopper% kernels/narrow% kernels/stream%,$<),$(ptxas_check))
 
 $(CORE): $(OBJ)
 	$(if $(Q),@echo "LINK $@")

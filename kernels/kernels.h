@@ -21,6 +21,7 @@ int4mm_launch_fn int4mm_launch_simple;
 int4mm_launch_fn int4mm_launch_tiled;
 int4mm_launch_fn int4mm_launch_stream;
 int4mm_launch_fn int4mm_launch_hopper;
+int4mm_launch_fn int4mm_launch_narrow;
 
 /* What `bad` of the two launchers below holds when no element is bad. */
 #define INT4MM_NO_BAD_INDEX 0xffffffffffffffffull

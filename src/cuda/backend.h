@@ -47,6 +47,8 @@ int32_t int4mm_cuda_stream_synchronize(int32_t device, void *stream);
 int32_t int4mm_cuda_synchronize(int32_t device);
 /* After work was enqueued on `stream`: remembers how far a foreign stream has come (nothing to do on others). */
 int32_t int4mm_cuda_mark(int32_t device, void *stream);
+/* The same where the device is entered already. */
+int32_t int4mm_cuda_mark_here(int32_t device, void *stream);
 /* Makes the default stream wait for all that was marked on `device`. */
 cudaError_t int4mm_cuda_wait_marks(int32_t device);
 /* Whether a blocking stream captures a graph: then the default stream cannot be used. */

@@ -8,15 +8,17 @@
 static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_t error, const char *doing,
                       void *stream) {
   int32_t status = int4mm_cuda_check(error, doing);
+  if (!status) status = int4mm_cuda_mark_here(device, stream);
   int4mm_cuda_leave(scope);
-  return status ? status : int4mm_cuda_mark(device, stream);
+  return status;
 }
 
 int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream) {
   static int4mm_launch_fn *const launchers[] = {[INT4MM_KERNEL_SIMPLE] = int4mm_launch_simple,
                                                 [INT4MM_KERNEL_TILED] = int4mm_launch_tiled,
                                                 [INT4MM_KERNEL_STREAM] = int4mm_launch_stream,
-                                                [INT4MM_KERNEL_HOPPER] = int4mm_launch_hopper};
+                                                [INT4MM_KERNEL_HOPPER] = int4mm_launch_hopper,
+                                                [INT4MM_KERNEL_NARROW] = int4mm_launch_narrow};
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;

@@ -93,20 +93,24 @@ static mark *find_mark(int32_t device, cudaStream_t stream) {
   return marks = m;
 }
 
-int32_t int4mm_cuda_mark(int32_t device, void *stream) {
+int32_t int4mm_cuda_mark_here(int32_t device, void *stream) {
   bool foreign, capturing;
+  if (!stream) return INT4MM_OK;
+  int32_t status = state_here(stream, &foreign, &capturing);
+  if (status || !foreign || capturing) return status; /* captured work runs later, where the graph's owner orders it */
+  pthread_mutex_lock(&mark_lock);
+  mark *m = find_mark(device, (cudaStream_t)stream);
+  cudaError_t error = m ? cudaEventRecord(m->event, (cudaStream_t)stream) : cudaErrorMemoryAllocation;
+  pthread_mutex_unlock(&mark_lock);
+  return int4mm_cuda_check(error, "record an event on the stream");
+}
+
+int32_t int4mm_cuda_mark(int32_t device, void *stream) {
   int4mm_cuda_scope scope;
   if (!stream) return INT4MM_OK;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = state_here(stream, &foreign, &capturing);
-  if (!status && foreign && !capturing) { /* captured work runs later, where the graph's owner orders it */
-    pthread_mutex_lock(&mark_lock);
-    mark *m = find_mark(device, (cudaStream_t)stream);
-    cudaError_t error = m ? cudaEventRecord(m->event, (cudaStream_t)stream) : cudaErrorMemoryAllocation;
-    pthread_mutex_unlock(&mark_lock);
-    status = int4mm_cuda_check(error, "record an event on the stream");
-  }
+  status = int4mm_cuda_mark_here(device, stream);
   int4mm_cuda_leave(&scope);
   return status;
 }
