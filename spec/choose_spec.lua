@@ -71,6 +71,8 @@ local function sweep(f)
   end
 end
 
+local function wgmma(name) return name:find "^hopper" or name:find "^narrow" end
+
 describe("int4mm_choose_cuda", function()
   it("has a kernel and a reason for every problem from sm_75 on", function()
     local known = {}
@@ -126,12 +128,12 @@ describe("int4mm_choose_cuda", function()
     end)
   end)
 
-  it("gives hopper kernels to sm_90 alone, and stream kernels from sm_80 on", function()
+  it("gives hopper and narrow kernels to sm_90 alone, and stream kernels from sm_80 on", function()
     for _, name in ipairs(KERNELS) do
       for _, arch in ipairs(ARCHITECTURES) do
         local status = choose(problem(arch, 4096, 4096, 4096), name)
         local small = choose(problem(arch, 1, 4096, 4096), name)
-        if name:find "^hopper" and arch ~= 90 or name:find "^stream" and arch < 80 then
+        if wgmma(name) and arch ~= 90 or name:find "^stream" and arch < 80 then
           assert.equal(UNSUPPORTED, status, name .. " on sm_" .. arch)
           assert.equal(UNSUPPORTED, small, name .. " on sm_" .. arch)
         end
@@ -139,7 +141,7 @@ describe("int4mm_choose_cuda", function()
     end
     sweep(function(p)
       local _, plan = choose(p)
-      assert(not plan.name:find "^hopper" or p.arch == 90, describe_problem(p) .. ": " .. plan.name)
+      assert(not wgmma(plan.name) or p.arch == 90, describe_problem(p) .. ": " .. plan.name)
       assert(not plan.name:find "^stream" or p.arch >= 80, describe_problem(p) .. ": " .. plan.name)
     end)
   end)

@@ -4,8 +4,8 @@
  *
  * On sm_90 every kernel that can serve is given an estimate of its time, and the least wins, so that no rule for a
  * range of shapes ends in a cliff. The constants of the estimates are fitted to measurements on an H200 (132 SMs) and
- * stand beside what they were fitted to; the estimates are within about 10% of them, which is all that a comparison
- * needs.
+ * stand beside what they were fitted to (M x K x N); the estimates are within about 10% of them, which is all that a
+ * comparison needs. All times are in ns, of calls that follow each other.
  */
 #include <stdio.h>
 #include <string.h>
@@ -14,8 +14,10 @@
 
 enum { STEP_K = 128 /* values of k that the fast kernels take at a time */, STREAM_COLUMNS = 32 /* of a warp */ };
 
-/* `step` and `tile` are the time of a step and of a tile's epilogue in ns, from 4096^3 to 16384^3, 512 x 8192 x 28672
- * and 128 x 4096 x 4096 (M, K, N). */
+enum { LAUNCH_TIME = 2400, EXCHANGE_TIME = 700 /* between the CTAs of a pair */, WEIGHT_RATE = 2500 /* bytes a ns */ };
+
+/* Persistent CTAs, one an SM. `step` and `tile` are the time of a step and of what else there is to a tile: 4096^3
+ * takes 88 us with the larger and 109 with the smaller, 512 x 4096 x 4096 23 and 16, 128 x 8192 x 28672 87 and 53. */
 typedef struct hopper_tile {
   const char *name;
   int32_t m, n;
@@ -23,36 +25,50 @@ typedef struct hopper_tile {
   int32_t stages;
 } hopper_tile;
 
-static const hopper_tile hopper_tiles[] = {{"hopper_256x128", 256, 128, 600, 1500, 6},
-                                           {"hopper_128x128", 128, 128, 410, 1000, 8},
-                                           {"hopper_128x64", 128, 64, 350, 1000, 8},
-                                           {"hopper_64x128", 64, 128, 310, 1000, 8},
-                                           {"hopper_64x64", 64, 64, 270, 1000, 12}};
+static const hopper_tile hopper_tiles[] = {{"hopper_256x128", 256, 128, 600, 2400, 6},
+                                           {"hopper_128x128", 128, 128, 380, 1300, 7}};
 
-/* `rate` is the bytes of B read per ns, from 1, 16, 32 and 64 rows of 4096 x 14336. */
+/* A CTA a tile, up to two an SM. `one` and `two` are the time of a step by one CTA and by two side by side, the others
+ * of a call that leaves each SM with one or with two: 512^3 takes 3.5 us with the larger and 2.6 with the smaller,
+ * 1024^3 5.3 and 5.5, 256 x 4096 x 4096 11.7 and 12.6, 128 x 4096 x 4096 with a split K 7.8 and 9.2. */
+typedef struct narrow_tile {
+  const char *name;
+  int32_t m, n;
+  int64_t one, two, call_one, call_two;
+  int32_t stages;
+} narrow_tile;
+
+static const narrow_tile narrow_tiles[] = {{"narrow_128x64", 128, 64, 280, 456, 2500, 3100, 5},
+                                           {"narrow_64x64", 64, 64, 210, 301, 1800, 3000, 6}};
+
+/* `call` is the time of a call beside reading B, `rate` the bytes of B read per ns: 1, 16, 32 and 64 rows of
+ * 4096 x 4096 take 4.4, 5.0, 6.1 and 8.5 us, of 4096 x 14336 9.2, 10.2, 13.2 and 22. */
 typedef struct stream_shape {
   const char *name;
   int32_t rows;
-  int64_t rate;
+  int64_t call, rate;
   int32_t stages, max_warps;
 } stream_shape;
 
-static const stream_shape stream_shapes[] = {{"stream_8", 8, 3900, 3, 16},
-                                             {"stream_16", 16, 3060, 3, 16},
-                                             {"stream_32", 32, 2200, 2, 16},
-                                             {"stream_64", 64, 1020, 2, 8}};
+static const stream_shape stream_shapes[] = {{"stream_8", 8, 2300, 4150, 2, 16},
+                                             {"stream_16", 16, 2700, 3850, 3, 16},
+                                             {"stream_32", 32, 2500, 2750, 2, 16},
+                                             {"stream_64", 64, 2800, 1470, 2, 8}};
 
 enum {
-  HOPPER_TILES = sizeof hopper_tiles / sizeof hopper_tiles[0],
   STREAM_SHAPES = sizeof stream_shapes / sizeof stream_shapes[0],
+  NARROW_TILES = sizeof narrow_tiles / sizeof narrow_tiles[0],
+  HOPPER_TILES = sizeof hopper_tiles / sizeof hopper_tiles[0],
   FIRST_STREAM = 2,
-  FIRST_HOPPER = FIRST_STREAM + STREAM_SHAPES,
+  FIRST_NARROW = FIRST_STREAM + STREAM_SHAPES,
+  FIRST_HOPPER = FIRST_NARROW + NARROW_TILES,
   KERNELS = FIRST_HOPPER + HOPPER_TILES
 };
 
 const char *int4mm_cuda_kernel_at(int32_t index) {
   if (index < 0 || index >= KERNELS) return NULL;
   if (index >= FIRST_HOPPER) return hopper_tiles[index - FIRST_HOPPER].name;
+  if (index >= FIRST_NARROW) return narrow_tiles[index - FIRST_NARROW].name;
   if (index >= FIRST_STREAM) return stream_shapes[index - FIRST_STREAM].name;
   return index == INT4MM_KERNEL_SIMPLE ? "simple" : "tiled";
 }
@@ -108,16 +124,16 @@ static const char *stream_refusal(const int4mm_gpu_problem *p, const stream_shap
 }
 
 /* Warps along the columns until the CTAs fit the SMs, the others along K, and a cluster where CTAs are few. Returns the
- * estimate in ns. */
+ * estimate. */
 static int64_t plan_stream(const int4mm_gpu_problem *p, const stream_shape *s, int4mm_plan *plan) {
   int64_t steps = ceil_div(p->K, STEP_K), warps_n = 1, warps_k = 1;
   /* only these have a build for rows off 16 bytes and for long K */
   plan->stages = aligned16(p) && p->K < INT4MM_WIDE_K ? s->stages : 4;
   int64_t fit = shared_limit(p->arch) / (plan->stages * (2048 + s->rows / 8 * 512));
-  int64_t max_warps = s->max_warps;
+  int64_t max_warps = s->max_warps, max_warps_k = steps < 64 ? 8 : 16; /* 1 x 4096 x 4096: 4.4 us, with 16 4.8 */
   while (max_warps > fit) max_warps /= 2;
   while (warps_n < 8 && warps_n < max_warps && ceil_div(p->N, warps_n * STREAM_COLUMNS) > p->sms) warps_n *= 2;
-  while (warps_n * warps_k < max_warps && warps_k < steps) warps_k *= 2;
+  while (warps_n * warps_k < max_warps && warps_k < steps && warps_k < max_warps_k) warps_k *= 2;
   int64_t blocks = ceil_div(p->M, s->rows), ctas = times(ceil_div(p->N, warps_n * STREAM_COLUMNS), blocks);
   plan->split_k = 1;
   if (p->arch >= 90)
@@ -128,35 +144,75 @@ static int64_t plan_stream(const int4mm_gpu_problem *p, const stream_shape *s, i
   plan->tile_n = (int32_t)warps_n * STREAM_COLUMNS;
   plan->tile_k = (int32_t)warps_k * STEP_K;
   plan->ctas = to_ctas(times(ctas, plan->split_k));
-  return 2500 + times(blocks, times(p->K / 2, p->N) / s->rate) + (blocks - 1) * 1500; /* 512^3: 6.7 us, not 3.5 */
+  return s->call + times(blocks, times(p->K / 2, p->N) / s->rate);
 }
 
-/* ---- hopper: sm_90 alone ---- */
+/* ---- hopper and narrow: sm_90 alone ---- */
 
-static const char *hopper_refusal(const int4mm_gpu_problem *p, const hopper_tile *t) {
+static int64_t tiles_of(const int4mm_gpu_problem *p, int32_t m, int32_t n) {
+  return times(ceil_div(p->M, m), ceil_div(p->N, n));
+}
+
+static const char *wgmma_refusal(const int4mm_gpu_problem *p) {
   if (p->arch != 90) return "needs sm_90";
   if (p->M < 1 || p->N < 1 || p->K < 8) return "needs an M, N and K above 0";
-  if (!aligned16(p)) return "needs rows of a_packed and b_packed that start on 16 bytes";
-  if (p->K >= INT4MM_WIDE_K && !(t->m == 64 && t->n == 64)) return "needs a K below 131072";
-  return times(ceil_div(p->M, t->m), ceil_div(p->N, t->n)) > INT32_MAX / 8 ? "has too many tiles" : NULL;
+  return aligned16(p) ? NULL : "needs rows of a_packed and b_packed that start on 16 bytes";
 }
 
-/* Whole waves of tiles; or, where tiles are few, a pair of CTAs for each, which split K and then add up 4 bytes of
- * partial sums for every output (28 ns per KB). Larger clusters were slower: 19.6 us against 10.4 at 128 x 4096 x 4096.
- * Returns the estimate in ns. */
+static const char *hopper_refusal(const int4mm_gpu_problem *p, const hopper_tile *t) {
+  const char *refusal = wgmma_refusal(p);
+  if (!refusal && p->K >= INT4MM_WIDE_K) return "needs a K below 131072";
+  return !refusal && tiles_of(p, t->m, t->n) > INT32_MAX / 8 ? "has too many tiles" : refusal;
+}
+
+static const char *narrow_refusal(const int4mm_gpu_problem *p, const narrow_tile *t) {
+  const char *refusal = wgmma_refusal(p);
+  if (refusal) return refusal;
+  if (p->K >= INT4MM_WIDE_K && t->m > 64) return "needs a K below 131072";
+  if (p->N % 4) return "needs an N that is a multiple of 4";
+  return tiles_of(p, t->m, t->n) > 1 << 16 ? "has too many tiles" : NULL;
+}
+
+/* What reading the operands takes at least. */
+static int64_t reading_time(const int4mm_gpu_problem *p) {
+  return LAUNCH_TIME + times(p->K / 2, p->N + p->M) / WEIGHT_RATE;
+}
+
+/* Whole waves of tiles. Returns the estimate. */
 static int64_t plan_hopper(const int4mm_gpu_problem *p, const hopper_tile *t, int4mm_plan *plan) {
-  int64_t tiles = ceil_div(p->M, t->m) * ceil_div(p->N, t->n), steps = ceil_div(p->K, STEP_K);
-  int64_t whole = 2500 + ceil_div(tiles, p->sms) * (steps * t->step + t->tile);
-  int64_t split = 2500 + ceil_div(steps, 2) * t->step + t->tile + 900 + 28 * (t->m * t->n * 4 >> 10);
-  bool pairs = split < whole && tiles * 2 <= p->sms && steps >= 4;
+  int64_t tiles = tiles_of(p, t->m, t->n), steps = ceil_div(p->K, STEP_K);
   plan->kernel = INT4MM_KERNEL_HOPPER;
   plan->tile_m = t->m;
   plan->tile_n = t->n;
   plan->tile_k = STEP_K;
   plan->stages = t->stages;
+  plan->ctas = to_ctas(min64(tiles, p->sms));
+  return max64(reading_time(p), LAUNCH_TIME + ceil_div(tiles, p->sms) * (steps * t->step + t->tile));
+}
+
+/* The time of so many CTAs of `steps` steps, two at a time on an SM as long as there are enough. */
+static int64_t narrow_time(const int4mm_gpu_problem *p, const narrow_tile *t, int64_t ctas, int64_t steps) {
+  int64_t pairs = ctas / (2 * p->sms), rest = ctas % (2 * p->sms);
+  int64_t time = pairs * (steps * t->two + t->call_two);
+  if (rest > p->sms) return time + steps * t->two + t->call_two;
+  return rest ? time + steps * t->one + t->call_one : time;
+}
+
+/* A CTA a tile; or, where tiles are few, a pair of CTAs for each, which split K and then exchange sums. Returns the
+ * estimate. */
+static int64_t plan_narrow(const int4mm_gpu_problem *p, const narrow_tile *t, int4mm_plan *plan) {
+  int64_t tiles = tiles_of(p, t->m, t->n), steps = ceil_div(p->K, STEP_K);
+  int64_t whole = narrow_time(p, t, tiles, steps);
+  int64_t split = narrow_time(p, t, 2 * tiles, ceil_div(steps, 2)) + EXCHANGE_TIME;
+  bool pairs = split < whole && tiles <= p->sms && steps >= 4;
+  plan->kernel = INT4MM_KERNEL_NARROW;
+  plan->tile_m = t->m;
+  plan->tile_n = t->n;
+  plan->tile_k = STEP_K;
+  plan->stages = t->stages;
   plan->split_k = pairs ? 2 : 1;
-  plan->ctas = to_ctas(pairs ? tiles * 2 : min64(tiles, p->sms));
-  return pairs ? split : whole;
+  plan->ctas = to_ctas(pairs ? tiles * 2 : tiles);
+  return max64(reading_time(p), pairs ? split : whole);
 }
 
 /* ---- the choice ---- */
@@ -169,6 +225,9 @@ static const char *plan_kernel(const int4mm_gpu_problem *p, int32_t index, int4m
   if (index >= FIRST_HOPPER) {
     const hopper_tile *tile = &hopper_tiles[index - FIRST_HOPPER];
     if (!(refusal = hopper_refusal(p, tile))) *time = plan_hopper(p, tile, &made);
+  } else if (index >= FIRST_NARROW) {
+    const narrow_tile *tile = &narrow_tiles[index - FIRST_NARROW];
+    if (!(refusal = narrow_refusal(p, tile))) *time = plan_narrow(p, tile, &made);
   } else if (index >= FIRST_STREAM) {
     const stream_shape *shape = &stream_shapes[index - FIRST_STREAM];
     if (!(refusal = stream_refusal(p, shape))) *time = plan_stream(p, shape, &made);
@@ -222,8 +281,8 @@ static void explain(const int4mm_gpu_problem *p, int4mm_plan *plan) {
              plan->tile_m, plan->ctas, plan->tile_n / STREAM_COLUMNS, plan->tile_k / STEP_K,
              plan->tile_k / STEP_K * plan->split_k);
   else
-    snprintf(text, size, "%lld tiles of %d x %d on %d SMs, K split over %d: %lld wave(s)", (long long)tiles,
-             plan->tile_m, plan->tile_n, p->sms, plan->split_k, (long long)ceil_div(tiles * plan->split_k, p->sms));
+    snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, K split over %d", (long long)tiles, plan->tile_m,
+             plan->tile_n, plan->ctas, p->sms, plan->split_k);
 }
 
 int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
