@@ -9,9 +9,10 @@
  *
  * Contenders of a shape take turns, so that all of them see the same neighbours on the machine; each figure is the
  * least over the rounds, with their median behind it. GOPS counts a multiplication and an addition as two. The ceiling
- * is the rate of vpdpbusd on registers, measured between the same rounds, and for small M the rate at which the same
- * threads read: as many bytes as the weight has, over and over, or 256 MiB when `cold`, where contenders rotate over
- * weights that are as large together, more than the caches hold.
+ * is the rate of vpdpbusd on registers, measured between the same rounds in 2 ms (the contender `vpdpbusd alone` does
+ * as many operations as the product, and shows what the machine leaves of that over its time), and for small M the rate
+ * at which the same threads read: as many bytes as the weight has, over and over, or 256 MiB when `cold`, where
+ * contenders rotate over weights that are as large together, more than the caches hold.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -71,19 +72,32 @@ __attribute__((target("avx512f,avx512vnni"))) static void dot_products(int64_t t
   }
 }
 
-static double ceiling_gops(int threads) { /* 0 where the CPU has no vpdpbusd */
-  const int64_t times = 400000;
-  if (!__builtin_cpu_supports("avx512vnni")) return 0;
-  double t = now();
-#pragma omp parallel num_threads(threads)
-  dot_products(times);
-  return (double)times * 16 * 128 * threads / (now() - t) / 1e9;
+static bool have_dot_products(void) {
+  return __builtin_cpu_supports("avx512vnni");
 }
 #else
-static double ceiling_gops(int threads) {
-  return threads * 0.0;
+static bool have_dot_products(void) {
+  return false;
+}
+static void dot_products(int64_t times) {
+  (void)times;
 }
 #endif
+
+enum { DOT_OPERATIONS = 16 * 128 };
+
+static void dot_products_of(int64_t times, int threads) {
+#pragma omp parallel num_threads(threads)
+  dot_products(times);
+}
+
+static double ceiling_gops(int threads) { /* 0 where the CPU has no vpdpbusd */
+  const int64_t times = 400000;
+  if (!have_dot_products()) return 0;
+  double t = now();
+  dot_products_of(times, threads);
+  return (double)times * DOT_OPERATIONS * threads / (now() - t) / 1e9;
+}
 
 enum { READ_BYTES = 256 << 20 };
 
@@ -158,6 +172,12 @@ static void run_ours(const setting *s, const contender *c, int iteration) {
                              .backend = INT4MM_USE_CPU,
                              .strassen = c->strassen};
   check(int4mm_matmul(&args));
+}
+
+/* The ceiling for as long as a product takes: what the machine does besides interrupts both alike. */
+static void run_ceiling(const setting *s, const contender *c, int iteration) {
+  (void)c, (void)iteration;
+  dot_products_of(2 * s->M * s->K * s->N / DOT_OPERATIONS / s->threads, s->threads);
 }
 
 typedef void sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
@@ -333,6 +353,7 @@ static int list_contenders(contender *list, const setting *s, const options *o) 
 #ifdef HAVE_DNNL_HEADER
   if (o->dnnl) add(list, &count, "oneDNN u8s8", best, 0, false)->run = run_dnnl;
 #endif
+  if (large && have_dot_products()) add(list, &count, "vpdpbusd alone", best, 0, false)->run = run_ceiling;
   if (!o->only) return count;
   int kept = 0;
   for (int i = 0; i < count; i++) {
