@@ -280,13 +280,12 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
   return INT4MM_OK;
 }
 
-/* Where Strassen wins, measured on Zen 4 against the blocked product, on one thread and on two: one level gains 6 and
- * 0% at 1024^3, 6 and 4% at 1536^3, 9 and 4% at 2048^3, where two gain no more. They gain 11 and 8% at 3072^3, 3 and 6%
- * more than one, and 20 and 15% at 4096^3. */
+/* Where Strassen wins, measured on Zen 4 against the blocked product, on one thread and on two, best of many calls: one
+ * level gains 6 and 2% at 1024^3, 9 and 5% at 1536^3, 8 and 6% at 2048^3; two gain 14 and 8% there, 18% at 4096^3. */
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *p) {
   if (p->K > MAX_K) return 0;
   if (p->strassen >= 0) return p->strassen < kernels->strassen ? p->strassen : kernels->strassen;
   int64_t least = int4mm_min64(int4mm_min64(p->M, p->N), p->K);
-  int32_t levels = least >= 3072 ? 2 : least >= 1024 ? 1 : 0;
+  int32_t levels = least >= 2048 ? 2 : least >= 1024 ? 1 : 0;
   return levels < kernels->strassen ? levels : kernels->strassen;
 }
