@@ -34,6 +34,9 @@ template <int TURNS_, int STAGES_A_, int STAGES_8_, bool WIDE_> struct Tile {
   /* Unpacking warps that share a step, and teams of them, each busy with a step of its own. A warp unpacks two slices
    * at once, which makes a step of two warps. */
   static constexpr int TEAM = 2, TEAMS = 4 * UNPACKERS / TEAM;
+  /* Turns before its last at which a team lets the next grid's CTAs come. Sooner, the grid after it would come as well;
+   * later, this one's CTAs leave while they come, and they crowd on the SMs that are free first. */
+  static constexpr int TURNS_LEFT = 3;
   /* The parity of a barrier tells a round only from the next, so a consumer comes back to the slots that it knows; and
    * a team has seen the consumer of its slot finish a later step than the slot's last but one. */
   static_assert(STAGES_A % TURNS == 0 && STAGES_8 % TURNS == 0 && STAGES_8 >= TEAMS, "rounds would be mistaken");
@@ -136,6 +139,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
   b.load(p);
 #pragma unroll 1
   for (int step = team; step < work.count; step += T::TEAMS) {
+    if (step + T::TURNS_LEFT * T::TEAMS >= work.count) ptx::allow_next_grid();
     b.from += T::TEAMS * STEP_WORDS * p.ldb, b.rows -= T::TEAMS * STEP_WORDS;
 #pragma unroll
     for (int column = 0; column < 4; column += T::UNPACKED) {
@@ -228,7 +232,6 @@ __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorM
 #pragma unroll
     for (int i = 0; i < T::BN / 2; i++) consumer.acc[0][i] = 0;
   }
-  ptx::allow_next_grid(); /* not sooner: CTAs that only wait would crowd on the SMs that are free first */
   if (T::TURNS == 2) add_consumers<T>(shared, index, consumer.acc);
   if (p.split == 2) add_peer<T>(shared, index, work.rank, consumer.acc);
   epilogue<T>(p, work.at, first_row, scales, consumer.acc,
@@ -252,7 +255,6 @@ __global__ void __launch_bounds__(T::THREADS, 2)
   if (group < T::UNPACKERS) {
     ptx::shrink_registers<T::UNPACKER_REGISTERS>();
     unpack_b<T>(shared, &map_a, p, work, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0));
-    ptx::allow_next_grid();
     if (p.split == 2) ptx::cluster_wait();
   } else {
     ptx::grow_registers<T::CONSUMER_REGISTERS>();

@@ -14,7 +14,7 @@
 
 enum { STEP_K = 128 /* values of k that the fast kernels take at a time */, STREAM_COLUMNS = 32 /* of a warp */ };
 
-enum { LAUNCH_TIME = 2400, EXCHANGE_TIME = 700 /* between the CTAs of a pair */, WEIGHT_RATE = 2500 /* bytes a ns */ };
+enum { LAUNCH_TIME = 2400, EXCHANGE_TIME = 400 /* between the CTAs of a pair */, WEIGHT_RATE = 2500 /* bytes a ns */ };
 
 /* Persistent CTAs, one an SM. `step` and `tile` are the time of a step and of what else there is to a tile: 4096^3
  * takes 88 us with the larger and 109 with the smaller, 512 x 4096 x 4096 23 and 16, 128 x 8192 x 28672 87 and 53. */
@@ -29,8 +29,8 @@ static const hopper_tile hopper_tiles[] = {{"hopper_256x128", 256, 128, 600, 240
                                            {"hopper_128x128", 128, 128, 380, 1300, 7}};
 
 /* A CTA a tile, up to two an SM. `one` and `two` are the time of a step by one CTA and by two side by side, the others
- * of a call that leaves each SM with one or with two: 512^3 takes 3.5 us with the larger and 2.6 with the smaller,
- * 1024^3 5.3 and 5.5, 256 x 4096 x 4096 11.7 and 12.6, 128 x 4096 x 4096 with a split K 7.8 and 9.2. */
+ * of a call that leaves each SM with one or with two: 512^3 takes 3.2 us with the larger and 2.3 with the smaller,
+ * 1024^3 5.0 and 5.4, 256 x 4096 x 4096 11.4 and 12.5, 128 x 4096 x 4096 with a split K 7.4 and 9.2. */
 typedef struct narrow_tile {
   const char *name;
   int32_t m, n;
@@ -38,8 +38,8 @@ typedef struct narrow_tile {
   int32_t stages;
 } narrow_tile;
 
-static const narrow_tile narrow_tiles[] = {{"narrow_128x64", 128, 64, 280, 456, 2500, 3100, 5},
-                                           {"narrow_64x64", 64, 64, 210, 301, 1800, 3000, 6}};
+static const narrow_tile narrow_tiles[] = {{"narrow_128x64", 128, 64, 280, 456, 2400, 3000, 5},
+                                           {"narrow_64x64", 64, 64, 205, 301, 1700, 2900, 6}};
 
 /* `call` is the time of a call beside reading B, `rate` the bytes of B read per ns: 1, 16, 32 and 64 rows of
  * 4096 x 4096 take 4.4, 5.0, 6.1 and 8.5 us, of 4096 x 14336 9.2, 10.2, 13.2 and 22. */
@@ -204,7 +204,7 @@ static int64_t plan_narrow(const int4mm_gpu_problem *p, const narrow_tile *t, in
   int64_t tiles = tiles_of(p, t->m, t->n), steps = ceil_div(p->K, STEP_K);
   int64_t whole = narrow_time(p, t, tiles, steps);
   int64_t split = narrow_time(p, t, 2 * tiles, ceil_div(steps, 2)) + EXCHANGE_TIME;
-  bool pairs = split < whole && tiles <= p->sms && steps >= 4;
+  bool pairs = split < whole && 2 * tiles <= p->sms && steps >= 8; /* with two CTAs an SM pairs are slower */
   plan->kernel = INT4MM_KERNEL_NARROW;
   plan->tile_m = t->m;
   plan->tile_n = t->n;
