@@ -13,9 +13,15 @@
  * writes them to the rows l, l + BN / 4, ... of the int8 tile. That gives a thread of the product accumulators of 8
  * neighbouring columns (gather), so the epilogue stores 16 bytes at a time.
  *
- * A kernel's tile is a type T with BM, BN; BLOCKS of 64 rows that a warpgroup multiplies; LANES of a warp that unpack
- * four columns each, UNPACKED of them at a time; QUADS, spans of 32 columns, which a quad of lanes holds 8 by 8;
- * LOWERS, how many of the two rows that a thread has in each block it finishes; WIDE as in unpack.cuh.
+ * A kernel's tile is a type T with its size BM x BN and
+ *   BLOCKS            of 64 rows that a warpgroup multiplies
+ *   BUFFERS           of fragments: groups of wgmmas that may be under way at a time
+ *   TURNS             warpgroups that take the steps in turn
+ *   LOWERS            how many of the two rows that a thread has in each block it finishes
+ *   LANES, UNPACKED   of a warp, that unpack four columns each, so many of them at a time
+ *   QUADS             spans of 32 columns, which a quad of lanes holds 8 by 8
+ *   STAGES_A, _8      depths of the rings of packed A and int8 B in shared memory
+ *   WIDE              as in unpack.cuh
  */
 #ifndef INT4MM_HOPPER_CUH
 #define INT4MM_HOPPER_CUH

@@ -2,10 +2,12 @@
  * Small M: the weights streamed once through registers (sm_80 on).
  *
  * With few rows the product is bound by reading B, so everything serves to keep enough bytes in flight: a warp owns 32
- * columns and a share of K, and each lane copies what it will itself read, 16 bytes of a row of B at a time, into its
- * own slots of shared memory with cp.async. A slot is private to its lane, so there is no barrier in the loop, and
- * shared memory is only a deep register file for loads on their way (Little's law asks for some 26 KB per SM on an
- * H200).
+ * columns and a share of K, and copies what it will itself read into its own slots of shared memory with cp.async, each
+ * lane 16 bytes of a row of B at a time. Slots are private to a warp, so there is no barrier in the loop, and shared
+ * memory is only a deep register file for loads on their way (Little's law asks for some 26 KB per SM on an H200).
+ *
+ * Calls that follow each other overlap (programmatic dependent launch, sm_90): the next grid is let in when the last
+ * copies are on their way, and asks L2 for its first rows of B while this one ends.
  *
  * One step is 16 words of k (128 values). mma m16n8k32 wants, per lane, one register of four k at column lane / 4: the
  * even nibbles of one word of B give its first register, the odd ones its second, so slice j of a step takes the words
