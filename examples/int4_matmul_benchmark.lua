@@ -155,7 +155,7 @@ local function measure(size, backend, arguments)
   for _, t in ipairs { a_packed, b_packed, scale_a, scale_b } do packed = packed + t:bytes() end
   return {
     M = size.M, K = size.K, N = size.N, size = size.name, backend = backend.name,
-    kernel = q.explain(a_packed, weight, scale_a, scale_b).kernel,
+    kernel = a_packed.device == "cpu" and q.cpu_isa() or q.explain(a_packed, weight, scale_a, scale_b).kernel,
     seconds = seconds, samples = samples, tops = 2 * size.M * size.K * size.N / seconds * 1e-12,
     bytes = packed, fp16_bytes = fp16,
     exact = is_exact(size, { a_packed, b_packed, scale_a, scale_b }, out),
