@@ -126,12 +126,6 @@ __device__ __forceinline__ uint32_t map_shared(uint32_t address, uint32_t rank) 
   return r;
 }
 
-__device__ __forceinline__ uint32_t load_cluster(uint32_t address) {
-  uint32_t v;
-  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
-  return v;
-}
-
 __device__ __forceinline__ int4 load_cluster4(uint32_t address) {
   int4 v;
   asm volatile("ld.shared::cluster.v4.s32 {%0, %1, %2, %3}, [%4];"
@@ -155,8 +149,9 @@ __device__ __forceinline__ void cluster_wait() {}
 __device__ __forceinline__ uint32_t map_shared(uint32_t address, uint32_t) {
   return address;
 }
-__device__ __forceinline__ uint32_t load_cluster(uint32_t address) {
-  return load_shared(address);
+__device__ __forceinline__ int4 load_cluster4(uint32_t address) {
+  uint4 v = load_shared4(address);
+  return make_int4((int)v.x, (int)v.y, (int)v.z, (int)v.w);
 }
 #endif
 
