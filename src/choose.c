@@ -170,7 +170,7 @@ static const char *narrow_refusal(const int4mm_gpu_problem *p, const narrow_tile
   if (refusal) return refusal;
   if (p->K >= INT4MM_WIDE_K && t->m > 64) return "needs a K below 131072";
   if (p->N % 4) return "needs an N that is a multiple of 4";
-  return tiles_of(p, t->m, t->n) > 1 << 16 ? "has too many tiles" : NULL;
+  return tiles_of(p, t->m, t->n) > UINT16_MAX ? "has too many tiles" : NULL; /* a grid is at most so high */
 }
 
 /* What reading the operands takes at least. */
