@@ -417,6 +417,7 @@ static const int4mm_kernels kernels = {
     .offset = 8,
     .bytes_b = false,
     .stream_rows = 64,
+    .stream_shared = 11,
     .stream_width = LANES,
     .strassen = 2,
     .pack_a = pack_a,

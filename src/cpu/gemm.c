@@ -309,7 +309,8 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
 /* ---- the choice of a path --------------------------------------------------------------------------------------- */
 
 static bool streams(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  return p->M <= (p->b_panels ? kernels->panel_rows : kernels->stream_rows);
+  if (p->b_panels) return p->M <= kernels->panel_rows;
+  return p->M <= (int4mm_stream_threads(p) > 1 ? kernels->stream_shared : kernels->stream_rows);
 }
 
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {

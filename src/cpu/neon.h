@@ -254,6 +254,7 @@ static const int4mm_kernels kernels = {
     .offset = 0,
     .bytes_b = true,
     .stream_rows = 8,
+    .stream_shared = 8,
     .stream_width = LANES,
     .panel_rows = 8,
     .strassen = 2,

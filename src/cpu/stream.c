@@ -180,7 +180,7 @@ static bool take_workspace(stream_run *s) {
 
 int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *p) {
   stream_run s = {.k = kernels, .p = p};
-  s.threads = int4mm_threads_for(p->N * (p->K / 8), 1 << 15);
+  s.threads = int4mm_stream_threads(p);
   choose_parts(&s);
   if (!take_workspace(&s)) return INT4MM_ERR_MEMORY;
   int4mm_parallel(s.threads, s.column_parts * s.k_parts, piece, &s);

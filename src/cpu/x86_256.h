@@ -379,6 +379,7 @@ static const int4mm_kernels kernels = {
     .offset = 8,
     .bytes_b = true,
     .stream_rows = 16,
+    .stream_shared = 16,
     .stream_width = LANES,
     .panel_rows = 8,
 #ifdef VNNI
