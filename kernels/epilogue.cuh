@@ -57,10 +57,12 @@ __device__ __forceinline__ void int4mm_store(void *out, int64_t index, int32_t a
   static_cast<typename int4mm_out_word<DTYPE>::type *>(out)[index] = int4mm_round<DTYPE>(x);
 }
 
-/* Calls f(integral constant) for a run-time output dtype, so that a launcher picks a template instance:
- *   int4mm_for_out_dtype(dtype, [&](auto d) { kernel<decltype(d)::value><<<...>>>(...); }); */
+/* Calls f(integral constant) for a run-time output dtype, so that a launcher or a kernel picks a template instance:
+ *   int4mm_for_out_dtype(dtype, [&](auto d) { kernel<decltype(d)::value><<<...>>>(...); });
+ * f may be of either side: without the pragma the compiler insists on both. */
 template <int V> struct int4mm_constant { static constexpr int value = V; };
-template <typename F> static inline void int4mm_for_out_dtype(int32_t dtype, F f) {
+#pragma nv_exec_check_disable
+template <typename F> static __host__ __device__ __forceinline__ void int4mm_for_out_dtype(int32_t dtype, F f) {
   if (dtype == INT4MM_FLOAT16)
     f(int4mm_constant<INT4MM_FLOAT16>());
   else if (dtype == INT4MM_BFLOAT16)

@@ -193,7 +193,7 @@ template <class T> __device__ __forceinline__ void unpack_b(const Shared<T> &sha
 /* ---- consumers ---- */
 
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
-  int row_in_tile = index * T::BLOCKS * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  int row_in_tile = index * T::BLOCKS * 64 + row_in_block();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
   Work work(p);
   for (int tile = work.first; tile < work.tiles; tile += work.stride) {

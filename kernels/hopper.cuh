@@ -124,6 +124,11 @@ template <class T> struct PackedA {
   }
 };
 
+/* Where a thread's first row lies in its warpgroup's block of 64. */
+__device__ __forceinline__ int row_in_block() {
+  return threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+}
+
 /* A lane's fragments of a row block and step: all at once, before the fence of the wgmmas. */
 template <bool WIDE>
 __device__ __forceinline__ void make_fragments(uint32_t (&fragments)[SLICES][4], uint4 low, uint4 high,
@@ -148,9 +153,9 @@ __device__ __forceinline__ void multiply(int32_t (&acc)[T::BN / 2], const uint32
 }
 
 /* A warpgroup's products, step after step of a tile; it takes every TURNS-th of the CTA's steps. S finds the rings in
- * shared memory. A step is a group of wgmmas for each row block; two groups are under way at a time, each with
- * fragments of its own, so that one is unpacked while the other is multiplied: the two blocks of a step, or with one
- * block two steps. */
+ * shared memory. A step is a group of wgmmas for each row block. With two BUFFERS of fragments two groups are under way
+ * at a time, so that one is unpacked while the other is multiplied: the two blocks of a step, or with one block two
+ * steps. */
 template <class T, class S> struct Consumer {
   const S &shared;
   uint32_t a_offset;
@@ -248,18 +253,16 @@ __device__ __forceinline__ void store_columns(const Arguments &p, int row, int c
     if (column + i < p.N) out[i] = int4mm_round<DTYPE>(x[i]);
 }
 
-/* The scales and the bias of a tile, asked for while its last products are under way: lane l holds those of the columns
- * 4l .. 4l + 3, and every lane the scales of its own rows. */
+/* The scales of a tile, asked for while its last products are under way: lane l holds those of the columns 4l .. 4l +
+ * 3, and every lane those of its own rows. */
 template <class T> struct Scales {
   float column[4], row[T::BLOCKS][T::LOWERS];
 
   __device__ __forceinline__ void load(const Arguments &p, const Position &at, int first_row) {
     int first = at.n * T::BN + threadIdx.x % 32 * 4;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      bool there = threadIdx.x % 32 < T::LANES && first + i < p.N;
-      column[i] = there ? __ldg(p.scale_b + first + i) : 0;
-    }
+    for (int i = 0; i < 4; i++)
+      column[i] = threadIdx.x % 32 < T::LANES && first + i < p.N ? __ldg(p.scale_b + first + i) : 0;
 #pragma unroll
     for (int b = 0; b < T::BLOCKS; b++)
 #pragma unroll
@@ -270,10 +273,10 @@ template <class T> struct Scales {
   }
 
   /* Those of this lane's 8 columns in a span of 32. All lanes of the warp call it. */
-  __device__ __forceinline__ static void gather(float (&to)[COLUMNS], const float (&from)[4], int quad) {
+  __device__ __forceinline__ void gather(float (&to)[COLUMNS], int quad) const {
 #pragma unroll
     for (int i = 0; i < COLUMNS; i++)
-      to[i] = __shfl_sync(0xffffffffu, from[i % 4], quad * 8 + threadIdx.x % 4 * 2 + i / 4);
+      to[i] = __shfl_sync(0xffffffffu, column[i % 4], quad * 8 + threadIdx.x % 4 * 2 + i / 4);
   }
 };
 
@@ -291,12 +294,7 @@ __device__ __forceinline__ void finish(const Arguments &p, int row, int column, 
     for (int i = 0; i < COLUMNS; i++)
       if (column + i < p.N) x[i] = __fadd_rn(x[i], __ldg(p.bias + column + i));
   }
-  if (p.out_dtype == INT4MM_FLOAT16)
-    store_columns<INT4MM_FLOAT16>(p, row, column, x);
-  else if (p.out_dtype == INT4MM_BFLOAT16)
-    store_columns<INT4MM_BFLOAT16>(p, row, column, x);
-  else
-    store_columns<INT4MM_FLOAT32>(p, row, column, x);
+  int4mm_for_out_dtype(p.out_dtype, [&](auto dtype) { store_columns<decltype(dtype)::value>(p, row, column, x); });
 }
 
 /* A thread's sums of 8 neighbouring columns of one row: `lower` of the rows g and g + 8, quad of columns. */
@@ -320,7 +318,7 @@ __device__ __forceinline__ void epilogue_inside(const Arguments &p, const Positi
     if (!mine(quad)) continue;
     if (T::BLOCKS == 1) __syncwarp(); /* or the compiler works on several spans at once, and spills */
     float scale_b[COLUMNS];
-    scales.gather(scale_b, scales.column, quad);
+    scales.gather(scale_b, quad);
 #pragma unroll
     for (int b = 0; b < T::BLOCKS; b++)
 #pragma unroll
@@ -355,12 +353,9 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const Position &at,
       inside = inside && __fmul_rn(row_scale[b][lower], 1 / Unpacker<T::WIDE>::UNSCALE) == scale;
     }
   if (__all_sync(0xffffffffu, inside)) {
-    if (p.out_dtype == INT4MM_FLOAT16)
-      epilogue_inside<T, INT4MM_FLOAT16>(p, at, first_row, scales, row_scale, acc, mine);
-    else if (p.out_dtype == INT4MM_BFLOAT16)
-      epilogue_inside<T, INT4MM_BFLOAT16>(p, at, first_row, scales, row_scale, acc, mine);
-    else
-      epilogue_inside<T, INT4MM_FLOAT32>(p, at, first_row, scales, row_scale, acc, mine);
+    int4mm_for_out_dtype(p.out_dtype, [&](auto dtype) {
+      epilogue_inside<T, decltype(dtype)::value>(p, at, first_row, scales, row_scale, acc, mine);
+    });
     return;
   }
 #pragma unroll
@@ -368,7 +363,7 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const Position &at,
     if (!mine(quad)) continue;
     int column = at.n * T::BN + quad * 32 + threadIdx.x % 4 * COLUMNS;
     float scale_b[COLUMNS];
-    scales.gather(scale_b, scales.column, quad);
+    scales.gather(scale_b, quad);
 #pragma unroll
     for (int b = 0; b < T::BLOCKS; b++)
 #pragma unroll

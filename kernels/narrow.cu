@@ -220,7 +220,7 @@ __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorM
     for (int step = index; step < min(T::STAGES_A, work.count); step += 2) copy_a(shared, map_a, work, step);
   __syncwarp();
   int turn = T::TURNS == 2 ? index : 0;
-  int row_in_tile = (T::TURNS == 2 ? 0 : index * 64) + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  int row_in_tile = (T::TURNS == 2 ? 0 : index * 64) + row_in_block();
   int first_row = work.at.m * T::BM + row_in_tile + turn * 8;
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
   consumer.ring_a.next(turn), consumer.ring_b8.next(turn);
