@@ -270,7 +270,7 @@ int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kern
 static void explain(const int4mm_gpu_problem *p, int4mm_plan *plan) {
   char *text = plan->reason;
   size_t size = sizeof plan->reason;
-  int64_t tiles = plan->tile_m ? times(ceil_div(p->M, plan->tile_m), ceil_div(p->N, plan->tile_n)) : 0;
+  int64_t tiles = plan->tile_m ? tiles_of(p, plan->tile_m, plan->tile_n) : 0;
   if (plan->kernel == INT4MM_KERNEL_SIMPLE)
     snprintf(text, size, "a thread per output serves any shape; %lld outputs", (long long)times(p->M, p->N));
   else if (plan->kernel == INT4MM_KERNEL_TILED)

@@ -23,6 +23,9 @@ static inline int64_t int4mm_max64(int64_t x, int64_t y) {
 static inline int64_t int4mm_ceil_div(int64_t x, int64_t y) {
   return (x + y - 1) / y;
 }
+static inline int64_t int4mm_round_up(int64_t x, int64_t step) {
+  return int4mm_ceil_div(x, step) * step;
+}
 
 /* What an instruction set offers. Every table gives the same bits. */
 typedef struct int4mm_cpu_table {

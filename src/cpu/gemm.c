@@ -55,10 +55,6 @@ typedef struct worker {
   int32_t *start;
 } worker;
 
-static int64_t round_up(int64_t x, int64_t step) {
-  return int4mm_ceil_div(x, step) * step;
-}
-
 /* Dwords of B per word of K and column. */
 static int64_t b_width(const gemm *g) {
   return g->k->bytes_b ? 2 : 1;
@@ -242,12 +238,12 @@ static void choose_units(gemm *g) {
   int64_t most = int4mm_max64(mr, L2_BYTES / (8 * g->slice) / mr * mr);
   if (rows * 8 * g->slice <= L2_WHOLE_BYTES) most = int4mm_max64(most, rows);
   int64_t blocks = int4mm_ceil_div(rows, most);
-  if (blocks > 1) blocks = round_up(blocks, int4mm_min64(g->threads, int4mm_ceil_div(rows, 8 * mr)));
-  g->unit_rows = round_up(int4mm_ceil_div(rows, blocks), mr);
-  g->unit_cols = round_up(cols, INT4MM_PANEL);
+  if (blocks > 1) blocks = int4mm_round_up(blocks, int4mm_min64(g->threads, int4mm_ceil_div(rows, 8 * mr)));
+  g->unit_rows = int4mm_round_up(int4mm_ceil_div(rows, blocks), mr);
+  g->unit_cols = int4mm_round_up(cols, INT4MM_PANEL);
   if (g->threads == 1) return;
   int64_t across = int4mm_ceil_div(UNITS * g->threads, int4mm_ceil_div(rows, g->unit_rows));
-  g->unit_cols = round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
+  g->unit_cols = int4mm_round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
 }
 
 static void choose_sizes(gemm *g) {
@@ -260,17 +256,17 @@ static void choose_sizes(gemm *g) {
   if (!g->sliced) {
     g->block_cols = int4mm_max64(SLICED_BLOCK, PACKED_BYTES / (4 * g->slice * b_width(g)) / 64 * 64);
   }
-  g->block_rows = int4mm_min64(g->block_rows, round_up(p->M, g->k->mr));
-  g->block_cols = int4mm_min64(g->block_cols, round_up(p->N, INT4MM_PANEL));
+  g->block_rows = int4mm_min64(g->block_rows, int4mm_round_up(p->M, g->k->mr));
+  g->block_cols = int4mm_min64(g->block_cols, int4mm_round_up(p->N, INT4MM_PANEL));
   choose_units(g);
   g->own_b = packs_b(g) && g->unit_rows >= p->M;
 }
 
 /* Workspace for the sizes chosen, cut into its parts. */
 static bool take_workspace(gemm *g) {
-  int64_t rows = round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
-  int64_t a = round_up(g->threads * g->unit_rows * g->slice * 8, 64);
-  int64_t start = round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
+  int64_t rows = int4mm_round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
+  int64_t a = int4mm_round_up(g->threads * g->unit_rows * g->slice * 8, 64);
+  int64_t start = int4mm_round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
   int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
   int64_t b = panels * bytes_of_panel(g, g->slice);
   int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);

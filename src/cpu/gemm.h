@@ -28,8 +28,8 @@ typedef struct int4mm_ahead {
 } int4mm_ahead;
 
 /* tile (+)= start[r] + sum over k of a[r, k] * b[k, c] for a panel of A and nr columns of B, 2 * k8 dwords deep. ldb:
- * dwords from one row of b to the next. ldt: elements from row to row of every target. ahead: what
- * to ask for on the way. */
+ * dwords from one row of b to the next. ldt: elements from row to row of every target. ahead: what to ask for on the
+ * way. */
 typedef void int4mm_kernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
                            const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead);
 

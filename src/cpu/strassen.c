@@ -55,10 +55,6 @@ typedef struct strassen {
   int64_t i0, i1, j0, j1; /* macro tiles at hand */
 } strassen;
 
-static int64_t round_up(int64_t x, int64_t step) {
-  return int4mm_ceil_div(x, step) * step;
-}
-
 /* Sign of block (row, col) of G x G in combination r by a table for one level; two levels multiply. */
 static int sign_of(const int8_t table[7][4], int32_t levels, int64_t r, int64_t row, int64_t col) {
   if (levels == 1) return table[r][row * 2 + col];
@@ -236,10 +232,11 @@ static void choose_sizes(strassen *s) {
   s->products = s->levels == 1 ? 7 : 49;
   s->macro_m = int4mm_ceil_div(p->M, s->G * rows[s->levels]);
   s->macro_n = int4mm_ceil_div(p->N, s->G * cols[s->levels]);
-  s->mb = round_up(int4mm_ceil_div(p->M, s->macro_m * s->G), mr);
-  s->nb = round_up(int4mm_ceil_div(p->N, s->macro_n * s->G), nr);
+  s->mb = int4mm_round_up(int4mm_ceil_div(p->M, s->macro_m * s->G), mr);
+  s->nb = int4mm_round_up(int4mm_ceil_div(p->N, s->macro_n * s->G), nr);
   s->slices = int4mm_max64(1, int4mm_ceil_div(k8, s->levels == 1 ? 512 : 1024));
-  s->kb8 = int4mm_max64(2, round_up(int4mm_ceil_div(k8, s->slices * s->G), 2)); /* even: whole vectors of bytes */
+  s->kb8 =
+      int4mm_max64(2, int4mm_round_up(int4mm_ceil_div(k8, s->slices * s->G), 2)); /* even: whole vectors of bytes */
   int64_t macro_a = s->slices * s->products * block_a(s), macro_b = s->slices * s->products * block_b(s);
   int64_t packed_b = int4mm_max64(PACKED_B_BYTES, (int64_t)s->threads * PACKED_B_BYTES / 4);
   s->block_m = int4mm_min64(s->macro_m, int4mm_max64(1, PACKED_A_BYTES / macro_a));
@@ -248,10 +245,10 @@ static void choose_sizes(strassen *s) {
 
 static bool take_workspace(strassen *s) {
   int64_t macro_a = s->slices * s->products * block_a(s), macro_b = s->slices * s->products * block_b(s);
-  int64_t starts = round_up(4 * s->block_m * s->slices * s->products * s->mb, 64);
+  int64_t starts = int4mm_round_up(4 * s->block_m * s->slices * s->products * s->mb, 64);
   int64_t tile = 4 * s->G * s->mb * ld_of_tile(s);
   int64_t blocks = s->G * s->G * int4mm_max64(panel_a(s), panel_b(s));
-  s->scratch_bytes = round_up(int4mm_max64(tile, blocks), 64);
+  s->scratch_bytes = int4mm_round_up(int4mm_max64(tile, blocks), 64);
   char *memory =
       int4mm_workspace_take(s->block_m * macro_a + s->block_n * macro_b + starts + s->threads * s->scratch_bytes);
   if (!memory) return false;

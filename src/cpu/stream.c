@@ -155,16 +155,13 @@ static void choose_parts(stream_run *s) {
   s->width = int4mm_min64(s->columns, most);
 }
 
-static int64_t round_up64(int64_t bytes) {
-  return int4mm_ceil_div(bytes, 64) * 64;
-}
-
 /* Workspace in the order: expanded A, which slices that is, accumulators, sums of the parts of K. */
 static bool take_workspace(stream_run *s) {
   const int4mm_problem *p = s->p;
   s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + APART;
   s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
-  int64_t a = round_up64(4 * s->threads * p->M * s->lda), slices = round_up64(s->threads * (int64_t)sizeof(slice));
+  int64_t a = int4mm_round_up(4 * s->threads * p->M * s->lda, 64);
+  int64_t slices = int4mm_round_up(s->threads * (int64_t)sizeof(slice), 64);
   s->acc_size = p->M * (s->width + APART) + PAGE / 4;
   int64_t acc = 4 * s->threads * s->acc_size;
   int64_t sums = s->k_parts > 1 ? 4 * s->k_parts * p->M * s->ld : 0;
