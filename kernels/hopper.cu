@@ -113,8 +113,10 @@ template <int STAGES, class Load> __device__ __forceinline__ void produce(const 
 
 template <class T>
 __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
+  bool fresh = true; /* B's first step comes before A's second: it has farther to go */
   produce<T::STAGES_A>(p, [&](const Ring<T::STAGES_A> &ring, const Position &at, int step) {
     ptx::barrier_wait(shared.empty_a(ring.slot), ring.parity ^ 1);
+    if (fresh && step == 1) ptx::barrier_wait(shared.full_b(0), 0), fresh = false;
     ptx::barrier_expect(shared.full_a(ring.slot), T::A_BYTES);
     ptx::tensor_load_2d(shared.a(ring.slot), map, step * STEP_WORDS, at.m * T::BM, shared.full_a(ring.slot));
   });
@@ -157,7 +159,8 @@ template <class T> __device__ __forceinline__ void unpack_b(const Shared<T> &sha
   Ring<T::STAGES_8> wide;
   packed.next(team), wide.next(team);
   Unpacker<T::WIDE> unpacker(p.flip_b);
-  int stored = -1; /* slot that was filled and is not announced yet */
+  int stored = -1;   /* slot that was filled and is not announced yet */
+  bool fresh = true; /* the first step is waited for: it is announced at once */
   auto announce = [&] {
     ptx::fence_async_shared();
     ptx::barrier_arrive(shared.full_b8(stored));
@@ -185,6 +188,7 @@ template <class T> __device__ __forceinline__ void unpack_b(const Shared<T> &sha
       }
     ptx::barrier_arrive(shared.empty_b(packed.slot)); /* only now: its words have been used */
     stored = wide.slot;
+    if (fresh) announce(), stored = -1, fresh = false;
     packed.next(T::TEAMS), wide.next(T::TEAMS);
   }
   if (stored >= 0) announce();
