@@ -40,17 +40,19 @@ struct Arguments {
   void *out;
   int32_t out_dtype;
   bool vector_store; /* 4 columns may be stored at a time */
+  int turns;         /* steps that every warp has; some have one more */
+  int starts;        /* a power of two up to that: CTAs begin at so many of them, in turn */
 };
 
-/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES steps in flight per warp. ALIGNED: rows of A and B start on 16 bytes. */
-template <int ROWS_, int STAGES_, bool ALIGNED_, bool WIDE_> struct Shape {
+/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES steps in flight per warp. ALIGNED: rows of A and B start on 16 bytes.
+ * TURNED: neighbouring CTAs begin at different steps. */
+template <int ROWS_, int STAGES_, bool ALIGNED_, bool WIDE_, bool TURNED_ = false> struct Shape {
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
-  static constexpr bool ALIGNED = ALIGNED_, WIDE = WIDE_;
+  static constexpr bool ALIGNED = ALIGNED_, WIDE = WIDE_, TURNED = TURNED_;
   static constexpr int TILES = (ROWS + 15) / 16; /* mma row tiles */
   static constexpr int A_SLOTS = ROWS / 8;       /* 16-byte slots per lane and step: rows g, g + 8, ... */
   static constexpr int SLOTS = 4 + A_SLOTS;      /* B first */
   static constexpr int CTAS = ROWS <= 16 && ALIGNED ? 2 : 1;
-  static constexpr int PREFETCH = 2; /* steps of B asked of L2 ahead of the first copies */
   static constexpr int WARP_BYTES = STAGES * SLOTS * 32 * 16;
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the slots were");
 };
@@ -219,16 +221,11 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
   ptx::cluster_wait();
 }
 
-/* Asks L2 for the first steps of this warp's B: a lane for each row of two steps. It reads nothing, so it need not wait
- * for the kernels before this one, and the memory has work while they end and this one starts. */
-template <class S>
-__device__ __forceinline__ void prefetch(const Arguments &p, int step, int stride, int first_column) {
-  int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < S::PREFETCH; i += 2) {
-    int word = (step + (i + lane / STEP_WORDS) * stride) * STEP_WORDS + lane % STEP_WORDS;
-    if (word < p.words && first_column < p.N) ptx::prefetch_l2(p.b + word * p.ldb + first_column);
-  }
+/* Asks L2 for B of a step, a lane for each row; half a warp calls it. It reads nothing, so it need not wait for the
+ * kernels before this one, and the memory has work while they end and this one starts. */
+__device__ __forceinline__ void prefetch(const Arguments &p, int step, int first_column) {
+  int word = step * STEP_WORDS + threadIdx.x % STEP_WORDS;
+  if (word < p.words && first_column < p.N) ptx::prefetch_l2(p.b + word * p.ldb + first_column);
 }
 
 template <class S>
@@ -239,25 +236,30 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) stream(con
   int first_row = blockIdx.y * S::ROWS, stripe_column = blockIdx.x / p.split * p.warps_n * COLUMNS;
   int first_column = stripe_column + warp % p.warps_n * COLUMNS;
   int steps = (p.words + STEP_WORDS - 1) / STEP_WORDS, stride = p.split * p.warps_k;
-  int step = rank * p.warps_k + warp / p.warps_n;
+  int first = rank * p.warps_k + warp / p.warps_n, start = first, end = steps;
+  /* Turned, a warp begins somewhere in its steps and goes on from the end of them with the first. */
+  int turns = p.turns * stride, span = first < steps - turns ? turns + stride : turns;
+  if (S::TURNED) start += (blockIdx.x / p.split & (p.starts - 1)) * stride, end = start + span;
+  auto place = [&](int step) { return S::TURNED && step >= first + span ? step - span : step; };
   Unpacker<S::WIDE> unpack_a(p.flip_a), unpack_b(p.flip_b);
   int32_t acc[S::TILES][4][4] = {};
 
-  prefetch<S>(p, step, stride, first_column);
+  prefetch(p, place(start + threadIdx.x % 32 / STEP_WORDS * stride), first_column);
   ptx::wait_for_prior_grids();
 #pragma unroll
   for (int stage = 0; stage < S::STAGES; stage++) {
-    int ahead = step + stage * stride;
-    if (ahead < steps) start_step<S>(p, slots + stage * S::SLOTS * 512, ahead, first_row, first_column);
+    int ahead = start + stage * stride;
+    if (ahead < end) start_step<S>(p, slots + stage * S::SLOTS * 512, place(ahead), first_row, first_column);
     ptx::copy_async_commit();
   }
-  for (uint32_t at = slots; step < steps; step += stride) {
+  uint32_t at = slots;
+  for (int step = start; step < end; step += stride) {
     ptx::copy_async_wait<S::STAGES - 1>();
     __syncwarp(); /* every lane's copies have landed */
-    multiply_step<S>(acc, p, at, step, unpack_a, unpack_b);
+    multiply_step<S>(acc, p, at, place(step), unpack_a, unpack_b);
     __syncwarp(); /* every lane's loads have been used, so the slots are free */
     int ahead = step + S::STAGES * stride;
-    if (ahead < steps) start_step<S>(p, at, ahead, first_row, first_column);
+    if (ahead < end) start_step<S>(p, at, place(ahead), first_row, first_column);
     ptx::copy_async_commit();
     at = at + S::SLOTS * 512 == slots + S::WARP_BYTES ? slots : at + S::SLOTS * 512;
   }
@@ -288,6 +290,8 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.out = problem->out, p.out_dtype = problem->out_dtype;
   uint64_t element = problem->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   p.vector_store = ((uint64_t)problem->out | (uint64_t)problem->ldo * element) % (LANE_WORDS * element) == 0;
+  p.turns = (p.words + STEP_WORDS - 1) / STEP_WORDS / (p.split * p.warps_k);
+  for (p.starts = 1; 2 * p.starts <= p.turns;) p.starts *= 2;
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
   dim3 grid((p.N + stripe - 1) / stripe * p.split, (p.M + S::ROWS - 1) / S::ROWS);
   return int4mm_launch(stream<S>, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream_, p);
@@ -300,6 +304,9 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
       (((uint64_t)problem->a | (uint64_t)problem->b) % 16 | (uint64_t)(problem->lda | problem->ldb) % 4) == 0;
   if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, 4, false, true>>(problem, plan, stream_);
   if (!aligned) return launch<Shape<ROWS, 4, false, false>>(problem, plan, stream_);
+  /* CTAs of one stripe would all ask L2 for the same rows of A at once: 16 x 4096 x 4096 takes 4.6 us, not 5.0. With 8
+   * rows, and with several stripes to a CTA, turning costs more than it gains. */
+  if (ROWS == 16 && plan->tile_n == COLUMNS) return launch<Shape<ROWS, 3, true, false, true>>(problem, plan, stream_);
   return launch<Shape<ROWS, ROWS == 16 ? 3 : 2, true, false>>(problem, plan, stream_);
 }
 
