@@ -117,7 +117,7 @@ __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtenso
   produce<T::STAGES_A>(p, [&](const Ring<T::STAGES_A> &ring, const Position &at, int step) {
     ptx::barrier_wait(shared.empty_a(ring.slot), ring.parity ^ 1);
     if (fresh && step == 1) ptx::barrier_wait(shared.full_b(0), 0), fresh = false;
-    ptx::barrier_expect(shared.full_a(ring.slot), T::A_BYTES);
+    ptx::barrier_expect(shared.full_a(ring.slot), p.box_rows * STEP_WORDS * 4);
     ptx::tensor_load_2d(shared.a(ring.slot), map, step * STEP_WORDS, at.m * T::BM, shared.full_a(ring.slot));
   });
 }
@@ -245,13 +245,13 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   cudaError_t error = int4mm_allow_shared((const void *)hopper<T>, allowed);
   if (error != cudaSuccess) return error;
   CUtensorMap map_a, map_b;
+  Arguments p = make_arguments(problem, plan);
   int64_t words = problem->K / 8;
-  error = map_words(&map_a, problem->a, problem->M, words, problem->lda, T::BM, STEP_WORDS);
+  error = map_words(&map_a, problem->a, problem->M, words, problem->lda, p.box_rows, STEP_WORDS);
   if (error != cudaSuccess) return error;
   error = map_words(&map_b, problem->b, words, problem->N, problem->ldb, STEP_WORDS, T::BN);
   if (error != cudaSuccess) return error;
-  return int4mm_launch(hopper<T>, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
-                       make_arguments(problem, plan));
+  return int4mm_launch(hopper<T>, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b, p);
 }
 
 } // namespace

@@ -43,7 +43,8 @@ constexpr int SHARED_LIMIT = 232448; /* bytes a CTA may have on sm_90 */
 struct Arguments {
   int M, N, words; /* words of k: K / 8 */
   int tiles_m, tiles_n;
-  int split; /* CTAs that share a tile's K, a cluster */
+  int split;    /* CTAs that share a tile's K, a cluster */
+  int box_rows; /* of A that a copy brings: a tile's, or M where that is less. It takes longer to fill with zeros */
   const uint32_t *b;
   int64_t ldb, ldo;
   uint32_t flip_a, flip_b;
@@ -415,7 +416,7 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   Arguments p = {};
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.tiles_m = (p.M + plan->tile_m - 1) / plan->tile_m, p.tiles_n = (p.N + plan->tile_n - 1) / plan->tile_n;
-  p.split = plan->split_k;
+  p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
   p.b = problem->b, p.ldb = problem->ldb, p.ldo = problem->ldo;
   p.flip_a = problem->flip_a, p.flip_b = problem->flip_b;
   p.scale_a = problem->scale_a, p.scale_b = problem->scale_b, p.bias = problem->bias;

@@ -79,12 +79,15 @@ template <class T> struct Shared {
 };
 
 /* The CTA's tile, and its share of the tile's steps: `count` from `begin` on. The grid is the tiles, with the CTAs of a
- * pair side by side. */
-struct Work {
+ * pair side by side. The last tile along M lies at the end of A, over its neighbour, so that no rows outside A have to
+ * be filled with zeros, which takes longer than bringing rows. What both tiles compute is the same, bit for bit. */
+template <class T> struct Work {
   int rank, begin, count;
+  int first_row;
   Position at;
   __device__ __forceinline__ explicit Work(const Arguments &p)
       : rank(blockIdx.x & (p.split - 1)), at{(int)blockIdx.x >> (p.split - 1), (int)blockIdx.y} {
+    first_row = min(at.m * T::BM, p.M - p.box_rows);
     int steps = (p.words + STEP_WORDS - 1) / STEP_WORDS, first = p.split == 2 ? (steps + 1) / 2 : steps;
     begin = rank ? first : 0, count = rank ? steps - first : first;
   }
@@ -92,10 +95,11 @@ struct Work {
 
 /* Asks for packed A of a step of this CTA. One thread calls it. */
 template <class T>
-__device__ __forceinline__ void copy_a(const Shared<T> &shared, const CUtensorMap *map, const Work &work, int step) {
+__device__ __forceinline__ void copy_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p,
+                                       const Work<T> &work, int step) {
   int slot = step % T::STAGES_A;
-  ptx::barrier_expect(shared.full_a(slot), T::A_BYTES);
-  ptx::tensor_load_2d(shared.a(slot), map, (work.begin + step) * STEP_WORDS, work.at.m * T::BM, shared.full_a(slot));
+  ptx::barrier_expect(shared.full_a(slot), p.box_rows * STEP_WORDS * 4);
+  ptx::tensor_load_2d(shared.a(slot), map, (work.begin + step) * STEP_WORDS, work.first_row, shared.full_a(slot));
 }
 
 /* ---- unpackers ---- */
@@ -127,7 +131,7 @@ struct PackedB {
  * and asks for its next one before it stores this. */
 template <class T>
 __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensorMap *map_a, const Arguments &p,
-                                         const Work &work, int warp) {
+                                         const Work<T> &work, int warp) {
   int team = warp / T::TEAM, slice = warp % T::TEAM * 2 + threadIdx.x % 32 / T::LANES;
   int word = (work.begin + team) * STEP_WORDS + slice, n = work.at.n * T::BN + threadIdx.x % T::LANES * 4;
   Ring<T::STAGES_8> ring;
@@ -148,7 +152,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
       if (column == 0) {
         ptx::barrier_wait(shared.empty_b8(ring.slot), ring.parity ^ 1);
         if (threadIdx.x % (32 * T::TEAM) == 0 && step >= T::STAGES_8 && step + T::AHEAD < work.count)
-          copy_a(shared, map_a, work, step + T::AHEAD);
+          copy_a(shared, map_a, p, work, step + T::AHEAD);
         __syncwarp();
       }
       unpacked.store(shared.b8(ring.slot), slice, column);
@@ -214,14 +218,14 @@ __device__ __forceinline__ void add_peer(const Shared<T> &shared, int index, int
 
 template <class T>
 __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorMap *map_a, const Arguments &p,
-                                        const Work &work, int index) {
+                                        const Work<T> &work, int index) {
   ptx::wait_for_prior_grids();
   if (threadIdx.x % 128 == 0) /* the first copies of A */
-    for (int step = index; step < min(T::STAGES_A, work.count); step += 2) copy_a(shared, map_a, work, step);
+    for (int step = index; step < min(T::STAGES_A, work.count); step += 2) copy_a(shared, map_a, p, work, step);
   __syncwarp();
   int turn = T::TURNS == 2 ? index : 0;
   int row_in_tile = (T::TURNS == 2 ? 0 : index * 64) + row_in_block();
-  int first_row = work.at.m * T::BM + row_in_tile + turn * 8;
+  int first_row = work.first_row + row_in_tile + turn * 8;
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
   consumer.ring_a.next(turn), consumer.ring_b8.next(turn);
   Scales<T> scales;
@@ -246,7 +250,7 @@ __global__ void __launch_bounds__(T::THREADS, 2)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared<T> shared{ptx::shared_address(memory)};
-  Work work(p);
+  Work<T> work(p);
   if (threadIdx.x < T::BARRIERS) shared.init_barrier(threadIdx.x);
   if (threadIdx.x == 64) ptx::prefetch_tensor_map(&map_a);
   __syncthreads();
@@ -268,9 +272,9 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   cudaError_t error = int4mm_allow_shared((const void *)narrow<T>, allowed);
   if (error != cudaSuccess) return error;
   CUtensorMap map_a;
-  error = map_words(&map_a, problem->a, problem->M, problem->K / 8, problem->lda, T::BM, STEP_WORDS);
-  if (error != cudaSuccess) return error;
   Arguments p = make_arguments(problem, plan);
+  error = map_words(&map_a, problem->a, problem->M, problem->K / 8, problem->lda, p.box_rows, STEP_WORDS);
+  if (error != cudaSuccess) return error;
   return int4mm_launch(narrow<T>, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, T::SHARED_BYTES, p.split, stream,
                        map_a, p);
 }

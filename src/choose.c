@@ -14,7 +14,7 @@
 
 enum { STEP_K = 128 /* values of k that the fast kernels take at a time */, STREAM_COLUMNS = 32 /* of a warp */ };
 
-enum { LAUNCH_TIME = 2400, EXCHANGE_TIME = 400 /* between the CTAs of a pair */, WEIGHT_RATE = 2500 /* bytes a ns */ };
+enum { LAUNCH_TIME = 2400, EXCHANGE_TIME = 300 /* between the CTAs of a pair */, WEIGHT_RATE = 3000 /* bytes a ns */ };
 
 /* Persistent CTAs, one an SM. `step` and `tile` are the time of a step and of what else there is to a tile: 4096^3
  * takes 88 us with the larger and 109 with the smaller, 512 x 4096 x 4096 23 and 16, 128 x 8192 x 28672 87 and 53. */
@@ -30,7 +30,8 @@ static const hopper_tile hopper_tiles[] = {{"hopper_256x128", 256, 128, 600, 240
 
 /* A CTA a tile, up to two an SM. `one` and `two` are the time of a step by one CTA and by two side by side, the others
  * of a call that leaves each SM with one or with two: 512^3 takes 3.2 us with the larger and 2.3 with the smaller,
- * 1024^3 5.0 and 5.4, 256 x 4096 x 4096 11.4 and 12.5, 128 x 4096 x 4096 with a split K 7.4 and 9.2. */
+ * 1024^3 5.0 and 5.4, 256 x 4096 x 4096 11.4 and 12.5, 128 x 4096 x 4096 with a split K 7.4 and 9.2. With the smaller,
+ * 32 rows of 2048 x 2048 and 4096 x 4096, split, take 3.3 and 5.4 us, and of 4096 x 14336 12.7. */
 typedef struct narrow_tile {
   const char *name;
   int32_t m, n;
@@ -39,10 +40,11 @@ typedef struct narrow_tile {
 } narrow_tile;
 
 static const narrow_tile narrow_tiles[] = {{"narrow_128x64", 128, 64, 280, 456, 2400, 3000, 5},
-                                           {"narrow_64x64", 64, 64, 205, 301, 1700, 2900, 6}};
+                                           {"narrow_64x64", 64, 64, 205, 301, 1350, 2900, 6}};
 
 /* `call` is the time of a call beside reading B, `rate` the bytes of B read per ns: 1, 16, 32 and 64 rows of
- * 4096 x 4096 take 4.4, 5.0, 6.1 and 8.5 us, of 4096 x 14336 9.2, 10.2, 13.2 and 22. */
+ * 4096 x 4096 take 4.1, 4.7, 6.1 and 8.4 us, of 14336 x 4096 8.9, 9.9, 12.5 and 22, of 4096 x 14336 9.1, 10.0 and 13.2.
+ */
 typedef struct stream_shape {
   const char *name;
   int32_t rows;
@@ -52,7 +54,7 @@ typedef struct stream_shape {
 
 static const stream_shape stream_shapes[] = {{"stream_8", 8, 2300, 4150, 2, 16},
                                              {"stream_16", 16, 2700, 3850, 3, 16},
-                                             {"stream_32", 32, 2500, 2750, 2, 16},
+                                             {"stream_32", 32, 2600, 2950, 2, 16},
                                              {"stream_64", 64, 2800, 1470, 2, 8}};
 
 enum {
@@ -127,8 +129,9 @@ static const char *stream_refusal(const int4mm_gpu_problem *p, const stream_shap
  * estimate. */
 static int64_t plan_stream(const int4mm_gpu_problem *p, const stream_shape *s, int4mm_plan *plan) {
   int64_t steps = ceil_div(p->K, STEP_K), warps_n = 1, warps_k = 1;
-  /* only these have a build for rows off 16 bytes and for long K */
-  plan->stages = aligned16(p) && p->K < INT4MM_WIDE_K ? s->stages : 4;
+  bool one_stripe = p->N <= (int64_t)p->sms * STREAM_COLUMNS; /* a CTA: warps_n stays 1 */
+  plan->stages = s->rows == 8 && one_stripe ? 3 : s->stages;
+  if (!aligned16(p) || p->K >= INT4MM_WIDE_K) plan->stages = 4; /* the one depth that is built for these */
   int64_t fit = shared_limit(p->arch) / (plan->stages * (2048 + s->rows / 8 * 512));
   int64_t max_warps = s->max_warps, max_warps_k = steps < 64 ? 8 : 16; /* 1 x 4096 x 4096: 4.4 us, with 16 4.8 */
   while (max_warps > fit) max_warps /= 2;
