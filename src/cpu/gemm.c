@@ -168,14 +168,16 @@ static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_
   const int4mm_kernels *k = g->k;
   int4mm_target target = {g->sums + w->slot * k->mr * k->nr, 0};
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
-  bool last = g->j0 + g->k8 == g->p->K / 8;
+  const uint32_t *a = w->a + r * 2 * g->k8;
+  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->sliced && rows == k->mr && columns == k->nr;
+  if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->start + r, ahead)) return;
   if (last) fetch_out(g, m, n, rows);
   if (g->sliced) {
     target.tile = g->sums + m * g->block_cols + n;
     target.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->kernel(g->k8, w->a + r * 2 * g->k8, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, ahead);
+  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, ahead);
   if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
 }
 

@@ -67,6 +67,11 @@ typedef struct int4mm_kernels {
    * next multiple of 16 columns. */
   void (*store)(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows, int64_t columns, const int32_t *tile,
                 int64_t ldt);
+  /* `kernel` and `store` in one for a whole tile and all of K, B in words: the sums stay in registers. False where one
+   * of the outputs is NaN, whose bits are then not as they should be. NULL where an instruction set has no such thing.
+   */
+  bool (*product)(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
+                  const int32_t *start, int4mm_ahead ahead);
 } int4mm_kernels;
 
 /* The product by the driver; OK or INT4MM_ERR_MEMORY, before anything is written. */
