@@ -18,8 +18,8 @@ enum {
   PACKED_BYTES = 16 << 20,    /* of a packed super block of B */
   L2_BYTES = 384 << 10,       /* of packed A that stays in the second-level cache */
   L2_WHOLE_BYTES = 512 << 10, /* ... when that is all of it */
-  PACK_ROWS = 64,             /* words of K in a piece of packing B */
-  PACK_PANELS = 8,            /* panels in it */
+  PACK_ROWS = 16,             /* words of K in a piece of packing B */
+  PACK_PANELS = 64,           /* panels in it: long runs of a row, which memory gives faster */
   ROWS_AHEAD = 16 /* rows of a raw weight fetched ahead: each may be another page, which no hardware foresees */
 };
 
@@ -147,14 +147,19 @@ static void fetch_out(const gemm *g, int64_t m, int64_t n, int64_t rows) {
   for (int64_t r = 0; r < rows; r++, out += step) __builtin_prefetch(out, 1);
 }
 
-/* The t-th share of the panel of B after that of column n: what tile t may ask for while it is computed. */
-static int4mm_ahead ahead_of(const gemm *g, int64_t n, int64_t t, const uint32_t *b) {
-  int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8;
+/* The t-th share of what comes after the panel of B of column n, for tile t to ask for while it is computed: the next
+ * panel, or the next block of A once row m's has met all of B. */
+static int4mm_ahead ahead_of(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
+  const int4mm_problem *p = g->p;
+  int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->unit_rows;
   int4mm_ahead ahead = {(const char *)b, 0};
-  if (n + INT4MM_PANEL >= g->cols) return ahead;
-  if (g->own_b && t < 2) { /* not packed yet: a line of each of its rows */
-    ahead.line = (const char *)(int4mm_b_word(g->p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
-    ahead.step = 4 * (g->p->b_panels ? INT4MM_PANEL : g->p->ldb);
+  if (n + INT4MM_PANEL >= g->cols) {
+    if (next >= g->rows || t * share >= 4 * p->lda * g->unit_rows) return ahead;
+    ahead.line = (const char *)(p->a + (g->m0 + next) * p->lda + g->j0) + t * share;
+    ahead.step = 64;
+  } else if (g->own_b && t < 2) { /* not packed yet: a line of each of its rows */
+    ahead.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
+    ahead.step = 4 * (p->b_panels ? INT4MM_PANEL : p->ldb);
   } else if (!g->own_b && t * share < bytes) {
     ahead.line = (const char *)b + bytes + t * share;
     ahead.step = 64;
@@ -201,7 +206,7 @@ static void compute_unit(worker *w, int64_t index) {
     int64_t t = 0; /* tiles in this panel */
     const uint32_t *first = b;
     for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
-      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, ahead_of(g, panel, t++, first));
+      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, ahead_of(g, m0, panel, t++, first));
       b += g->k->bytes_b ? 2 * nr * g->k8 : nr;
     }
   }
