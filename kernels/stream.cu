@@ -40,8 +40,8 @@ struct Arguments {
   void *out;
   int32_t out_dtype;
   bool vector_store; /* 4 columns may be stored at a time */
-  int turns;         /* steps that every warp has; some have one more */
-  int starts;        /* a power of two up to that: CTAs begin at so many of them, in turn */
+  int circle;        /* steps that every warp has, times the warps that share K */
+  int starts;        /* a power of two up to what a warp has of them: CTAs begin at so many, in turn */
 };
 
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES steps in flight per warp. ALIGNED: rows of A and B start on 16 bytes.
@@ -236,30 +236,31 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) stream(con
   int first_row = blockIdx.y * S::ROWS, stripe_column = blockIdx.x / p.split * p.warps_n * COLUMNS;
   int first_column = stripe_column + warp % p.warps_n * COLUMNS;
   int steps = (p.words + STEP_WORDS - 1) / STEP_WORDS, stride = p.split * p.warps_k;
-  int first = rank * p.warps_k + warp / p.warps_n, start = first, end = steps;
-  /* Turned, a warp begins somewhere in its steps and goes on from the end of them with the first. */
-  int turns = p.turns * stride, span = first < steps - turns ? turns + stride : turns;
-  if (S::TURNED) start += (blockIdx.x / p.split & (p.starts - 1)) * stride, end = start + span;
-  auto place = [&](int step) { return S::TURNED && step >= first + span ? step - span : step; };
+  int step = rank * p.warps_k + warp / p.warps_n;
+  /* Turned, a warp takes the steps that every warp has in a circle, from one of them on. */
+  int turn = (blockIdx.x / p.split & (p.starts - 1)) * stride;
+  auto place = [&](int step) {
+    if (!S::TURNED || step >= p.circle) return step;
+    return step + turn < p.circle ? step + turn : step + turn - p.circle;
+  };
   Unpacker<S::WIDE> unpack_a(p.flip_a), unpack_b(p.flip_b);
   int32_t acc[S::TILES][4][4] = {};
 
-  prefetch(p, place(start + threadIdx.x % 32 / STEP_WORDS * stride), first_column);
+  prefetch(p, place(step + threadIdx.x % 32 / STEP_WORDS * stride), first_column);
   ptx::wait_for_prior_grids();
 #pragma unroll
   for (int stage = 0; stage < S::STAGES; stage++) {
-    int ahead = start + stage * stride;
-    if (ahead < end) start_step<S>(p, slots + stage * S::SLOTS * 512, place(ahead), first_row, first_column);
+    int ahead = step + stage * stride;
+    if (ahead < steps) start_step<S>(p, slots + stage * S::SLOTS * 512, place(ahead), first_row, first_column);
     ptx::copy_async_commit();
   }
-  uint32_t at = slots;
-  for (int step = start; step < end; step += stride) {
+  for (uint32_t at = slots; step < steps; step += stride) {
     ptx::copy_async_wait<S::STAGES - 1>();
     __syncwarp(); /* every lane's copies have landed */
     multiply_step<S>(acc, p, at, place(step), unpack_a, unpack_b);
     __syncwarp(); /* every lane's loads have been used, so the slots are free */
     int ahead = step + S::STAGES * stride;
-    if (ahead < end) start_step<S>(p, at, place(ahead), first_row, first_column);
+    if (ahead < steps) start_step<S>(p, at, place(ahead), first_row, first_column);
     ptx::copy_async_commit();
     at = at + S::SLOTS * 512 == slots + S::WARP_BYTES ? slots : at + S::SLOTS * 512;
   }
@@ -290,8 +291,9 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.out = problem->out, p.out_dtype = problem->out_dtype;
   uint64_t element = problem->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   p.vector_store = ((uint64_t)problem->out | (uint64_t)problem->ldo * element) % (LANE_WORDS * element) == 0;
-  p.turns = (p.words + STEP_WORDS - 1) / STEP_WORDS / (p.split * p.warps_k);
-  for (p.starts = 1; 2 * p.starts <= p.turns;) p.starts *= 2;
+  int stride = p.split * p.warps_k, turns = (p.words + STEP_WORDS - 1) / STEP_WORDS / stride;
+  p.circle = turns * stride;
+  for (p.starts = 1; 2 * p.starts <= turns;) p.starts *= 2;
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
   dim3 grid((p.N + stripe - 1) / stripe * p.split, (p.M + S::ROWS - 1) / S::ROWS);
   return int4mm_launch(stream<S>, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream_, p);
