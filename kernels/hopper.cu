@@ -91,8 +91,9 @@ struct Work {
 };
 
 /* Tiles are walked in bands of 8 tile rows, down a band's columns, so that the CTAs of a wave share operands in L2. */
+constexpr int BAND = 8;
+
 __device__ __forceinline__ Position position(int tile, const Arguments &p) {
-  constexpr int BAND = 8;
   int band = tile / (BAND * p.tiles_n), rows = min(p.tiles_m - band * BAND, BAND), i = tile % (BAND * p.tiles_n);
   return {band * BAND + i % rows, i / rows};
 }
@@ -129,6 +130,14 @@ __device__ __forceinline__ void produce_b(const Shared<T> &shared, const CUtenso
     ptx::barrier_expect(shared.full_b(ring.slot), T::B_BYTES);
     ptx::tensor_load_2d(shared.b(ring.slot), map, at.n * T::BN, step * STEP_WORDS, shared.full_b(ring.slot));
   });
+}
+
+/* Asks L2 for B of the first steps, one CTA for each column of a band: all at once for the same lines would take longer
+ * than it saves. It reads nothing, so it need not wait for the kernels before this one. */
+template <class T> __device__ __forceinline__ void prefetch_b(const CUtensorMap *map, const Arguments &p) {
+  Position at = position(blockIdx.x, p);
+  if (at.m % BAND) return;
+  for (int step = 0; step < 4; step++) ptx::tensor_prefetch_2d(map, at.n * T::BN, step * STEP_WORDS);
 }
 
 /* ---- unpackers ---- */
@@ -200,6 +209,9 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
   int row_in_tile = index * T::BLOCKS * 64 + row_in_block();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
   Work work(p);
+  /* One consumer lets the other go ahead where that costs no products, so that they do not store at the same time. */
+  constexpr int LAG = 2;
+  if (T::BLOCKS == 1 && index == 1 && work.steps > LAG) ptx::barrier_wait(shared.full_b8(LAG), 0);
   for (int tile = work.first; tile < work.tiles; tile += work.stride) {
     Scales<T> scales;
     consumer.tile(work.steps, [&] {
@@ -224,6 +236,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
   if (threadIdx.x == 32) ptx::prefetch_tensor_map(&map_a), ptx::prefetch_tensor_map(&map_b);
   __syncthreads();
   ptx::allow_next_grid();
+  if (threadIdx.x == 32) prefetch_b<T>(&map_b, p);
   ptx::wait_for_prior_grids();
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* tells the compiler that a warp agrees on it */
   if (group == 0) {
