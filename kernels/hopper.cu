@@ -114,10 +114,12 @@ template <int STAGES, class Load> __device__ __forceinline__ void produce(const 
 
 template <class T>
 __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
-  bool fresh = true; /* B's first step comes before A's second: it has farther to go */
+  int patience = 16; /* with which A's second step waits for B's first, which has farther to go. It must not wait for
+                      * ever: B's barrier may be phases further on */
   produce<T::STAGES_A>(p, [&](const Ring<T::STAGES_A> &ring, const Position &at, int step) {
     ptx::barrier_wait(shared.empty_a(ring.slot), ring.parity ^ 1);
-    if (fresh && step == 1) ptx::barrier_wait(shared.full_b(0), 0), fresh = false;
+    for (; step == 1 && patience > 0; patience--)
+      if (ptx::barrier_try_wait(shared.full_b(0), 0)) patience = 1; /* the last try */
     ptx::barrier_expect(shared.full_a(ring.slot), p.box_rows * STEP_WORDS * 4);
     ptx::tensor_load_2d(shared.a(ring.slot), map, step * STEP_WORDS, at.m * T::BM, shared.full_a(ring.slot));
   });
