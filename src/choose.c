@@ -43,8 +43,8 @@ static const narrow_tile narrow_tiles[] = {{"narrow_128x64", 128, 64, 280, 456, 
                                            {"narrow_64x64", 64, 64, 205, 301, 1350, 2900, 6}};
 
 /* `call` is the time of a call beside reading B, `rate` the bytes of B read per ns: 1, 16, 32 and 64 rows of
- * 4096 x 4096 take 4.1, 4.7, 6.1 and 8.4 us, of 14336 x 4096 8.9, 9.9, 12.5 and 22, of 4096 x 14336 9.1, 10.0 and 13.2.
- */
+ * 4096 x 4096 take 4.1, 4.7, 6.1 and 8.4 us, of 14336 x 4096 8.9, 9.9, 12.5 and 22; 1, 16 and 32 rows of 4096 x 14336
+ * take 9.1, 10.0 and 13.2. */
 typedef struct stream_shape {
   const char *name;
   int32_t rows;

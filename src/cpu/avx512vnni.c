@@ -432,14 +432,6 @@ static inline __attribute__((always_inline)) void store_columns(const int4mm_pro
 
 /* ---- a whole tile ----------------------------------------------------------------------------------------------- */
 
-/* Asks for the lines of out that store_tile writes: not long before, or the operands push them out of the cache. */
-static inline void fetch_out(const int4mm_problem *p, int64_t m, int64_t n) {
-  __asm__("" : "+r"(p)); /* or the compiler has all addresses ready before the loop and no registers for them */
-  int64_t size = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->ldo * size;
-  const char *row = (const char *)p->out + m * step + n * size;
-  for (int r = 0; r < MR; r++, row += step) __builtin_prefetch(row, 1);
-}
-
 /* Sums to outputs; true where none is NaN. */
 static inline __attribute__((always_inline)) bool store_tile(const int4mm_problem *p, int64_t m, int64_t n,
                                                              __m512i acc[MR][VECTORS], int32_t dtype) {
@@ -470,7 +462,8 @@ static bool product(const int4mm_problem *p, int64_t m, int64_t n, const uint32_
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
   multiply_words(acc, k8 - late, &w);
-  fetch_out(p, m, n);
+  __asm__("" : "+r"(p)); /* or the compiler has out's addresses ready before the loop and no registers for them */
+  int4mm_fetch_out(p, m, n, MR); /* not sooner, or the operands push the lines out of the cache */
   multiply_words(acc, late, &w);
   if (p->out_dtype == INT4MM_FLOAT16) return store_tile(p, m, n, acc, INT4MM_FLOAT16);
   if (p->out_dtype == INT4MM_BFLOAT16) return store_tile(p, m, n, acc, INT4MM_BFLOAT16);

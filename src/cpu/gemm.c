@@ -140,13 +140,6 @@ static const uint32_t *panel_of_b(const gemm *g, int64_t n, int32_t slot) {
   return packs_b(g) ? g->b + panel * dwords : int4mm_b_word(g->p, g->j0, g->n0 + n);
 }
 
-/* Asks for the lines of out that a tile will write, while its sums are computed: they are in nobody's cache. */
-static void fetch_out(const gemm *g, int64_t m, int64_t n, int64_t rows) {
-  int64_t size = g->p->out_dtype == INT4MM_FLOAT32 ? 4 : 2, step = g->p->ldo * size;
-  const char *out = (const char *)g->p->out + (g->m0 + m) * step + (g->n0 + n) * size;
-  for (int64_t r = 0; r < rows; r++, out += step) __builtin_prefetch(out, 1);
-}
-
 /* The t-th share of what comes after the panel of B of column n, for tile t to ask for while it is computed: the next
  * panel, or the next block of A once row m's has met all of B. */
 static int4mm_ahead ahead_of(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
@@ -176,7 +169,7 @@ static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_
   const uint32_t *a = w->a + r * 2 * g->k8;
   bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->sliced && rows == k->mr && columns == k->nr;
   if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->start + r, ahead)) return;
-  if (last) fetch_out(g, m, n, rows);
+  if (last) int4mm_fetch_out(g->p, g->m0 + m, g->n0 + n, rows);
   if (g->sliced) {
     target.tile = g->sums + m * g->block_cols + n;
     target.sign = g->j0 > 0;

@@ -74,6 +74,13 @@ typedef struct int4mm_kernels {
                   const int32_t *start, int4mm_ahead ahead);
 } int4mm_kernels;
 
+/* Asks for the lines of out that a tile will write, while its sums are computed: they are in nobody's cache. */
+static inline void int4mm_fetch_out(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows) {
+  int64_t size = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->ldo * size;
+  const char *row = (const char *)p->out + m * step + n * size;
+  for (int64_t r = 0; r < rows; r++, row += step) __builtin_prefetch(row, 1);
+}
+
 /* The product by the driver; OK or INT4MM_ERR_MEMORY, before anything is written. */
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *problem);
 void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *problem, int4mm_plan *plan);
