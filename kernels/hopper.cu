@@ -68,17 +68,10 @@ template <class T> struct Shared {
   __device__ __forceinline__ void release_a(int slot) const { ptx::barrier_arrive(empty_a(slot)); }
   __device__ __forceinline__ void release_b8(int slot) const { ptx::barrier_arrive(empty_b8(slot)); }
 
-  /* A thread for each barrier calls it. */
-  __device__ __forceinline__ void init_barrier(int i) const {
-    const int arrivals[6] = {1, 128 * T::CONSUMERS, 1, 32 * T::TEAM, 32 * T::TEAM, 128 * T::CONSUMERS};
-    const int stages[6] = {T::STAGES_A, T::STAGES_A, T::STAGES_B, T::STAGES_B, T::STAGES_8, T::STAGES_8};
-    int end = 0;
-#pragma unroll
-    for (int kind = 0; kind < 6; kind++) {
-      if (i >= end && i < end + stages[kind]) ptx::barrier_init(barrier(i), arrivals[kind]);
-      end += stages[kind];
-    }
-    ptx::barrier_init_fence();
+  __device__ __forceinline__ int arrivals(int i) const {
+    constexpr int FULL_B = 2 * T::STAGES_A, EMPTY_B = FULL_B + T::STAGES_B, EMPTY_8 = T::BARRIERS - T::STAGES_8;
+    if (i < T::STAGES_A || (i >= FULL_B && i < EMPTY_B)) return 1; /* a producer, besides bytes */
+    return i < FULL_B || i >= EMPTY_8 ? 128 * T::CONSUMERS : 32 * T::TEAM;
   }
 };
 
@@ -234,11 +227,11 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared<T> shared{ptx::shared_address(memory)};
-  if (threadIdx.x < T::BARRIERS) shared.init_barrier(threadIdx.x);
+  init_barriers<T>(shared);
   if (threadIdx.x == 32) ptx::prefetch_tensor_map(&map_a), ptx::prefetch_tensor_map(&map_b);
   __syncthreads();
   ptx::allow_next_grid();
-  if (threadIdx.x == 32) prefetch_b<T>(&map_b, p);
+  if (threadIdx.x == 64) prefetch_b<T>(&map_b, p);
   ptx::wait_for_prior_grids();
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* tells the compiler that a warp agrees on it */
   if (group == 0) {
@@ -257,7 +250,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 
 template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   static std::atomic<uint64_t> allowed{0};
-  cudaError_t error = int4mm_allow_shared((const void *)hopper<T>, allowed);
+  cudaError_t error = int4mm_allow_shared(plan->device, (const void *)hopper<T>, allowed);
   if (error != cudaSuccess) return error;
   CUtensorMap map_a, map_b;
   Arguments p = make_arguments(problem, plan);
@@ -266,7 +259,8 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   if (error != cudaSuccess) return error;
   error = map_words(&map_b, problem->b, words, problem->N, problem->ldb, STEP_WORDS, T::BN);
   if (error != cudaSuccess) return error;
-  return int4mm_launch(hopper<T>, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b, p);
+  return int4mm_launch(plan->device, hopper<T>, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
+                       p);
 }
 
 } // namespace

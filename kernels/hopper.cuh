@@ -80,6 +80,15 @@ template <int N> __device__ __forceinline__ void pin(int32_t (&r)[N]) {
   for (int i = 0; i < N; i++) asm volatile("" : "+r"(r[i])::"memory");
 }
 
+/* Sets up a kernel's barriers, a lane of each warp some of them: the lanes of one warp take turns, at 70 clocks each. A
+ * CTA barrier must follow. */
+template <class T, class S> __device__ __forceinline__ void init_barriers(const S &shared) {
+  if (threadIdx.x % 32) return;
+  for (int i = threadIdx.x / 32; i < T::BARRIERS; i += T::THREADS / 32)
+    ptx::barrier_init(shared.barrier(i), shared.arrivals(i));
+  ptx::barrier_init_fence();
+}
+
 /* ---- the unpacking of B ---- */
 
 /* WIDTH of a lane's four columns, from `first` on, of the four words of a slice. */

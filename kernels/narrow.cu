@@ -67,14 +67,10 @@ template <class T> struct Shared {
   __device__ __forceinline__ void release_a(int) const {} /* a slot of A is free when that of B is */
   __device__ __forceinline__ void release_b8(int slot) const { ptx::barrier_arrive(empty_b8(slot)); }
 
-  /* A thread for each barrier calls it. */
-  __device__ __forceinline__ void init_barrier(int i) const {
-    int team = T::STAGES_A, consumer = T::STAGES_A + T::STAGES_8, peer = T::STAGES_A + 2 * T::STAGES_8;
-    ptx::barrier_init(barrier(i), i >= team && i < consumer   ? 32 * T::TEAM
-                                  : i >= consumer && i < peer ? 128 * T::CONSUMERS / T::TURNS
-                                                              : 1);
-    ptx::barrier_init_fence();
-    if (i == peer) ptx::barrier_expect(full_peer(), T::HALF_BYTES);
+  __device__ __forceinline__ int arrivals(int i) const {
+    constexpr int EMPTY_8 = T::STAGES_A + T::STAGES_8, PEER = EMPTY_8 + T::STAGES_8;
+    if (i < T::STAGES_A || i == PEER) return 1; /* who asks for the bytes */
+    return i < EMPTY_8 ? 32 * T::TEAM : 128 * T::CONSUMERS / T::TURNS;
   }
 };
 
@@ -198,6 +194,7 @@ __device__ __forceinline__ void add_peer(const Shared<T> &shared, int index, int
   uint32_t mine = shared.peer() + (index * 128 + threadIdx.x % 128) * 16, others = ptx::map_shared(mine, rank ^ 1);
   uint32_t full = ptx::map_shared(shared.full_peer(), rank ^ 1);
   ptx::cluster_wait(); /* the peer has set up its barrier */
+  if (index == 0 && threadIdx.x % 128 == 0) ptx::barrier_expect(shared.full_peer(), T::HALF_BYTES);
 #pragma unroll
   for (int i = 0; i < UNITS; i++) {
     const int32_t *s = &acc[0][i / T::LOWERS * 16 + i % T::LOWERS * 2];
@@ -251,7 +248,7 @@ __global__ void __launch_bounds__(T::THREADS, 2)
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared<T> shared{ptx::shared_address(memory)};
   Work<T> work(p);
-  if (threadIdx.x < T::BARRIERS) shared.init_barrier(threadIdx.x);
+  init_barriers<T>(shared);
   if (threadIdx.x == 64) ptx::prefetch_tensor_map(&map_a);
   __syncthreads();
   if (p.split == 2) ptx::cluster_arrive();
@@ -269,14 +266,14 @@ __global__ void __launch_bounds__(T::THREADS, 2)
 
 template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   static std::atomic<uint64_t> allowed{0};
-  cudaError_t error = int4mm_allow_shared((const void *)narrow<T>, allowed);
+  cudaError_t error = int4mm_allow_shared(plan->device, (const void *)narrow<T>, allowed);
   if (error != cudaSuccess) return error;
   CUtensorMap map_a;
   Arguments p = make_arguments(problem, plan);
   error = map_words(&map_a, problem->a, problem->M, problem->K / 8, problem->lda, p.box_rows, STEP_WORDS);
   if (error != cudaSuccess) return error;
-  return int4mm_launch(narrow<T>, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, T::SHARED_BYTES, p.split, stream,
-                       map_a, p);
+  return int4mm_launch(plan->device, narrow<T>, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, T::SHARED_BYTES,
+                       p.split, stream, map_a, p);
 }
 
 } // namespace

@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) stream(con
 
 template <class S> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream_) {
   static std::atomic<uint64_t> allowed{0};
-  cudaError_t error = int4mm_allow_shared((const void *)stream<S>, allowed);
+  cudaError_t error = int4mm_allow_shared(plan->device, (const void *)stream<S>, allowed);
   if (error != cudaSuccess) return error;
   Arguments p = {};
   p.a = problem->a, p.b = problem->b, p.lda = problem->lda, p.ldb = problem->ldb, p.ldo = problem->ldo;
@@ -296,7 +296,7 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   for (p.starts = 1; 2 * p.starts <= turns;) p.starts *= 2;
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
   dim3 grid((p.N + stripe - 1) / stripe * p.split, (p.M + S::ROWS - 1) / S::ROWS);
-  return int4mm_launch(stream<S>, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream_, p);
+  return int4mm_launch(plan->device, stream<S>, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream_, p);
 }
 
 /* The depth that choose.c plans with: for rows that start on 16 bytes as many steps as leave room for one CTA an SM. */

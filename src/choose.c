@@ -16,8 +16,12 @@ enum { STEP_K = 128 /* values of k that the fast kernels take at a time */, STRE
 
 enum { LAUNCH_TIME = 2400, EXCHANGE_TIME = 300 /* between the CTAs of a pair */, WEIGHT_RATE = 3000 /* bytes a ns */ };
 
-/* Persistent CTAs, one an SM. `step` and `tile` are the time of a step and of what else there is to a tile: 4096^3
- * takes 88 us with the larger and 109 with the smaller, 512 x 4096 x 4096 23 and 16, 128 x 8192 x 28672 87 and 53. */
+/* Persistent CTAs, one an SM: a call takes HOPPER_TIME, and each wave of tiles the time of its steps and of what else
+ * there is to a tile. With the larger, 2048^3 takes 14.7 us, 1024 x 4096 x 4096 24.1, 4096^3 90 and 2048 x 4096 x 5120
+ * 67 (with the smaller 68); with the smaller, 512 x 2048 x 4096 takes 9.6, 512 x 4096 x 4096 15.0, 1024 x 4096 x 5120
+ * 41.6 (with the larger 45.4). */
+enum { HOPPER_TIME = 2050 };
+
 typedef struct hopper_tile {
   const char *name;
   int32_t m, n;
@@ -25,8 +29,8 @@ typedef struct hopper_tile {
   int32_t stages;
 } hopper_tile;
 
-static const hopper_tile hopper_tiles[] = {{"hopper_256x128", 256, 128, 600, 2400, 6},
-                                           {"hopper_128x128", 128, 128, 380, 1300, 7}};
+static const hopper_tile hopper_tiles[] = {{"hopper_256x128", 256, 128, 576, 3250, 6},
+                                           {"hopper_128x128", 128, 128, 365, 1900, 7}};
 
 /* A CTA a tile, up to two an SM. `one` and `two` are the time of a step by one CTA and by two side by side, the others
  * of a call that leaves each SM with one or with two: 512^3 takes 3.2 us with the larger and 2.3 with the smaller,
@@ -44,7 +48,10 @@ static const narrow_tile narrow_tiles[] = {{"narrow_128x64", 128, 64, 280, 456, 
 
 /* `call` is the time of a call beside reading B, `rate` the bytes of B read per ns: 1, 16, 32 and 64 rows of
  * 4096 x 4096 take 4.1, 4.7, 6.1 and 8.4 us, of 14336 x 4096 8.9, 9.9, 12.5 and 22; 1, 16 and 32 rows of 4096 x 14336
- * take 9.1, 10.0 and 13.2. */
+ * take 9.1, 10.0 and 13.2. Each further wave of CTAs takes WAVE_TIME more: 144 x 512 x 11008, in 4 of
+ * stream_32, takes 16. */
+enum { WAVE_TIME = 2000 };
+
 typedef struct stream_shape {
   const char *name;
   int32_t rows;
@@ -90,7 +97,8 @@ static int32_t to_ctas(int64_t n) {
 
 /* a * b, or a number above any limit here. */
 static int64_t times(int64_t a, int64_t b) {
-  return a && b > INT64_MAX / a ? INT64_MAX : a * b;
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
 }
 
 /* Bytes of shared memory that a CTA may have. */
@@ -147,7 +155,8 @@ static int64_t plan_stream(const int4mm_gpu_problem *p, const stream_shape *s, i
   plan->tile_n = (int32_t)warps_n * STREAM_COLUMNS;
   plan->tile_k = (int32_t)warps_k * STEP_K;
   plan->ctas = to_ctas(times(ctas, plan->split_k));
-  return s->call + times(blocks, times(p->K / 2, p->N) / s->rate);
+  return s->call + times(blocks, times(p->K / 2, p->N) / s->rate) +
+         (ceil_div(ctas, p->sms * (s->rows <= 16 ? 2 : 1)) - 1) * WAVE_TIME;
 }
 
 /* ---- hopper and narrow: sm_90 alone ---- */
@@ -190,7 +199,7 @@ static int64_t plan_hopper(const int4mm_gpu_problem *p, const hopper_tile *t, in
   plan->tile_k = STEP_K;
   plan->stages = t->stages;
   plan->ctas = to_ctas(min64(tiles, p->sms));
-  return max64(reading_time(p), LAUNCH_TIME + ceil_div(tiles, p->sms) * (steps * t->step + t->tile));
+  return max64(reading_time(p), HOPPER_TIME + ceil_div(tiles, p->sms) * (steps * t->step + t->tile));
 }
 
 /* The time of so many CTAs of `steps` steps, two at a time on an SM as long as there are enough. */
@@ -220,25 +229,35 @@ static int64_t plan_narrow(const int4mm_gpu_problem *p, const narrow_tile *t, in
 
 /* ---- the choice ---- */
 
-/* Plans one kernel by its index, without the words. NULL and the estimate, or why it cannot serve. */
-static const char *plan_kernel(const int4mm_gpu_problem *p, int32_t index, int4mm_plan *plan, int64_t *time) {
-  int4mm_plan made = {.stages = 1, .split_k = 1, .ctas = 1};
+/* The numbers of a plan for one kernel, by its index, and what it would take. NULL, or why it cannot serve; `plan` is
+ * written all the same. */
+static const char *estimate(const int4mm_gpu_problem *p, int32_t index, int4mm_plan *plan, int64_t *time) {
   const char *refusal = NULL;
   *time = INT64_MAX;
+  plan->tile_m = plan->tile_n = plan->tile_k = 0;
+  plan->stages = plan->split_k = plan->ctas = 1;
   if (index >= FIRST_HOPPER) {
     const hopper_tile *tile = &hopper_tiles[index - FIRST_HOPPER];
-    if (!(refusal = hopper_refusal(p, tile))) *time = plan_hopper(p, tile, &made);
+    if (!(refusal = hopper_refusal(p, tile))) *time = plan_hopper(p, tile, plan);
   } else if (index >= FIRST_NARROW) {
     const narrow_tile *tile = &narrow_tiles[index - FIRST_NARROW];
-    if (!(refusal = narrow_refusal(p, tile))) *time = plan_narrow(p, tile, &made);
+    if (!(refusal = narrow_refusal(p, tile))) *time = plan_narrow(p, tile, plan);
   } else if (index >= FIRST_STREAM) {
     const stream_shape *shape = &stream_shapes[index - FIRST_STREAM];
-    if (!(refusal = stream_refusal(p, shape))) *time = plan_stream(p, shape, &made);
+    if (!(refusal = stream_refusal(p, shape))) *time = plan_stream(p, shape, plan);
   } else if (index == INT4MM_KERNEL_TILED) {
-    plan_tiled(p, &made);
+    plan_tiled(p, plan);
   } else {
-    plan_simple(p, &made);
+    plan_simple(p, plan);
   }
+  return refusal;
+}
+
+/* Plans one kernel by its index, without the reason. NULL, or why it cannot serve. */
+static const char *plan_kernel(const int4mm_gpu_problem *p, int32_t index, int4mm_plan *plan) {
+  int4mm_plan made = {0};
+  int64_t time;
+  const char *refusal = estimate(p, index, &made, &time);
   if (refusal) return refusal;
   strcpy(made.name, int4mm_cuda_kernel_at(index));
   *plan = made;
@@ -248,8 +267,7 @@ static const char *plan_kernel(const int4mm_gpu_problem *p, int32_t index, int4m
 static int32_t forced(const int4mm_gpu_problem *p, const char *kernel, int4mm_plan *plan) {
   for (int32_t i = 0; i < KERNELS; i++) {
     if (strcmp(kernel, int4mm_cuda_kernel_at(i))) continue;
-    int64_t time;
-    const char *refusal = plan_kernel(p, i, plan, &time);
+    const char *refusal = plan_kernel(p, i, plan);
     if (!refusal) return INT4MM_OK;
     return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s %s", kernel, refusal);
   }
@@ -259,13 +277,12 @@ static int32_t forced(const int4mm_gpu_problem *p, const char *kernel, int4mm_pl
 
 int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
   if (kernel) return forced(problem, kernel, plan);
+  int32_t best = times(problem->M, problem->N) < 64 * 64 ? INT4MM_KERNEL_SIMPLE : INT4MM_KERNEL_TILED;
   int64_t least = INT64_MAX, time;
-  int4mm_plan made;
+  int4mm_plan numbers;
   for (int32_t i = FIRST_STREAM; i < KERNELS; i++)
-    if (!plan_kernel(problem, i, &made, &time) && time < least) least = time, *plan = made;
-  if (least == INT64_MAX)
-    plan_kernel(problem, times(problem->M, problem->N) < 64 * 64 ? INT4MM_KERNEL_SIMPLE : INT4MM_KERNEL_TILED, plan,
-                &time);
+    if (!estimate(problem, i, &numbers, &time) && time < least) least = time, best = i;
+  plan_kernel(problem, best, plan);
   return INT4MM_OK;
 }
 

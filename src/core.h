@@ -115,7 +115,7 @@ int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kern
 #define INT4MM_WIDE_K 131072
 
 /* Changes with any of the structs above or the table below: a library of another build is refused. */
-#define INT4MM_CUDA_ABI 1
+#define INT4MM_CUDA_ABI 2
 
 typedef struct int4mm_cuda_backend {
   uint32_t abi; /* INT4MM_CUDA_ABI */
@@ -140,7 +140,8 @@ typedef struct int4mm_cuda_backend {
   int32_t (*stream_create)(int32_t device, void **stream);
   int32_t (*stream_destroy)(int32_t device, void *stream);
   int32_t (*stream_synchronize)(int32_t device, void *stream);
-  int32_t (*matmul)(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream);
+  /* foreign: stream_state says so of the stream, and that it captures nothing. */
+  int32_t (*matmul)(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream, bool foreign);
   int32_t (*pack)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*quantize)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*unpack)(int32_t device, const int4mm_pack_job *job, void *stream);

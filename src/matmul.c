@@ -275,11 +275,11 @@ static int32_t plan_cuda(const place *where, const int4mm_problem *p, const char
   return status;
 }
 
-static int32_t launch(const place *where, const int4mm_problem *problem, const int4mm_matmul_args *args) {
+static int32_t launch(const place *where, const int4mm_problem *problem, const int4mm_matmul_args *args, bool foreign) {
   int4mm_plan plan = {0};
   int32_t status = plan_cuda(where, problem, args->kernel, int4mm_choose_kernel, &plan);
   if (status || !problem->M || !problem->N) return status;
-  return where->cuda->matmul(where->device, problem, &plan, args->stream);
+  return where->cuda->matmul(where->device, problem, &plan, args->stream, foreign);
 }
 
 /* Everything is on where->device already. */
@@ -288,10 +288,11 @@ static int32_t run_on_gpu(const call *c, const place *where) {
   const int4mm_cuda_backend *cuda = where->cuda;
   int4mm_problem problem = make_problem(c);
   void *scratch = NULL;
+  bool foreign;
   int32_t status = int4mm_use_on_stream(
       cuda, where->device, args->stream,
-      (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias, args->out},
-      6);
+      (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias, args->out}, 6,
+      &foreign);
   size_t words = (size_t)(c->K / 8) * (size_t)c->N;
   if (!status && c->nk && words) {
     int4mm_matrix from = int4mm_as_matrix(args->b_packed);
@@ -300,7 +301,7 @@ static int32_t run_on_gpu(const call *c, const place *where) {
     if (!status) status = cuda->transpose(where->device, &to, &from, problem.flip_b, args->stream);
   }
   if (c->nk) take_transposed(&problem, scratch);
-  if (!status) status = launch(where, &problem, args);
+  if (!status) status = launch(where, &problem, args, foreign);
   if (scratch) {
     int32_t freed = cuda->scratch_free(where->device, scratch, args->stream);
     if (!status) status = freed;

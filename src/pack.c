@@ -67,7 +67,7 @@ static int4mm_pack_job make_job(const int4mm_tensor *packed, const int4mm_tensor
 static int32_t open_cuda(const int4mm_cuda_backend **cuda, void *stream, const int4mm_tensor *const *tensors,
                          int count) {
   *cuda = int4mm_cuda();
-  return *cuda ? int4mm_use_on_stream(*cuda, tensors[0]->device, stream, tensors, count) : INT4MM_ERR_UNAVAILABLE;
+  return *cuda ? int4mm_use_on_stream(*cuda, tensors[0]->device, stream, tensors, count, NULL) : INT4MM_ERR_UNAVAILABLE;
 }
 
 /* ---- the first bad value ---- */

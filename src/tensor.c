@@ -259,11 +259,13 @@ int64_t int4mm_allocated(int32_t device) {
 }
 
 int32_t int4mm_use_on_stream(const int4mm_cuda_backend *cuda, int32_t device, void *stream,
-                             const int4mm_tensor *const *tensors, int count) {
+                             const int4mm_tensor *const *tensors, int count, bool *runs_foreign) {
   bool foreign, capturing, join = false;
+  if (runs_foreign) *runs_foreign = false;
   if (!stream) return INT4MM_OK;
   int32_t status = cuda->stream_state(device, stream, &foreign, &capturing);
   if (status || !foreign) return status;
+  if (runs_foreign) *runs_foreign = !capturing;
   for (int i = 0; i < count; i++) {
     int4mm_storage *s = tensors[i] ? tensors[i]->storage : NULL;
     if (!s || s->device != device) continue;
@@ -392,7 +394,7 @@ int32_t int4mm_copy_checked(const int4mm_tensor *dst, const int4mm_tensor *src, 
   if (!cuda) return INT4MM_ERR_UNAVAILABLE;
   int32_t device = dst->device != INT4MM_CPU ? dst->device : src->device;
   size_t size = int4mm_dtype_size(d.dtype);
-  int32_t status = int4mm_use_on_stream(cuda, device, stream, (const int4mm_tensor *[]){dst, src}, 2);
+  int32_t status = int4mm_use_on_stream(cuda, device, stream, (const int4mm_tensor *[]){dst, src}, 2, NULL);
   if (status) return status;
   return cuda->copy(dst->device, d.data, (size_t)d.stride * size, src->device, s.data, (size_t)s.stride * size,
                     (size_t)d.cols * size, (size_t)d.rows, stream);
@@ -415,6 +417,6 @@ int32_t int4mm_tensor_fill_bytes(const int4mm_tensor *t, uint8_t byte, void *str
   }
   const int4mm_cuda_backend *cuda = int4mm_cuda();
   if (!cuda) return INT4MM_ERR_UNAVAILABLE;
-  status = int4mm_use_on_stream(cuda, t->device, stream, &t, 1);
+  status = int4mm_use_on_stream(cuda, t->device, stream, &t, 1, NULL);
   return status ? status : cuda->fill_bytes(t->device, m.data, pitch, byte, width, (size_t)m.rows, stream);
 }

@@ -33,9 +33,10 @@ int32_t int4mm_tensor_alloc_on(int4mm_tensor *t, int32_t rank, int64_t rows, int
 /* A tensor of panels for a [k8, N] weight on the CPU, `words` int32 in all. */
 int32_t int4mm_tensor_alloc_panels(int4mm_tensor *t, int64_t k8, int64_t N, int64_t words);
 /* Before work that touches these tensors (NULLs are skipped) goes to `stream` of a GPU: orders their allocation before
- * it and their release after it. */
+ * it and their release after it. `runs_foreign`, if not NULL, receives whether the stream is foreign and captures
+ * nothing. */
 int32_t int4mm_use_on_stream(const int4mm_cuda_backend *cuda, int32_t device, void *stream,
-                             const int4mm_tensor *const *tensors, int count);
+                             const int4mm_tensor *const *tensors, int count, bool *runs_foreign);
 
 /* int4mm_tensor_copy for arguments that are known to be right. */
 int32_t int4mm_copy_checked(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream);

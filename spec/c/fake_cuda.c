@@ -170,9 +170,10 @@ static int32_t fake_stream_join(int32_t device, void *stream) {
 
 /* ---- work ---- */
 
-static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream) {
+static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
+                           bool foreign) {
   int4mm_problem p = *problem;
-  (void)stream;
+  (void)stream, (void)foreign;
   if (plan->device != device) abort();
   p.a = to_host(device, p.a), p.b = to_host(device, p.b), p.bias = to_host(device, p.bias);
   p.scale_a = to_host(device, p.scale_a), p.scale_b = to_host(device, p.scale_b);

@@ -13,7 +13,8 @@ static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_
   return status;
 }
 
-int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream) {
+int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
+                           bool foreign) {
   static int4mm_launch_fn *const launchers[] = {[INT4MM_KERNEL_SIMPLE] = int4mm_launch_simple,
                                                 [INT4MM_KERNEL_TILED] = int4mm_launch_tiled,
                                                 [INT4MM_KERNEL_STREAM] = int4mm_launch_stream,
@@ -30,7 +31,7 @@ int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const 
     return int4mm_cuda_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s cannot serve M = %lld, N = %lld, K = %lld",
                             plan->name, (long long)problem->M, (long long)problem->N, (long long)problem->K);
   }
-  return finish(&scope, device, error, "launch the product", stream);
+  return finish(&scope, device, error, "launch the product", foreign ? stream : NULL);
 }
 
 /* ---- value checks ---- */
