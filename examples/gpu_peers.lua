@@ -4,7 +4,9 @@
 --
 -- Each contender of a shape is captured into a CUDA graph of calls that rotate over sets of random operands, together
 -- larger than the L2 where --sets allows, and the graph is replayed back to back between events; the figure is the
--- median. A peer is given its best: the first algorithms of cuBLASLt's heuristic are all tried, for fp16 with the
+-- median. It is replayed for --warm seconds before, so that the clocks are those that this contender's own power
+-- allows: a large product runs up to a fifth faster on a GPU that has rested, and a small one a tenth slower after a
+-- large one. A peer is given its best: the first algorithms of cuBLASLt's heuristic are all tried, for fp16 with the
 -- weight in either order and by cublasGemmEx too, and the fastest is what counts. What int4mm computes is compared bit
 -- for bit with the CPU's result, that of a plain call and that of the graph.
 
@@ -33,7 +35,6 @@ local DEVICE = "cuda:0"
 local WORKSPACE = 64 * 2 ^ 20 -- bytes for cuBLAS and cuBLASLt
 local ROTATED = 300e6         -- bytes of operands that the sets of a shape should have together
 local GRAPH_SECONDS = 2e-3    -- a graph holds about so much work, and each set at least once
-local WARM_SECONDS = 0.05     -- of replays before those that are timed
 local MOST_CALLS = 2048       -- in a graph
 local ALGORITHMS = 8          -- of each heuristic
 local CHECKED = 1e11          -- multiplications that the CPU does to check a result
@@ -91,6 +92,8 @@ local function parse_arguments()
   parser:option("--repeats", "replays that are timed", "15"):convert(parse_count(1)):argname "<count>"
   parser:option("--sets", "at most so many sets of operands to rotate over", "24"):convert(parse_count(1))
     :argname "<count>"
+  parser:option("--warm", "replays for so long before those that are timed", "0.5"):convert(parse_seconds)
+    :argname "<time>"
   parser:option("--seconds", "also run each contender for so long, for a sustained figure"):convert(parse_seconds)
     :argname "<time>"
   parser:option("--seed", "of the random data", "1"):convert(parse_count(0)):argname "<number>"
@@ -218,7 +221,7 @@ local function measure(call, sets, before)
   local calls = sets * math.max(1, math.min(rounds, math.floor(MOST_CALLS / sets)))
   local graph = capture(call, sets, calls)
   if before then before() end
-  cublas.replay(graph, stream.handle, 1, math.max(3, math.ceil(WARM_SECONDS / (seconds * calls))))
+  cublas.replay(graph, stream.handle, 1, math.max(3, math.ceil(arguments.warm / (seconds * calls))))
   local times = cublas.replay(graph, stream.handle, arguments.repeats)
   local result = { seconds = bench.median(times) / calls, sets = sets, calls = calls, repeats = #times }
   if arguments.seconds then
@@ -415,7 +418,7 @@ local function run()
   q.synchronize(DEVICE)
   local report = {
     version = q._VERSION, gpu = gpu, runtime = runtime, peers = arguments.peers, seconds = arguments.seconds,
-    clocks_before = read_clocks(), ceilings = {}, shapes = {},
+    warm = arguments.warm, clocks_before = read_clocks(), ceilings = {}, shapes = {},
   }
   report.libraries = cublas.open(stream.handle, workspace:data(), WORKSPACE)
   local step = bench.progress(#arguments.shapes * (1 + #arguments.peers) + 1)

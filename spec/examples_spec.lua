@@ -101,7 +101,8 @@ describe("examples/gpu_peers.lua", function()
   it("explains itself, and refuses what it does not know", function()
     local output, status = helper.script(script, "--help")
     assert.equal(0, status)
-    for _, option in ipairs { "--shapes", "--peers", "--kernel", "--repeats", "--sets", "--seed", "--json" } do
+    for _, option in ipairs { "--shapes", "--peers", "--kernel", "--repeats", "--sets", "--warm", "--seed",
+        "--json" } do
       assert.matches(option, output, 1, true)
     end
     output, status = helper.script(script, "--bogus")
@@ -117,7 +118,7 @@ describe("examples/gpu_peers.lua", function()
   end)
 
   helper.on_gpu("times a shape and finds it exact", function()
-    local output, status = helper.script(script, "--shapes 64x512x256 --peers none --repeats 3 --json")
+    local output, status = helper.script(script, "--shapes 64x512x256 --peers none --repeats 3 --warm 0 --json")
     assert.equal(0, status, output)
     assert.is_table(json.decode(output))
   end, require "spec.cuda_driver")
