@@ -48,7 +48,6 @@ static int32_t state_here(void *stream, bool *foreign, bool *capturing) {
 
 int32_t int4mm_cuda_stream_state(int32_t device, void *stream, bool *foreign, bool *capturing) {
   int4mm_cuda_scope scope;
-  if (stream) return state_here(stream, foreign, capturing); /* it has a device of its own */
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
   status = state_here(stream, foreign, capturing);
