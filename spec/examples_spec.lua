@@ -97,6 +97,7 @@ end)
 
 describe("examples/gpu_peers.lua", function()
   local script = "examples/gpu_peers.lua"
+  local quick = "--shapes 64x512x256 --peers none --repeats 3 --warm 0.01"
 
   it("explains itself, and refuses what it does not know", function()
     local output, status = helper.script(script, "--help")
@@ -111,14 +112,14 @@ describe("examples/gpu_peers.lua", function()
   end)
 
   it("says why nothing was timed where there is no GPU", function()
-    local output, status = helper.script(script, "--shapes 64x64x64",
+    local output, status = helper.script(script, quick,
       { INT4MM_CUDA_LIBRARY = "/nowhere/libint4mm_cuda.so" })
     assert.not_equal(0, status)
     assert.matches("nothing was timed: CUDA is not available: no CUDA build of int4mm", output, 1, true)
   end)
 
   helper.on_gpu("times a shape and finds it exact", function()
-    local output, status = helper.script(script, "--shapes 64x512x256 --peers none --repeats 3 --warm 0 --json")
+    local output, status = helper.script(script, quick .. " --json")
     assert.equal(0, status, output)
     assert.is_table(json.decode(output))
   end, require "spec.cuda_driver")
