@@ -264,6 +264,12 @@ describe("q.choose_cuda", function()
     assert.fails_with("choose_cuda: K is 9, expected a multiple of 8", function() q.choose_cuda(with { K = 9 }) end)
     assert.fails_with({ pattern = '^choose_cuda: unknown option "m"' }, function() q.choose_cuda(with { m = 1 }) end)
     assert.fails_with({ pattern = '^choose_cuda: .*"wgmma"' }, function() q.choose_cuda(with { kernel = "wgmma" }) end)
+    for _, sms in ipairs { 0, 65537 } do
+      for _, arch in ipairs { 75, 80, 90 } do
+        assert.fails_with(("choose_cuda: sms is %d, expected from 1 to 65536"):format(sms),
+          function() q.choose_cuda(with { arch = arch, sms = sms }) end)
+      end
+    end
     assert.fails_with({ pattern = "^choose_cuda: the problem is nil, expected a table" },
       function() q.choose_cuda() end)
   end)

@@ -12,7 +12,11 @@
 
 #include "core.h"
 
-enum { STEP_K = 128 /* values of k that the fast kernels take at a time */, STREAM_COLUMNS = 32 /* of a warp */ };
+enum {
+  STEP_K = 128,        /* values of k that the fast kernels take at a time */
+  STREAM_COLUMNS = 32, /* of a warp */
+  MOST_SMS = 65536     /* that a problem may name: far above any GPU's, and products with it fit */
+};
 
 enum { LAUNCH_TIME = 2400, EXCHANGE_TIME = 300 /* between the CTAs of a pair */, WEIGHT_RATE = 3000 /* bytes a ns */ };
 
@@ -308,6 +312,8 @@ static void explain(const int4mm_gpu_problem *p, int4mm_plan *plan) {
 
 int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
   if (!problem || !plan) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", problem ? "plan" : "problem");
+  if (problem->sms < 1 || problem->sms > MOST_SMS)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "sms is %d, expected from 1 to %d", (int)problem->sms, MOST_SMS);
   int32_t status = int4mm_choose_kernel(problem, kernel, plan);
   if (!status) explain(problem, plan);
   return status;

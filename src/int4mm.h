@@ -240,7 +240,7 @@ INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_pla
 /* A problem as the choice of a CUDA kernel sees it. */
 typedef struct int4mm_gpu_problem {
   int32_t arch; /* 90 for sm_90 */
-  int32_t sms;
+  int32_t sms;  /* at least 1 */
   int64_t M, N, K;
   int64_t lda, ldb; /* strides in words */
   int64_t ldo;      /* stride in elements */
