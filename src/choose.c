@@ -18,14 +18,18 @@ enum {
   MOST_SMS = 65536     /* that a problem may name: far above any GPU's, and products with it fit */
 };
 
-enum { LAUNCH_TIME = 2400, EXCHANGE_TIME = 300 /* between the CTAs of a pair */, WEIGHT_RATE = 3000 /* bytes a ns */ };
+enum {
+  LAUNCH_TIME = 2400,  /* a call, beside reading its operands */
+  HOPPER_TIME = 2050,  /* a call of hopper, beside its tiles */
+  EXCHANGE_TIME = 300, /* between the CTAs of a pair */
+  WAVE_TIME = 2000,    /* each wave of stream's CTAs but the first */
+  WEIGHT_RATE = 3000   /* bytes a ns */
+};
 
-/* Persistent CTAs, one an SM: a call takes HOPPER_TIME, and each wave of tiles the time of its steps and of what else
+/* Persistent CTAs, one an SM, that take their tiles in waves: `step` and `tile` are the time of a step and of what else
  * there is to a tile. With the larger, 2048^3 takes 14.7 us, 1024 x 4096 x 4096 24.1, 4096^3 90 and 2048 x 4096 x 5120
  * 67 (with the smaller 68); with the smaller, 512 x 2048 x 4096 takes 9.6, 512 x 4096 x 4096 15.0, 1024 x 4096 x 5120
  * 41.6 (with the larger 45.4). */
-enum { HOPPER_TIME = 2050 };
-
 typedef struct hopper_tile {
   const char *name;
   int32_t m, n;
@@ -52,11 +56,9 @@ static const narrow_tile narrow_tiles[] = {{"narrow_128x64", 128, 64, 280, 456, 
 
 /* `call` is the time of a call beside reading B, `rate` the bytes of B read per ns: 1, 16, 32 and 64 rows of
  * 4096 x 4096 take 4.1, 4.7, 6.1 and 8.4 us, of 14336 x 4096 8.9, 9.9, 12.5 and 22; 1, 16 and 32 rows of 4096 x 14336
- * take 9.1, 10.0 and 13.2. Each further wave of CTAs takes WAVE_TIME more: 144 x 512 x 11008, in 4 of
- * stream_32, takes 16. stream_64 is slower where K is short and storing counts, 9.5 and 11.9 for 33 and 64 rows of
- * 512 x 28672, and nearest to being taken there: its `call` is for that. */
-enum { WAVE_TIME = 2000 };
-
+ * take 9.1, 10.0 and 13.2; 144 rows of 512 x 11008, four waves of stream_32, 16. stream_64 is slower where K is short
+ * and storing counts, 9.5 and 11.9 for 33 and 64 rows of 512 x 28672, and nearest to being taken there: its `call` is
+ * for that. */
 typedef struct stream_shape {
   const char *name;
   int32_t rows;
