@@ -45,7 +45,7 @@ MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 
 # CPU_SRC, the files of the CPU backend for this MACHINE, and FLAGS_<file>, what one file needs besides.
 include src/cpu/flags.mk
-SRC     := $(wildcard src/*.c) $(CPU_SRC)
+SRC     := $(wildcard src/core/*.c src/ops/*.c src/dispatch/*.c) src/cuda/loader.c $(CPU_SRC)
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 # A CUDA library that refuses, or plays a GPU in host memory, for the specs; everything else in spec/c is a program.
 FAKE_CUDA := $(BUILD)/spec/c/fake_cuda.so
@@ -79,8 +79,8 @@ endif
 ifeq ($(NO_CUDA),)
 CUDA_LIB := $(BUILD)/libint4mm_cuda.so
 LIBS     += $(CUDA_LIB)
-CU_SRC   := $(wildcard kernels/*.cu)
-CU_OBJ   := $(CU_SRC:%.cu=$(BUILD)/%.o) $(patsubst %.c,$(BUILD)/%.o,$(wildcard src/cuda/*.c))
+CU_SRC   := $(wildcard kernels/*/*.cu)
+CU_OBJ   := $(CU_SRC:%.cu=$(BUILD)/%.o) $(patsubst %.c,$(BUILD)/%.o,$(filter-out src/cuda/loader.c,$(wildcard src/cuda/*.c)))
 CUDA_HOME    := $(patsubst %/bin/nvcc,%,$(realpath $(shell sh -c 'command -v $(NVCC)')))
 CUDA_INCLUDE := $(if $(wildcard $(CUDA_HOME)/include/cuda_runtime_api.h),-isystem $(CUDA_HOME)/include)
 CUDA_LIBPATH := $(addprefix -L,$(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
@@ -95,8 +95,8 @@ gencode = $(foreach a,$1,-gencode arch=compute_$a$(comma)code=sm_$a) $(call ptx,
 # file is compiled for one architecture at least, so that the library links.
 hopper_archs := 90a
 stream_archs := $(or $(filter-out 75,$(ARCHS)),80)
-archs_of = $(strip $(if $(filter kernels/hopper% kernels/narrow%,$1),$(hopper_archs),\
-             $(if $(filter kernels/stream%,$1),$(stream_archs),$(ARCHS))))
+archs_of = $(strip $(if $(filter kernels/sm90/%,$1),$(hopper_archs),\
+             $(if $(filter kernels/sm80/%,$1),$(stream_archs),$(ARCHS))))
 
 NVCCFLAGS ?= -O3 -lineinfo
 PROJECT_NVCCFLAGS := -std=c++17 -Isrc -Ikernels -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra \
@@ -141,7 +141,7 @@ $(BUILD)/kernels/%.o: kernels/%.cu $(BUILD)/flags.txt
 	$(Q)$(NVCC) $(NVCCFLAGS) $(PROJECT_NVCCFLAGS) $(call gencode,$(call archs_of,$<)) -Xptxas -v -MMD -MP -MF $(@:.o=.d) \
 	  -c -o $@ $< 2> $(@:.o=.log); status=$$?; \
 	  grep -Ev '^ptxas info|^ +[0-9]+ bytes stack frame' $(@:.o=.log) >&2; exit $$status
-	$(if $(filter kernels/hopper% kernels/narrow% kernels/stream%,$<),$(ptxas_check))
+	$(if $(filter kernels/sm80/% kernels/sm90/%,$<),$(ptxas_check))
 
 $(CORE): $(OBJ)
 	$(if $(Q),@echo "LINK $@")
@@ -236,7 +236,7 @@ peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" fo
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/gpu_peers.lua $(ARGS)
 
-FORMATTED := $(wildcard src/*.[ch] src/*/*.[ch] kernels/*.cu kernels/*.h kernels/*.cuh spec/c/*.[ch] examples/*.c)
+FORMATTED := $(shell find src kernels spec/c examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 lint: ## luacheck and clang-format, changing nothing
 	@$(call need,luacheck clang-format)
 	luacheck --quiet lua spec examples

@@ -223,7 +223,7 @@ INT4MM_API int32_t int4mm_matmul(const int4mm_matmul_args *args) INT4MM_CHECK;
 /* What a call would do. */
 typedef struct int4mm_plan {
   int32_t device; /* where it runs: INT4MM_CPU or a CUDA ordinal */
-  int32_t kernel; /* CUDA: an index for the launcher (int4mm_cuda_kernel in src/core.h); CPU: 0 */
+  int32_t kernel; /* CUDA: an index for the launcher (int4mm_cuda_kernel in src/core/core.h); CPU: 0 */
   int32_t tile_m; /* rows of out per tile, 0 where it has no meaning */
   int32_t tile_n;
   int32_t tile_k;

@@ -9,8 +9,8 @@
 #include <string.h>
 
 #include "check.h"
-#include "core.h"
-#include "numeric.h"
+#include "core/core.h"
+#include "core/numeric.h"
 
 static int4mm_tensor vector(int64_t n, int32_t dtype) {
   int4mm_tensor t = {0};

@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core.h"
+#include "core/core.h"
+#include "core/numeric.h"
 #include "cpu/cpu.h"
-#include "numeric.h"
 #include "random.h"
 
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)

@@ -21,7 +21,7 @@
 #include <immintrin.h>
 #endif
 
-#include "core.h"
+#include "core/core.h"
 #include "cpu/cpu.h"
 
 enum { M = 90, N = 300, K = 2048, CALLERS = 8, OUT_BYTES = M * N * 2 };

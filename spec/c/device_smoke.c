@@ -12,8 +12,8 @@
 #include <string.h>
 
 #include "check.h"
-#include "core.h"
-#include "numeric.h"
+#include "core/core.h"
+#include "core/numeric.h"
 
 static uint64_t seed = 1, drawn;
 

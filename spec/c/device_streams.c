@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "core.h"
+#include "core/core.h"
 
 /* What is needed of the driver API, by its documented names and types. */
 typedef struct driver {

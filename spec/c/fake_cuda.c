@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core.h"
+#include "core/core.h"
 
 enum { DEVICES = 2 };
 static const size_t device_bytes = (size_t)1 << 30;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 /* Best first. */
 static const int4mm_cpu_table *const tables[] = {

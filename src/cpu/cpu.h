@@ -8,8 +8,8 @@
 #ifndef INT4MM_CPU_H
 #define INT4MM_CPU_H
 
-#include "../core.h"
-#include "rows.h"
+#include "core/core.h"
+#include "cpu/elementwise/rows.h"
 
 /* Columns of a prepacked panel: [ceil(N / 32)][K / 8][32] words, two's complement, zero in the padding. */
 enum { INT4MM_PANEL = 32 };

@@ -2,7 +2,7 @@
  * CPU features, asked of the machine itself: compilers disagree on the names their builtins know. An AVX feature counts
  * only when the operating system saves its registers, which XCR0 tells.
  */
-#include "features.h"
+#include "cpu/features.h"
 
 #include <stdint.h>
 

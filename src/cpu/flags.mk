@@ -6,11 +6,11 @@
 # oldest machine of the architecture, since it runs before the choice is made.
 
 CPU_FLAGS := -O3 -fno-math-errno -fno-trapping-math
-CPU_FILES := cpu threads elementwise features workspace scalar
+CPU_FILES := cpu threads elementwise/elementwise features workspace scalar
 
 ifeq ($(MACHINE),x86_64)
-CPU_FILES += gemm stream strassen avx2 avxvnni avx512vl_vnni avx512vnni
-# x86_256.h is compiled three times, in avx2, avxvnni and avx512vl_vnni
+CPU_FILES += gemm/blocked gemm/skinny gemm/strassen x86/avx2 x86/avxvnni x86/avx512vl_vnni x86/avx512vnni
+# x86/x86_256.inc is compiled three times, in avx2, avxvnni and avx512vl_vnni
 CPU_FLAGS_avx2 := -mavx2 -mf16c
 CPU_FLAGS_avxvnni := -mavx2 -mf16c -mavxvnni
 CPU_FLAGS_avx512vl_vnni := -mavx2 -mf16c -mavx512f -mavx512vl -mavx512vnni
@@ -18,14 +18,14 @@ CPU_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-ve
 endif
 
 ifeq ($(MACHINE),aarch64)
-CPU_FILES += gemm stream strassen neon_dot neon_i8mm
-# neon.h is compiled twice, in both
+CPU_FILES += gemm/blocked gemm/skinny gemm/strassen aarch64/neon_dot aarch64/neon_i8mm
+# aarch64/neon.inc is compiled twice, in both
 CPU_FLAGS_neon_dot := -march=armv8.2-a+dotprod
 CPU_FLAGS_neon_i8mm := -march=armv8.2-a+dotprod+i8mm
 endif
 
 CPU_SRC := $(CPU_FILES:%=src/cpu/%.c)
-$(foreach f,$(CPU_FILES),$(eval FLAGS_src/cpu/$f.c := $(CPU_FLAGS) $(CPU_FLAGS_$f)))
+$(foreach f,$(CPU_FILES),$(eval FLAGS_src/cpu/$f.c := $(CPU_FLAGS) $(CPU_FLAGS_$(notdir $f))))
 
 # ThreadSanitizer does not see libgomp's own synchronisation: its build takes the pthreads that a forked child uses.
 ifneq ($(filter thread,$(subst $(comma), ,$(SANITIZE))),)

@@ -3,11 +3,11 @@
  * others: no packing, no blocking of K, an accumulator for each output.
  */
 #define INT4MM_ROWS_TABLE int4mm_rows_scalar
-#include "rows_body.h"
+#include "cpu/elementwise/rows.inc"
 
 #include <stdio.h>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 enum { ROWS = 16 }; /* of out in a piece; its columns are one panel's */
 

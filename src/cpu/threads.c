@@ -17,7 +17,7 @@
 #include <omp.h>
 #endif
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 /* More threads than this are refused: libgomp ends the process when the system denies it one. */
 enum { MAX_THREADS = 1024 };

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "gemm.h"
+#include "cpu/gemm/gemm.h"
 
 enum { SLOTS = 4, HUGE_PAGE = 2 << 20, HEADER = 64 };
 

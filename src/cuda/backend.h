@@ -7,7 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../core.h"
+#include "core/core.h"
 
 enum { INT4MM_CUDA_DEVICES = 64, INT4MM_CUDA_OLDEST_ARCH = 75 };
 

@@ -1,8 +1,8 @@
 /*
  * Jobs to kernels: the right launcher, its errors in words, and the answer of the value checks.
  */
-#include "../../kernels/kernels.h"
-#include "backend.h"
+#include "common/kernels.h"
+#include "cuda/backend.h"
 
 /* What follows a launcher in `scope`: words for an error, then the mark that later frees wait for. */
 static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_t error, const char *doing,

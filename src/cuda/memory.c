@@ -4,7 +4,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "backend.h"
+#include "cuda/backend.h"
 
 /* A free that had to wait: while a blocking stream captures a graph, the default stream cannot be used. */
 typedef struct deferred {

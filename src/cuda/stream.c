@@ -10,7 +10,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "backend.h"
+#include "cuda/backend.h"
 
 typedef struct mark {
   int32_t device;

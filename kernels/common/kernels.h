@@ -1,0 +1,49 @@
+/*
+ * The launchers of the CUDA kernels, plain C on both sides: src/cuda/ calls them, one file per kernel family here
+ * defines them. A launcher enqueues on `stream` of the current device and returns; it checks nothing but the launch.
+ */
+#ifndef INT4MM_KERNELS_H
+#define INT4MM_KERNELS_H
+
+#include <cuda_runtime_api.h>
+
+#include "core/core.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The product as `plan` says (plan->kernel picks the launcher). M and N are at least 1; K may be 0.
+ * cudaErrorNotSupported: this kernel cannot serve the problem. */
+typedef cudaError_t int4mm_launch_fn(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream);
+
+int4mm_launch_fn int4mm_launch_simple;
+int4mm_launch_fn int4mm_launch_tiled;
+int4mm_launch_fn int4mm_launch_stream;
+int4mm_launch_fn int4mm_launch_hopper;
+int4mm_launch_fn int4mm_launch_narrow;
+
+/* What `bad` of the two launchers below holds when no element is bad. */
+#define INT4MM_NO_BAD_INDEX 0xffffffffffffffffull
+
+/* `bad` is a word in device memory that starts as INT4MM_NO_BAD_INDEX and receives the smallest row-major index of a
+ * bad element; NULL skips the check. */
+cudaError_t int4mm_launch_pack(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
+cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
+cudaError_t int4mm_launch_unpack(const int4mm_pack_job *job, cudaStream_t stream);
+cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t stream);
+cudaError_t int4mm_launch_random(const int4mm_random_job *job, cudaStream_t stream);
+/* dst[c, r] = src[r, c] ^ flip, for int32 words. */
+cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip,
+                                    cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+
+/* Blocks for `count` items, `per_block` each; the kernels' loops serve what is beyond the largest grid. */
+static inline unsigned int4mm_blocks(int64_t count, int64_t per_block) {
+  int64_t blocks = (count + per_block - 1) / per_block;
+  return (unsigned)(blocks < INT32_MAX ? blocks : INT32_MAX);
+}
+#endif
+#endif

@@ -1,0 +1,76 @@
+/*
+ * 16 x 16 output tiles through shared memory, a thread per output of a tile, dp4a: the kernel for large products where
+ * no faster one serves. Every shape, stride and alignment, on every architecture from sm_75 on.
+ *
+ *            16 columns of b           A step takes 16 words (128 values) of k: each of the 256 threads loads one word
+ *           +---------------+          of a and one of b, splits them into even and odd nibbles (see nibbles.cuh) and
+ *           |  16 words     |          leaves them in shared memory, where each word is used 16 times.
+ *           +---------------+
+ *   +-----+ +---------------+
+ *   |  a  | |  16 x 16 out  |
+ *   +-----+ +---------------+
+ */
+#include "common/epilogue.cuh"
+#include "common/kernels.h"
+#include "common/nibbles.cuh"
+
+namespace {
+
+constexpr int kTile = 16; /* rows and columns of out, and words of k in a step */
+constexpr int kThreads = kTile * kTile;
+constexpr int kSpanSteps = INT4MM_SPAN / (8 * kTile);
+
+struct Tile {
+  uint32_t a_even[kTile][kTile + 1], a_odd[kTile][kTile + 1]; /* [m][j]; one more word keeps columns in other banks */
+  uint32_t b_even[kTile][kTile + 1], b_odd[kTile][kTile + 1]; /* [j][n] */
+};
+
+/* Words [.., j .. j+15] of both operands; 0 beyond an edge. */
+__device__ __forceinline__ void load(Tile &tile, const int4mm_problem &p, int64_t m0, int64_t n0, int64_t j0) {
+  int row = threadIdx.y, col = threadIdx.x;
+  int64_t words = p.K / 8, m = m0 + row, n = n0 + col;
+  uint32_t a = m < p.M && j0 + col < words ? p.a[m * p.lda + j0 + col] ^ p.flip_a : 0;
+  uint32_t b = n < p.N && j0 + row < words ? p.b[(j0 + row) * p.ldb + n] ^ p.flip_b : 0;
+  tile.a_even[row][col] = Unpacker<false>(0).even(a), tile.a_odd[row][col] = Unpacker<false>(0).odd(a);
+  tile.b_even[row][col] = Unpacker<false>(0).even(b), tile.b_odd[row][col] = Unpacker<false>(0).odd(b);
+}
+
+/* The sum of this thread's output over all of k. */
+__device__ __forceinline__ int32_t accumulate(Tile &tile, const int4mm_problem &p, int64_t m0, int64_t n0) {
+  int64_t steps = (p.K / 8 + kTile - 1) / kTile;
+  int32_t acc = 0, sum = 0;
+  for (int64_t step = 0; step < steps; step++) {
+    load(tile, p, m0, n0, step * kTile);
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < kTile; j++) {
+      sum = int4mm_dot4(tile.a_even[threadIdx.y][j], tile.b_even[j][threadIdx.x], sum);
+      sum = int4mm_dot4(tile.a_odd[threadIdx.y][j], tile.b_odd[j][threadIdx.x], sum);
+    }
+    __syncthreads();
+    if (step % kSpanSteps == kSpanSteps - 1) acc += sum >> 8, sum = 0;
+  }
+  return acc + (sum >> 8);
+}
+
+template <int DTYPE> __global__ void __launch_bounds__(kThreads) tiled_kernel(const int4mm_problem p) {
+  __shared__ Tile tile;
+  int64_t tiles_n = (p.N + kTile - 1) / kTile, tiles = (p.M + kTile - 1) / kTile * tiles_n;
+  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
+    int64_t m0 = t / tiles_n * kTile, n0 = t % tiles_n * kTile;
+    int32_t acc = accumulate(tile, p, m0, n0);
+    int64_t m = m0 + threadIdx.y, n = n0 + threadIdx.x;
+    if (m < p.M && n < p.N) int4mm_store<DTYPE>(p.out, m * p.ldo + n, acc, p.scale_a[m], p.scale_b[n], p.bias, n);
+  }
+}
+
+} // namespace
+
+cudaError_t int4mm_launch_tiled(const int4mm_problem *problem, const int4mm_plan *, cudaStream_t stream) {
+  int64_t tiles = (problem->M + kTile - 1) / kTile * ((problem->N + kTile - 1) / kTile);
+  unsigned blocks = int4mm_blocks(tiles, 1);
+  int4mm_for_out_dtype(problem->out_dtype, [&](auto dtype) {
+    tiled_kernel<decltype(dtype)::value><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem);
+  });
+  return cudaGetLastError();
+}

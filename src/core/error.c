@@ -1,0 +1,53 @@
+/*
+ * Status words and each thread's last error sentence.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/core.h"
+
+enum { ERROR_BYTES = 1024 };
+
+static _Thread_local char last_error[ERROR_BYTES];
+
+const char *int4mm_version(void) {
+  return INT4MM_VERSION;
+}
+
+const char *int4mm_strerror(int32_t status) {
+  switch (status) {
+  case INT4MM_OK:
+    return "success";
+  case INT4MM_ERR_ARGUMENT:
+    return "invalid argument";
+  case INT4MM_ERR_VALUE:
+    return "value out of range";
+  case INT4MM_ERR_MEMORY:
+    return "out of memory";
+  case INT4MM_ERR_UNAVAILABLE:
+    return "not available here";
+  case INT4MM_ERR_UNSUPPORTED:
+    return "not supported by this kernel";
+  case INT4MM_ERR_CUDA:
+    return "CUDA error";
+  case INT4MM_ERR_SYSTEM:
+    return "system error";
+  default:
+    return "unknown status";
+  }
+}
+
+const char *int4mm_last_error(void) {
+  return last_error;
+}
+
+int32_t int4mm_fail(int32_t status, const char *format, ...) {
+  char text[ERROR_BYTES]; /* apart, since an argument may be the last error itself */
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  memcpy(last_error, text, sizeof text);
+  return status;
+}

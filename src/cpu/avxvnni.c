@@ -1,7 +1,0 @@
-/* AVX-VNNI: vpdpbusd on 256 bits in its VEX form. Needs -mavx2 -mf16c -mavxvnni. */
-#ifndef __AVXVNNI__
-#error "compile this file with the flags that flags.mk gives it"
-#endif
-#include "x86_256.h"
-
-const int4mm_cpu_table int4mm_cpu_avxvnni = {"avxvnni", int4mm_has_avxvnni, matmul, plan, &int4mm_rows_avx2};

@@ -1,0 +1,479 @@
+/*
+ * Pack, unpack, quantize, dequantize, random, copy and transpose: cuts the matrices into pieces for the threads and
+ * each piece into blocks of at most BLOCK elements, whose intermediate values stay in the first-level cache.
+ */
+#include <stdatomic.h>
+#include <string.h>
+
+#include "core/numeric.h"
+#include "cpu/cpu.h"
+#include "cpu/elementwise/rows.h"
+
+enum {
+  BLOCK = 1024,       /* elements of a row at a time, a multiple of 64 */
+  WIDE = 4 * BLOCK,   /* columns whose maxima are gathered at a time */
+  GRAIN = 1 << 16,    /* elements worth a thread */
+  MAX_TASKS = 1 << 20 /* bounds the cut of very tall matrices */
+};
+
+/* Pieces of a matrix: bands of `band` rows by runs of `run` columns. */
+typedef struct pieces {
+  int64_t rows, cols, band, run, runs, count;
+  int32_t threads;
+} pieces;
+
+typedef struct piece {
+  int64_t r0, r1, c0, c1;
+} piece;
+
+static pieces cut(int64_t rows, int64_t cols, int64_t band_step, int64_t work_per_row) {
+  pieces p = {.rows = rows, .cols = cols};
+  if (rows <= 0 || cols <= 0) return p;
+  p.threads = int4mm_threads_for(rows * work_per_row, GRAIN);
+  p.run = cols;
+  p.band = int4mm_ceil_div(int4mm_max64(1, GRAIN / int4mm_max64(1, work_per_row)), band_step) * band_step;
+  p.band = int4mm_max64(p.band, int4mm_ceil_div(int4mm_ceil_div(rows, MAX_TASKS), band_step) * band_step);
+  if (rows <= band_step * p.threads && cols > BLOCK)
+    p.run = int4mm_ceil_div(int4mm_ceil_div(cols, 4 * p.threads), BLOCK) * BLOCK;
+  p.runs = int4mm_ceil_div(cols, p.run);
+  p.count = int4mm_ceil_div(rows, p.band) * p.runs;
+  return p;
+}
+
+static piece piece_at(const pieces *p, int64_t index) {
+  int64_t r0 = index / p->runs * p->band, c0 = index % p->runs * p->run;
+  piece s = {r0, int4mm_min64(r0 + p->band, p->rows), c0, int4mm_min64(c0 + p->run, p->cols)};
+  return s;
+}
+
+static void *at(const int4mm_matrix *m, int64_t r, int64_t c) {
+  return (char *)m->data + (size_t)(r * m->stride + c) * int4mm_dtype_size(m->dtype);
+}
+
+typedef struct pack_run {
+  const int4mm_rows *rows;
+  const int4mm_pack_job *pack;
+  pieces pieces;
+  _Atomic int64_t bad; /* smallest index of a bad value seen, or INT64_MAX */
+} pack_run;
+
+static void record_bad(pack_run *j, int64_t index) {
+  int64_t before = atomic_load(&j->bad);
+  while (index < before && !atomic_compare_exchange_weak(&j->bad, &before, index)) {
+  }
+}
+
+static int32_t finish(pack_run *j, int64_t *bad) {
+  int64_t first = atomic_load(&j->bad);
+  if (first == INT64_MAX) return INT4MM_OK;
+  *bad = first;
+  return INT4MM_ERR_VALUE;
+}
+
+/* ---- pack and unpack -------------------------------------------------------------------------------------------- */
+
+static int64_t first_outside(const void *src, int32_t dtype, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    int32_t value = dtype == INT4MM_INT8 ? ((const int8_t *)src)[i] : ((const int32_t *)src)[i];
+    if (value < -8 || value > 7) return i;
+  }
+  return n;
+}
+
+/* n values of a row of `plain` as int4; where they are not, the first is recorded. */
+static void narrow(pack_run *j, int8_t *q, int64_t r, int64_t c, int64_t n) {
+  const int4mm_matrix *plain = &j->pack->plain;
+  const void *src = at(plain, r, c);
+  if (!j->rows->narrow(q, src, plain->dtype, n) && j->pack->check) {
+    record_bad(j, r * plain->cols + c + first_outside(src, plain->dtype, n));
+  }
+}
+
+static void pack_along(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  pack_run *j = context;
+  const int4mm_pack_job *p = j->pack;
+  piece s = piece_at(&j->pieces, index); /* rows and words */
+  int8_t q[BLOCK];
+  for (int64_t r = s.r0; r < s.r1; r++) {
+    for (int64_t w = s.c0; w < s.c1; w += BLOCK / 8) {
+      int64_t words = int4mm_min64(BLOCK / 8, s.c1 - w), n = int4mm_min64(8 * words, p->plain.cols - 8 * w);
+      memset(q + n, 0, (size_t)(8 * words - n));
+      narrow(j, q, r, 8 * w, n);
+      j->rows->pack_along(at(&p->packed, r, w), q, words, p->flip);
+    }
+  }
+}
+
+static void pack_across(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  pack_run *j = context;
+  const int4mm_pack_job *p = j->pack;
+  piece s = piece_at(&j->pieces, index); /* rows of words and columns */
+  int8_t q[8][BLOCK];
+  for (int64_t w = s.r0; w < s.r1; w++) {
+    int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
+    for (int64_t c = s.c0; c < s.c1; c += BLOCK) {
+      int64_t n = int4mm_min64(BLOCK, s.c1 - c);
+      for (int64_t i = 0; i < 8; i++) {
+        if (i < rows) {
+          narrow(j, q[i], 8 * w + i, c, n);
+        } else {
+          memset(q[i], 0, (size_t)n);
+        }
+      }
+      j->rows->pack_across(at(&p->packed, w, c), q[0], BLOCK, n, p->flip);
+    }
+  }
+}
+
+static pack_run make_run(const int4mm_pack_job *p, const int4mm_rows *rows) {
+  pack_run j = {.rows = rows, .pack = p};
+  atomic_init(&j.bad, INT64_MAX);
+  if (p->dim == 1) {
+    j.pieces = cut(p->packed.rows, int4mm_ceil_div(p->plain.cols, 8), 1, p->plain.cols);
+  } else {
+    j.pieces = cut(int4mm_ceil_div(p->plain.rows, 8), p->plain.cols, 1, 8 * p->plain.cols);
+  }
+  return j;
+}
+
+int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *p, int64_t *bad) {
+  pack_run j = make_run(p, rows);
+  int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? pack_along : pack_across, &j);
+  return finish(&j, bad);
+}
+
+static void unpack_along(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  pack_run *j = context;
+  const int4mm_pack_job *p = j->pack;
+  piece s = piece_at(&j->pieces, index);
+  int8_t q[BLOCK];
+  float x[BLOCK];
+  for (int64_t r = s.r0; r < s.r1; r++) {
+    for (int64_t w = s.c0; w < s.c1; w += BLOCK / 8) {
+      int64_t words = int4mm_min64(BLOCK / 8, s.c1 - w), n = int4mm_min64(8 * words, p->plain.cols - 8 * w);
+      void *dst = at(&p->plain, r, 8 * w);
+      j->rows->unpack_along(q, at(&p->packed, r, w), words, p->flip);
+      if (p->scales) {
+        j->rows->dequantize(x, q, p->scales[r], n);
+        j->rows->from_float(dst, p->plain.dtype, x, n);
+      } else {
+        j->rows->widen(dst, p->plain.dtype, q, n);
+      }
+    }
+  }
+}
+
+static void unpack_across(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  pack_run *j = context;
+  const int4mm_pack_job *p = j->pack;
+  piece s = piece_at(&j->pieces, index);
+  int8_t q[8][BLOCK];
+  float x[BLOCK];
+  for (int64_t w = s.r0; w < s.r1; w++) {
+    int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
+    for (int64_t c = s.c0; c < s.c1; c += BLOCK) {
+      int64_t n = int4mm_min64(BLOCK, s.c1 - c);
+      j->rows->unpack_across(q[0], BLOCK, at(&p->packed, w, c), n, p->flip);
+      for (int64_t i = 0; i < rows; i++) {
+        void *dst = at(&p->plain, 8 * w + i, c);
+        if (p->scales) {
+          j->rows->dequantize_columns(x, q[i], p->scales + c, n);
+          j->rows->from_float(dst, p->plain.dtype, x, n);
+        } else {
+          j->rows->widen(dst, p->plain.dtype, q[i], n);
+        }
+      }
+    }
+  }
+}
+
+/* Dequantizing when the job has scales. */
+void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *p) {
+  pack_run j = make_run(p, rows);
+  int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? unpack_along : unpack_across, &j);
+}
+
+/* ---- quantize --------------------------------------------------------------------------------------------------- */
+
+static int64_t first_not_finite(const float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    if ((int4mm_float_bits(x[i]) & 0x7fffffffu) >= 0x7f800000u) return i;
+  }
+  return n;
+}
+
+/* n floats of a row of `plain`, converted into `buffer` when they are not float32. */
+static const float *floats(const pack_run *j, float *buffer, int64_t r, int64_t c, int64_t n) {
+  const int4mm_matrix *plain = &j->pack->plain;
+  const void *src = at(plain, r, c);
+  if (plain->dtype == INT4MM_FLOAT32) return src;
+  j->rows->to_float(buffer, src, plain->dtype, n);
+  return buffer;
+}
+
+static void quantize_along(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  pack_run *j = context;
+  const int4mm_pack_job *p = j->pack;
+  piece s = piece_at(&j->pieces, index); /* whole rows */
+  int64_t cols = p->plain.cols;
+  int8_t q[BLOCK];
+  float buffer[BLOCK];
+  for (int64_t r = s.r0; r < s.r1; r++) {
+    uint32_t most = 0;
+    for (int64_t c = 0; c < cols; c += BLOCK) {
+      int64_t n = int4mm_min64(BLOCK, cols - c);
+      const float *x = floats(j, buffer, r, c, n);
+      uint32_t bits = j->rows->absmax(x, n);
+      if (bits >= 0x7f800000u && p->check) {
+        record_bad(j, r * cols + c + first_not_finite(x, n));
+        break;
+      }
+      most = bits > most ? bits : most;
+    }
+    float scale = int4mm_bits_float(most) / 7.0f;
+    p->scales[r] = scale;
+    for (int64_t c = 0; c < cols; c += BLOCK) {
+      int64_t n = int4mm_min64(BLOCK, cols - c), words = int4mm_ceil_div(n, 8);
+      j->rows->quantize(q, floats(j, buffer, r, c, n), scale, n);
+      memset(q + n, 0, (size_t)(8 * words - n));
+      j->rows->pack_along(at(&p->packed, r, c / 8), q, words, p->flip);
+    }
+  }
+}
+
+/* Columns are quantised in two sweeps along the rows, as memory lies: the largest of each column, then the quotients.
+ */
+
+typedef uint32_t float_bits __attribute__((may_alias));
+
+/* The first sweep: bands of rows. The largest values so far wait in `scales`, as bits. */
+static void absmax_across(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  pack_run *j = context;
+  float_bits *shared = (float_bits *)j->pack->scales;
+  piece s = piece_at(&j->pieces, index);
+  float buffer[BLOCK];
+  for (int64_t c = s.c0; c < s.c1; c += WIDE) {
+    int64_t n = int4mm_min64(WIDE, s.c1 - c);
+    uint32_t most[WIDE];
+    memset(most, 0, (size_t)n * 4);
+    if (j->pack->plain.dtype == INT4MM_FLOAT32) {
+      j->rows->absmax_columns(most, at(&j->pack->plain, s.r0, c), j->pack->plain.stride, s.r1 - s.r0, n);
+    } else {
+      for (int64_t r = s.r0; r < s.r1; r++) {
+        for (int64_t i = 0; i < n; i += BLOCK) {
+          int64_t here = int4mm_min64(BLOCK, n - i);
+          j->rows->absmax_columns(most + i, floats(j, buffer, r, c + i, here), 0, 1, here);
+        }
+      }
+    }
+    for (int64_t i = 0; i < n; i++) {
+      uint32_t before = __atomic_load_n(&shared[c + i], __ATOMIC_RELAXED);
+      while (most[i] > before &&
+             !__atomic_compare_exchange_n(&shared[c + i], &before, most[i], true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+      }
+    }
+  }
+}
+
+/* From largest values to scales; a piece of its own, so that it has the default floating-point environment. */
+static void scales_across(void *context, int64_t index, int32_t slot) {
+  (void)index, (void)slot;
+  pack_run *j = context;
+  const int4mm_pack_job *p = j->pack;
+  float buffer[BLOCK];
+  bool bad = false;
+  for (int64_t c = 0; c < p->plain.cols; c++) {
+    bad |= int4mm_float_bits(p->scales[c]) >= 0x7f800000u;
+    p->scales[c] /= 7.0f;
+  }
+  for (int64_t r = 0; bad && p->check && r < p->plain.rows; r++) {
+    for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
+      int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), first = first_not_finite(floats(j, buffer, r, c, n), n);
+      if (first < n) record_bad(j, r * p->plain.cols + c + first);
+    }
+    bad = atomic_load(&j->bad) == INT64_MAX;
+  }
+}
+
+/* Asks for n elements of row r, which no hardware foresees: the next row is on another page. */
+static void fetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n) {
+  const char *row = at(m, r, c);
+  for (int64_t i = 0; i < n * (int64_t)int4mm_dtype_size(m->dtype); i += 64) __builtin_prefetch(row + i, 0, 2);
+}
+
+/* The second sweep: whole words, from the last rows back to the first, since the last are still in the caches. */
+static void quantize_across(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  pack_run *j = context;
+  const int4mm_pack_job *p = j->pack;
+  piece s = piece_at(&j->pieces, j->pieces.count - 1 - index); /* rows of words and columns */
+  int8_t q[8][WIDE];
+  float buffer[BLOCK];
+  for (int64_t w = s.r0; w < s.r1; w++) {
+    int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
+    for (int64_t c = s.c0; c < s.c1; c += WIDE) {
+      int64_t n = int4mm_min64(WIDE, s.c1 - c);
+      for (int64_t i = 0; i < 8; i++) {
+        if (i >= rows) memset(q[i], 0, (size_t)n);
+        for (int64_t k = 0; i < rows && k < n; k += BLOCK) {
+          int64_t here = int4mm_min64(BLOCK, n - k);
+          const float *x = floats(j, buffer, 8 * w + i, c + k, here);
+          fetch_row(&p->plain, 8 * w + i + 1, c + k, here);
+          j->rows->quantize_columns(q[i] + k, x, p->scales + c + k, here);
+        }
+      }
+      j->rows->pack_across(at(&p->packed, w, c), q[0], WIDE, n, p->flip);
+    }
+  }
+}
+
+static int32_t quantize_columns(pack_run *j, int64_t *bad) {
+  const int4mm_matrix *plain = &j->pack->plain;
+  pieces words = j->pieces;
+  j->pieces = cut(plain->rows, plain->cols, 64, plain->cols);
+  for (int64_t c = 0; c < plain->cols; c++) j->pack->scales[c] = 0.0f;
+  int4mm_parallel(j->pieces.threads, j->pieces.count, absmax_across, j);
+  int4mm_parallel(1, 1, scales_across, j);
+  if (finish(j, bad)) return INT4MM_ERR_VALUE;
+  j->pieces = words;
+  int4mm_parallel(j->pieces.threads, j->pieces.count, quantize_across, j);
+  return INT4MM_OK;
+}
+
+int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *p, int64_t *bad) {
+  pack_run j = make_run(p, rows);
+  if (p->dim == 0) return quantize_columns(&j, bad);
+  /* rows stay whole: each needs its maximum first */
+  int64_t cols = int4mm_max64(p->plain.cols, 1);
+  j.pieces = cut(p->plain.rows, cols, 1, cols);
+  j.pieces.run = cols;
+  j.pieces.count = p->plain.rows > 0 ? int4mm_ceil_div(p->plain.rows, j.pieces.band) : 0;
+  j.pieces.runs = 1;
+  int4mm_parallel(j.pieces.threads, j.pieces.count, quantize_along, &j);
+  return finish(&j, bad);
+}
+
+/* ---- random, copy, transpose ------------------------------------------------------------------------------------ */
+
+typedef struct random_run {
+  const int4mm_rows *rows;
+  const int4mm_random_job *job;
+  pieces pieces;
+} random_run;
+
+/* n elements from the row-major position `first` on, which need not start a block of the generator. */
+static void random_block(const random_run *run, void *dst, uint64_t first, int64_t n) {
+  const int4mm_random_job *job = run->job;
+  uint32_t words[BLOCK + 8];
+  int64_t skip = (int64_t)(first % 4);
+  run->rows->random(words, job->seed, first / 4, job->sequence, int4mm_ceil_div(skip + n, 4));
+  if (job->dst.dtype == INT4MM_FLOAT32) {
+    run->rows->uniform(dst, words + skip, job->low, job->high, n);
+  } else {
+    memcpy(dst, words + skip, (size_t)n * 4);
+  }
+}
+
+static void random_piece(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  const random_run *run = context;
+  const int4mm_matrix *dst = &run->job->dst;
+  piece s = piece_at(&run->pieces, index);
+  for (int64_t r = s.r0; r < s.r1; r++) {
+    for (int64_t c = s.c0; c < s.c1; c += BLOCK) {
+      random_block(run, at(dst, r, c), (uint64_t)(r * dst->cols + c), int4mm_min64(BLOCK, s.c1 - c));
+    }
+  }
+}
+
+void int4mm_elementwise_random(const int4mm_rows *rows, const int4mm_random_job *job) {
+  random_run run = {rows, job, cut(job->dst.rows, job->dst.cols, 1, job->dst.cols)};
+  int4mm_parallel(run.pieces.threads, run.pieces.count, random_piece, &run);
+}
+
+typedef struct copy_run {
+  const int4mm_rows *rows;
+  const int4mm_matrix *dst, *src;
+  pieces pieces;
+  uint32_t flip;
+} copy_run;
+
+/* int32 to bfloat16 rounds once: what float32 would round away first is kept as a sticky bit that it can hold. */
+static uint16_t int_to_bfloat(int32_t value) {
+  uint32_t mag = value < 0 ? 0u - (uint32_t)value : (uint32_t)value;
+  if (mag >> 24) mag = (mag & ~0xffu) | (uint32_t)((mag & 0xffu) != 0) << 8;
+  return int4mm_to_bfloat(value < 0 ? -(float)mag : (float)mag);
+}
+
+static void copy_block(const copy_run *run, void *dst, const void *src, int64_t n) {
+  int32_t to = run->dst->dtype, from = run->src->dtype;
+  float x[BLOCK];
+  if (to == from) {
+    memcpy(dst, src, (size_t)n * int4mm_dtype_size(to));
+  } else if (to == INT4MM_INT32) { /* from int8 */
+    for (int64_t i = 0; i < n; i++) ((int32_t *)dst)[i] = ((const int8_t *)src)[i];
+  } else if (to == INT4MM_INT8) { /* from int32 */
+    for (int64_t i = 0; i < n; i++) ((int8_t *)dst)[i] = (int8_t)((const int32_t *)src)[i];
+  } else if (to == INT4MM_BFLOAT16 && from == INT4MM_INT32) {
+    for (int64_t i = 0; i < n; i++) ((uint16_t *)dst)[i] = int_to_bfloat(((const int32_t *)src)[i]);
+  } else {
+    run->rows->to_float(x, src, from, n);
+    run->rows->from_float(dst, to, x, n);
+  }
+}
+
+static void copy_piece(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  const copy_run *run = context;
+  piece s = piece_at(&run->pieces, index);
+  for (int64_t r = s.r0; r < s.r1; r++) {
+    for (int64_t c = s.c0; c < s.c1; c += BLOCK) {
+      copy_block(run, at(run->dst, r, c), at(run->src, r, c), int4mm_min64(BLOCK, s.c1 - c));
+    }
+  }
+}
+
+void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, const int4mm_matrix *src) {
+  copy_run run = {rows, dst, src, cut(dst->rows, dst->cols, 1, dst->cols), 0};
+  int4mm_parallel(run.pieces.threads, run.pieces.count, copy_piece, &run);
+}
+
+enum { SQUARE = 16 }; /* words: a cache line */
+
+/* One square; a whole one has constant bounds, which lets the compiler keep it in registers. */
+static inline void transpose_square(uint32_t *restrict dst, int64_t ldd, const uint32_t *restrict src, int64_t lds,
+                                    int64_t rows, int64_t cols, uint32_t flip) {
+  for (int64_t c = 0; c < cols; c++) {
+    for (int64_t r = 0; r < rows; r++) dst[c * ldd + r] = src[r * lds + c] ^ flip;
+  }
+}
+
+static void transpose_piece(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  const copy_run *run = context;
+  piece s = piece_at(&run->pieces, index);
+  int64_t ldd = run->dst->stride, lds = run->src->stride;
+  for (int64_t c = s.c0; c < s.c1; c += SQUARE) {
+    for (int64_t r = s.r0; r < s.r1; r += SQUARE) {
+      uint32_t *dst = (uint32_t *)run->dst->data + c * ldd + r;
+      const uint32_t *src = (const uint32_t *)run->src->data + r * lds + c;
+      int64_t rows = int4mm_min64(SQUARE, s.r1 - r), cols = int4mm_min64(SQUARE, s.c1 - c);
+      if (rows == SQUARE && cols == SQUARE) {
+        transpose_square(dst, ldd, src, lds, SQUARE, SQUARE, run->flip);
+      } else {
+        transpose_square(dst, ldd, src, lds, rows, cols, run->flip);
+      }
+    }
+  }
+}
+
+void int4mm_cpu_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip) {
+  copy_run run = {NULL, dst, src, cut(src->rows, src->cols, 64, src->cols), flip};
+  int4mm_parallel(run.pieces.threads, run.pieces.count, transpose_piece, &run);
+}

@@ -1,0 +1,43 @@
+/*
+ * Elementwise work on short runs of numbers: what pack, unpack, quantize, dequantize, random and copy are made of. The
+ * loops are written once, in rows_body.h, in plain C that compilers vectorise, and compiled once for each instruction
+ * set's flags; elementwise.c composes them over blocks that stay in the first-level cache.
+ */
+#ifndef INT4MM_CPU_ROWS_H
+#define INT4MM_CPU_ROWS_H
+
+#include "core/core.h"
+
+/* `q` are int4 values, one a byte; `n` counts elements. */
+typedef struct int4mm_rows {
+  /* q = src (int8 or int32); false when one of them is outside [-8, 7]. */
+  bool (*narrow)(int8_t *q, const void *src, int32_t dtype, int64_t n);
+  void (*widen)(void *dst, int32_t dtype, const int8_t *q, int64_t n); /* dst int8 or int32 */
+  /* n words of eight values each, lying along q ... */
+  void (*pack_along)(uint32_t *words, const int8_t *q, int64_t n, uint32_t flip);
+  void (*unpack_along)(int8_t *q, const uint32_t *words, int64_t n, uint32_t flip);
+  /* ... or across eight rows of q, `pitch` bytes apart */
+  void (*pack_across)(uint32_t *words, const int8_t *q, int64_t pitch, int64_t n, uint32_t flip);
+  void (*unpack_across)(int8_t *q, int64_t pitch, const uint32_t *words, int64_t n, uint32_t flip);
+
+  void (*to_float)(float *dst, const void *src, int32_t dtype, int64_t n);   /* any dtype */
+  void (*from_float)(void *dst, int32_t dtype, const float *src, int64_t n); /* a float dtype; rounds to nearest even */
+
+  /* The largest |x| as bits of a float32, which order like integers: 0x7f800000 and above mean infinite or NaN. */
+  uint32_t (*absmax)(const float *x, int64_t n);
+  /* bits[i] = max(bits[i], |x[i]|, |x[stride + i]|, ...) over rows */
+  void (*absmax_columns)(uint32_t *bits, const float *x, int64_t stride, int64_t rows, int64_t n);
+  /* q = clamp(round_half_even(x / scale), -7, 7), 0 where the scale is 0, absmax / 7; one scale, or one a column */
+  void (*quantize)(int8_t *q, const float *x, float scale, int64_t n);
+  void (*quantize_columns)(int8_t *q, const float *x, const float *scales, int64_t n);
+  void (*dequantize)(float *x, const int8_t *q, float scale, int64_t n);
+  void (*dequantize_columns)(float *x, const int8_t *q, const float *scales, int64_t n);
+
+  /* Philox blocks first .. first + n - 1, four words each. */
+  void (*random)(uint32_t *words, uint64_t seed, uint64_t first, uint32_t sequence, int64_t n);
+  void (*uniform)(float *x, const uint32_t *words, float low, float high, int64_t n);
+} int4mm_rows;
+
+extern const int4mm_rows int4mm_rows_scalar, int4mm_rows_avx2, int4mm_rows_avx512;
+
+#endif

@@ -1,0 +1,335 @@
+/*
+ * Large products: both operands packed, the output cut into tiles that threads take as they come.
+ *
+ * Blocking follows Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", TOMS 2008): a block of A
+ * stays in the second-level cache while panels of B stream past it. K is not split while it fits (MAX_K8), so that a
+ * tile of sums goes from registers through the first-level cache into the epilogue; beyond that, sums of a super block
+ * are kept in memory from one slice of K to the next.
+ */
+#include <stdatomic.h>
+#include <stdio.h>
+
+#include "cpu/gemm/gemm.h"
+
+enum {
+  MAX_K8 = 2048,              /* words of K in one slice: 16384 nibbles */
+  SLICE_K8 = 1024,            /* ... when there are several */
+  SLICED_BLOCK = 1024,        /* rows and columns of a super block then: 4 MiB of sums */
+  PACKED_BYTES = 16 << 20,    /* of a packed super block of B */
+  L2_BYTES = 384 << 10,       /* of packed A that stays in the second-level cache */
+  L2_WHOLE_BYTES = 512 << 10, /* ... when that is all of it */
+  PACK_ROWS = 16,             /* words of K in a piece of packing B */
+  PACK_PANELS = 64,           /* panels in it: long runs of a row, which memory gives faster */
+  ROWS_AHEAD = 16 /* rows of a raw weight fetched ahead: each may be another page, which no hardware foresees */
+};
+
+/* A thread's own range of units, taken from the front by itself and, when they are through with theirs, by others. */
+typedef struct lane {
+  _Atomic int64_t next;
+  char apart[56]; /* a cache line each */
+} lane;
+
+typedef struct gemm {
+  const int4mm_kernels *k;
+  const int4mm_problem *p;
+  int32_t threads;
+  int64_t slice, block_rows, block_cols; /* the most that a super block has: words of K, rows, columns */
+  int64_t unit_rows, unit_cols;          /* of a unit of work: a block of A by some columns */
+  uint32_t *a;                           /* each thread's packed block of A: mr-row panels */
+  int32_t *start;                        /* what its rows' accumulators start from */
+  uint32_t *b;                           /* packed super block of B */
+  int32_t *sums;                         /* [block_rows, block_cols], or a tile for each thread */
+  lane *lanes;
+  bool sliced;
+  bool own_b; /* each thread packs a panel of B just before its only use */
+  /* the super block at hand */
+  int64_t m0, n0, j0, rows, cols, k8;
+} gemm;
+
+/* A thread's part of a gemm. */
+typedef struct worker {
+  const gemm *g;
+  int32_t slot;
+  int64_t packed; /* first row of the block of A that its buffer holds */
+  uint32_t *a;
+  int32_t *start;
+} worker;
+
+/* Dwords of B per word of K and column. */
+static int64_t b_width(const gemm *g) {
+  return g->k->bytes_b ? 2 : 1;
+}
+
+/* ---- packing ---------------------------------------------------------------------------------------------------- */
+
+/* Rows m .. m + rows - 1 of the super block's A, into this thread's buffer: it stays in the second-level cache. */
+static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
+  const gemm *g = w->g;
+  const int4mm_problem *p = g->p;
+  int64_t mr = g->k->mr;
+  if (w->packed == m) return;
+  w->packed = m;
+  for (int64_t r = 0; r < rows; r += mr) {
+    const uint32_t *a = p->a + (g->m0 + m + r) * p->lda + g->j0;
+    g->k->pack_a(w->a + r * 2 * g->k8, w->start + r, a, p->lda, int4mm_min64(mr, rows - r), g->k8, p->flip_a);
+    for (int64_t i = r; i < r + mr; i++) w->start[i] *= -g->k->offset;
+  }
+}
+
+static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t flip) {
+  for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
+    __builtin_prefetch(src + ROWS_AHEAD * ld);
+    __builtin_prefetch(src + ROWS_AHEAD * ld + INT4MM_PANEL - 1);
+    if (columns == INT4MM_PANEL) {
+      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = src[i] ^ flip;
+    } else {
+      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = i < columns ? src[i] ^ flip : 0;
+    }
+  }
+}
+
+static int64_t bytes_of_panel(const gemm *g, int64_t k8) {
+  return 4 * INT4MM_PANEL * k8 * b_width(g);
+}
+
+/* Words j .. j + k8 - 1 of K of one 64-column panel, which is at dst. */
+static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t j, int64_t k8) {
+  const int4mm_problem *p = g->p;
+  int64_t n = g->n0 + panel * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, p->N - n);
+  const uint32_t *src = int4mm_b_word(p, g->j0 + j, n);
+  int64_t ld = p->b_panels ? INT4MM_PANEL : p->ldb, nr = g->k->nr;
+  if (!g->k->bytes_b) {
+    copy_words(dst + j * INT4MM_PANEL, src, ld, columns, k8, p->flip_b);
+    return;
+  }
+  for (int64_t c = 0; c < columns; c += nr) {
+    g->k->pack_b(dst + 2 * (c * g->k8 + j * nr), src + c, ld, int4mm_min64(nr, columns - c), k8, p->flip_b,
+                 g->k->offset);
+  }
+}
+
+/* A strip of B, read along its rows. */
+static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  const gemm *g = context;
+  int64_t panels = int4mm_ceil_div(g->cols, INT4MM_PANEL), strips = int4mm_ceil_div(panels, PACK_PANELS);
+  int64_t first = index % strips * PACK_PANELS, last = int4mm_min64(first + PACK_PANELS, panels);
+  int64_t j0 = index / strips * PACK_ROWS, j1 = int4mm_min64(j0 + PACK_ROWS, g->k8);
+  for (int64_t j = j0; j < j1; j += 8) {
+    for (int64_t panel = first; panel < last; panel++) {
+      pack_panel_of_b(g, g->b + panel * bytes_of_panel(g, g->k8) / 4, panel, j, int4mm_min64(8, j1 - j));
+    }
+  }
+}
+
+/* Whether B is packed for all threads before they compute. */
+static bool packs_b(const gemm *g) {
+  return !g->own_b && (g->k->bytes_b || !g->p->b_panels);
+}
+
+/* ---- computing -------------------------------------------------------------------------------------------------- */
+
+/* The panel of B that starts at column n of the super block, packed by this thread where nobody did. */
+static const uint32_t *panel_of_b(const gemm *g, int64_t n, int32_t slot) {
+  int64_t panel = n / INT4MM_PANEL, dwords = bytes_of_panel(g, g->k8) / 4;
+  if (g->own_b) {
+    uint32_t *own = g->b + slot * dwords;
+    pack_panel_of_b(g, own, panel, 0, g->k8);
+    return own;
+  }
+  return packs_b(g) ? g->b + panel * dwords : int4mm_b_word(g->p, g->j0, g->n0 + n);
+}
+
+/* The t-th share of what comes after the panel of B of column n, for tile t to ask for while it is computed: the next
+ * panel, or the next block of A once row m's has met all of B. */
+static int4mm_ahead ahead_of(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
+  const int4mm_problem *p = g->p;
+  int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->unit_rows;
+  int4mm_ahead ahead = {(const char *)b, 0};
+  if (n + INT4MM_PANEL >= g->cols) {
+    if (next >= g->rows || t * share >= 4 * p->lda * g->unit_rows) return ahead;
+    ahead.line = (const char *)(p->a + (g->m0 + next) * p->lda + g->j0) + t * share;
+    ahead.step = 64;
+  } else if (g->own_b && t < 2) { /* not packed yet: a line of each of its rows */
+    ahead.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
+    ahead.step = 4 * (p->b_panels ? INT4MM_PANEL : p->ldb);
+  } else if (!g->own_b && t * share < bytes) {
+    ahead.line = (const char *)b + bytes + t * share;
+    ahead.step = 64;
+  }
+  return ahead;
+}
+
+/* One tile: rows m on of the super block, row r of this thread's block of A. */
+static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_ahead ahead) {
+  const gemm *g = w->g;
+  const int4mm_kernels *k = g->k;
+  int4mm_target target = {g->sums + w->slot * k->mr * k->nr, 0};
+  int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
+  const uint32_t *a = w->a + r * 2 * g->k8;
+  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->sliced && rows == k->mr && columns == k->nr;
+  if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->start + r, ahead)) return;
+  if (last) int4mm_fetch_out(g->p, g->m0 + m, g->n0 + n, rows);
+  if (g->sliced) {
+    target.tile = g->sums + m * g->block_cols + n;
+    target.sign = g->j0 > 0;
+    ldt = g->block_cols;
+  }
+  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, ahead);
+  if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
+}
+
+static int64_t units_across(const gemm *g) {
+  return int4mm_ceil_div(g->cols, g->unit_cols);
+}
+
+static int64_t units_of(const gemm *g) {
+  return int4mm_ceil_div(g->rows, g->unit_rows) * units_across(g);
+}
+
+/* A block of A against some columns of B. */
+static void compute_unit(worker *w, int64_t index) {
+  const gemm *g = w->g;
+  int64_t mr = g->k->mr, nr = g->k->nr, m0 = index / units_across(g) * g->unit_rows;
+  int64_t rows = int4mm_min64(g->unit_rows, g->rows - m0);
+  int64_t n0 = index % units_across(g) * g->unit_cols, n1 = int4mm_min64(n0 + g->unit_cols, g->cols);
+  pack_block_of_a(w, m0, rows);
+  for (int64_t panel = n0; panel < n1; panel += INT4MM_PANEL) {
+    const uint32_t *b = panel_of_b(g, panel, w->slot);
+    int64_t t = 0; /* tiles in this panel */
+    const uint32_t *first = b;
+    for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
+      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, ahead_of(g, m0, panel, t++, first));
+      b += g->k->bytes_b ? 2 * nr * g->k8 : nr;
+    }
+  }
+}
+
+static int64_t first_of_lane(const gemm *g, int64_t i) {
+  return units_of(g) * i / g->threads;
+}
+
+/* The units of a lane, one by one, then what is left of the others': threads keep to their own blocks of A while all
+ * are equally fast, and end together where they are not. */
+static void compute(void *context, int64_t index, int32_t slot) {
+  const gemm *g = context;
+  worker w = {.g = g, .slot = slot, .packed = -1};
+  w.a = g->a + slot * 2 * g->slice * g->unit_rows;
+  w.start = g->start + slot * g->unit_rows;
+  for (int64_t i = 0; i < g->threads; i++) {
+    int64_t at = (index + i) % g->threads, end = first_of_lane(g, at + 1), unit;
+    while ((unit = atomic_fetch_add(&g->lanes[at].next, 1)) < end) compute_unit(&w, unit);
+  }
+}
+
+static void run_block(gemm *g) {
+  int64_t strips = int4mm_ceil_div(int4mm_ceil_div(g->cols, INT4MM_PANEL), PACK_PANELS);
+  if (packs_b(g)) int4mm_parallel(g->threads, strips * int4mm_ceil_div(g->k8, PACK_ROWS), pack_strip_of_b, g);
+  for (int64_t i = 0; i < g->threads; i++) atomic_init(&g->lanes[i].next, first_of_lane(g, i));
+  int4mm_parallel(g->threads, g->threads, compute, g);
+}
+
+/* ---- sizes ------------------------------------------------------------------------------------------------------ */
+
+/* A unit has as much of A as the second-level cache holds; its columns are few enough for threads to end together. */
+static void choose_units(gemm *g) {
+  enum { UNITS = 64 }; /* a thread at least, where the product is large enough */
+  int64_t mr = g->k->mr, rows = int4mm_min64(g->p->M, g->block_rows), cols = int4mm_min64(g->p->N, g->block_cols);
+  int64_t most = int4mm_max64(mr, L2_BYTES / (8 * g->slice) / mr * mr);
+  if (rows * 8 * g->slice <= L2_WHOLE_BYTES) most = int4mm_max64(most, rows);
+  int64_t blocks = int4mm_ceil_div(rows, most);
+  if (blocks > 1) blocks = int4mm_round_up(blocks, int4mm_min64(g->threads, int4mm_ceil_div(rows, 8 * mr)));
+  g->unit_rows = int4mm_round_up(int4mm_ceil_div(rows, blocks), mr);
+  g->unit_cols = int4mm_round_up(cols, INT4MM_PANEL);
+  if (g->threads == 1) return;
+  int64_t across = int4mm_ceil_div(UNITS * g->threads, int4mm_ceil_div(rows, g->unit_rows));
+  g->unit_cols = int4mm_round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
+}
+
+static void choose_sizes(gemm *g) {
+  const int4mm_problem *p = g->p;
+  int64_t k8 = p->K / 8;
+  g->sliced = k8 > MAX_K8;
+  g->slice = g->sliced ? SLICE_K8 : int4mm_max64(k8, 1);
+  g->block_rows = g->sliced ? SLICED_BLOCK : p->M;
+  g->block_cols = SLICED_BLOCK;
+  if (!g->sliced) {
+    g->block_cols = int4mm_max64(SLICED_BLOCK, PACKED_BYTES / (4 * g->slice * b_width(g)) / 64 * 64);
+  }
+  g->block_rows = int4mm_min64(g->block_rows, int4mm_round_up(p->M, g->k->mr));
+  g->block_cols = int4mm_min64(g->block_cols, int4mm_round_up(p->N, INT4MM_PANEL));
+  choose_units(g);
+  g->own_b = packs_b(g) && g->unit_rows >= p->M;
+}
+
+/* Workspace for the sizes chosen, cut into its parts. */
+static bool take_workspace(gemm *g) {
+  int64_t rows = int4mm_round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
+  int64_t a = int4mm_round_up(g->threads * g->unit_rows * g->slice * 8, 64);
+  int64_t start = int4mm_round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
+  int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
+  int64_t b = panels * bytes_of_panel(g, g->slice);
+  int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);
+  char *memory = int4mm_workspace_take(a + start + b + lanes + sums);
+  if (!memory) return false;
+  g->a = (uint32_t *)memory;
+  g->start = (int32_t *)(memory + a);
+  g->b = (uint32_t *)(memory + a + start);
+  g->lanes = (lane *)(memory + a + start + b);
+  g->sums = (int32_t *)(memory + a + start + b + lanes);
+  return true;
+}
+
+int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  gemm g = {.k = kernels, .p = p};
+  g.threads = int4mm_threads_for(p->M * p->N, int4mm_max64(1, (1 << 21) / int4mm_max64(p->K, 1)));
+  choose_sizes(&g);
+  if (!take_workspace(&g)) return INT4MM_ERR_MEMORY;
+  int64_t k8 = p->K / 8;
+  for (g.n0 = 0; g.n0 < p->N; g.n0 += g.block_cols) {
+    g.cols = int4mm_min64(g.block_cols, p->N - g.n0);
+    for (g.m0 = 0; g.m0 < p->M; g.m0 += g.block_rows) {
+      g.rows = int4mm_min64(g.block_rows, p->M - g.m0);
+      g.j0 = 0;
+      do { /* once even where K is 0 */
+        g.k8 = int4mm_min64(g.slice, k8 - g.j0);
+        run_block(&g);
+        g.j0 += g.k8;
+      } while (g.j0 < k8);
+    }
+  }
+  int4mm_workspace_give(g.a);
+  return INT4MM_OK;
+}
+
+/* ---- the choice of a path --------------------------------------------------------------------------------------- */
+
+static bool streams(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (p->b_panels) return p->M <= kernels->panel_rows;
+  return p->M <= (int4mm_stream_threads(p) > 1 ? kernels->stream_shared : kernels->stream_rows);
+}
+
+int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (streams(kernels, p)) return int4mm_gemm_stream(kernels, p);
+  int32_t levels = int4mm_strassen_levels(kernels, p);
+  if (levels > 0) return int4mm_gemm_strassen(kernels, p, levels);
+  return int4mm_gemm_blocked(kernels, p);
+}
+
+void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, int4mm_plan *plan) {
+  int32_t levels = int4mm_strassen_levels(kernels, p);
+  plan->tile_m = kernels->mr;
+  plan->tile_n = kernels->nr;
+  if (streams(kernels, p)) {
+    plan->tile_m = (int32_t)p->M;
+    plan->tile_n = kernels->stream_width;
+    snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is streamed once, unpacked in registers%s",
+             p->b_panels ? " (prepacked)" : "");
+  } else if (levels > 0) {
+    snprintf(plan->reason, sizeof plan->reason, "large enough for %d level%s of exact Strassen", (int)levels,
+             levels > 1 ? "s" : "");
+  } else {
+    snprintf(plan->reason, sizeof plan->reason, "blocked product of packed operands%s",
+             p->b_panels ? ", the weight prepacked" : "");
+  }
+}

@@ -1,0 +1,187 @@
+/*
+ * Small M: the weight is the traffic, so it is read once, as it lies, in long runs, and never packed. Accumulators wait
+ * in the second-level cache; a thread has a range of columns, or, where columns are few, a range of K.
+ */
+#include "cpu/gemm/gemm.h"
+
+enum {
+  MAX_ROWS = 64,
+  SLICE_K8 = 4096,       /* words of K whose expanded A is kept at a time */
+  ACC_BYTES = 128 << 10, /* of accumulators that a thread works on */
+  PAGE = 4096,
+  APART = 16 /* dwords between rows of scratch: powers of two would share the sets of the cache */
+};
+
+/* The slice of A that a thread has expanded for itself: fetching it from another core would take longer. */
+typedef struct slice {
+  int64_t first; /* word of K; -1 for none */
+  int32_t start[MAX_ROWS];
+} slice;
+
+typedef struct stream_run {
+  const int4mm_kernels *k;
+  const int4mm_problem *p;
+  int32_t threads;
+  int64_t columns, column_parts; /* of a piece */
+  int64_t k8, k_parts;
+  int64_t width; /* columns whose accumulators are kept at a time */
+  uint32_t *a;   /* [threads][M][lda]: a slice of A, expanded */
+  int64_t lda;
+  slice *slices; /* [threads]: which */
+  int32_t *acc;  /* [threads], acc_size apart: [M][width + APART] */
+  int64_t acc_size;
+  int32_t *sums; /* [k_parts][M][ld], when K is split */
+  int64_t ld;
+} stream_run;
+
+/* Columns of a raw weight that do not fill a vector, copied into one: words beyond N are not there to be read. */
+static void stream_tail(const stream_run *s, const uint32_t *a, const uint32_t *b, int64_t columns, int64_t k8,
+                        int32_t *acc) {
+  enum { DEPTH = 32 };
+  uint32_t words[DEPTH * 16];
+  int64_t wide = s->k->stream_width;
+  for (int64_t j = 0; j < k8; j += DEPTH) {
+    int64_t depth = int4mm_min64(DEPTH, k8 - j);
+    for (int64_t i = 0; i < depth; i++) {
+      const uint32_t *row = b + (j + i) * s->p->ldb;
+      for (int64_t c = 0; c < wide; c++) words[i * wide + c] = c < columns ? row[c] : 0;
+    }
+    s->k->stream(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->flip_b, acc, s->width + APART);
+  }
+}
+
+/* acc += A[:, slice] * B[slice, n .. n + columns - 1], the slice being k8 words from word j on. */
+static void stream_columns(const stream_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
+                           int32_t *acc) {
+  const int4mm_problem *p = s->p;
+  int64_t ldacc = s->width + APART;
+  if (p->b_panels) {
+    for (int64_t c = 0; c < columns; c += INT4MM_PANEL) {
+      const uint32_t *b = int4mm_b_word(p, j, n + c);
+      s->k->stream_panel(p->M, k8, a, s->lda, b, acc + c, ldacc);
+    }
+    return;
+  }
+  const uint32_t *b = p->b + j * p->ldb + n;
+  int64_t whole = columns / s->k->stream_width * s->k->stream_width;
+  if (whole > 0) s->k->stream(p->M, whole, k8, a, s->lda, b, p->ldb, p->flip_b, acc, ldacc);
+  if (whole < columns) stream_tail(s, a, b + whole, columns - whole, k8, acc + whole);
+}
+
+/* The slice of A from word j on as dwords, and in start what accumulators gain by it besides the products. */
+static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, int32_t slot) {
+  const int4mm_problem *p = s->p;
+  uint32_t *a = s->a + slot * p->M * s->lda;
+  slice *own = &s->slices[slot];
+  if (own->first == j) return a;
+  own->first = j;
+  for (int64_t m = 0; m < p->M; m++) {
+    own->start[m] = -s->k->offset * s->k->expand(a + m * s->lda, p->a + m * p->lda + j, k8, p->flip_a);
+  }
+  return a;
+}
+
+/* Columns n .. n + columns - 1 over words j0 .. j1 - 1 of K. */
+static void run_columns(const stream_run *s, int64_t n, int64_t columns, int64_t j0, int64_t j1, int32_t slot,
+                        int32_t *acc) {
+  int64_t j = j0;
+  do { /* once even where K is 0 */
+    int64_t k8 = int4mm_min64(SLICE_K8, j1 - j);
+    const uint32_t *a = expand_slice(s, j, k8, slot);
+    for (int64_t m = 0; m < s->p->M; m++) {
+      int32_t start = s->slices[slot].start[m], *row = acc + m * (s->width + APART);
+      for (int64_t c = 0; c < s->width; c++) row[c] = j > j0 ? row[c] + start : start;
+    }
+    if (k8 > 0) stream_columns(s, a, j, k8, n, columns, acc);
+    j += k8;
+  } while (j < j1);
+}
+
+/* A thread's accumulators for columns from n on. Modulo pages they lie half a page from the words that are read
+ * meanwhile: a load that looks like a recent store by its last 12 bits waits for it. */
+static int32_t *place_of_sums(const stream_run *s, int64_t n, int32_t slot) {
+  int32_t *acc = s->acc + slot * s->acc_size;
+  intptr_t apart = (intptr_t)s->p->b + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
+  return acc + (apart & (PAGE - 1)) / 64 * 16;
+}
+
+static void piece(void *context, int64_t index, int32_t slot) {
+  const stream_run *s = context;
+  const int4mm_problem *p = s->p;
+  int64_t part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
+  int64_t n1 = int4mm_min64(n0 + s->columns, p->N);
+  int64_t j0 = part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + APART;
+  int32_t *acc = place_of_sums(s, n0, slot);
+  for (int64_t n = n0; n < n1; n += s->width) {
+    int64_t columns = int4mm_min64(s->width, n1 - n);
+    run_columns(s, n, columns, j0, j1, slot, acc);
+    if (s->k_parts == 1) {
+      s->k->store(p, 0, n, p->M, columns, acc, ldacc);
+      continue;
+    }
+    for (int64_t m = 0; m < p->M; m++) {
+      int32_t *sums = s->sums + (part * p->M + m) * s->ld + n;
+      for (int64_t c = 0; c < columns; c++) sums[c] = acc[m * ldacc + c];
+    }
+  }
+}
+
+/* A piece of its own, so that it too has the default floating-point environment. */
+static void add_parts(void *context, int64_t index, int32_t slot) {
+  (void)index, (void)slot;
+  const stream_run *s = context;
+  const int4mm_problem *p = s->p;
+  for (int64_t part = 1; part < s->k_parts; part++) {
+    for (int64_t m = 0; m < p->M; m++) {
+      int32_t *sums = s->sums + m * s->ld;
+      const int32_t *more = s->sums + (part * p->M + m) * s->ld;
+      for (int64_t n = 0; n < p->N; n++) sums[n] += more[n];
+    }
+  }
+  s->k->store(p, 0, 0, p->M, p->N, s->sums, s->ld);
+}
+
+/* Columns are shared out in whole panels; K too when there are fewer panels than threads and K is long. */
+static void choose_parts(stream_run *s) {
+  const int4mm_problem *p = s->p;
+  int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), k8 = int4mm_max64(1, p->K / 8);
+  int64_t parts = int4mm_min64(panels, s->threads);
+  s->columns = int4mm_ceil_div(panels, parts) * INT4MM_PANEL;
+  s->column_parts = int4mm_ceil_div(panels * INT4MM_PANEL, s->columns);
+  s->k_parts = int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
+  s->k8 = int4mm_ceil_div(k8, s->k_parts);
+  s->k_parts = int4mm_ceil_div(k8, s->k8);
+  int64_t most = ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL;
+  s->width = int4mm_min64(s->columns, most);
+}
+
+/* Workspace in the order: expanded A, which slices that is, accumulators, sums of the parts of K. */
+static bool take_workspace(stream_run *s) {
+  const int4mm_problem *p = s->p;
+  s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + APART;
+  s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
+  int64_t a = int4mm_round_up(4 * s->threads * p->M * s->lda, 64);
+  int64_t slices = int4mm_round_up(s->threads * (int64_t)sizeof(slice), 64);
+  s->acc_size = p->M * (s->width + APART) + PAGE / 4;
+  int64_t acc = 4 * s->threads * s->acc_size;
+  int64_t sums = s->k_parts > 1 ? 4 * s->k_parts * p->M * s->ld : 0;
+  char *memory = int4mm_workspace_take(a + slices + acc + sums);
+  if (!memory) return false;
+  s->a = (uint32_t *)memory;
+  s->slices = (slice *)(memory + a);
+  s->acc = (int32_t *)(memory + a + slices);
+  s->sums = (int32_t *)(memory + a + slices + acc);
+  for (int32_t i = 0; i < s->threads; i++) s->slices[i].first = -1;
+  return true;
+}
+
+int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  stream_run s = {.k = kernels, .p = p};
+  s.threads = int4mm_stream_threads(p);
+  choose_parts(&s);
+  if (!take_workspace(&s)) return INT4MM_ERR_MEMORY;
+  int4mm_parallel(s.threads, s.column_parts * s.k_parts, piece, &s);
+  if (s.k_parts > 1) int4mm_parallel(1, 1, add_parts, &s);
+  int4mm_workspace_give(s.a);
+  return INT4MM_OK;
+}

@@ -1,0 +1,7 @@
+/* AVX2, by the int16 method. Needs -mavx2 -mf16c. The loops over rows are those of the VNNI sets of this width too. */
+#define INT4MM_ROWS_TABLE int4mm_rows_avx2
+#include "cpu/elementwise/rows.inc"
+
+#include "cpu/x86/x86_256.inc"
+
+const int4mm_cpu_table int4mm_cpu_avx2 = {"avx2", int4mm_has_avx2, matmul, plan, &int4mm_rows_avx2};

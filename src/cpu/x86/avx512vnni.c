@@ -1,0 +1,506 @@
+/*
+ * AVX512-VNNI: 16 columns of B by 8 k to a register, split into bytes in place.
+ *
+ * Needs -mavx512f -mavx512bw -mavx512vl -mavx512vnni.
+ */
+#ifndef __AVX512VNNI__
+#error "compile this file with the flags that flags.mk gives it"
+#endif
+#include <immintrin.h>
+
+#define INT4MM_ROWS_TABLE int4mm_rows_avx512
+#include "cpu/elementwise/rows.inc"
+
+#include "cpu/features.h"
+#include "cpu/gemm/gemm.h"
+
+#define COMBINE_WIDTH 64
+#include "cpu/gemm/strassen_combine.inc"
+
+enum {
+  MR = 8,
+  VECTORS = 2,
+  LANES = 16,
+  NR = VECTORS * LANES,
+  LATE = 16 /* words of K before the end at which targets are */
+};
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* Low nibbles of all bytes, XORed with 8 where that turns two's complement into value + 8: one instruction. */
+static inline __m512i nibbles(__m512i words, __m512i flip) {
+  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32(0x0f0f0f0f), flip, 0x6a); /* (x & y) ^ z */
+}
+
+static inline __m512i high(__m512i words) {
+  return _mm512_srli_epi32(words, 4);
+}
+
+/* ---- kernels ---------------------------------------------------------------------------------------------------- */
+
+/* Four rows of A, a dword of each, broadcast against two vectors of B. All in one: gcc 12 makes a loop that is 1 to 3%
+ * slower when it may order these itself. */
+static inline void four_rows(__m512i acc[4][VECTORS], const uint32_t *a, const __m512i b[VECTORS]) {
+  __m512i x;
+#define ROW(a, sum0, sum1)                                                                                             \
+  "vpbroadcastd %" #a ", %8\n\t"                                                                                       \
+  "vpdpbusd %8, %13, %" #sum0 "\n\t"                                                                                   \
+  "vpdpbusd %8, %14, %" #sum1 "\n\t"
+  __asm__(ROW(9, 0, 1) ROW(10, 2, 3) ROW(11, 4, 5) ROW(12, 6, 7)
+          : "+v"(acc[0][0]), "+v"(acc[0][1]), "+v"(acc[1][0]), "+v"(acc[1][1]), "+v"(acc[2][0]), "+v"(acc[2][1]),
+            "+v"(acc[3][0]), "+v"(acc[3][1]), "=&v"(x)
+          : "m"(a[0]), "m"(a[1]), "m"(a[2]), "m"(a[3]), "v"(b[0]), "v"(b[1]));
+#undef ROW
+}
+
+/* One dword of A for all lanes. */
+static inline void dot_dword(__m512i *acc, __m512i b, const uint32_t *a) {
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*acc) : "v"(b), "m"(*a));
+}
+
+/* One dword deep: MR rows of A broadcast against two vectors of B. */
+static inline __attribute__((always_inline)) void rank4(__m512i acc[MR][VECTORS], const uint32_t *a,
+                                                        const __m512i b[VECTORS]) {
+  four_rows(acc, a, b);
+  four_rows(acc + 4, a + 4, b);
+}
+
+static inline void start_tile(__m512i acc[MR][VECTORS], const int32_t *start) {
+  UNROLL for (int r = 0; r < MR; r++) {
+    UNROLL for (int v = 0; v < VECTORS; v++) acc[r][v] = _mm512_set1_epi32(start[r]);
+  }
+}
+
+/* The next row; hidden from the compiler, which would keep the addresses of all rows in vector registers. */
+static inline int32_t *next_row(int32_t *row, int64_t ldt) {
+  row += ldt;
+  __asm__("" : "+r"(row));
+  return row;
+}
+
+static inline __attribute__((always_inline)) void add_tile(__m512i acc[MR][VECTORS], int32_t *row, int64_t ldt,
+                                                           int sign) {
+  UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      __m512i *at = (__m512i *)(row + LANES * v), sum = acc[r][v];
+      if (sign > 0) sum = _mm512_add_epi32(_mm512_loadu_si512(at), sum);
+      if (sign < 0) sum = _mm512_sub_epi32(_mm512_loadu_si512(at), sum);
+      _mm512_storeu_si512(at, sum);
+    }
+  }
+}
+
+static inline void finish_tile(__m512i acc[MR][VECTORS], const int4mm_target *targets, int32_t count, int64_t ldt) {
+  for (int32_t i = 0; i < count; i++) {
+    if (targets[i].sign == 0) {
+      add_tile(acc, targets[i].tile, ldt, 0);
+    } else if (targets[i].sign > 0) {
+      add_tile(acc, targets[i].tile, ldt, 1);
+    } else {
+      add_tile(acc, targets[i].tile, ldt, -1);
+    }
+  }
+}
+
+/* Asks for what finish_tile will read and write: not long before, or the operands push it out of the cache again. */
+static inline void fetch_targets(const int4mm_target *targets, int32_t count, int64_t ldt) {
+  for (int32_t i = 0; i < count; i++) {
+    int32_t *row = targets[i].tile;
+    UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
+      UNROLL for (int v = 0; v < VECTORS; v++) __builtin_prefetch(row + LANES * v, 1);
+    }
+  }
+}
+
+/* The operands of a tile, on their way along K. */
+typedef struct walk {
+  const uint32_t *a, *b;
+  int64_t ldb;
+  int4mm_ahead ahead;
+} walk;
+
+/* The next k8 words of K, B in words. */
+static inline __attribute__((always_inline)) void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, walk *w) {
+  const __m512i flip = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
+  for (int64_t j = 0; j < k8; j++, w->a += 2 * MR, w->b += w->ldb, w->ahead.line += w->ahead.step) {
+    __m512i words[VECTORS], part[VECTORS];
+    _mm_prefetch(w->ahead.line, _MM_HINT_T1);
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      words[v] = _mm512_loadu_si512(w->b + LANES * v);
+      part[v] = nibbles(words[v], flip);
+    }
+    rank4(acc, w->a, part);
+    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = nibbles(high(words[v]), flip);
+    rank4(acc, w->a + MR, part);
+  }
+}
+
+static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
+  walk w = {a, b, ldb, ahead};
+  __m512i acc[MR][VECTORS];
+  start_tile(acc, start);
+  multiply_words(acc, k8, &w);
+  finish_tile(acc, targets, count, ldt);
+}
+
+static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
+  __m512i acc[MR][VECTORS];
+  start_tile(acc, start);
+  int64_t late = int4mm_max64(0, k8 - LATE);
+  for (int64_t j = 0;;) {
+    for (; j < late; j++, a += 2 * MR, b += 2 * ldb, ahead.line += ahead.step) {
+      __m512i part[VECTORS];
+      _mm_prefetch(ahead.line, _MM_HINT_T1);
+      UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
+      rank4(acc, a, part);
+      UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + ldb + LANES * v);
+      rank4(acc, a + MR, part);
+    }
+    if (late == k8) break;
+    fetch_targets(targets, count, ldt);
+    late = k8;
+  }
+  finish_tile(acc, targets, count, ldt);
+}
+
+/* ---- packing ---------------------------------------------------------------------------------------------------- */
+
+/* Signed bytes from the low nibbles of bytes; eights: 8 where the nibbles are two's complement, 0 where value + 8. */
+static inline __m512i sign(__m512i words, __m512i eights) {
+  return _mm512_sub_epi8(nibbles(words, eights), _mm512_set1_epi8(8));
+}
+
+static inline __m512i eights_of(uint32_t flip) {
+  return _mm512_set1_epi32((int32_t)(~flip & 0x08080808u));
+}
+
+/* Four rows of 16 words, transposed in lanes of four: lane l of x[i] becomes word 4 * l + i of the four rows. */
+static inline void transpose4(__m512i x[4]) {
+  __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+  __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+  x[0] = _mm512_unpacklo_epi64(a, c), x[1] = _mm512_unpackhi_epi64(a, c);
+  x[2] = _mm512_unpacklo_epi64(b, d), x[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+/* Lane l of a, b, c and d, joined, is the whole of line l. */
+static inline void join_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m512i line[4]) {
+  __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), ab2 = _mm512_shuffle_i32x4(a, b, 0xee);
+  __m512i cd = _mm512_shuffle_i32x4(c, d, 0x44), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
+  line[0] = _mm512_shuffle_i32x4(ab, cd, 0x88), line[1] = _mm512_shuffle_i32x4(ab, cd, 0xdd);
+  line[2] = _mm512_shuffle_i32x4(ab2, cd2, 0x88), line[3] = _mm512_shuffle_i32x4(ab2, cd2, 0xdd);
+}
+
+/* Eight rows of `count` words (at most 16): word i of all becomes one line, its even nibbles' dwords and its odd ones'.
+ * sums[0] and sums[1] gather those of the first four rows and of the others, a row to a dword of each lane. */
+static inline void pack_words(uint32_t *panel, __m512i x[8], int count, __m512i eights, __m512i sums[2]) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  transpose4(x);
+  transpose4(x + 4);
+  UNROLL for (int i = 0; i < 4; i++) {
+    __m512i even = sign(x[i], eights), odd = sign(high(x[i]), eights), line[4];
+    __m512i even4 = sign(x[4 + i], eights), odd4 = sign(high(x[4 + i]), eights);
+    sums[0] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[0], ones, even), ones, odd);
+    sums[1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[1], ones, even4), ones, odd4);
+    join_lanes(even, even4, odd, odd4, line);
+    UNROLL for (int l = 0; l < 4; l++) {
+      if (4 * l + i < count) _mm512_storeu_si512(panel + 2 * MR * (4 * l + i), line[l]);
+    }
+  }
+}
+
+static inline __m128i add_lanes(__m512i x) {
+  __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
+                   uint32_t flip) {
+  const __m512i eights = eights_of(flip), zeros = _mm512_andnot_si512(eights, _mm512_set1_epi32(0x08080808));
+  __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, x[8];
+  int64_t j = 0;
+  for (; rows == MR && j + 16 <= k8; j += 16, panel += 32 * MR) {
+    UNROLL for (int r = 0; r < MR; r++) {
+      x[r] = _mm512_loadu_si512(a + r * lda + j);
+      __builtin_prefetch(a + (MR + r) * lda + j); /* rows are short runs, which no hardware foresees */
+    }
+    pack_words(panel, x, 16, eights, sum);
+  }
+  for (; j < k8; j += 16, panel += 32 * MR) { /* words that are not there must read as zeros in this encoding */
+    int count = (int)int4mm_min64(16, k8 - j);
+    __mmask16 mask = (__mmask16)((1u << count) - 1);
+    __m512i none = _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 4));
+    UNROLL for (int r = 0; r < MR; r++) x[r] = r < rows ? _mm512_mask_loadu_epi32(none, mask, a + r * lda + j) : none;
+    pack_words(panel, x, count, eights, sum);
+  }
+  _mm_storeu_si128((__m128i *)sums, add_lanes(sum[0]));
+  _mm_storeu_si128((__m128i *)(sums + 4), add_lanes(sum[1]));
+}
+
+/* Signed bytes from two's complement nibbles in the low halves of bytes: x ^ 8 - 8. */
+static inline __m256i sign256(__m256i nibble) {
+  const __m256i eight = _mm256_set1_epi8(8);
+  return _mm256_sub_epi8(_mm256_xor_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), eight), eight);
+}
+
+static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t flip) {
+  const __m256i ones = _mm256_set1_epi8(1), flips = _mm256_set1_epi32((int32_t)flip);
+  __m256i sum = _mm256_setzero_si256();
+  for (int64_t j = 0; j < k8; j += 8) {
+    int64_t count = int4mm_min64(8, k8 - j);
+    __mmask8 mask = (__mmask8)((1u << count) - 1);
+    __m256i x = _mm256_maskz_xor_epi32(mask, _mm256_maskz_loadu_epi32(mask, a + j), flips);
+    __m256i even = sign256(x), odd = sign256(_mm256_srli_epi32(x, 4));
+    sum = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(sum, ones, even), ones, odd);
+    /* interleave: the two dwords of a word lie side by side */
+    __m256i first = _mm256_unpacklo_epi32(even, odd), second = _mm256_unpackhi_epi32(even, odd);
+    uint32_t mask16 = (1u << 2 * count) - 1;
+    _mm256_mask_storeu_epi32(dwords + 2 * j, (__mmask8)mask16, _mm256_permute2x128_si256(first, second, 0x20));
+    _mm256_mask_storeu_epi32(dwords + 2 * j + 8, (__mmask8)(mask16 >> 8),
+                             _mm256_permute2x128_si256(first, second, 0x31));
+  }
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+
+static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t flip,
+                   int32_t offset) {
+  const __m512i eights = eights_of(flip);
+  const __m512i rest = _mm512_set1_epi8((char)(offset - 8));
+  for (int64_t j = 0; j < k8; j++, b += ldb, panel += 2 * NR) {
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      int64_t here = int4mm_max64(0, int4mm_min64(LANES, columns - LANES * v));
+      __m512i words = _mm512_maskz_loadu_epi32((__mmask16)((1u << here) - 1), b + LANES * v);
+      _mm512_storeu_si512(panel + LANES * v, _mm512_add_epi8(nibbles(words, eights), rest));
+      _mm512_storeu_si512(panel + NR + LANES * v, _mm512_add_epi8(nibbles(high(words), eights), rest));
+    }
+  }
+}
+
+/* ---- small M ---------------------------------------------------------------------------------------------------- */
+
+/* High nibbles where they are, value + 8 times 16: their sums are shifted once instead of each word. A slice of K is
+ * short enough for int32 to hold them. */
+static inline __m512i upper(__m512i words, __m512i flip16) {
+  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), flip16, 0x6a);
+}
+
+/* `depth` words of K (at most 8) of 16 columns, split once for all rows. Two chains of sums a row. */
+static inline __attribute__((always_inline)) void stream_step(int64_t rows, int depth, const uint32_t *a, int64_t lda,
+                                                              const uint32_t *b, int64_t ldb, __m512i flip,
+                                                              __m512i flip16, int32_t *acc, int64_t ldacc) {
+  __m512i even[8], odd[8];
+  UNROLL for (int i = 0; i < depth; i++) {
+    __m512i words = _mm512_loadu_si512(b + i * ldb);
+    even[i] = nibbles(words, flip);
+    odd[i] = upper(words, flip16);
+  }
+  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
+    __m512i sum = _mm512_loadu_si512(acc), other = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < depth; i++) {
+      dot_dword(&sum, even[i], a + 2 * i);
+      dot_dword(&other, odd[i], a + 2 * i + 1);
+    }
+    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
+  }
+}
+
+/* One row: eight words of A stay in registers along the columns. */
+static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i flip,
+                              __m512i flip16, int32_t *acc) {
+  __m512i even[8], odd[8];
+  UNROLL for (int i = 0; i < 8; i++) {
+    even[i] = _mm512_set1_epi32((int32_t)a[2 * i]);
+    odd[i] = _mm512_set1_epi32((int32_t)a[2 * i + 1]);
+  }
+  for (int64_t n = 0; n < columns; n += LANES) {
+    __m512i sum = _mm512_loadu_si512(acc + n), other = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < 8; i++) {
+      __m512i words = _mm512_loadu_si512(b + i * ldb + n);
+      _mm_prefetch((const char *)(b + (i + 8) * ldb + n), _MM_HINT_T1);
+      sum = _mm512_dpbusd_epi32(sum, nibbles(words, flip), even[i]);
+      other = _mm512_dpbusd_epi32(other, upper(words, flip16), odd[i]);
+    }
+    _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
+  }
+}
+
+/* A prepacked panel, at most four rows: sums stay in registers and the panel is one run of memory. */
+static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda,
+                                                             const uint32_t *b, int32_t *acc, int64_t ldacc) {
+  const __m512i flip = _mm512_set1_epi32(0x08080808), flip16 = _mm512_slli_epi32(flip, 4);
+  enum { WIDE = INT4MM_PANEL / LANES };
+  __m512i even[4][WIDE], odd[4][WIDE];
+  UNROLL for (int m = 0; m < rows; m++) {
+    UNROLL for (int v = 0; v < WIDE; v++) {
+      even[m][v] = _mm512_loadu_si512(acc + m * ldacc + LANES * v);
+      odd[m][v] = _mm512_setzero_si512();
+    }
+  }
+  for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
+    UNROLL for (int v = 0; v < WIDE; v++) {
+      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, flip), up = upper(words, flip16);
+      UNROLL for (int m = 0; m < rows; m++) {
+        even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
+        odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], up, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
+      }
+    }
+  }
+  UNROLL for (int m = 0; m < rows; m++) {
+    UNROLL for (int v = 0; v < WIDE; v++) {
+      _mm512_storeu_si512(acc + m * ldacc + LANES * v, _mm512_add_epi32(even[m][v], _mm512_srai_epi32(odd[m][v], 4)));
+    }
+  }
+}
+
+static void stream_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
+                         int64_t ldacc) {
+  for (; rows >= 2; rows -= 2, a += 2 * lda, acc += 2 * ldacc) panel_rows(2, k8, a, lda, b, acc, ldacc);
+  if (rows == 1) panel_rows(1, k8, a, lda, b, acc, ldacc);
+}
+
+static void stream(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
+                   int64_t ldb, uint32_t flip, int32_t *acc, int64_t ldacc) {
+  const __m512i eights = eights_of(flip), eights16 = _mm512_slli_epi32(eights, 4);
+  int64_t j = 0;
+  for (; j + 8 <= k8; j += 8, a += 16, b += 8 * ldb) {
+    if (rows == 1) {
+      stream_row(columns, a, b, ldb, eights, eights16, acc);
+      continue;
+    }
+    for (int64_t n = 0; n < columns; n += LANES) {
+      stream_step(rows, 8, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
+    }
+  }
+  for (; j < k8; j++, a += 2, b += ldb) {
+    for (int64_t n = 0; n < columns; n += LANES) {
+      stream_step(rows, 1, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
+    }
+  }
+}
+
+/* ---- epilogue --------------------------------------------------------------------------------------------------- */
+
+/* 16 numbers, no NaN, as outputs of one type. No masked stores: Zen 4 takes a hundred cycles over those that also
+ * convert. */
+static inline void store_numbers(void *out, int32_t dtype, __m512 x) {
+  __m512i bits = _mm512_castps_si512(x);
+  if (dtype == INT4MM_FLOAT32) {
+    _mm512_storeu_si512(out, bits);
+  } else if (dtype == INT4MM_FLOAT16) {
+    _mm256_storeu_si256(out, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  } else {
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    _mm256_storeu_si256(out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+  }
+}
+
+/* The same where there may be a NaN: it is made one that store_numbers turns into the type's only one. */
+static inline void store_vector(void *out, int32_t dtype, __m512 x) {
+  const uint32_t one = dtype == INT4MM_BFLOAT16 ? 0x7fff0000u : INT4MM_NAN_BITS;
+  __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  __m512i bits = _mm512_mask_set1_epi32(_mm512_castps_si512(x), nan, (int32_t)one);
+  store_numbers(out, dtype, _mm512_castsi512_ps(bits));
+}
+
+/* Up to 16 columns of all rows; inlined once for each output type. */
+static inline __attribute__((always_inline)) void store_columns(const int4mm_problem *p, int64_t m, int64_t n,
+                                                                int64_t rows, int64_t columns, const int32_t *tile,
+                                                                int64_t ldt, int32_t dtype) {
+  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2;
+  const __mmask16 mask = (__mmask16)((1u << columns) - 1);
+  __m512 scale_b = _mm512_maskz_loadu_ps(mask, p->scale_b + n), bias = _mm512_setzero_ps();
+  if (p->bias) bias = _mm512_maskz_loadu_ps(mask, p->bias + n);
+  char *out = (char *)p->out + (m * p->ldo + n) * size, part[64];
+  for (int64_t r = 0; r < rows; r++, out += p->ldo * size, tile += ldt) {
+    __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(tile));
+    x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(p->scale_a[m + r])), scale_b);
+    if (p->bias) x = _mm512_add_ps(x, bias);
+    if (columns == LANES) {
+      store_vector(out, dtype, x);
+    } else {
+      store_vector(part, dtype, x);
+      memcpy(out, part, (size_t)(columns * size));
+    }
+  }
+}
+
+#include "cpu/gemm/store.inc"
+
+/* ---- a whole tile ----------------------------------------------------------------------------------------------- */
+
+/* Sums to outputs; true where none is NaN. */
+static inline __attribute__((always_inline)) bool store_tile(const int4mm_problem *p, int64_t m, int64_t n,
+                                                             __m512i acc[MR][VECTORS], int32_t dtype) {
+  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->ldo * size;
+  const __m512 scale0 = _mm512_loadu_ps(p->scale_b + n), scale1 = _mm512_loadu_ps(p->scale_b + n + LANES);
+  const float *scale_a = p->scale_a + m, *bias = p->bias ? p->bias + n : NULL;
+  char *out = (char *)p->out + m * step + n * size;
+  __mmask16 nan = 0;
+  UNROLL for (int r = 0; r < MR; r++, out += step) {
+    __m512 scale = _mm512_set1_ps(scale_a[r]);
+    __m512 x0 = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][0]), scale), scale0);
+    __m512 x1 = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][1]), scale), scale1);
+    if (bias) {
+      x0 = _mm512_add_ps(x0, _mm512_loadu_ps(bias));
+      x1 = _mm512_add_ps(x1, _mm512_loadu_ps(bias + LANES));
+    }
+    nan |= _mm512_cmp_ps_mask(x0, x1, _CMP_UNORD_Q);
+    store_numbers(out, dtype, x0);
+    store_numbers(out + LANES * size, dtype, x1);
+  }
+  return nan == 0;
+}
+
+static bool product(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
+                    const int32_t *start, int4mm_ahead ahead) {
+  int64_t k8 = p->K / 8, late = int4mm_min64(LATE, k8);
+  walk w = {a, b, INT4MM_PANEL, ahead};
+  __m512i acc[MR][VECTORS];
+  start_tile(acc, start);
+  multiply_words(acc, k8 - late, &w);
+  __asm__("" : "+r"(p)); /* or the compiler has out's addresses ready before the loop and no registers for them */
+  int4mm_fetch_out(p, m, n, MR); /* not sooner, or the operands push the lines out of the cache */
+  multiply_words(acc, late, &w);
+  if (p->out_dtype == INT4MM_FLOAT16) return store_tile(p, m, n, acc, INT4MM_FLOAT16);
+  if (p->out_dtype == INT4MM_BFLOAT16) return store_tile(p, m, n, acc, INT4MM_BFLOAT16);
+  return store_tile(p, m, n, acc, INT4MM_FLOAT32);
+}
+
+/* ---- table ------------------------------------------------------------------------------------------------------ */
+
+static const int4mm_kernels kernels = {
+    .mr = MR,
+    .nr = NR,
+    .offset = 8,
+    .bytes_b = false,
+    .stream_rows = 64,
+    .stream_shared = 11,
+    .stream_width = LANES,
+    .strassen = 2,
+    .pack_a = pack_a,
+    .pack_b = pack_b,
+    .kernel = kernel_words,
+    .kernel_bytes = kernel_bytes,
+    .combine_a = combine_a,
+    .combine_b = combine_b,
+    .expand = expand,
+    .stream = stream,
+    .stream_panel = stream_panel,
+    .panel_rows = 4,
+    .store = store,
+    .product = product,
+};
+
+static int32_t matmul(const int4mm_problem *problem) {
+  return int4mm_gemm(&kernels, problem);
+}
+
+static void plan(const int4mm_problem *problem, int4mm_plan *out) {
+  int4mm_gemm_plan(&kernels, problem, out);
+}
+
+const int4mm_cpu_table int4mm_cpu_avx512vnni = {"avx512vnni", int4mm_has_avx512vnni, matmul, plan, &int4mm_rows_avx512};

@@ -1,0 +1,207 @@
+/*
+ * The CUDA library's one exported function, its table, and the devices behind it.
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda/backend.h"
+
+int32_t (*int4mm_cuda_fail)(int32_t status, const char *format, ...);
+
+static int device_total;
+static int4mm_cuda_device devices[INT4MM_CUDA_DEVICES];
+static atomic_bool device_ready[INT4MM_CUDA_DEVICES];
+static pthread_mutex_t device_lock = PTHREAD_MUTEX_INITIALIZER;
+
+int32_t int4mm_cuda_check(cudaError_t error, const char *doing) {
+  if (error == cudaSuccess) return INT4MM_OK;
+  (void)cudaGetLastError(); /* returns and clears it */
+  int32_t status = error == cudaErrorMemoryAllocation ? INT4MM_ERR_MEMORY : INT4MM_ERR_CUDA;
+  return int4mm_cuda_fail(status, "cannot %s: %s (%s)", doing, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+/* ---- opening ---- */
+
+/* The driver, then the devices; each thing that is missing with its own words. */
+static int32_t open_driver(int32_t (*fail)(int32_t status, const char *format, ...)) {
+  int driver = 0, runtime = 0;
+  int4mm_cuda_fail = fail;
+  cudaError_t error = cudaDriverGetVersion(&driver);
+  if (error == cudaSuccess) error = cudaRuntimeGetVersion(&runtime);
+  if (error == cudaSuccess && driver == 0)
+    return fail(INT4MM_ERR_UNAVAILABLE, "no NVIDIA driver (libcuda.so.1 is not found or does not load)");
+  if (error == cudaSuccess) error = cudaGetDeviceCount(&device_total);
+  (void)cudaGetLastError();
+  if (error == cudaErrorInsufficientDriver)
+    return fail(INT4MM_ERR_UNAVAILABLE, "the NVIDIA driver is too old: it serves CUDA %d.%d, this build needs %d.%d",
+                driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && device_total == 0))
+    return fail(INT4MM_ERR_UNAVAILABLE, "no CUDA device%s",
+                getenv("CUDA_VISIBLE_DEVICES") ? " (CUDA_VISIBLE_DEVICES is set and may hide it)" : "");
+  if (error != cudaSuccess)
+    return fail(INT4MM_ERR_UNAVAILABLE, "CUDA does not start: %s (%s)", cudaGetErrorString(error),
+                cudaGetErrorName(error));
+  if (device_total > INT4MM_CUDA_DEVICES) device_total = INT4MM_CUDA_DEVICES;
+  return INT4MM_OK;
+}
+
+/* ---- devices ---- */
+
+static int32_t check_device(int32_t device) {
+  if (device >= 0 && device < device_total) return INT4MM_OK;
+  return int4mm_cuda_fail(INT4MM_ERR_ARGUMENT, "there is no device cuda:%d: this machine has %d", (int)device,
+                          device_total);
+}
+
+/* A pool of our own, so that what it keeps does not depend on others in the process. It keeps up to an eighth of the
+ * device's memory over synchronisations; the default of 0 would give everything back to the system each time. */
+static int32_t make_pool(int device, cudaMemPool_t *pool) {
+  struct cudaMemPoolProps properties = {.allocType = cudaMemAllocationTypePinned,
+                                        .location = {.type = cudaMemLocationTypeDevice, .id = device}};
+  struct cudaDeviceProp device_properties;
+  int supported = 0;
+  *pool = NULL;
+  int32_t status = int4mm_cuda_check(cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device),
+                                     "ask for memory pools");
+  if (status || !supported) return status;
+  status = int4mm_cuda_check(cudaGetDeviceProperties(&device_properties, device), "read the device's properties");
+  if (!status) status = int4mm_cuda_check(cudaMemPoolCreate(pool, &properties), "create a memory pool");
+  if (status) return status;
+  uint64_t keep = device_properties.totalGlobalMem / 8;
+  status =
+      int4mm_cuda_check(cudaMemPoolSetAttribute(*pool, cudaMemPoolAttrReleaseThreshold, &keep), "set up a memory pool");
+  if (status) (void)cudaMemPoolDestroy(*pool);
+  return status;
+}
+
+/* Fills devices[device], which is the current one. */
+static int32_t prepare(int device) {
+  int4mm_cuda_device *d = &devices[device];
+  int major = 0, minor = 0, sms = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  int32_t status = int4mm_cuda_check(error, "read the device's attributes");
+  if (status) return status;
+  if (10 * major + minor < INT4MM_CUDA_OLDEST_ARCH)
+    return int4mm_cuda_fail(INT4MM_ERR_UNAVAILABLE, "cuda:%d has compute capability %d.%d; 7.5 is the oldest served",
+                            device, major, minor);
+  status = int4mm_cuda_check(cudaEventCreateWithFlags(&d->default_event, cudaEventDisableTiming), "create an event");
+  if (status) return status;
+  status = make_pool(device, &d->pool);
+  if (status) (void)cudaEventDestroy(d->default_event);
+  d->arch = 10 * major + minor, d->sms = sms;
+  return status;
+}
+
+static int32_t prepare_once(int device) {
+  if (atomic_load_explicit(&device_ready[device], memory_order_acquire)) return INT4MM_OK;
+  pthread_mutex_lock(&device_lock);
+  int32_t status = INT4MM_OK;
+  if (!atomic_load(&device_ready[device])) {
+    status = prepare(device);
+    if (!status) atomic_store_explicit(&device_ready[device], true, memory_order_release);
+  }
+  pthread_mutex_unlock(&device_lock);
+  return status;
+}
+
+int32_t int4mm_cuda_enter(int32_t device, int4mm_cuda_scope *scope) {
+  int previous = 0;
+  int32_t status = check_device(device);
+  if (!status) status = int4mm_cuda_check(cudaGetDevice(&previous), "find the current device");
+  if (status) return status;
+  scope->previous = previous == device ? -1 : previous;
+  scope->mode = cudaStreamCaptureModeRelaxed;
+  scope->device = &devices[device];
+  status = int4mm_cuda_check(cudaThreadExchangeStreamCaptureMode(&scope->mode), "set the capture mode");
+  if (status) return status;
+  if (scope->previous >= 0) status = int4mm_cuda_check(cudaSetDevice(device), "select the device");
+  if (!status) status = prepare_once(device);
+  if (status) int4mm_cuda_leave(scope);
+  return status;
+}
+
+void int4mm_cuda_leave(const int4mm_cuda_scope *scope) {
+  enum cudaStreamCaptureMode mode = scope->mode;
+  /* neither can fail where entering did not, but for a process that is ending */
+  if (scope->previous >= 0 && cudaSetDevice(scope->previous) != cudaSuccess) (void)cudaGetLastError();
+  if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) (void)cudaGetLastError();
+}
+
+static int32_t device_count(int32_t *count) {
+  *count = device_total;
+  return INT4MM_OK;
+}
+
+static int32_t device_arch(int32_t device, int32_t *arch, int32_t *sms) {
+  int32_t status = check_device(device);
+  if (status) return status;
+  if (!atomic_load_explicit(&device_ready[device], memory_order_acquire)) {
+    int4mm_cuda_scope scope;
+    if ((status = int4mm_cuda_enter(device, &scope))) return status;
+    int4mm_cuda_leave(&scope);
+  }
+  *arch = devices[device].arch, *sms = devices[device].sms;
+  return INT4MM_OK;
+}
+
+static int32_t device_info(int32_t device, int4mm_gpu_info *info) {
+  int4mm_cuda_scope scope;
+  struct cudaDeviceProp properties;
+  int4mm_gpu_info made = {0};
+  size_t unused_bytes = 0, total = 0;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = cudaGetDeviceProperties(&properties, device);
+  if (error == cudaSuccess) error = cudaMemGetInfo(&unused_bytes, &total);
+  if (error == cudaSuccess) error = cudaRuntimeGetVersion(&made.runtime_version);
+  if (error == cudaSuccess) error = cudaDriverGetVersion(&made.driver_version);
+  status = int4mm_cuda_check(error, "read the device's properties");
+  int4mm_cuda_leave(&scope);
+  if (status) return status;
+  snprintf(made.name, sizeof made.name, "%.*s", (int)sizeof made.name - 1, properties.name);
+  made.arch = 10 * properties.major + properties.minor;
+  made.sms = properties.multiProcessorCount;
+  made.total_memory = (int64_t)total, made.free_memory = (int64_t)unused_bytes;
+  made.l2_bytes = properties.l2CacheSize;
+  *info = made;
+  return INT4MM_OK;
+}
+
+/* ---- the table ---- */
+
+static const int4mm_cuda_backend table = {
+    .abi = INT4MM_CUDA_ABI,
+    .open = open_driver,
+    .device_count = device_count,
+    .device_info = device_info,
+    .arch = device_arch,
+    .alloc = int4mm_cuda_alloc,
+    .free = int4mm_cuda_free,
+    .stream_state = int4mm_cuda_stream_state,
+    .stream_join = int4mm_cuda_stream_join,
+    .copy = int4mm_cuda_copy,
+    .fill_bytes = int4mm_cuda_fill_bytes,
+    .synchronize = int4mm_cuda_synchronize,
+    .stream_create = int4mm_cuda_stream_create,
+    .stream_destroy = int4mm_cuda_stream_destroy,
+    .stream_synchronize = int4mm_cuda_stream_synchronize,
+    .matmul = int4mm_cuda_matmul,
+    .pack = int4mm_cuda_pack,
+    .quantize = int4mm_cuda_quantize,
+    .unpack = int4mm_cuda_unpack,
+    .dequantize = int4mm_cuda_dequantize,
+    .random = int4mm_cuda_random,
+    .transpose = int4mm_cuda_transpose,
+    .scratch = int4mm_cuda_scratch,
+    .scratch_free = int4mm_cuda_scratch_free,
+};
+
+INT4MM_API const int4mm_cuda_backend *int4mm_cuda_backend_table(void);
+const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
+  return &table;
+}
