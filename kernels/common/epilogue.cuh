@@ -12,8 +12,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "core/core.h"
 #include "core/numeric.h"
+#include "core/problem.h"
 
 /* The word that holds one element of an output type: int4mm_out_word<INT4MM_FLOAT16>::type is uint16_t. */
 template <int DTYPE> struct int4mm_out_word { typedef uint16_t type; };

@@ -7,7 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "core/core.h"
+#include "core/problem.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -33,8 +33,8 @@ cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long lon
 cudaError_t int4mm_launch_unpack(const int4mm_pack_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_random(const int4mm_random_job *job, cudaStream_t stream);
-/* dst[c, r] = src[r, c] ^ flip, for int32 words. */
-cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip,
+/* dst[c, r] = src[r, c] ^ xor_mask, for int32 words. */
+cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                                     cudaStream_t stream);
 
 #ifdef __cplusplus

@@ -21,9 +21,9 @@ template <bool WIDE> struct Unpacker {
   static constexpr float UNSCALE = WIDE ? 1.0f : 1.0f / 256;
   uint32_t fix; /* what XOR puts right in every byte */
 
-  /* `flip` as in int4mm_problem: INT4MM_ENCODING_FLIP for the offset encoding, else 0. */
-  __device__ __forceinline__ explicit Unpacker(uint32_t flip)
-      : fix(WIDE ? 0x88888888u ^ (flip & 0x08080808u) : flip & 0x80808080u) {}
+  /* `xor_mask` as in int4mm_problem: INT4MM_ENCODING_XOR for the offset encoding, else 0. */
+  __device__ __forceinline__ explicit Unpacker(uint32_t xor_mask)
+      : fix(WIDE ? 0x88888888u ^ (xor_mask & 0x08080808u) : xor_mask & 0x80808080u) {}
 
   __device__ __forceinline__ uint32_t even(uint32_t word) const {
     if (WIDE) return sign_extend(word & 0x0f0f0f0fu);

@@ -76,7 +76,7 @@ template <int DTYPE> __global__ void pack_kernel(const int4mm_pack_job job, unsi
       if (bad && (value < -8 || value > 7)) report(job, at, i, bad);
       packed |= ((uint32_t)value & 15u) << (4 * i);
     }
-    *packed_word(job, word) = packed ^ job.flip;
+    *packed_word(job, word) = packed ^ job.xor_mask;
   }
 }
 
@@ -86,7 +86,7 @@ template <int DTYPE> __global__ void unpack_kernel(const int4mm_pack_job job) {
   for (int64_t word = first_item(); word < words; word += item_step()) {
     Eight at = locate(job, word);
     T *plain = static_cast<T *>(job.plain.data) + at.offset;
-    uint32_t packed = *packed_word(job, word) ^ job.flip;
+    uint32_t packed = *packed_word(job, word) ^ job.xor_mask;
     for (int i = 0; i < at.count; i++) plain[i * at.step] = (T)int4mm_nibble(packed, i);
   }
 }
@@ -161,7 +161,7 @@ template <int DTYPE> __global__ void quantize_kernel(const int4mm_pack_job job, 
       if (bad && magnitude(x) >= 0x7f800000u) report(job, at, i, bad);
       packed |= ((uint32_t)quantize_one(x, scale) & 15u) << (4 * i);
     }
-    *packed_word(job, word) = packed ^ job.flip;
+    *packed_word(job, word) = packed ^ job.xor_mask;
   }
 }
 
@@ -172,7 +172,7 @@ template <int DTYPE> __global__ void dequantize_kernel(const int4mm_pack_job job
     Eight at = locate(job, word);
     T *plain = static_cast<T *>(job.plain.data) + at.offset;
     float scale = job.scales[job.dim ? at.row : at.col];
-    uint32_t packed = *packed_word(job, word) ^ job.flip;
+    uint32_t packed = *packed_word(job, word) ^ job.xor_mask;
     for (int i = 0; i < at.count; i++)
       plain[i * at.step] = int4mm_round<DTYPE>(int4mm_mul((float)int4mm_nibble(packed, i), scale));
   }
@@ -205,7 +205,7 @@ constexpr int kTile = 32;
 
 /* 32 x 32 tiles through shared memory, 8 rows at a time, so that reads and writes are both coalesced. */
 __global__ void __launch_bounds__(kThreads)
-    transpose_kernel(const int4mm_matrix dst, const int4mm_matrix src, uint32_t flip) {
+    transpose_kernel(const int4mm_matrix dst, const int4mm_matrix src, uint32_t xor_mask) {
   __shared__ uint32_t tile[kTile][kTile + 1];
   int64_t tiles_c = (src.cols + kTile - 1) / kTile, tiles = (src.rows + kTile - 1) / kTile * tiles_c;
   int lane = threadIdx.x % kTile, warp = threadIdx.x / kTile;
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads)
     int64_t r0 = t / tiles_c * kTile, c0 = t % tiles_c * kTile;
     for (int i = warp; i < kTile; i += kThreads / kTile)
       if (r0 + i < src.rows && c0 + lane < src.cols)
-        tile[i][lane] = static_cast<const uint32_t *>(src.data)[(r0 + i) * src.stride + c0 + lane] ^ flip;
+        tile[i][lane] = static_cast<const uint32_t *>(src.data)[(r0 + i) * src.stride + c0 + lane] ^ xor_mask;
     __syncthreads();
     for (int i = warp; i < kTile; i += kThreads / kTile)
       if (c0 + i < src.cols && r0 + lane < src.rows)
@@ -280,10 +280,10 @@ cudaError_t int4mm_launch_random(const int4mm_random_job *job, cudaStream_t stre
   return cudaGetLastError();
 }
 
-cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip,
+cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                                     cudaStream_t stream) {
   int64_t tiles = (src->rows + kTile - 1) / kTile * ((src->cols + kTile - 1) / kTile);
   unsigned blocks = int4mm_blocks(tiles, 1);
-  if (blocks) transpose_kernel<<<blocks, kThreads, 0, stream>>>(*dst, *src, flip);
+  if (blocks) transpose_kernel<<<blocks, kThreads, 0, stream>>>(*dst, *src, xor_mask);
   return cudaGetLastError();
 }

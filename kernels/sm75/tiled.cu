@@ -29,8 +29,8 @@ struct Tile {
 __device__ __forceinline__ void load(Tile &tile, const int4mm_problem &p, int64_t m0, int64_t n0, int64_t j0) {
   int row = threadIdx.y, col = threadIdx.x;
   int64_t words = p.K / 8, m = m0 + row, n = n0 + col;
-  uint32_t a = m < p.M && j0 + col < words ? p.a[m * p.lda + j0 + col] ^ p.flip_a : 0;
-  uint32_t b = n < p.N && j0 + row < words ? p.b[(j0 + row) * p.ldb + n] ^ p.flip_b : 0;
+  uint32_t a = m < p.M && j0 + col < words ? p.a.words[m * p.a.stride + j0 + col] ^ p.a.xor_mask : 0;
+  uint32_t b = n < p.N && j0 + row < words ? p.b.words[(j0 + row) * p.b.stride + n] ^ p.b.xor_mask : 0;
   tile.a_even[row][col] = Unpacker<false>(0).even(a), tile.a_odd[row][col] = Unpacker<false>(0).odd(a);
   tile.b_even[row][col] = Unpacker<false>(0).even(b), tile.b_odd[row][col] = Unpacker<false>(0).odd(b);
 }
@@ -60,7 +60,8 @@ template <int DTYPE> __global__ void __launch_bounds__(kThreads) tiled_kernel(co
     int64_t m0 = t / tiles_n * kTile, n0 = t % tiles_n * kTile;
     int32_t acc = accumulate(tile, p, m0, n0);
     int64_t m = m0 + threadIdx.y, n = n0 + threadIdx.x;
-    if (m < p.M && n < p.N) int4mm_store<DTYPE>(p.out, m * p.ldo + n, acc, p.scale_a[m], p.scale_b[n], p.bias, n);
+    if (m < p.M && n < p.N)
+      int4mm_store<DTYPE>(p.out.data, m * p.out.stride + n, acc, p.a.scales[m], p.b.scales[n], p.bias, n);
   }
 }
 
@@ -69,7 +70,7 @@ template <int DTYPE> __global__ void __launch_bounds__(kThreads) tiled_kernel(co
 cudaError_t int4mm_launch_tiled(const int4mm_problem *problem, const int4mm_plan *, cudaStream_t stream) {
   int64_t tiles = (problem->M + kTile - 1) / kTile * ((problem->N + kTile - 1) / kTile);
   unsigned blocks = int4mm_blocks(tiles, 1);
-  int4mm_for_out_dtype(problem->out_dtype, [&](auto dtype) {
+  int4mm_for_out_dtype(problem->out.dtype, [&](auto dtype) {
     tiled_kernel<decltype(dtype)::value><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem);
   });
   return cudaGetLastError();

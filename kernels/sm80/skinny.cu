@@ -35,7 +35,7 @@ struct Arguments {
   int M, N, words;      /* words of k: K / 8 */
   int warps_n, warps_k; /* of a CTA: along the columns, along K */
   int split;            /* CTAs of a cluster that share K */
-  uint32_t flip_a, flip_b;
+  uint32_t xor_a, xor_b;
   const float *scale_a, *scale_b, *bias;
   void *out;
   int32_t out_dtype;
@@ -119,7 +119,7 @@ __device__ __forceinline__ void multiply_step(int32_t (&acc)[S::TILES][4][4], co
   if (valid < 4) { /* past K: zeros in B, and whatever A's slots hold does not count */
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      if (j >= valid) b[j] = make_uint4(p.flip_b, p.flip_b, p.flip_b, p.flip_b);
+      if (j >= valid) b[j] = make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
   }
 #pragma unroll
   for (int j = 0; j < 4; j++) {
@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) stream(con
     if (!S::TURNED || step >= p.circle) return step;
     return step + turn < p.circle ? step + turn : step + turn - p.circle;
   };
-  Unpacker<S::WIDE> unpack_a(p.flip_a), unpack_b(p.flip_b);
+  Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
   int32_t acc[S::TILES][4][4] = {};
 
   prefetch(p, place(step + threadIdx.x % 32 / STEP_WORDS * stride), first_column);
@@ -283,14 +283,16 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   cudaError_t error = int4mm_allow_shared(plan->device, (const void *)stream<S>, allowed);
   if (error != cudaSuccess) return error;
   Arguments p = {};
-  p.a = problem->a, p.b = problem->b, p.lda = problem->lda, p.ldb = problem->ldb, p.ldo = problem->ldo;
+  p.a = problem->a.words, p.b = problem->b.words, p.lda = problem->a.stride, p.ldb = problem->b.stride,
+  p.ldo = problem->out.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / (STEP_WORDS * 8), p.split = plan->split_k;
-  p.flip_a = problem->flip_a, p.flip_b = problem->flip_b;
-  p.scale_a = problem->scale_a, p.scale_b = problem->scale_b, p.bias = problem->bias;
-  p.out = problem->out, p.out_dtype = problem->out_dtype;
-  uint64_t element = problem->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
-  p.vector_store = ((uint64_t)problem->out | (uint64_t)problem->ldo * element) % (LANE_WORDS * element) == 0;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
+  p.scale_a = problem->a.scales, p.scale_b = problem->b.scales, p.bias = problem->bias;
+  p.out = problem->out.data, p.out_dtype = problem->out.dtype;
+  uint64_t element = problem->out.dtype == INT4MM_FLOAT32 ? 4 : 2;
+  p.vector_store =
+      ((uint64_t)problem->out.data | (uint64_t)problem->out.stride * element) % (LANE_WORDS * element) == 0;
   int stride = p.split * p.warps_k, turns = (p.words + STEP_WORDS - 1) / STEP_WORDS / stride;
   p.circle = turns * stride;
   for (p.starts = 1; 2 * p.starts <= turns;) p.starts *= 2;
@@ -302,8 +304,8 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
 /* The depth that choose.c plans with: for rows that start on 16 bytes as many steps as leave room for one CTA an SM. */
 template <int ROWS>
 cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream_) {
-  bool aligned =
-      (((uint64_t)problem->a | (uint64_t)problem->b) % 16 | (uint64_t)(problem->lda | problem->ldb) % 4) == 0;
+  bool aligned = (((uint64_t)problem->a.words | (uint64_t)problem->b.words) % 16 |
+                  (uint64_t)(problem->a.stride | problem->b.stride) % 4) == 0;
   if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, 4, false, true>>(problem, plan, stream_);
   if (!aligned) return launch<Shape<ROWS, 4, false, false>>(problem, plan, stream_);
   /* CTAs of one stripe would all ask L2 for the same rows of A at once: 1 x 4096 x 4096 takes 4.1 us, not 4.5. With

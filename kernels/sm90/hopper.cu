@@ -138,16 +138,17 @@ template <class T> __device__ __forceinline__ void prefetch_b(const CUtensorMap 
 /* ---- unpackers ---- */
 
 /* A lane's words of a slice: of its four columns, rows 4t + slice of the step's 16. Rows past K come as zero words,
- * which mean -8 in the offset encoding: `flip` puts 0 there, and zero times whatever the tail of A holds is zero. */
+ * which mean -8 in the offset encoding: `xor_mask` puts 0 there, and zero times whatever the tail of A holds is zero.
+ */
 template <class T>
-__device__ __forceinline__ void load_slice(uint4 (&words)[4], uint32_t from, int slice, int valid, uint32_t flip) {
+__device__ __forceinline__ void load_slice(uint4 (&words)[4], uint32_t from, int slice, int valid, uint32_t xor_mask) {
   uint32_t at = from + (slice * T::BN + threadIdx.x % T::LANES * 4) * 4;
 #pragma unroll
   for (int t = 0; t < 4; t++) words[t] = ptx::load_shared4(at + t * 16 * T::BN);
-  if (valid < STEP_WORDS && flip) {
+  if (valid < STEP_WORDS && xor_mask) {
 #pragma unroll
     for (int t = 0; t < 4; t++)
-      if (4 * t + slice >= valid) words[t] = make_uint4(flip, flip, flip, flip);
+      if (4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
   }
 }
 
@@ -162,7 +163,7 @@ template <class T> __device__ __forceinline__ void unpack_b(const Shared<T> &sha
   Ring<T::STAGES_B> packed;
   Ring<T::STAGES_8> wide;
   packed.next(team), wide.next(team);
-  Unpacker<T::WIDE> unpacker(p.flip_b);
+  Unpacker<T::WIDE> unpacker(p.xor_b);
   int stored = -1;   /* slot that was filled and is not announced yet */
   bool fresh = true; /* the first step is waited for: it is announced at once */
   auto announce = [&] {
@@ -176,14 +177,14 @@ template <class T> __device__ __forceinline__ void unpack_b(const Shared<T> &sha
     int valid = p.words - step * STEP_WORDS;
     uint4 words[4];
     ptx::barrier_wait(shared.full_b(packed.slot), packed.parity);
-    load_slice<T>(words, shared.b(packed.slot), first_slice, valid, p.flip_b);
+    load_slice<T>(words, shared.b(packed.slot), first_slice, valid, p.xor_b);
 #pragma unroll
     for (int i = 0; i < SHARE; i++)
 #pragma unroll
       for (int column = 0; column < 4; column += T::UNPACKED) {
         Unpacked<T> unpacked(unpacker, words, column);
         if (column + T::UNPACKED == 4 && i + 1 < SHARE)
-          load_slice<T>(words, shared.b(packed.slot), first_slice + i + 1, valid, p.flip_b);
+          load_slice<T>(words, shared.b(packed.slot), first_slice + i + 1, valid, p.xor_b);
         if (i + column == 0) {
           if (stored >= 0) announce();
           ptx::barrier_wait(shared.empty_b8(wide.slot), wide.parity ^ 1);
@@ -255,9 +256,9 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   CUtensorMap map_a, map_b;
   Arguments p = make_arguments(problem, plan);
   int64_t words = problem->K / 8;
-  error = map_words(&map_a, problem->a, problem->M, words, problem->lda, p.box_rows, STEP_WORDS);
+  error = map_words(&map_a, problem->a.words, problem->M, words, problem->a.stride, p.box_rows, STEP_WORDS);
   if (error != cudaSuccess) return error;
-  error = map_words(&map_b, problem->b, words, problem->N, problem->ldb, STEP_WORDS, T::BN);
+  error = map_words(&map_b, problem->b.words, words, problem->N, problem->b.stride, STEP_WORDS, T::BN);
   if (error != cudaSuccess) return error;
   return int4mm_launch(plan->device, hopper<T>, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
                        p);

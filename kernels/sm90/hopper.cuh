@@ -47,7 +47,7 @@ struct Arguments {
   int box_rows; /* of A that a copy brings: a tile's, or M where that is less. It takes longer to fill with zeros */
   const uint32_t *b;
   int64_t ldb, ldo;
-  uint32_t flip_a, flip_b;
+  uint32_t xor_a, xor_b;
   const float *scale_a, *scale_b, *bias;
   void *out;
   int32_t out_dtype;
@@ -178,7 +178,7 @@ template <class T, class S> struct Consumer {
   int reading, read; /* slots of int8 B that groups under way read: of the last step and of the one before; or -1 */
 
   __device__ __forceinline__ Consumer(const S &shared, const Arguments &p, int row_in_tile)
-      : shared(shared), a_offset((row_in_tile * STEP_WORDS + threadIdx.x % 4 * 4) * 4), unpack(p.flip_a) {}
+      : shared(shared), a_offset((row_in_tile * STEP_WORDS + threadIdx.x % 4 * 4) * 4), unpack(p.xor_a) {}
 
   __device__ __forceinline__ void load_a() {
     ptx::barrier_wait(shared.full_a(ring_a.slot), ring_a.parity);
@@ -426,12 +426,12 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.tiles_m = (p.M + plan->tile_m - 1) / plan->tile_m, p.tiles_n = (p.N + plan->tile_n - 1) / plan->tile_n;
   p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
-  p.b = problem->b, p.ldb = problem->ldb, p.ldo = problem->ldo;
-  p.flip_a = problem->flip_a, p.flip_b = problem->flip_b;
-  p.scale_a = problem->scale_a, p.scale_b = problem->scale_b, p.bias = problem->bias;
-  p.out = problem->out, p.out_dtype = problem->out_dtype;
-  uint64_t element = problem->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
-  p.vector_store = ((uint64_t)problem->out | (uint64_t)problem->ldo * element) % 16 == 0;
+  p.b = problem->b.words, p.ldb = problem->b.stride, p.ldo = problem->out.stride;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
+  p.scale_a = problem->a.scales, p.scale_b = problem->b.scales, p.bias = problem->bias;
+  p.out = problem->out.data, p.out_dtype = problem->out.dtype;
+  uint64_t element = problem->out.dtype == INT4MM_FLOAT32 ? 4 : 2;
+  p.vector_store = ((uint64_t)problem->out.data | (uint64_t)problem->out.stride * element) % 16 == 0;
   return p;
 }
 

@@ -119,7 +119,7 @@ struct PackedB {
 #pragma unroll
     for (int t = 0; t < 4; t++)
       words[t] =
-          4 * t < rows ? ptx::load_global4(from + 4 * t * p.ldb) : make_uint4(p.flip_b, p.flip_b, p.flip_b, p.flip_b);
+          4 * t < rows ? ptx::load_global4(from + 4 * t * p.ldb) : make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
   }
 };
 
@@ -132,7 +132,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
   int word = (work.begin + team) * STEP_WORDS + slice, n = work.at.n * T::BN + threadIdx.x % T::LANES * 4;
   Ring<T::STAGES_8> ring;
   ring.next(team);
-  Unpacker<T::WIDE> unpacker(p.flip_b);
+  Unpacker<T::WIDE> unpacker(p.xor_b);
   PackedB b = {p.b + word * p.ldb + n, n < p.N ? p.words - word : 0};
   b.prefetch(p);
   ptx::wait_for_prior_grids();
@@ -270,7 +270,7 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   if (error != cudaSuccess) return error;
   CUtensorMap map_a;
   Arguments p = make_arguments(problem, plan);
-  error = map_words(&map_a, problem->a, problem->M, problem->K / 8, problem->lda, p.box_rows, STEP_WORDS);
+  error = map_words(&map_a, problem->a.words, problem->M, problem->K / 8, problem->a.stride, p.box_rows, STEP_WORDS);
   if (error != cudaSuccess) return error;
   return int4mm_launch(plan->device, narrow<T>, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, T::SHARED_BYTES,
                        p.split, stream, map_a, p);

@@ -9,8 +9,11 @@
 #include <string.h>
 
 #include "check.h"
-#include "core/core.h"
+#include "core/error.h"
 #include "core/numeric.h"
+#include "core/tensor.h"
+#include "cpu/backend.h"
+#include "cuda/table.h"
 
 static int4mm_tensor vector(int64_t n, int32_t dtype) {
   int4mm_tensor t = {0};
@@ -65,11 +68,11 @@ static float at(const int4mm_tensor *t, int64_t i) {
 }
 
 /* The contract, one output at a time. b is [K/8, N]. */
-static float naive(const operands *o, int64_t m, int64_t n, uint32_t flip_a, uint32_t flip_b, bool bias) {
+static float naive(const operands *o, int64_t m, int64_t n, uint32_t xor_a, uint32_t xor_b, bool bias) {
   const uint32_t *a = (const uint32_t *)o->a.data + m * o->a.stride, *b = (const uint32_t *)o->b.data + n;
   int32_t acc = 0;
   for (int64_t j = 0; j < o->a.shape[1]; j++)
-    for (int i = 0; i < 8; i++) acc += int4mm_nibble(a[j] ^ flip_a, i) * int4mm_nibble(b[j * o->b.stride] ^ flip_b, i);
+    for (int i = 0; i < 8; i++) acc += int4mm_nibble(a[j] ^ xor_a, i) * int4mm_nibble(b[j * o->b.stride] ^ xor_b, i);
   float x = int4mm_scale(acc, at(&o->scale_a, m), at(&o->scale_b, n));
   return bias ? int4mm_add(x, at(&o->bias, n)) : x;
 }
@@ -82,11 +85,11 @@ static bool same(const int4mm_tensor *out, int64_t m, int64_t n, float expected)
 }
 
 static void check_product(operands *o, const int4mm_matmul_args *args) {
-  uint32_t flip_a = args->encoding_a ? INT4MM_ENCODING_FLIP : 0, flip_b = args->encoding_b ? INT4MM_ENCODING_FLIP : 0;
+  uint32_t xor_a = args->encoding_a ? INT4MM_ENCODING_XOR : 0, xor_b = args->encoding_b ? INT4MM_ENCODING_XOR : 0;
   int64_t wrong = 0, M = o->a.shape[0], N = o->b.shape[1];
   OK(int4mm_matmul(args));
   for (int64_t m = 0; m < M; m++)
-    for (int64_t n = 0; n < N; n++) wrong += !same(args->out, m, n, naive(o, m, n, flip_a, flip_b, args->bias != NULL));
+    for (int64_t n = 0; n < N; n++) wrong += !same(args->out, m, n, naive(o, m, n, xor_a, xor_b, args->bias != NULL));
   if (wrong)
     printf("M = %" PRId64 ", N = %" PRId64 ", K = %" PRId64 ": %" PRId64 " wrong\n", M, N, 8 * o->a.shape[1], wrong);
   CHECK(wrong == 0);

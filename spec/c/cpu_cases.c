@@ -12,9 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/core.h"
+#include "core/error.h"
 #include "core/numeric.h"
+#include "core/tensor.h"
+#include "cpu/backend.h"
 #include "cpu/cpu.h"
+#include "cuda/table.h"
 #include "random.h"
 
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
@@ -48,7 +51,7 @@ typedef struct operands {
 } operands;
 
 static int64_t size_of_out(const int4mm_problem *p) {
-  return p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
+  return p->out.dtype == INT4MM_FLOAT32 ? 4 : 2;
 }
 
 /* Exactly as many words as the strides need, so that a sanitizer sees every step outside. */
@@ -56,22 +59,23 @@ static operands make(int64_t M, int64_t N, int64_t K, bool strided, bool extreme
   operands o = {.p = {.M = M, .N = N, .K = K, .strassen = 0}};
   int4mm_problem *p = &o.p;
   int64_t k8 = K / 8;
-  p->lda = k8 + (strided ? below(9) : 0);
-  p->ldb = N + (strided ? below(9) : 0);
-  p->ldo = N + (strided ? below(9) : 0);
-  int64_t words_a = M && k8 ? (M - 1) * p->lda + k8 : 0, words_b = N && k8 ? (k8 - 1) * p->ldb + N : 0;
+  p->a.stride = k8 + (strided ? below(9) : 0);
+  p->b.stride = N + (strided ? below(9) : 0);
+  p->out.stride = N + (strided ? below(9) : 0);
+  int64_t words_a = M && k8 ? (M - 1) * p->a.stride + k8 : 0, words_b = N && k8 ? (k8 - 1) * p->b.stride + N : 0;
   o.a = allocate(words_a * 4), o.b = allocate(words_b * 4);
   for (int64_t i = 0; i < words_a; i++) o.a[i] = extreme ? 0x88888888u : next();
   for (int64_t i = 0; i < words_b; i++) o.b[i] = extreme ? 0x88888888u : next();
   o.scale_a = allocate(M * 4), o.scale_b = allocate(N * 4), o.bias = allocate(N * 4);
   for (int64_t i = 0; i < M; i++) o.scale_a[i] = some_scale();
   for (int64_t i = 0; i < N; i++) o.scale_b[i] = some_scale(), o.bias[i] = some_scale();
-  p->a = o.a, p->b = o.b, p->scale_a = o.scale_a, p->scale_b = o.scale_b;
-  p->flip_a = below(2) && !extreme ? INT4MM_ENCODING_FLIP : 0;
-  p->flip_b = below(2) && !extreme ? INT4MM_ENCODING_FLIP : 0;
+  p->a.words = o.a, p->b.words = o.b, p->a.scales = o.scale_a, p->b.scales = o.scale_b;
+  p->a.layout = INT4MM_K_MAJOR, p->b.layout = INT4MM_MN_MAJOR, p->a.group = p->b.group = K;
+  p->a.xor_mask = below(2) && !extreme ? INT4MM_ENCODING_XOR : 0;
+  p->b.xor_mask = below(2) && !extreme ? INT4MM_ENCODING_XOR : 0;
   p->bias = below(2) ? o.bias : NULL;
-  p->out_dtype = INT4MM_FLOAT16 + (int32_t)below(3);
-  o.out_bytes = M && N ? ((M - 1) * p->ldo + N) * size_of_out(p) : 0;
+  p->out.dtype = INT4MM_FLOAT16 + (int32_t)below(3);
+  o.out_bytes = M && N ? ((M - 1) * p->out.stride + N) * size_of_out(p) : 0;
   return o;
 }
 
@@ -91,25 +95,25 @@ static void plainly(const int4mm_problem *p, void *out) {
     for (int64_t n = 0; n < p->N; n++) {
       int64_t acc = 0;
       for (int64_t k = 0; k < p->K; k++) {
-        uint32_t a = (p->a[m * p->lda + k / 8] ^ p->flip_a) >> (4 * (k % 8)) & 15;
-        uint32_t b = (p->b[k / 8 * p->ldb + n] ^ p->flip_b) >> (4 * (k % 8)) & 15;
+        uint32_t a = (p->a.words[m * p->a.stride + k / 8] ^ p->a.xor_mask) >> (4 * (k % 8)) & 15;
+        uint32_t b = (p->b.words[k / 8 * p->b.stride + n] ^ p->b.xor_mask) >> (4 * (k % 8)) & 15;
         acc += ((int32_t)(a ^ 8) - 8) * ((int32_t)(b ^ 8) - 8);
       }
-      float x = (float)(int32_t)acc * p->scale_a[m];
-      x = x * p->scale_b[n];
+      float x = (float)(int32_t)acc * p->a.scales[m];
+      x = x * p->b.scales[n];
       if (p->bias) x = x + p->bias[n];
       uint32_t bits = int4mm_float_bits(x);
       if (isnan(x)) bits = INT4MM_NAN_BITS;
-      uint16_t half = p->out_dtype == INT4MM_FLOAT16 ? int4mm_to_half(x) : int4mm_to_bfloat(x);
-      char *at = (char *)out + (m * p->ldo + n) * size_of_out(p);
-      memcpy(at, p->out_dtype == INT4MM_FLOAT32 ? (void *)&bits : (void *)&half, (size_t)size_of_out(p));
+      uint16_t half = p->out.dtype == INT4MM_FLOAT16 ? int4mm_to_half(x) : int4mm_to_bfloat(x);
+      char *at = (char *)out + (m * p->out.stride + n) * size_of_out(p);
+      memcpy(at, p->out.dtype == INT4MM_FLOAT32 ? (void *)&bits : (void *)&half, (size_t)size_of_out(p));
     }
   }
 }
 
 static void run(const char *isa, const int4mm_problem *problem, void *out) {
   int4mm_problem p = *problem;
-  p.out = out;
+  p.out.data = out;
   if (int4mm_set_cpu_isa(isa) || int4mm_cpu_matmul(&p)) {
     fprintf(stderr, "%s: %s\n", isa, int4mm_last_error());
     exit(1);
@@ -127,9 +131,9 @@ static void judge(const char *what, const operands *o, const int4mm_problem *p, 
           "%s: [%" PRId64 ", %" PRId64 ", %" PRId64 "] (M, N, K), strides %" PRId64 " %" PRId64 " %" PRId64
           ", flips %d %d, dtype %s, bias %d, panels %d, strassen %d, threads %d: out[%" PRId64 ", %" PRId64
           "] is 0x%x, expected 0x%x\n",
-          what, p->M, p->N, p->K, p->lda, p->ldb, p->ldo, p->flip_a != 0, p->flip_b != 0,
-          int4mm_dtype_name(p->out_dtype), p->bias != NULL, p->b_panels, p->strassen, int4mm_get_num_threads(),
-          i / p->ldo, i % p->ldo, g, e);
+          what, p->M, p->N, p->K, p->a.stride, p->b.stride, p->out.stride, p->a.xor_mask != 0, p->b.xor_mask != 0,
+          int4mm_dtype_name(p->out.dtype), p->bias != NULL, int4mm_is_panels(&p->b), p->strassen,
+          int4mm_get_num_threads(), i / p->out.stride, i % p->out.stride, g, e);
   exit(1);
 }
 
@@ -144,11 +148,11 @@ static int check(operands *o, bool brute) {
     run("scalar", &o->p, expected);
   }
   o->panels = allocate(int4mm_cpu_panel_words(o->p.K / 8, o->p.N) * 4);
-  int4mm_cpu_prepack(o->panels, o->b, o->p.ldb, o->p.K / 8, o->p.N, o->p.flip_b);
+  int4mm_cpu_prepack(o->panels, o->b, o->p.b.stride, o->p.K / 8, o->p.N, o->p.b.xor_mask);
   for (int32_t i = 0; int4mm_cpu_isa_at(i); i++) {
     for (int variant = 0; variant < 4; variant++) {
       int4mm_problem p = o->p;
-      if (variant == 1) p.b = o->panels, p.b_panels = true, p.flip_b = 0, p.ldb = 0;
+      if (variant == 1) p.b.words = o->panels, p.b.layout = INT4MM_PANELS_N, p.b.xor_mask = 0, p.b.stride = 0;
       if (variant > 1) p.strassen = variant - 1;
       void *got = poisoned(o, poison);
       run(int4mm_cpu_isa_at(i), &p, got);
@@ -175,11 +179,11 @@ static int large_case(int64_t M, int64_t N, int64_t K) {
   int checked = 0;
   run(int4mm_cpu_isa_at(0), &o.p, expected);
   for (int i = 0; i < 300; i++) {
-    int64_t m = i ? below(M) : M - 1, n = i ? below(N) : N - 1, at = (m * o.p.ldo + n) * size_of_out(&o.p);
+    int64_t m = i ? below(M) : M - 1, n = i ? below(N) : N - 1, at = (m * o.p.out.stride + n) * size_of_out(&o.p);
     int4mm_problem one = o.p;
     operands single = {.out_bytes = size_of_out(&o.p)};
     char out[4];
-    one.M = one.N = 1, one.a += m * o.p.lda, one.b += n, one.scale_a += m, one.scale_b += n;
+    one.M = one.N = 1, one.a.words += m * o.p.a.stride, one.b.words += n, one.a.scales += m, one.b.scales += n;
     if (one.bias) one.bias += n;
     plainly(&one, out);
     judge("one output of many", &single, &one, out, (char *)expected + at);

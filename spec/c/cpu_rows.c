@@ -11,9 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/core.h"
+#include "core/error.h"
 #include "core/numeric.h"
+#include "core/tensor.h"
+#include "cpu/backend.h"
 #include "cpu/cpu.h"
+#include "cuda/table.h"
 #include "random.h"
 
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
@@ -89,7 +92,7 @@ static void put_int(const int4mm_matrix *m, int64_t r, int64_t c, int32_t value)
 static int32_t packed_value(const int4mm_pack_job *j, int64_t r, int64_t c) {
   int64_t k = j->dim ? c : r;
   uint32_t word = *(uint32_t *)(j->dim ? at(&j->packed, r, c / 8) : at(&j->packed, r / 8, c));
-  return int4mm_nibble(word ^ j->flip, (int)(k % 8));
+  return int4mm_nibble(word ^ j->xor_mask, (int)(k % 8));
 }
 
 static void judge_packed(const int4mm_pack_job *j, int32_t (*expected)(const int4mm_pack_job *, int64_t, int64_t)) {
@@ -106,7 +109,7 @@ static void judge_packed(const int4mm_pack_job *j, int32_t (*expected)(const int
 static int4mm_pack_job make_job(int32_t dtype) {
   int64_t R = below(3) ? 1 + below(40) : 1 + below(3), C = below(3) ? 1 + below(200) : 1 + below(5000);
   int4mm_pack_job j = {.dim = (int32_t)below(2), .check = true};
-  j.flip = below(2) ? INT4MM_ENCODING_FLIP : 0;
+  j.xor_mask = below(2) ? INT4MM_ENCODING_XOR : 0;
   j.plain = make(R, C, dtype);
   j.packed = j.dim ? make(R, (C + 7) / 8, INT4MM_INT32) : make((R + 7) / 8, C, INT4MM_INT32);
   return j;
@@ -266,10 +269,10 @@ static void transpose_case(void) {
   for (int64_t r = 0; r < R; r++) {
     for (int64_t c = 0; c < C; c++) *(uint32_t *)at(&src, r, c) = next();
   }
-  int4mm_cpu_transpose(&dst, &src, INT4MM_ENCODING_FLIP);
+  int4mm_cpu_transpose(&dst, &src, INT4MM_ENCODING_XOR);
   for (int64_t r = 0; r < R; r++) {
     for (int64_t c = 0; c < C; c++) {
-      judge((*(uint32_t *)at(&src, r, c) ^ INT4MM_ENCODING_FLIP) == *(uint32_t *)at(&dst, c, r), "word", r, c);
+      judge((*(uint32_t *)at(&src, r, c) ^ INT4MM_ENCODING_XOR) == *(uint32_t *)at(&dst, c, r), "word", r, c);
     }
   }
   judge_poison(&dst);

@@ -21,8 +21,11 @@
 #include <immintrin.h>
 #endif
 
-#include "core/core.h"
+#include "core/error.h"
+#include "core/tensor.h"
+#include "cpu/backend.h"
 #include "cpu/cpu.h"
+#include "cuda/table.h"
 
 enum { M = 90, N = 300, K = 2048, CALLERS = 8, OUT_BYTES = M * N * 2 };
 
@@ -34,15 +37,9 @@ static int4mm_problem problem(void *out) {
   return (int4mm_problem){.M = M,
                           .N = N,
                           .K = K,
-                          .a = a,
-                          .lda = K / 8,
-                          .b = b,
-                          .ldb = N,
-                          .scale_a = scale_a,
-                          .scale_b = scale_b,
-                          .out = out,
-                          .ldo = N,
-                          .out_dtype = INT4MM_FLOAT16};
+                          .a = {.words = a, .stride = K / 8, .layout = INT4MM_K_MAJOR, .scales = scale_a, .group = K},
+                          .b = {.words = b, .stride = N, .layout = INT4MM_MN_MAJOR, .scales = scale_b, .group = K},
+                          .out = {out, M, N, N, INT4MM_FLOAT16}};
 }
 
 /* Whether products of both kinds, packed and streamed, come out right. */
@@ -113,8 +110,8 @@ static bool changing_settings(void) { /* while another thread multiplies */
 static void long_product(float out[8]) {
   static const float tiny_a = 1e-33f, tiny_b[8] = {1e-10f, 2e-10f, 3e-10f, 4e-10f, 5e-10f, -6e-10f, 7e-10f, 8e-10f};
   int4mm_problem p = problem(out);
-  p.M = 1, p.N = p.ldb = p.ldo = 8, p.K = K / 8 * N / 8 * 8, p.lda = p.K / 8; /* all of b as [K, 8] */
-  p.scale_a = &tiny_a, p.scale_b = tiny_b, p.out_dtype = INT4MM_FLOAT32;
+  p.M = 1, p.N = p.b.stride = p.out.stride = 8, p.K = K / 8 * N / 8 * 8, p.a.stride = p.K / 8; /* all of b as [K, 8] */
+  p.a.scales = &tiny_a, p.b.scales = tiny_b, p.out.dtype = INT4MM_FLOAT32;
   memset(out, 0xa5, 8 * sizeof(float));
   (void)int4mm_cpu_matmul(&p);
 }
@@ -190,8 +187,8 @@ out_of_memory(void) { /* the workspace does not fit: an error, and nothing writt
   if (!out || !scales || !words) return false;
   memset(out, 0xa5, sizeof(uint16_t) * ROWS * COLS);
   int4mm_problem p = problem(out);
-  p.M = ROWS, p.N = p.ldb = p.ldo = COLS, p.K = 2048, p.lda = 256;
-  p.a = p.b = words, p.scale_a = p.scale_b = scales;
+  p.M = ROWS, p.N = p.b.stride = p.out.stride = COLS, p.K = 2048, p.a.stride = 256;
+  p.a.words = p.b.words = words, p.a.scales = p.b.scales = scales;
   struct rlimit limit = {1 << 20, 1 << 20}; /* less than is in use: no new mapping at all */
   bool right = !int4mm_set_num_threads(1) && !setrlimit(RLIMIT_AS, &limit);
   for (int strassen = 0; strassen <= 2; strassen++) {

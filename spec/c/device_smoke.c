@@ -12,8 +12,11 @@
 #include <string.h>
 
 #include "check.h"
-#include "core/core.h"
+#include "core/error.h"
 #include "core/numeric.h"
+#include "core/tensor.h"
+#include "cpu/backend.h"
+#include "cuda/table.h"
 
 static uint64_t seed = 1, drawn;
 

@@ -9,7 +9,10 @@
 #include <string.h>
 
 #include "check.h"
-#include "core/core.h"
+#include "core/error.h"
+#include "core/tensor.h"
+#include "cpu/backend.h"
+#include "cuda/table.h"
 
 /* What is needed of the driver API, by its documented names and types. */
 typedef struct driver {

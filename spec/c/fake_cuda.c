@@ -14,7 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/core.h"
+#include "core/error.h"
+#include "core/tensor.h"
+#include "cpu/backend.h"
+#include "cuda/table.h"
 
 enum { DEVICES = 2 };
 static const size_t device_bytes = (size_t)1 << 30;
@@ -175,9 +178,9 @@ static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const 
   int4mm_problem p = *problem;
   (void)stream, (void)foreign;
   if (plan->device != device) abort();
-  p.a = to_host(device, p.a), p.b = to_host(device, p.b), p.bias = to_host(device, p.bias);
-  p.scale_a = to_host(device, p.scale_a), p.scale_b = to_host(device, p.scale_b);
-  p.out = to_host(device, p.out);
+  p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);
+  p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
+  p.out.data = to_host(device, p.out.data);
   return int4mm_cpu_matmul(&p);
 }
 
@@ -227,11 +230,11 @@ static int32_t fake_random(int32_t device, const int4mm_random_job *job, void *s
   return INT4MM_OK;
 }
 
-static int32_t fake_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip,
+static int32_t fake_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                               void *stream) {
   int4mm_matrix to = host_matrix(device, *dst), from = host_matrix(device, *src);
   (void)stream;
-  int4mm_cpu_transpose(&to, &from, flip);
+  int4mm_cpu_transpose(&to, &from, xor_mask);
   return INT4MM_OK;
 }
 

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/core.h"
+#include "core/error.h"
 
 enum { ERROR_BYTES = 1024 };
 

@@ -4,7 +4,12 @@
 #ifndef INT4MM_TENSOR_H
 #define INT4MM_TENSOR_H
 
-#include "core/core.h"
+#include "core/dtype.h"
+#include "core/error.h"
+#include "core/problem.h"
+#include "cuda/table.h"
+
+int4mm_matrix int4mm_as_matrix(const int4mm_tensor *t);
 
 /* Room for int4mm_describe and int4mm_device_name. */
 typedef struct int4mm_text {
@@ -40,9 +45,5 @@ int32_t int4mm_use_on_stream(const int4mm_cuda_backend *cuda, int32_t device, vo
 
 /* int4mm_tensor_copy for arguments that are known to be right. */
 int32_t int4mm_copy_checked(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream);
-
-static inline bool int4mm_is_out_dtype(int32_t dtype) {
-  return dtype == INT4MM_FLOAT16 || dtype == INT4MM_BFLOAT16 || dtype == INT4MM_FLOAT32;
-}
 
 #endif

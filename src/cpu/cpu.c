@@ -118,7 +118,7 @@ typedef struct prepack_run {
   uint32_t *panels;
   const uint32_t *b;
   int64_t ldb, k8, N;
-  uint32_t flip;
+  uint32_t xor_mask;
 } prepack_run;
 
 static void prepack_panel(void *context, int64_t index, int32_t slot) {
@@ -128,13 +128,13 @@ static void prepack_panel(void *context, int64_t index, int32_t slot) {
   uint32_t *panel = run->panels + index * run->k8 * INT4MM_PANEL;
   for (int64_t j = 0; j < run->k8; j++, panel += INT4MM_PANEL) {
     const uint32_t *row = run->b + j * run->ldb + n0;
-    for (int64_t i = 0; i < columns; i++) panel[i] = row[i] ^ run->flip;
+    for (int64_t i = 0; i < columns; i++) panel[i] = row[i] ^ run->xor_mask;
     memset(panel + columns, 0, (size_t)(INT4MM_PANEL - columns) * 4);
   }
 }
 
-void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_t k8, int64_t N, uint32_t flip) {
-  prepack_run run = {panels, b, ldb, k8, N, flip};
+void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_t k8, int64_t N, uint32_t xor_mask) {
+  prepack_run run = {panels, b, ldb, k8, N, xor_mask};
   int4mm_parallel(int4mm_threads_for(k8 * N, 1 << 16), int4mm_ceil_div(N, INT4MM_PANEL), prepack_panel, &run);
 }
 

@@ -8,7 +8,9 @@
 #ifndef INT4MM_CPU_H
 #define INT4MM_CPU_H
 
-#include "core/core.h"
+#include "core/dtype.h"
+#include "core/error.h"
+#include "cpu/backend.h"
 #include "cpu/elementwise/rows.h"
 
 /* Columns of a prepacked panel: [ceil(N / 32)][K / 8][32] words, two's complement, zero in the padding. */
@@ -70,8 +72,8 @@ int32_t int4mm_threads_for(int64_t work, int64_t grain);
 
 /* Word (j, n) of b and the words beside it up to the next multiple of INT4MM_PANEL columns: raw or panels alike. */
 static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
-  if (!p->b_panels) return p->b + j * p->ldb + n;
-  return p->b + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
+  if (!int4mm_is_panels(&p->b)) return p->b.words + j * p->b.stride + n;
+  return p->b.words + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
 }
 
 #endif

@@ -18,13 +18,13 @@ static bool supported(void) {
 static void store(const int4mm_problem *p, int64_t m, int64_t n0, int64_t columns, const int32_t *acc) {
   float x[INT4MM_PANEL];
   for (int64_t i = 0; i < columns; i++) {
-    x[i] = int4mm_scale(acc[i], p->scale_a[m], p->scale_b[n0 + i]);
+    x[i] = int4mm_scale(acc[i], p->a.scales[m], p->b.scales[n0 + i]);
     if (p->bias) x[i] = int4mm_add(x[i], p->bias[n0 + i]);
     if (x[i] != x[i]) x[i] = int4mm_bits_float(INT4MM_NAN_BITS);
   }
-  int64_t first = m * p->ldo + n0;
-  char *out = (char *)p->out + (p->out_dtype == INT4MM_FLOAT32 ? 4 : 2) * first;
-  rows_from_float(out, p->out_dtype, x, columns);
+  int64_t first = m * p->out.stride + n0;
+  char *out = (char *)p->out.data + (p->out.dtype == INT4MM_FLOAT32 ? 4 : 2) * first;
+  rows_from_float(out, p->out.dtype, x, columns);
 }
 
 static void tile(void *context, int64_t index, int32_t slot) {
@@ -36,11 +36,11 @@ static void tile(void *context, int64_t index, int32_t slot) {
   for (int64_t m = m0; m < m1; m++) {
     int32_t acc[INT4MM_PANEL] = {0};
     for (int64_t j = 0; j < p->K / 8; j++) {
-      uint32_t word_a = p->a[m * p->lda + j] ^ p->flip_a;
+      uint32_t word_a = p->a.words[m * p->a.stride + j] ^ p->a.xor_mask;
       const uint32_t *b = int4mm_b_word(p, j, n0);
       for (int i = 0; i < 8; i++) {
         int32_t a = int4mm_nibble(word_a, i);
-        for (int64_t n = 0; n < columns; n++) acc[n] += a * int4mm_nibble(b[n] ^ p->flip_b, i);
+        for (int64_t n = 0; n < columns; n++) acc[n] += a * int4mm_nibble(b[n] ^ p->b.xor_mask, i);
       }
     }
     store(p, m, n0, columns, acc);

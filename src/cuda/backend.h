@@ -7,7 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "core/core.h"
+#include "cuda/table.h"
 
 enum { INT4MM_CUDA_DEVICES = 64, INT4MM_CUDA_OLDEST_ARCH = 75 };
 
@@ -74,7 +74,7 @@ int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t
 int32_t int4mm_cuda_unpack(int32_t device, const int4mm_pack_job *job, void *stream);
 int32_t int4mm_cuda_dequantize(int32_t device, const int4mm_pack_job *job, void *stream);
 int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *stream);
-int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip,
+int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                               void *stream);
 
 #endif

@@ -3,6 +3,7 @@
  */
 #include "common/kernels.h"
 #include "cuda/backend.h"
+#include "dispatch/choose.h"
 
 /* What follows a launcher in `scope`: words for an error, then the mark that later frees wait for. */
 static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_t error, const char *doing,
@@ -104,11 +105,11 @@ int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *s
   return finish(&scope, device, error, "fill with random numbers on the device", stream);
 }
 
-int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip,
+int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                               void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  cudaError_t error = int4mm_launch_transpose(dst, src, flip, int4mm_cuda_stream(stream));
+  cudaError_t error = int4mm_launch_transpose(dst, src, xor_mask, int4mm_cuda_stream(stream));
   return finish(&scope, device, error, "transpose on the device", stream);
 }

@@ -12,7 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/core.h"
+#include "core/error.h"
+#include "cuda/table.h"
 
 #define CUDA_LIBRARY "libint4mm_cuda.so"
 

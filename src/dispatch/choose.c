@@ -10,7 +10,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/core.h"
+#include "core/error.h"
+#include "core/problem.h"
+#include "dispatch/choose.h"
 
 enum {
   STEP_K = 128,        /* values of k that the fast kernels take at a time */

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "core/tensor.h"
+#include "cpu/backend.h"
+#include "dispatch/choose.h"
 
 /* A call that was found valid. */
 typedef struct call {
@@ -200,35 +202,45 @@ static int32_t choose_place(const call *c, place *where) {
 
 /* ---- the CPU ---- */
 
-static uint32_t flip_of(int32_t encoding) {
-  return encoding == INT4MM_OFFSET ? INT4MM_ENCODING_FLIP : 0;
+static uint32_t xor_mask_of(int32_t encoding) {
+  return encoding == INT4MM_OFFSET ? INT4MM_ENCODING_XOR : 0;
 }
 
-/* The problem as a backend sees it, out excepted, with b as it lies in memory. */
+/* Packed words as a backend sees them: K values along rows or columns, a scale for each of the others. */
+static int4mm_operand make_operand(const int4mm_tensor *words, const int4mm_tensor *scales, int32_t layout,
+                                   int32_t encoding, int64_t K) {
+  return (int4mm_operand){.data = words->data,
+                          .rows = words->shape[0],
+                          .cols = words->shape[1],
+                          .stride = words->stride,
+                          .dtype = words->dtype,
+                          .layout = layout,
+                          .xor_mask = xor_mask_of(encoding),
+                          .scales = scales->data,
+                          .group = K};
+}
+
+/* The problem as a backend sees it, with b as it lies in memory; out has no data where it is still to be allocated. */
 static int4mm_problem make_problem(const call *c) {
   const int4mm_matmul_args *args = c->args;
+  const int4mm_tensor *out = args->out;
+  int32_t layout_b = c->panels ? INT4MM_PANELS_N : c->nk ? INT4MM_K_MAJOR : INT4MM_MN_MAJOR;
   return (int4mm_problem){.M = c->M,
                           .N = c->N,
                           .K = c->K,
-                          .a = args->a_packed->data,
-                          .lda = args->a_packed->stride,
-                          .flip_a = flip_of(args->encoding_a),
-                          .b = args->b_packed->data,
-                          .ldb = args->b_packed->stride,
-                          .flip_b = flip_of(args->encoding_b),
-                          .b_panels = c->panels,
-                          .scale_a = args->scale_a->data,
-                          .scale_b = args->scale_b->data,
+                          .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, args->encoding_a, c->K),
+                          .b = make_operand(args->b_packed, args->scale_b, layout_b, args->encoding_b, c->K),
                           .bias = args->bias ? args->bias->data : NULL,
-                          .out = args->out->data,
-                          .ldo = args->out->rank ? args->out->stride : c->N,
-                          .out_dtype = args->out->rank ? args->out->dtype : args->out_dtype,
+                          .out = out->rank ? int4mm_as_matrix(out)
+                                           : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
                           .strassen = args->strassen};
 }
 
 /* Points the problem at b transposed to [K/8, N] words, two's complement, in `words`. */
 static void take_transposed(int4mm_problem *p, const uint32_t *words) {
-  p->b = words, p->ldb = p->N, p->flip_b = 0;
+  int4mm_operand *b = &p->b;
+  b->words = words, b->rows = p->K / 8, b->cols = b->stride = p->N;
+  b->layout = INT4MM_MN_MAJOR, b->xor_mask = 0;
 }
 
 static int32_t run_cpu(const call *c) {
@@ -238,7 +250,7 @@ static int32_t run_cpu(const call *c) {
     int32_t status = int4mm_tensor_alloc(&transposed, 2, c->K / 8, c->N, INT4MM_INT32, INT4MM_CPU);
     if (status) return status;
     int4mm_matrix from = int4mm_as_matrix(c->args->b_packed), to = int4mm_as_matrix(&transposed);
-    int4mm_cpu_transpose(&to, &from, problem.flip_b);
+    int4mm_cpu_transpose(&to, &from, problem.b.xor_mask);
     take_transposed(&problem, transposed.data);
   }
   int32_t status = int4mm_cpu_matmul(&problem);
@@ -260,15 +272,15 @@ static int32_t plan_cuda(const place *where, const int4mm_problem *p, const char
   int4mm_gpu_problem g = {.M = p->M,
                           .N = p->N,
                           .K = p->K,
-                          .lda = p->lda,
-                          .ldb = p->ldb,
-                          .ldo = p->ldo,
-                          .align_a = alignment_of(p->a),
-                          .align_b = alignment_of(p->b),
-                          .align_out = alignment_of(p->out),
-                          .out_dtype = p->out_dtype,
-                          .encoding_a = p->flip_a ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
-                          .encoding_b = p->flip_b ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT};
+                          .lda = p->a.stride,
+                          .ldb = p->b.stride,
+                          .ldo = p->out.stride,
+                          .align_a = alignment_of(p->a.data),
+                          .align_b = alignment_of(p->b.data),
+                          .align_out = alignment_of(p->out.data),
+                          .out_dtype = p->out.dtype,
+                          .encoding_a = p->a.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
+                          .encoding_b = p->b.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT};
   int32_t status = where->cuda->arch(where->device, &g.arch, &g.sms);
   if (!status) status = choose(&g, kernel, plan);
   if (!status) plan->device = where->device;
@@ -298,7 +310,7 @@ static int32_t run_on_gpu(const call *c, const place *where) {
     int4mm_matrix from = int4mm_as_matrix(args->b_packed);
     status = cuda->scratch(where->device, words * sizeof(uint32_t), &scratch, args->stream);
     int4mm_matrix to = {scratch, c->K / 8, c->N, c->N, INT4MM_INT32};
-    if (!status) status = cuda->transpose(where->device, &to, &from, problem.flip_b, args->stream);
+    if (!status) status = cuda->transpose(where->device, &to, &from, problem.b.xor_mask, args->stream);
   }
   if (c->nk) take_transposed(&problem, scratch);
   if (!status) status = launch(where, &problem, args, foreign);
@@ -382,9 +394,9 @@ int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) {
     int4mm_cpu_plan(&problem, &made);
   } else {
     if (c.operand_device == INT4MM_CPU) { /* as run_staged lays them out: contiguous, on fresh allocations */
-      problem.a = NULL, problem.lda = c.K / 8;
-      problem.b = NULL, problem.ldb = c.N;
-      if (!args->out->rank || args->out->device == INT4MM_CPU) problem.out = NULL, problem.ldo = c.N;
+      problem.a.data = NULL, problem.a.stride = c.K / 8;
+      problem.b.data = NULL, problem.b.stride = c.N;
+      if (!args->out->rank || args->out->device == INT4MM_CPU) problem.out.data = NULL, problem.out.stride = c.N;
     }
     status = plan_cuda(&where, &problem, args->kernel, int4mm_choose_cuda, &made);
   }
@@ -397,36 +409,36 @@ int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) {
 /* ---- prepacking ---- */
 
 /* [K/8, N] words, two's complement, contiguous on the device of `b`. */
-static int32_t copy_as_kn(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, uint32_t flip) {
+static int32_t copy_as_kn(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, uint32_t xor_mask) {
   int64_t k8 = b->shape[nk ? 1 : 0], N = b->shape[nk ? 0 : 1];
   int32_t status = int4mm_tensor_alloc(dst, 2, k8, N, INT4MM_INT32, b->device);
   if (status || !k8 || !N) return status;
   int4mm_matrix from = int4mm_as_matrix(b), to = int4mm_as_matrix(dst);
   if (!nk) {
     status = int4mm_copy_checked(dst, b, NULL);
-    if (status || !flip) return status;
+    if (status || !xor_mask) return status;
     /* what is left is an XOR: transposing the copy's words as one row into one column, where they are */
     from = (int4mm_matrix){dst->data, 1, k8 * N, k8 * N, INT4MM_INT32};
     to = (int4mm_matrix){dst->data, k8 * N, 1, 1, INT4MM_INT32};
   }
   if (b->device == INT4MM_CPU) {
-    int4mm_cpu_transpose(&to, &from, flip);
+    int4mm_cpu_transpose(&to, &from, xor_mask);
     return INT4MM_OK;
   }
   const int4mm_cuda_backend *cuda = int4mm_cuda();
-  return cuda ? cuda->transpose(b->device, &to, &from, flip, NULL) : INT4MM_ERR_UNAVAILABLE;
+  return cuda ? cuda->transpose(b->device, &to, &from, xor_mask, NULL) : INT4MM_ERR_UNAVAILABLE;
 }
 
 /* Panels of `b` on the CPU, transposed first when it is [N, K/8]. */
-static int32_t make_panels(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, uint32_t flip) {
+static int32_t make_panels(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, uint32_t xor_mask) {
   int4mm_tensor kn = {0};
-  int32_t status = nk ? copy_as_kn(&kn, b, true, flip) : INT4MM_OK;
+  int32_t status = nk ? copy_as_kn(&kn, b, true, xor_mask) : INT4MM_OK;
   const int4mm_tensor *words = nk ? &kn : b;
   if (!status)
     status = int4mm_tensor_alloc_panels(dst, words->shape[0], words->shape[1],
                                         int4mm_cpu_panel_words(words->shape[0], words->shape[1]));
   if (!status)
-    int4mm_cpu_prepack(dst->data, words->data, words->stride, words->shape[0], words->shape[1], nk ? 0 : flip);
+    int4mm_cpu_prepack(dst->data, words->data, words->stride, words->shape[0], words->shape[1], nk ? 0 : xor_mask);
   int4mm_tensor_release(&kn);
   return status;
 }
@@ -441,8 +453,8 @@ int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, 
   if (status) return status;
   bool nk = layout_b == INT4MM_B_NK;
   int4mm_tensor made = {0};
-  status = b_packed->device == INT4MM_CPU ? make_panels(&made, b_packed, nk, flip_of(encoding))
-                                          : copy_as_kn(&made, b_packed, nk, flip_of(encoding));
+  status = b_packed->device == INT4MM_CPU ? make_panels(&made, b_packed, nk, xor_mask_of(encoding))
+                                          : copy_as_kn(&made, b_packed, nk, xor_mask_of(encoding));
   if (status)
     int4mm_tensor_release(&made);
   else

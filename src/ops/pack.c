@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/tensor.h"
+#include "cpu/backend.h"
 
 static bool is_integer(int32_t dtype) {
   return dtype == INT4MM_INT32 || dtype == INT4MM_INT8;
@@ -59,7 +60,7 @@ static int4mm_pack_job make_job(const int4mm_tensor *packed, const int4mm_tensor
                            .plain = int4mm_as_matrix(plain),
                            .scales = scales ? scales->data : NULL,
                            .dim = dim,
-                           .flip = encoding == INT4MM_OFFSET ? INT4MM_ENCODING_FLIP : 0,
+                           .xor_mask = encoding == INT4MM_OFFSET ? INT4MM_ENCODING_XOR : 0,
                            .check = check};
 }
 

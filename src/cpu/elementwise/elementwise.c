@@ -100,7 +100,7 @@ static void pack_along(void *context, int64_t index, int32_t slot) {
       int64_t words = int4mm_min64(BLOCK / 8, s.c1 - w), n = int4mm_min64(8 * words, p->plain.cols - 8 * w);
       memset(q + n, 0, (size_t)(8 * words - n));
       narrow(j, q, r, 8 * w, n);
-      j->rows->pack_along(at(&p->packed, r, w), q, words, p->flip);
+      j->rows->pack_along(at(&p->packed, r, w), q, words, p->xor_mask);
     }
   }
 }
@@ -122,7 +122,7 @@ static void pack_across(void *context, int64_t index, int32_t slot) {
           memset(q[i], 0, (size_t)n);
         }
       }
-      j->rows->pack_across(at(&p->packed, w, c), q[0], BLOCK, n, p->flip);
+      j->rows->pack_across(at(&p->packed, w, c), q[0], BLOCK, n, p->xor_mask);
     }
   }
 }
@@ -155,7 +155,7 @@ static void unpack_along(void *context, int64_t index, int32_t slot) {
     for (int64_t w = s.c0; w < s.c1; w += BLOCK / 8) {
       int64_t words = int4mm_min64(BLOCK / 8, s.c1 - w), n = int4mm_min64(8 * words, p->plain.cols - 8 * w);
       void *dst = at(&p->plain, r, 8 * w);
-      j->rows->unpack_along(q, at(&p->packed, r, w), words, p->flip);
+      j->rows->unpack_along(q, at(&p->packed, r, w), words, p->xor_mask);
       if (p->scales) {
         j->rows->dequantize(x, q, p->scales[r], n);
         j->rows->from_float(dst, p->plain.dtype, x, n);
@@ -177,7 +177,7 @@ static void unpack_across(void *context, int64_t index, int32_t slot) {
     int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
     for (int64_t c = s.c0; c < s.c1; c += BLOCK) {
       int64_t n = int4mm_min64(BLOCK, s.c1 - c);
-      j->rows->unpack_across(q[0], BLOCK, at(&p->packed, w, c), n, p->flip);
+      j->rows->unpack_across(q[0], BLOCK, at(&p->packed, w, c), n, p->xor_mask);
       for (int64_t i = 0; i < rows; i++) {
         void *dst = at(&p->plain, 8 * w + i, c);
         if (p->scales) {
@@ -241,7 +241,7 @@ static void quantize_along(void *context, int64_t index, int32_t slot) {
       int64_t n = int4mm_min64(BLOCK, cols - c), words = int4mm_ceil_div(n, 8);
       j->rows->quantize(q, floats(j, buffer, r, c, n), scale, n);
       memset(q + n, 0, (size_t)(8 * words - n));
-      j->rows->pack_along(at(&p->packed, r, c / 8), q, words, p->flip);
+      j->rows->pack_along(at(&p->packed, r, c / 8), q, words, p->xor_mask);
     }
   }
 }
@@ -328,7 +328,7 @@ static void quantize_across(void *context, int64_t index, int32_t slot) {
           j->rows->quantize_columns(q[i] + k, x, p->scales + c + k, here);
         }
       }
-      j->rows->pack_across(at(&p->packed, w, c), q[0], WIDE, n, p->flip);
+      j->rows->pack_across(at(&p->packed, w, c), q[0], WIDE, n, p->xor_mask);
     }
   }
 }
@@ -401,7 +401,7 @@ typedef struct copy_run {
   const int4mm_rows *rows;
   const int4mm_matrix *dst, *src;
   pieces pieces;
-  uint32_t flip;
+  uint32_t xor_mask;
 } copy_run;
 
 /* int32 to bfloat16 rounds once: what float32 would round away first is kept as a sticky bit that it can hold. */
@@ -448,9 +448,9 @@ enum { SQUARE = 16 }; /* words: a cache line */
 
 /* One square; a whole one has constant bounds, which lets the compiler keep it in registers. */
 static inline void transpose_square(uint32_t *restrict dst, int64_t ldd, const uint32_t *restrict src, int64_t lds,
-                                    int64_t rows, int64_t cols, uint32_t flip) {
+                                    int64_t rows, int64_t cols, uint32_t xor_mask) {
   for (int64_t c = 0; c < cols; c++) {
-    for (int64_t r = 0; r < rows; r++) dst[c * ldd + r] = src[r * lds + c] ^ flip;
+    for (int64_t r = 0; r < rows; r++) dst[c * ldd + r] = src[r * lds + c] ^ xor_mask;
   }
 }
 
@@ -465,15 +465,15 @@ static void transpose_piece(void *context, int64_t index, int32_t slot) {
       const uint32_t *src = (const uint32_t *)run->src->data + r * lds + c;
       int64_t rows = int4mm_min64(SQUARE, s.r1 - r), cols = int4mm_min64(SQUARE, s.c1 - c);
       if (rows == SQUARE && cols == SQUARE) {
-        transpose_square(dst, ldd, src, lds, SQUARE, SQUARE, run->flip);
+        transpose_square(dst, ldd, src, lds, SQUARE, SQUARE, run->xor_mask);
       } else {
-        transpose_square(dst, ldd, src, lds, rows, cols, run->flip);
+        transpose_square(dst, ldd, src, lds, rows, cols, run->xor_mask);
       }
     }
   }
 }
 
-void int4mm_cpu_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t flip) {
-  copy_run run = {NULL, dst, src, cut(src->rows, src->cols, 64, src->cols), flip};
+void int4mm_cpu_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask) {
+  copy_run run = {NULL, dst, src, cut(src->rows, src->cols, 64, src->cols), xor_mask};
   int4mm_parallel(run.pieces.threads, run.pieces.count, transpose_piece, &run);
 }

@@ -6,7 +6,7 @@
 #ifndef INT4MM_CPU_ROWS_H
 #define INT4MM_CPU_ROWS_H
 
-#include "core/core.h"
+#include "core/problem.h"
 
 /* `q` are int4 values, one a byte; `n` counts elements. */
 typedef struct int4mm_rows {
@@ -14,11 +14,11 @@ typedef struct int4mm_rows {
   bool (*narrow)(int8_t *q, const void *src, int32_t dtype, int64_t n);
   void (*widen)(void *dst, int32_t dtype, const int8_t *q, int64_t n); /* dst int8 or int32 */
   /* n words of eight values each, lying along q ... */
-  void (*pack_along)(uint32_t *words, const int8_t *q, int64_t n, uint32_t flip);
-  void (*unpack_along)(int8_t *q, const uint32_t *words, int64_t n, uint32_t flip);
+  void (*pack_along)(uint32_t *words, const int8_t *q, int64_t n, uint32_t xor_mask);
+  void (*unpack_along)(int8_t *q, const uint32_t *words, int64_t n, uint32_t xor_mask);
   /* ... or across eight rows of q, `pitch` bytes apart */
-  void (*pack_across)(uint32_t *words, const int8_t *q, int64_t pitch, int64_t n, uint32_t flip);
-  void (*unpack_across)(int8_t *q, int64_t pitch, const uint32_t *words, int64_t n, uint32_t flip);
+  void (*pack_across)(uint32_t *words, const int8_t *q, int64_t pitch, int64_t n, uint32_t xor_mask);
+  void (*unpack_across)(int8_t *q, int64_t pitch, const uint32_t *words, int64_t n, uint32_t xor_mask);
 
   void (*to_float)(float *dst, const void *src, int32_t dtype, int64_t n);   /* any dtype */
   void (*from_float)(void *dst, int32_t dtype, const float *src, int64_t n); /* a float dtype; rounds to nearest even */

@@ -70,20 +70,20 @@ static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
   if (w->packed == m) return;
   w->packed = m;
   for (int64_t r = 0; r < rows; r += mr) {
-    const uint32_t *a = p->a + (g->m0 + m + r) * p->lda + g->j0;
-    g->k->pack_a(w->a + r * 2 * g->k8, w->start + r, a, p->lda, int4mm_min64(mr, rows - r), g->k8, p->flip_a);
+    const uint32_t *a = p->a.words + (g->m0 + m + r) * p->a.stride + g->j0;
+    g->k->pack_a(w->a + r * 2 * g->k8, w->start + r, a, p->a.stride, int4mm_min64(mr, rows - r), g->k8, p->a.xor_mask);
     for (int64_t i = r; i < r + mr; i++) w->start[i] *= -g->k->offset;
   }
 }
 
-static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t flip) {
+static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask) {
   for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
     __builtin_prefetch(src + ROWS_AHEAD * ld);
     __builtin_prefetch(src + ROWS_AHEAD * ld + INT4MM_PANEL - 1);
     if (columns == INT4MM_PANEL) {
-      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = src[i] ^ flip;
+      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = src[i] ^ xor_mask;
     } else {
-      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = i < columns ? src[i] ^ flip : 0;
+      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = i < columns ? src[i] ^ xor_mask : 0;
     }
   }
 }
@@ -97,13 +97,13 @@ static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t
   const int4mm_problem *p = g->p;
   int64_t n = g->n0 + panel * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, p->N - n);
   const uint32_t *src = int4mm_b_word(p, g->j0 + j, n);
-  int64_t ld = p->b_panels ? INT4MM_PANEL : p->ldb, nr = g->k->nr;
+  int64_t ld = int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride, nr = g->k->nr;
   if (!g->k->bytes_b) {
-    copy_words(dst + j * INT4MM_PANEL, src, ld, columns, k8, p->flip_b);
+    copy_words(dst + j * INT4MM_PANEL, src, ld, columns, k8, p->b.xor_mask);
     return;
   }
   for (int64_t c = 0; c < columns; c += nr) {
-    g->k->pack_b(dst + 2 * (c * g->k8 + j * nr), src + c, ld, int4mm_min64(nr, columns - c), k8, p->flip_b,
+    g->k->pack_b(dst + 2 * (c * g->k8 + j * nr), src + c, ld, int4mm_min64(nr, columns - c), k8, p->b.xor_mask,
                  g->k->offset);
   }
 }
@@ -124,7 +124,7 @@ static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
 
 /* Whether B is packed for all threads before they compute. */
 static bool packs_b(const gemm *g) {
-  return !g->own_b && (g->k->bytes_b || !g->p->b_panels);
+  return !g->own_b && (g->k->bytes_b || !int4mm_is_panels(&g->p->b));
 }
 
 /* ---- computing -------------------------------------------------------------------------------------------------- */
@@ -147,12 +147,12 @@ static int4mm_ahead ahead_of(const gemm *g, int64_t m, int64_t n, int64_t t, con
   int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->unit_rows;
   int4mm_ahead ahead = {(const char *)b, 0};
   if (n + INT4MM_PANEL >= g->cols) {
-    if (next >= g->rows || t * share >= 4 * p->lda * g->unit_rows) return ahead;
-    ahead.line = (const char *)(p->a + (g->m0 + next) * p->lda + g->j0) + t * share;
+    if (next >= g->rows || t * share >= 4 * p->a.stride * g->unit_rows) return ahead;
+    ahead.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
     ahead.step = 64;
   } else if (g->own_b && t < 2) { /* not packed yet: a line of each of its rows */
     ahead.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
-    ahead.step = 4 * (p->b_panels ? INT4MM_PANEL : p->ldb);
+    ahead.step = 4 * (int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride);
   } else if (!g->own_b && t * share < bytes) {
     ahead.line = (const char *)b + bytes + t * share;
     ahead.step = 64;
@@ -305,7 +305,7 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
 /* ---- the choice of a path --------------------------------------------------------------------------------------- */
 
 static bool streams(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (p->b_panels) return p->M <= kernels->panel_rows;
+  if (int4mm_is_panels(&p->b)) return p->M <= kernels->panel_rows;
   return p->M <= (int4mm_stream_threads(p) > 1 ? kernels->stream_shared : kernels->stream_rows);
 }
 
@@ -324,12 +324,12 @@ void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, in
     plan->tile_m = (int32_t)p->M;
     plan->tile_n = kernels->stream_width;
     snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is streamed once, unpacked in registers%s",
-             p->b_panels ? " (prepacked)" : "");
+             int4mm_is_panels(&p->b) ? " (prepacked)" : "");
   } else if (levels > 0) {
     snprintf(plan->reason, sizeof plan->reason, "large enough for %d level%s of exact Strassen", (int)levels,
              levels > 1 ? "s" : "");
   } else {
     snprintf(plan->reason, sizeof plan->reason, "blocked product of packed operands%s",
-             p->b_panels ? ", the weight prepacked" : "");
+             int4mm_is_panels(&p->b) ? ", the weight prepacked" : "");
   }
 }

@@ -44,9 +44,9 @@ typedef struct int4mm_kernels {
   int32_t strassen;      /* levels that `kernel_bytes` serves: 0 to 2 */
   /* Rows a .. a + (rows - 1) * lda (at most mr) as a panel, zero rows below them; sums[r] = sum of row r. */
   void (*pack_a)(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
-                 uint32_t flip);
+                 uint32_t xor_mask);
   /* k8 rows of at most nr columns of words as bytes + offset; whatever in the columns beyond. */
-  void (*pack_b)(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t flip,
+  void (*pack_b)(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                  int32_t offset);
   int4mm_kernel *kernel;
   int4mm_kernel *kernel_bytes; /* for Strassen: any signed byte of A, any unsigned one of B; NULL without it */
@@ -55,11 +55,11 @@ typedef struct int4mm_kernels {
   void (*combine_b)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels,
                     int32_t offset);
   /* A row as dwords of signed bytes, its sum returned. */
-  int32_t (*expand)(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t flip);
+  int32_t (*expand)(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask);
   /* acc[m, n] += sum over k of a[m, k] * (b[k, n] + offset) for m < rows: raw words of b read once, in long runs.
    * a: expanded rows, lda dwords apart; columns: a multiple of stream_width. */
   void (*stream)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
-                 int64_t ldb, uint32_t flip, int32_t *acc, int64_t ldacc);
+                 int64_t ldb, uint32_t xor_mask, int32_t *acc, int64_t ldacc);
   /* The same for one prepacked panel, INT4MM_PANEL columns. */
   void (*stream_panel)(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                        int64_t ldacc);
@@ -76,8 +76,8 @@ typedef struct int4mm_kernels {
 
 /* Asks for the lines of out that a tile will write, while its sums are computed: they are in nobody's cache. */
 static inline void int4mm_fetch_out(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows) {
-  int64_t size = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->ldo * size;
-  const char *row = (const char *)p->out + m * step + n * size;
+  int64_t size = p->out.dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->out.stride * size;
+  const char *row = (const char *)p->out.data + m * step + n * size;
   for (int64_t r = 0; r < rows; r++, row += step) __builtin_prefetch(row, 1);
 }
 

@@ -43,10 +43,10 @@ static void stream_tail(const stream_run *s, const uint32_t *a, const uint32_t *
   for (int64_t j = 0; j < k8; j += DEPTH) {
     int64_t depth = int4mm_min64(DEPTH, k8 - j);
     for (int64_t i = 0; i < depth; i++) {
-      const uint32_t *row = b + (j + i) * s->p->ldb;
+      const uint32_t *row = b + (j + i) * s->p->b.stride;
       for (int64_t c = 0; c < wide; c++) words[i * wide + c] = c < columns ? row[c] : 0;
     }
-    s->k->stream(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->flip_b, acc, s->width + APART);
+    s->k->stream(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->b.xor_mask, acc, s->width + APART);
   }
 }
 
@@ -55,16 +55,16 @@ static void stream_columns(const stream_run *s, const uint32_t *a, int64_t j, in
                            int32_t *acc) {
   const int4mm_problem *p = s->p;
   int64_t ldacc = s->width + APART;
-  if (p->b_panels) {
+  if (int4mm_is_panels(&p->b)) {
     for (int64_t c = 0; c < columns; c += INT4MM_PANEL) {
       const uint32_t *b = int4mm_b_word(p, j, n + c);
       s->k->stream_panel(p->M, k8, a, s->lda, b, acc + c, ldacc);
     }
     return;
   }
-  const uint32_t *b = p->b + j * p->ldb + n;
+  const uint32_t *b = p->b.words + j * p->b.stride + n;
   int64_t whole = columns / s->k->stream_width * s->k->stream_width;
-  if (whole > 0) s->k->stream(p->M, whole, k8, a, s->lda, b, p->ldb, p->flip_b, acc, ldacc);
+  if (whole > 0) s->k->stream(p->M, whole, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
   if (whole < columns) stream_tail(s, a, b + whole, columns - whole, k8, acc + whole);
 }
 
@@ -76,7 +76,7 @@ static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, 
   if (own->first == j) return a;
   own->first = j;
   for (int64_t m = 0; m < p->M; m++) {
-    own->start[m] = -s->k->offset * s->k->expand(a + m * s->lda, p->a + m * p->lda + j, k8, p->flip_a);
+    own->start[m] = -s->k->offset * s->k->expand(a + m * s->lda, p->a.words + m * p->a.stride + j, k8, p->a.xor_mask);
   }
   return a;
 }
@@ -101,7 +101,7 @@ static void run_columns(const stream_run *s, int64_t n, int64_t columns, int64_t
  * meanwhile: a load that looks like a recent store by its last 12 bits waits for it. */
 static int32_t *place_of_sums(const stream_run *s, int64_t n, int32_t slot) {
   int32_t *acc = s->acc + slot * s->acc_size;
-  intptr_t apart = (intptr_t)s->p->b + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
+  intptr_t apart = (intptr_t)s->p->b.words + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
   return acc + (apart & (PAGE - 1)) / 64 * 16;
 }
 

@@ -106,8 +106,8 @@ static void pack_slice_of_a(const strassen *s, int64_t i, int64_t slice, int64_t
     int64_t m = (i * G + q / G) * s->mb + panel * mr, j = (slice * G + q % G) * s->kb8;
     int64_t rows = int4mm_max64(0, int4mm_min64(mr, p->M - m)), k8 = words_of(s, slice, q % G);
     int8_t *block = blocks + q * bytes;
-    const uint32_t *a = rows && k8 ? p->a + m * p->lda + j : p->a;
-    s->k->pack_a((uint32_t *)block, sums[q], a, p->lda, rows, k8, p->flip_a);
+    const uint32_t *a = rows && k8 ? p->a.words + m * p->a.stride + j : p->a.words;
+    s->k->pack_a((uint32_t *)block, sums[q], a, p->a.stride, rows, k8, p->a.xor_mask);
     memset(block + 8 * k8 * mr, 0, (size_t)(bytes - 8 * k8 * mr));
   }
   int64_t first = ((i - s->i0) * s->slices + slice) * s->products;
@@ -124,12 +124,12 @@ static void pack_slice_of_a(const strassen *s, int64_t i, int64_t slice, int64_t
 
 static void pack_slice_of_b(const strassen *s, int64_t j, int64_t slice, int64_t panel, int8_t *blocks) {
   const int4mm_problem *p = s->p;
-  int64_t G = s->G, nr = s->k->nr, bytes = panel_b(s), ld = p->b_panels ? INT4MM_PANEL : p->ldb;
+  int64_t G = s->G, nr = s->k->nr, bytes = panel_b(s), ld = int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride;
   for (int64_t q = 0; q < G * G; q++) {
     int64_t n = (j * G + q % G) * s->nb + panel * nr, word = (slice * G + q / G) * s->kb8;
     int64_t columns = int4mm_max64(0, int4mm_min64(nr, p->N - n)), k8 = columns ? words_of(s, slice, q / G) : 0;
     int8_t *block = blocks + q * bytes;
-    if (k8) s->k->pack_b((uint32_t *)block, int4mm_b_word(p, word, n), ld, columns, k8, p->flip_b, 0);
+    if (k8) s->k->pack_b((uint32_t *)block, int4mm_b_word(p, word, n), ld, columns, k8, p->b.xor_mask, 0);
     memset(block + 8 * k8 * nr, 0, (size_t)(bytes - 8 * k8 * nr));
   }
   int64_t first = ((j - s->j0) * s->slices + slice) * s->products;

@@ -28,8 +28,8 @@ enum {
 #define UNROLL _Pragma("GCC unroll 16")
 
 /* Low nibbles of all bytes, XORed with 8 where that turns two's complement into value + 8: one instruction. */
-static inline __m512i nibbles(__m512i words, __m512i flip) {
-  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32(0x0f0f0f0f), flip, 0x6a); /* (x & y) ^ z */
+static inline __m512i nibbles(__m512i words, __m512i xor_mask) {
+  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32(0x0f0f0f0f), xor_mask, 0x6a); /* (x & y) ^ z */
 }
 
 static inline __m512i high(__m512i words) {
@@ -121,16 +121,16 @@ typedef struct walk {
 
 /* The next k8 words of K, B in words. */
 static inline __attribute__((always_inline)) void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, walk *w) {
-  const __m512i flip = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
+  const __m512i xor_mask = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
   for (int64_t j = 0; j < k8; j++, w->a += 2 * MR, w->b += w->ldb, w->ahead.line += w->ahead.step) {
     __m512i words[VECTORS], part[VECTORS];
     _mm_prefetch(w->ahead.line, _MM_HINT_T1);
     UNROLL for (int v = 0; v < VECTORS; v++) {
       words[v] = _mm512_loadu_si512(w->b + LANES * v);
-      part[v] = nibbles(words[v], flip);
+      part[v] = nibbles(words[v], xor_mask);
     }
     rank4(acc, w->a, part);
-    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = nibbles(high(words[v]), flip);
+    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = nibbles(high(words[v]), xor_mask);
     rank4(acc, w->a + MR, part);
   }
 }
@@ -172,8 +172,8 @@ static inline __m512i sign(__m512i words, __m512i eights) {
   return _mm512_sub_epi8(nibbles(words, eights), _mm512_set1_epi8(8));
 }
 
-static inline __m512i eights_of(uint32_t flip) {
-  return _mm512_set1_epi32((int32_t)(~flip & 0x08080808u));
+static inline __m512i eights_of(uint32_t xor_mask) {
+  return _mm512_set1_epi32((int32_t)(~xor_mask & 0x08080808u));
 }
 
 /* Four rows of 16 words, transposed in lanes of four: lane l of x[i] becomes word 4 * l + i of the four rows. */
@@ -216,8 +216,8 @@ static inline __m128i add_lanes(__m512i x) {
 }
 
 static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
-                   uint32_t flip) {
-  const __m512i eights = eights_of(flip), zeros = _mm512_andnot_si512(eights, _mm512_set1_epi32(0x08080808));
+                   uint32_t xor_mask) {
+  const __m512i eights = eights_of(xor_mask), zeros = _mm512_andnot_si512(eights, _mm512_set1_epi32(0x08080808));
   __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, x[8];
   int64_t j = 0;
   for (; rows == MR && j + 16 <= k8; j += 16, panel += 32 * MR) {
@@ -244,8 +244,8 @@ static inline __m256i sign256(__m256i nibble) {
   return _mm256_sub_epi8(_mm256_xor_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), eight), eight);
 }
 
-static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t flip) {
-  const __m256i ones = _mm256_set1_epi8(1), flips = _mm256_set1_epi32((int32_t)flip);
+static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask) {
+  const __m256i ones = _mm256_set1_epi8(1), flips = _mm256_set1_epi32((int32_t)xor_mask);
   __m256i sum = _mm256_setzero_si256();
   for (int64_t j = 0; j < k8; j += 8) {
     int64_t count = int4mm_min64(8, k8 - j);
@@ -265,9 +265,9 @@ static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t 
   return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
 }
 
-static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t flip,
+static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                    int32_t offset) {
-  const __m512i eights = eights_of(flip);
+  const __m512i eights = eights_of(xor_mask);
   const __m512i rest = _mm512_set1_epi8((char)(offset - 8));
   for (int64_t j = 0; j < k8; j++, b += ldb, panel += 2 * NR) {
     UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -289,12 +289,12 @@ static inline __m512i upper(__m512i words, __m512i flip16) {
 
 /* `depth` words of K (at most 8) of 16 columns, split once for all rows. Two chains of sums a row. */
 static inline __attribute__((always_inline)) void stream_step(int64_t rows, int depth, const uint32_t *a, int64_t lda,
-                                                              const uint32_t *b, int64_t ldb, __m512i flip,
+                                                              const uint32_t *b, int64_t ldb, __m512i xor_mask,
                                                               __m512i flip16, int32_t *acc, int64_t ldacc) {
   __m512i even[8], odd[8];
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
-    even[i] = nibbles(words, flip);
+    even[i] = nibbles(words, xor_mask);
     odd[i] = upper(words, flip16);
   }
   for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
@@ -308,7 +308,7 @@ static inline __attribute__((always_inline)) void stream_step(int64_t rows, int 
 }
 
 /* One row: eight words of A stay in registers along the columns. */
-static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i flip,
+static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i xor_mask,
                               __m512i flip16, int32_t *acc) {
   __m512i even[8], odd[8];
   UNROLL for (int i = 0; i < 8; i++) {
@@ -320,7 +320,7 @@ static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t
     UNROLL for (int i = 0; i < 8; i++) {
       __m512i words = _mm512_loadu_si512(b + i * ldb + n);
       _mm_prefetch((const char *)(b + (i + 8) * ldb + n), _MM_HINT_T1);
-      sum = _mm512_dpbusd_epi32(sum, nibbles(words, flip), even[i]);
+      sum = _mm512_dpbusd_epi32(sum, nibbles(words, xor_mask), even[i]);
       other = _mm512_dpbusd_epi32(other, upper(words, flip16), odd[i]);
     }
     _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
@@ -330,7 +330,7 @@ static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t
 /* A prepacked panel, at most four rows: sums stay in registers and the panel is one run of memory. */
 static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda,
                                                              const uint32_t *b, int32_t *acc, int64_t ldacc) {
-  const __m512i flip = _mm512_set1_epi32(0x08080808), flip16 = _mm512_slli_epi32(flip, 4);
+  const __m512i xor_mask = _mm512_set1_epi32(0x08080808), flip16 = _mm512_slli_epi32(xor_mask, 4);
   enum { WIDE = INT4MM_PANEL / LANES };
   __m512i even[4][WIDE], odd[4][WIDE];
   UNROLL for (int m = 0; m < rows; m++) {
@@ -341,7 +341,7 @@ static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k
   }
   for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
     UNROLL for (int v = 0; v < WIDE; v++) {
-      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, flip), up = upper(words, flip16);
+      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, xor_mask), up = upper(words, flip16);
       UNROLL for (int m = 0; m < rows; m++) {
         even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
         odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], up, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
@@ -362,8 +362,8 @@ static void stream_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t ld
 }
 
 static void stream(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
-                   int64_t ldb, uint32_t flip, int32_t *acc, int64_t ldacc) {
-  const __m512i eights = eights_of(flip), eights16 = _mm512_slli_epi32(eights, 4);
+                   int64_t ldb, uint32_t xor_mask, int32_t *acc, int64_t ldacc) {
+  const __m512i eights = eights_of(xor_mask), eights16 = _mm512_slli_epi32(eights, 4);
   int64_t j = 0;
   for (; j + 8 <= k8; j += 8, a += 16, b += 8 * ldb) {
     if (rows == 1) {
@@ -412,12 +412,12 @@ static inline __attribute__((always_inline)) void store_columns(const int4mm_pro
                                                                 int64_t ldt, int32_t dtype) {
   const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2;
   const __mmask16 mask = (__mmask16)((1u << columns) - 1);
-  __m512 scale_b = _mm512_maskz_loadu_ps(mask, p->scale_b + n), bias = _mm512_setzero_ps();
+  __m512 scale_b = _mm512_maskz_loadu_ps(mask, p->b.scales + n), bias = _mm512_setzero_ps();
   if (p->bias) bias = _mm512_maskz_loadu_ps(mask, p->bias + n);
-  char *out = (char *)p->out + (m * p->ldo + n) * size, part[64];
-  for (int64_t r = 0; r < rows; r++, out += p->ldo * size, tile += ldt) {
+  char *out = (char *)p->out.data + (m * p->out.stride + n) * size, part[64];
+  for (int64_t r = 0; r < rows; r++, out += p->out.stride * size, tile += ldt) {
     __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(tile));
-    x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(p->scale_a[m + r])), scale_b);
+    x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(p->a.scales[m + r])), scale_b);
     if (p->bias) x = _mm512_add_ps(x, bias);
     if (columns == LANES) {
       store_vector(out, dtype, x);
@@ -435,10 +435,10 @@ static inline __attribute__((always_inline)) void store_columns(const int4mm_pro
 /* Sums to outputs; true where none is NaN. */
 static inline __attribute__((always_inline)) bool store_tile(const int4mm_problem *p, int64_t m, int64_t n,
                                                              __m512i acc[MR][VECTORS], int32_t dtype) {
-  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->ldo * size;
-  const __m512 scale0 = _mm512_loadu_ps(p->scale_b + n), scale1 = _mm512_loadu_ps(p->scale_b + n + LANES);
-  const float *scale_a = p->scale_a + m, *bias = p->bias ? p->bias + n : NULL;
-  char *out = (char *)p->out + m * step + n * size;
+  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->out.stride * size;
+  const __m512 scale0 = _mm512_loadu_ps(p->b.scales + n), scale1 = _mm512_loadu_ps(p->b.scales + n + LANES);
+  const float *scale_a = p->a.scales + m, *bias = p->bias ? p->bias + n : NULL;
+  char *out = (char *)p->out.data + m * step + n * size;
   __mmask16 nan = 0;
   UNROLL for (int r = 0; r < MR; r++, out += step) {
     __m512 scale = _mm512_set1_ps(scale_a[r]);
@@ -465,8 +465,8 @@ static bool product(const int4mm_problem *p, int64_t m, int64_t n, const uint32_
   __asm__("" : "+r"(p)); /* or the compiler has out's addresses ready before the loop and no registers for them */
   int4mm_fetch_out(p, m, n, MR); /* not sooner, or the operands push the lines out of the cache */
   multiply_words(acc, late, &w);
-  if (p->out_dtype == INT4MM_FLOAT16) return store_tile(p, m, n, acc, INT4MM_FLOAT16);
-  if (p->out_dtype == INT4MM_BFLOAT16) return store_tile(p, m, n, acc, INT4MM_BFLOAT16);
+  if (p->out.dtype == INT4MM_FLOAT16) return store_tile(p, m, n, acc, INT4MM_FLOAT16);
+  if (p->out.dtype == INT4MM_BFLOAT16) return store_tile(p, m, n, acc, INT4MM_BFLOAT16);
   return store_tile(p, m, n, acc, INT4MM_FLOAT32);
 }
 

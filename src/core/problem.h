@@ -1,0 +1,86 @@
+/*
+ * Work as a backend receives it: an operand, a product, a packing or quantising job. Plain data that C and CUDA share.
+ *
+ * Division of labour: src/ops/ checks the arguments of a call and src/dispatch/ chooses; a backend gets work that is
+ * known to be valid and either does it, says INT4MM_ERR_UNSUPPORTED ("another kernel must"), or fails. A backend never
+ * checks again.
+ */
+#ifndef INT4MM_CORE_PROBLEM_H
+#define INT4MM_CORE_PROBLEM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "int4mm.h"
+
+/* XORed into a packed word to turn one nibble encoding into the other. */
+#define INT4MM_ENCODING_XOR 0x88888888u
+
+/* K from which kernels that multiply nibbles at 16 times their value need operands of their true size, so that int32
+ * holds the sums (kernels/common/unpack.cuh). */
+#define INT4MM_WIDE_K 131072
+
+/* A tensor as backends see it: a vector is one row. */
+typedef struct int4mm_matrix {
+  void *data;
+  int64_t rows, cols;
+  int64_t stride; /* elements from row to row */
+  int32_t dtype;
+} int4mm_matrix;
+
+/* How an operand lies in memory, in CUTLASS's words. */
+typedef enum int4mm_operand_layout {
+  INT4MM_K_MAJOR = 0,  /* a row of data for each m or n, its words along k: a_packed */
+  INT4MM_MN_MAJOR = 1, /* a row of data for each word of k, its words along n: b_packed */
+  INT4MM_PANELS_N = 2  /* CPU: from int4mm_cpu_prepack; the stride has no meaning */
+} int4mm_operand_layout;
+
+/* One operand of a product: where its numbers are and what turns them into values. */
+typedef struct int4mm_operand {
+  union {
+    const void *data;
+    const uint32_t *words; /* dtype int32: eight int4 to a word */
+  };
+  int64_t rows, cols, stride; /* of data, in elements of dtype */
+  int32_t dtype;
+  int32_t layout;      /* int4mm_operand_layout */
+  uint32_t xor_mask;   /* XORed into a word gives two's complement: 0 or INT4MM_ENCODING_XOR */
+  const float *scales; /* one for each m or n and group */
+  int64_t group;       /* values of k that share a scale: K, one scale for all of them */
+  const void *zeros;   /* zero points beside the scales; NULL: none */
+} int4mm_operand;
+
+static inline bool int4mm_is_panels(const int4mm_operand *o) {
+  return o->layout == INT4MM_PANELS_N;
+}
+
+/* A product, checked: out[m, n] = round(float(sum over k of a[m, k] * b[k, n]) * a.scales[m] * b.scales[n] + bias[n]).
+ * M, N and K may be 0. */
+typedef struct int4mm_problem {
+  int64_t M, N, K;   /* K counts values, a multiple of 8 */
+  int4mm_operand a;  /* [M, K/8] words, K-major */
+  int4mm_operand b;  /* [K/8, N] words, MN-major, or panels */
+  const float *bias; /* [N] or NULL */
+  int4mm_matrix out; /* [M, N] float16, bfloat16 or float32 */
+  int32_t strassen;  /* CPU: -1 by rule, else levels */
+} int4mm_problem;
+
+/* Pack, unpack, quantize, dequantize. `dim` is the packed dimension of `plain`, 0 or 1. */
+typedef struct int4mm_pack_job {
+  int4mm_matrix packed; /* int32 words */
+  int4mm_matrix plain;  /* int8 or int32; a float type for (de)quantising */
+  float *scales;        /* (de)quantising only: one per row (dim 1) or column (dim 0) of plain */
+  int32_t dim;
+  uint32_t xor_mask; /* into a two's complement word before it is stored (after it is read) */
+  bool check;        /* pack, quantize: look for bad values */
+} int4mm_pack_job;
+
+typedef struct int4mm_random_job {
+  int4mm_matrix dst; /* int32 or float32 */
+  uint64_t seed;
+  uint32_t sequence;
+  float low, high;
+} int4mm_random_job;
+
+#endif
