@@ -29,7 +29,7 @@ BUILD_IT  = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JO
 
 CFLAGS  ?= -O3 -g
 LIBFLAG ?= -shared
-PROJECT_CFLAGS := -std=gnu11 -Isrc -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -pthread \
+PROJECT_CFLAGS := -std=gnu11 -Isrc -Ikernels -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -pthread \
                   -Wall -Wextra -Wpedantic -Wstrict-prototypes -Wvla $(if $(WERROR),-Werror)
 # nodelete: OpenMP's idle threads would be left without code when a Lua state closes and unloads the library.
 PROJECT_LDLIBS := -fopenmp -pthread -ldl -lm -Wl,-z,nodelete

@@ -103,7 +103,7 @@ describe("int4mm_choose_cuda", function()
 
   -- M, K, N, what was fastest on an H200 by at least 5%
   local measured = {
-    { 1, 4096, 4096, "stream_8" }, { 1, 8192, 28672, "stream_8" }, { 16, 4096, 14336, "stream_16" },
+    { 1, 4096, 4096, "skinny_8" }, { 1, 8192, 28672, "skinny_8" }, { 16, 4096, 14336, "skinny_16" },
     { 33, 512, 28672, "narrow_64x64" }, { 64, 512, 28672, "narrow_64x64" }, { 64, 4096, 14336, "narrow_64x64" },
     { 512, 512, 512, "narrow_64x64" }, { 128, 4096, 4096, "narrow_128x64" }, { 256, 4096, 4096, "narrow_128x64" },
     { 1024, 1024, 1024, "narrow_128x64" }, { 384, 4096, 4096, "hopper_128x128" }, { 512, 2048, 4096, "hopper_128x128" },
@@ -149,12 +149,12 @@ describe("int4mm_choose_cuda", function()
     end)
   end)
 
-  it("gives hopper and narrow kernels to sm_90 alone, and stream kernels from sm_80 on", function()
+  it("gives hopper and narrow kernels to sm_90 alone, and skinny kernels from sm_80 on", function()
     for _, name in ipairs(KERNELS) do
       for _, arch in ipairs(ARCHITECTURES) do
         local status = choose(problem(arch, 4096, 4096, 4096), name)
         local small = choose(problem(arch, 1, 4096, 4096), name)
-        if wgmma(name) and arch ~= 90 or name:find "^stream" and arch < 80 then
+        if wgmma(name) and arch ~= 90 or name:find "^skinny" and arch < 80 then
           assert.equal(UNSUPPORTED, status, name .. " on sm_" .. arch)
           assert.equal(UNSUPPORTED, small, name .. " on sm_" .. arch)
         end
@@ -163,7 +163,7 @@ describe("int4mm_choose_cuda", function()
     sweep(function(p)
       local _, plan = choose(p)
       assert(not wgmma(plan.name) or p.arch == 90, describe_problem(p) .. ": " .. plan.name)
-      assert(not plan.name:find "^stream" or p.arch >= 80, describe_problem(p) .. ": " .. plan.name)
+      assert(not plan.name:find "^skinny" or p.arch >= 80, describe_problem(p) .. ": " .. plan.name)
     end)
   end)
 
@@ -193,6 +193,91 @@ describe("int4mm_choose_cuda", function()
       assert.equal(ARGUMENT, status, name)
       assert.matches('"' .. name .. '"', message, 1, true)
     end
+  end)
+
+  -- Clusters exist from sm_90 on. PTX of an older architecture runs there too, and its code knows nothing of them.
+  it("splits K over a cluster only where the code was compiled for clusters", function()
+    local split = 0
+    for _, arch in ipairs(ARCHITECTURES) do
+      for _, code_arch in ipairs { 75, 80, 86, 89, 90, 100, 120 } do
+        for _, shape in ipairs { { 1, 256, 16384 }, { 8, 1024, 28672 }, { 30, 512, 8192 }, { 64, 64, 4096 } } do
+          for _, name in ipairs(KERNELS) do
+            if name:find "^skinny" then
+              local p = problem(arch, shape[1], shape[2], shape[3], { code_arch = code_arch })
+              local status, plan = choose(p, name)
+              if status == OK then
+                assert(code_arch >= 90 or plan.split_k == 1, name .. " splits K " .. plan.split_k .. " times on sm_" ..
+                  arch .. " with code of sm_" .. code_arch)
+                if plan.split_k > 1 then split = split + 1 end
+              end
+            end
+          end
+        end
+      end
+    end
+    assert(split > 0, "no case split K, so the others prove nothing")
+  end)
+
+  it("takes code_arch 0 for the device's own architecture", function()
+    local p = problem(90, 1, 256, 16384)
+    local _, plan = choose(p, "skinny_8")
+    p.code_arch = 90
+    local _, same = choose(p, "skinny_8")
+    assert(plan.split_k > 1)
+    assert.same(plan, same)
+  end)
+
+  -- Extents that the wgmma kernels would cast to int, and strides beyond the copy engine's.
+  it("gives no kernel a size that it does not hold", function()
+    local huge = { 2 ^ 31 - 1, 2 ^ 31, 2 ^ 32 + 4, 2 ^ 40, 2 ^ 53 }
+    for _, arch in ipairs(ARCHITECTURES) do
+      for _, size in ipairs(huge) do
+        for _, p in ipairs { problem(arch, size, 4, 8), problem(arch, 4, size, 8), problem(arch, size, size, 8),
+          problem(arch, 4, 128, 64, { lda = size }), problem(arch, 512, 128, 64, { ldb = size }),
+          problem(arch, 512, 512, 512, { ldo = size }), problem(arch, size, 128, 33554424) } do
+          local status, plan = choose(p)
+          assert(status == OK, describe_problem(p) .. ": " .. tostring(plan))
+          if p.M >= 2 ^ 31 - 1 or p.N >= 2 ^ 31 - 1 or p.lda >= 2 ^ 38 or p.ldb >= 2 ^ 38 then
+            assert(not wgmma(plan.name), describe_problem(p) .. ": " .. plan.name)
+          end
+        end
+      end
+    end
+    local status, message = choose(problem(90, 2 ^ 32 + 4, 128, 128), "hopper_256x128")
+    assert.equal(UNSUPPORTED, status)
+    assert.matches("needs an M and N below", message, 1, true)
+  end)
+
+  it("refuses a problem that cannot be, naming the field", function()
+    local cases = {
+      { "K is ", { K = 2 ^ 53 } }, { "K is 33554432, expected", { K = 33554432 } }, { "K is 12, expected", { K = 12 } },
+      { "K is -8, expected", { K = -8 } }, { "M is -1, expected", { M = -1 } }, { "N is ", { N = -2 ^ 62 } },
+      { "M is ", { M = 2 ^ 62 } }, { "lda is 7, expected", { lda = 7 } }, { "ldb is 63, expected", { ldb = 63 } },
+      { "ldo is -1, expected", { ldo = -1 } }, { "align_a is 0, expected", { align_a = 0 } },
+      { "align_b is 24, expected", { align_b = 24 } }, { "align_out is -16, expected", { align_out = -16 } },
+      { "out_dtype is int8, expected", { out_dtype = 1 } },
+      { "out_dtype is unknown dtype, expected", { out_dtype = 77 } },
+      { "sms is 0, expected", { sms = 0 } }, { "sms is -5, expected", { sms = -5 } },
+    }
+    for _, case in ipairs(cases) do
+      for _, kernel in ipairs { false, "simple", "skinny_64", "hopper_256x128" } do
+        local status, message = choose(problem(90, 64, 64, 64, case[2]), kernel or nil)
+        assert.equal(ARGUMENT, status, case[1])
+        assert.matches(case[1], message, 1, true)
+      end
+    end
+  end)
+
+  it("says that an architecture before the first served has no kernel", function()
+    local status, message = choose(problem(70, 64, 64, 64))
+    assert.equal(UNSUPPORTED, status)
+    assert.matches("no kernel serves sm_70", message, 1, true)
+    status, message = choose(problem(89, 512, 512, 512), "hopper_256x128")
+    assert.equal(UNSUPPORTED, status)
+    assert.matches("hopper_256x128 needs sm_90, this is sm_89", message, 1, true)
+    status, message = choose(problem(75, 4, 512, 512), "skinny_8")
+    assert.equal(UNSUPPORTED, status)
+    assert.matches("skinny_8 needs sm_80 or later, this is sm_75", message, 1, true)
   end)
 
   it("takes an empty problem", function()

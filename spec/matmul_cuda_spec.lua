@@ -143,15 +143,15 @@ describe("a thousand shapes agree with the CPU backend", function()
     on_gpu("with the kernel " .. kernel, function()
       local r, served, drawn = cases.random(2), 0, 0
       local slow = kernel == "simple" or kernel == "tiled"
-      local stream = kernel:find "^stream"
+      local skinny = kernel:find "^skinny"
       while served < (slow and count / 5 or count) and drawn < 6 * count do
         drawn = drawn + 1
-        local M, N, K = near(r, stream and 64 or 700), near(r, 900), near_k(r, stream and 8192 or 2048)
+        local M, N, K = near(r, skinny and 64 or 700), near(r, 900), near_k(r, skinny and 8192 or 2048)
         if compare(r, kernel, M, N, K) then served = served + 1 end
       end
       local here = q.device_info().arch
       local hopper = kernel:find "^hopper" or kernel:find "^narrow"
-      local possible = not (hopper and here ~= 90) and not (stream and here < 80)
+      local possible = not (hopper and here ~= 90) and not (skinny and here < 80)
       assert(served >= count / 10 or not possible, ("%s served %d of %d shapes"):format(kernel, served, drawn))
     end)
   end
@@ -161,7 +161,7 @@ describe("a thousand shapes agree with the CPU backend", function()
     local kernel = KERNELS[i]
     on_gpu("also large ones, with " .. (kernel or "its own choice"), function()
       local r = cases.random(5)
-      local most = kernel and kernel:find "^stream" and 64 or 5000
+      local most = kernel and kernel:find "^skinny" and 64 or 5000
       for _ = 1, math.ceil(count / 40) do
         compare(r, kernel, near(r, most), 1000 + near(r, 4000), near_k(r, 1024))
       end

@@ -223,7 +223,7 @@ INT4MM_API int32_t int4mm_matmul(const int4mm_matmul_args *args) INT4MM_CHECK;
 /* What a call would do. */
 typedef struct int4mm_plan {
   int32_t device; /* where it runs: INT4MM_CPU or a CUDA ordinal */
-  int32_t kernel; /* CUDA: an index for the launcher (int4mm_cuda_kernel in src/core/core.h); CPU: 0 */
+  int32_t kernel; /* CUDA: the index for int4mm_cuda_kernel_at; CPU: 0 */
   int32_t tile_m; /* rows of out per tile, 0 where it has no meaning */
   int32_t tile_n;
   int32_t tile_k;
@@ -239,8 +239,10 @@ INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_pla
 
 /* A problem as the choice of a CUDA kernel sees it. */
 typedef struct int4mm_gpu_problem {
-  int32_t arch; /* 90 for sm_90 */
-  int32_t sms;  /* at least 1 */
+  int32_t arch;      /* 90 for sm_90 */
+  int32_t code_arch; /* that the kernels for every architecture were compiled for: 80 where PTX of sm_80 runs on a newer
+                        GPU; 0 the same as arch */
+  int32_t sms;       /* at least 1 */
   int64_t M, N, K;
   int64_t lda, ldb; /* strides in words */
   int64_t ldo;      /* stride in elements */
@@ -252,7 +254,8 @@ typedef struct int4mm_gpu_problem {
 } int4mm_gpu_problem;
 
 /* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that
- * cannot serve the problem is INT4MM_ERR_UNSUPPORTED, an unknown one INT4MM_ERR_ARGUMENT. */
+ * cannot serve the problem is INT4MM_ERR_UNSUPPORTED, an unknown one INT4MM_ERR_ARGUMENT. On an architecture that no
+ * kernel serves it is INT4MM_ERR_UNSUPPORTED. */
 INT4MM_API int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel,
                                       int4mm_plan *plan) INT4MM_CHECK;
 /* The name of the index-th CUDA kernel that can be forced; NULL past the last. */

@@ -1,10 +1,12 @@
 /*
- * The exact epilogue that every kernel shares: accumulator to output element.
+ * The exact epilogue that every kernel shares: sums to outputs.
  *
  *   x = float(acc) * scale_a * scale_b (+ bias), each step rounded once to float32, then once to the output type.
  *
  * Nothing here may be contracted or flushed: the products and the sum are __fmul_rn and __fadd_rn (never fused, kept
  * subnormal since the build does not ask for -ftz), so the bits are those of src/cpu.
+ *
+ * The unit of work is COUNT neighbouring columns of one row, which a thread finishes together.
  */
 #ifndef INT4MM_EPILOGUE_CUH
 #define INT4MM_EPILOGUE_CUH
@@ -44,19 +46,6 @@ template <int DTYPE> __device__ __forceinline__ uint32_t int4mm_round2(float low
   }
 }
 
-/* Adds the bias of column n where there is one. No bias is not a bias of 0, which would turn -0 into 0. */
-__device__ __forceinline__ float int4mm_add_bias(float x, const float *bias, int64_t n) {
-  return bias ? int4mm_add(x, bias[n]) : x;
-}
-
-/* The whole epilogue of one output, written to element `index` of `out`. */
-template <int DTYPE>
-__device__ __forceinline__ void int4mm_store(void *out, int64_t index, int32_t acc, float scale_a, float scale_b,
-                                             const float *bias, int64_t n) {
-  float x = int4mm_add_bias(int4mm_scale(acc, scale_a, scale_b), bias, n);
-  static_cast<typename int4mm_out_word<DTYPE>::type *>(out)[index] = int4mm_round<DTYPE>(x);
-}
-
 /* Calls f(integral constant) for a run-time output dtype, so that a launcher or a kernel picks a template instance:
  *   int4mm_for_out_dtype(dtype, [&](auto d) { kernel<decltype(d)::value><<<...>>>(...); });
  * f may be of either side: without the pragma the compiler insists on both. */
@@ -69,6 +58,81 @@ template <typename F> static __host__ __device__ __forceinline__ void int4mm_for
     f(int4mm_constant<INT4MM_BFLOAT16>());
   else
     f(int4mm_constant<INT4MM_FLOAT32>());
+}
+
+/* What turns sums into outputs, and where these go. */
+struct EpilogueArguments {
+  const float *scale_a, *scale_b, *bias; /* bias: or NULL. No bias is not a bias of 0, which would turn -0 into 0 */
+  void *out;
+  int64_t ldo;
+  int32_t out_dtype;
+  bool vector_store; /* COUNT columns may be stored at once */
+};
+
+/* For kernels that finish `count` columns at a time, from one that is a multiple of `count` on. */
+static inline EpilogueArguments int4mm_epilogue_arguments(const int4mm_problem *problem, int count) {
+  uint64_t element = problem->out.dtype == INT4MM_FLOAT32 ? 4 : 2, bytes = count * element;
+  bool aligned =
+      ((uint64_t)problem->out.data | (uint64_t)problem->out.stride * element) % (bytes < 16 ? bytes : 16) == 0;
+  return {problem->a.scales,   problem->b.scales,  problem->bias,       problem->out.data,
+          problem->out.stride, problem->out.dtype, count > 1 && aligned};
+}
+
+/* x = acc * unscale * scale_a * scale_b. `unscale` is a power of two that undoes what the mainloop left in its sums. */
+template <int COUNT>
+__device__ __forceinline__ void int4mm_scale_sums(float (&x)[COUNT], const int32_t (&acc)[COUNT], float unscale,
+                                                  float scale_a, const float (&scale_b)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) x[i] = __fmul_rn(__fmul_rn(__fmul_rn((float)acc[i], unscale), scale_a), scale_b[i]);
+}
+
+/* Adds the bias of the columns from `column` on, as far as they lie inside the output's N. */
+template <int COUNT, class Index>
+__device__ __forceinline__ void int4mm_add_bias(float (&x)[COUNT], const float *bias, Index column, Index N) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+    if (column + i < N) x[i] = __fadd_rn(x[i], __ldg(bias + column + i));
+}
+
+/* Rounds COUNT neighbours of one row to the output type and stores them at once; `out` is aligned to them or to 16
+ * bytes. */
+template <int DTYPE, int COUNT>
+__device__ __forceinline__ void int4mm_store_vector(typename int4mm_out_word<DTYPE>::type *out,
+                                                    const float (&x)[COUNT]) {
+  static_assert(COUNT == 4 || COUNT == 8, "not a vector");
+  if constexpr (DTYPE == INT4MM_FLOAT32) {
+    uint32_t w[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) w[i] = int4mm_round<DTYPE>(x[i]);
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4) *(uint4 *)(out + i) = make_uint4(w[i], w[i + 1], w[i + 2], w[i + 3]);
+  } else if constexpr (COUNT == 8) {
+    *(uint4 *)out = make_uint4(int4mm_round2<DTYPE>(x[0], x[1]), int4mm_round2<DTYPE>(x[2], x[3]),
+                               int4mm_round2<DTYPE>(x[4], x[5]), int4mm_round2<DTYPE>(x[6], x[7]));
+  } else {
+    *(uint2 *)out = make_uint2(int4mm_round2<DTYPE>(x[0], x[1]), int4mm_round2<DTYPE>(x[2], x[3]));
+  }
+}
+
+/* The whole epilogue of COUNT neighbouring columns of one row, as far as they lie inside the output's N. Index: the
+ * integer type that a kernel counts rows and columns in. */
+template <int COUNT, class Index>
+__device__ __forceinline__ void int4mm_finish(const EpilogueArguments &e, Index row, Index column, Index N,
+                                              float unscale, float scale_a, const float (&scale_b)[COUNT],
+                                              const int32_t (&acc)[COUNT]) {
+  float x[COUNT];
+  int4mm_scale_sums(x, acc, unscale, scale_a, scale_b);
+  if (e.bias) int4mm_add_bias(x, e.bias, column, N);
+  int4mm_for_out_dtype(e.out_dtype, [&](auto dtype) {
+    constexpr int DTYPE = decltype(dtype)::value;
+    typedef typename int4mm_out_word<DTYPE>::type Word;
+    Word *out = (Word *)e.out + row * e.ldo + column;
+    if constexpr (COUNT > 1)
+      if (e.vector_store && column + COUNT <= N) return int4mm_store_vector<DTYPE>(out, x);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if (column + i < N) out[i] = int4mm_round<DTYPE>(x[i]);
+  });
 }
 
 #endif

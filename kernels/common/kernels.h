@@ -13,15 +13,17 @@
 extern "C" {
 #endif
 
-/* The product as `plan` says (plan->kernel picks the launcher). M and N are at least 1; K may be 0.
- * cudaErrorNotSupported: this kernel cannot serve the problem. */
+/* A kernel's launcher: the product as `plan` says. M and N are at least 1; K may be 0. cudaErrorNotSupported: this
+ * kernel cannot serve the problem. */
 typedef cudaError_t int4mm_launch_fn(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream);
 
-int4mm_launch_fn int4mm_launch_simple;
-int4mm_launch_fn int4mm_launch_tiled;
-int4mm_launch_fn int4mm_launch_stream;
-int4mm_launch_fn int4mm_launch_hopper;
-int4mm_launch_fn int4mm_launch_narrow;
+#define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family) int4mm_launch_fn int4mm_launch_##name;
+#include "dispatch/kernels.inc"
+#undef INT4MM_KERNEL
+
+/* The architecture that the kernels for every architecture were compiled for, as the current device runs them: that of
+ * their PTX where the driver compiled it. */
+cudaError_t int4mm_code_arch(int32_t *arch);
 
 /* What `bad` of the two launchers below holds when no element is bad. */
 #define INT4MM_NO_BAD_INDEX 0xffffffffffffffffull

@@ -1,5 +1,5 @@
 /*
- * What the launchers of the fast kernels share: shared memory beyond 48 KB, programmatic dependent launch and clusters.
+ * Launching the fast kernels: shared memory beyond 48 KB, programmatic dependent launch and clusters.
  */
 #ifndef INT4MM_LAUNCH_CUH
 #define INT4MM_LAUNCH_CUH
@@ -8,28 +8,36 @@
 
 #include <cuda_runtime.h>
 
-/* Lets a kernel have all the shared memory that a CTA may have on `device`, the current one. `done` remembers the
- * devices. */
-static inline cudaError_t int4mm_allow_shared(int device, const void *kernel, std::atomic<uint64_t> &done) {
+/* Finds, once for each device, the architecture that a kernel's code was compiled for: that of its PTX where the driver
+ * compiled it, which may be older than the device. Also lets the kernel have all the shared memory that a CTA may have.
+ * `known` remembers the answers. */
+static inline cudaError_t int4mm_prepare_kernel(int device, const void *kernel, std::atomic<int> (&known)[64],
+                                                int *code_arch) {
   int bytes;
-  uint64_t bit = device < 64 ? 1ull << device : 0;
-  if (done.load(std::memory_order_relaxed) & bit) return cudaSuccess;
-  cudaError_t error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaFuncAttributes attributes;
+  *code_arch = device < 64 ? known[device].load(std::memory_order_relaxed) : 0;
+  if (*code_arch) return cudaSuccess;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error == cudaSuccess) done |= bit;
-  return error;
+  if (error != cudaSuccess) return error;
+  *code_arch = attributes.ptxVersion;
+  if (device < 64) known[device] = *code_arch;
+  return cudaSuccess;
 }
 
-/* Launches on `device`, the current one, with `cluster` CTAs a cluster. From sm_90 on the kernel may start while the
- * one before it in the stream is finishing: it has to call ptx::wait_for_prior_grids before it touches memory that
- * others write or read. */
-template <typename... Parameters, typename... Arguments>
-static inline cudaError_t int4mm_launch(int device, void (*kernel)(Parameters...), dim3 grid, int threads,
-                                        size_t shared, int cluster, cudaStream_t stream,
-                                        const Arguments &...arguments) {
-  int major;
-  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+/* Launches KERNEL on `device`, the current one, with `cluster` CTAs a cluster. Code compiled for sm_90 and later may
+ * start while the kernel before it in the stream is finishing: it has to call ptx::griddepcontrol_wait before it
+ * touches memory that others write or read. Older code has neither that nor clusters: with a cluster it is
+ * cudaErrorNotSupported. */
+template <auto KERNEL, typename... Arguments>
+static inline cudaError_t int4mm_launch(int device, dim3 grid, int threads, size_t shared, int cluster,
+                                        cudaStream_t stream, const Arguments &...arguments) {
+  static std::atomic<int> known[64];
+  int code_arch;
+  cudaError_t error = int4mm_prepare_kernel(device, (const void *)KERNEL, known, &code_arch);
   if (error != cudaSuccess) return error;
+  if (code_arch < 90 && cluster > 1) return cudaErrorNotSupported;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -37,8 +45,8 @@ static inline cudaError_t int4mm_launch(int device, void (*kernel)(Parameters...
   attributes[1].val.clusterDim = {(unsigned)cluster, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = shared, config.stream = stream;
-  config.attrs = attributes, config.numAttrs = major < 9 ? 0 : cluster > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  config.attrs = attributes, config.numAttrs = code_arch < 90 ? 0 : cluster > 1 ? 2 : 1;
+  return cudaLaunchKernelEx(&config, KERNEL, arguments...);
 }
 
 #endif

@@ -17,4 +17,10 @@ __device__ __forceinline__ int32_t int4mm_dot4(uint32_t a, uint32_t b, int32_t s
   return __dp4a((int32_t)a, (int32_t)b, sum);
 }
 
+/* sum + 256 times the eight products of two words in two's complement. */
+__device__ __forceinline__ int32_t int4mm_dot8(uint32_t a, uint32_t b, int32_t sum) {
+  const Unpacker<false> unpack(0);
+  return int4mm_dot4(unpack.odd(a), unpack.odd(b), int4mm_dot4(unpack.even(a), unpack.even(b), sum));
+}
+
 #endif

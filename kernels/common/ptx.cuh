@@ -1,6 +1,6 @@
 /*
  * The PTX instructions that CUDA C++ has no name for, one thin wrapper each. Names follow the PTX ISA; addresses of
- * shared memory are 32-bit (shared_address).
+ * shared memory are 32-bit (smem_address).
  */
 #ifndef INT4MM_PTX_CUH
 #define INT4MM_PTX_CUH
@@ -12,29 +12,29 @@ namespace ptx {
 
 /* ---- shared memory ---- */
 
-__device__ __forceinline__ uint32_t shared_address(const void *p) {
+__device__ __forceinline__ uint32_t smem_address(const void *p) {
   return (uint32_t)__cvta_generic_to_shared(p);
 }
 
-__device__ __forceinline__ uint4 load_shared4(uint32_t address) {
+__device__ __forceinline__ uint4 ld_shared_v4(uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
   return v;
 }
 
-__device__ __forceinline__ void store_shared4(uint32_t address, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+__device__ __forceinline__ void st_shared_v4(uint32_t address, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
 
 /* Makes this thread's ordinary stores to shared memory visible to wgmma and the copy engine (the async proxy). */
-__device__ __forceinline__ void fence_async_shared() {
+__device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 /* ---- global memory ---- */
 
 /* 16 bytes that this kernel only reads, past L1. */
-__device__ __forceinline__ uint4 load_global4(const void *address) {
+__device__ __forceinline__ uint4 ld_global_v4(const void *address) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -45,28 +45,28 @@ __device__ __forceinline__ uint4 load_global4(const void *address) {
 /* ---- asynchronous copies by threads (sm_80) ---- */
 
 /* 16 bytes from global to shared memory past L1; `bytes` below 16 fills the rest with zeros. */
-__device__ __forceinline__ void copy_async16(uint32_t shared, const void *global, uint32_t bytes) {
+__device__ __forceinline__ void cp_async16(uint32_t shared, const void *global, uint32_t bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
 
 /* The same through L1, for what neighbours read as well. */
-__device__ __forceinline__ void copy_async16_l1(uint32_t shared, const void *global, uint32_t bytes) {
+__device__ __forceinline__ void cp_async16_l1(uint32_t shared, const void *global, uint32_t bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void copy_async4(uint32_t shared, const void *global) {
+__device__ __forceinline__ void cp_async4(uint32_t shared, const void *global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 
-__device__ __forceinline__ void copy_async_commit() {
+__device__ __forceinline__ void cp_async_commit_group() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
 /* Waits until at most PENDING of this thread's newest groups are still under way. */
-template <int PENDING> __device__ __forceinline__ void copy_async_wait() {
+template <int PENDING> __device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-/* Brings the line of 128 bytes at an address into L2. A hint: it reads nothing and cannot fail. */
+/* Prefetches the 128-byte line at an address into L2. A hint: it reads nothing and cannot fail. */
 __device__ __forceinline__ void prefetch_l2(const void *global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
@@ -74,7 +74,7 @@ __device__ __forceinline__ void prefetch_l2(const void *global) {
 /* ---- mma.sync (sm_80) ---- */
 
 /* acc += A * B for a 16 x 32 by 32 x 8 int8 product over a warp. */
-__device__ __forceinline__ void mma_16x8x32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                "{%0, %1, %2, %3};"
                : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
@@ -83,16 +83,17 @@ __device__ __forceinline__ void mma_16x8x32(int32_t (&acc)[4], const uint32_t (&
 
 /* ---- programmatic dependent launch (sm_90) ---- */
 
-/* Waits for the kernels before this one in the stream to be complete and visible; before it, nothing that they might
- * have written or read may be touched. */
-__device__ __forceinline__ void wait_for_prior_grids() {
+/* Waits until the prerequisite grids in the stream have completed and their memory is visible; before it, nothing that
+ * they might have written or read may be touched. Code for an architecture below 90 is launched without the attribute
+ * that overlaps grids (launch.cuh), so that there it has nothing to do. */
+__device__ __forceinline__ void griddepcontrol_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-/* Lets the next kernel in the stream take up room as this one frees it; it still waits as above. */
-__device__ __forceinline__ void allow_next_grid() {
+/* Signals that dependent grids may launch once all CTAs have signalled or exited; they still wait as above. */
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
@@ -110,13 +111,13 @@ __device__ __forceinline__ void cluster_wait() {
 }
 
 /* The address of the same shared memory location in another CTA of the cluster. */
-__device__ __forceinline__ uint32_t map_shared(uint32_t address, uint32_t rank) {
+__device__ __forceinline__ uint32_t mapa(uint32_t address, uint32_t rank) {
   uint32_t r;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(rank));
   return r;
 }
 
-__device__ __forceinline__ int4 load_cluster4(uint32_t address) {
+__device__ __forceinline__ int4 ld_shared_cluster_v4(uint32_t address) {
   int4 v;
   asm volatile("ld.shared::cluster.v4.s32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -125,49 +126,49 @@ __device__ __forceinline__ int4 load_cluster4(uint32_t address) {
   return v;
 }
 
-/* Puts 16 bytes into another CTA's shared memory and counts them at its barrier there. */
-__device__ __forceinline__ void store_async4(uint32_t address, uint32_t barrier, int32_t x, int32_t y, int32_t z,
-                                             int32_t w) {
+/* Stores 16 bytes to another CTA's shared memory; `barrier` there counts them (complete_tx). */
+__device__ __forceinline__ void st_async_v4(uint32_t address, uint32_t barrier, int32_t x, int32_t y, int32_t z,
+                                            int32_t w) {
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%2, %3, %4, %5}, [%1];" ::"r"(address),
       "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
-#else /* a launch before sm_90 has no clusters, so this is never reached */
+#else /* code for an architecture below 90 is never launched as a cluster (launch.cuh) */
 __device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void cluster_wait() {}
-__device__ __forceinline__ uint32_t map_shared(uint32_t address, uint32_t) {
+__device__ __forceinline__ uint32_t mapa(uint32_t address, uint32_t) {
   return address;
 }
-__device__ __forceinline__ int4 load_cluster4(uint32_t address) {
-  uint4 v = load_shared4(address);
+__device__ __forceinline__ int4 ld_shared_cluster_v4(uint32_t address) {
+  uint4 v = ld_shared_v4(address);
   return make_int4((int)v.x, (int)v.y, (int)v.z, (int)v.w);
 }
 #endif
 
 /* ---- mbarriers and bulk tensor copies (sm_90) ---- */
 
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
 /* Makes initialised barriers visible to the copy engine; a CTA barrier must follow. */
-__device__ __forceinline__ void barrier_init_fence() {
+__device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/* Arrives and announces `bytes` that copies will deliver in this phase. */
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+/* Arrives and expects `bytes` more from copies in this phase. */
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
 /* Blocks until the phase with this parity is complete. The loop is inside the asm because a loop in C++ would look
  * divergent to the compiler, which then keeps all that follows out of the uniform registers. */
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile("{\n.reg .pred done;\n"
                "again:\n"
                "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
@@ -178,7 +179,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 
 /* Waits for the phase as well, but only for a time that the hardware sets, about a microsecond. True when it is
  * complete. */
-__device__ __forceinline__ bool barrier_try_wait(uint32_t barrier, uint32_t parity) {
+__device__ __forceinline__ bool mbarrier_try_wait(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile("{\n.reg .pred done;\n"
                "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
@@ -195,8 +196,8 @@ __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
 }
 
 /* The box at (x, y) of a 2D tensor into shared memory; `barrier` counts its bytes. Outside the tensor come zeros. */
-__device__ __forceinline__ void tensor_load_2d(uint32_t shared, const CUtensorMap *map, int x, int y,
-                                               uint32_t barrier) {
+__device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const CUtensorMap *map, int x, int y,
+                                                        uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
           shared),
@@ -204,21 +205,21 @@ __device__ __forceinline__ void tensor_load_2d(uint32_t shared, const CUtensorMa
       : "memory");
 }
 
-/* Brings a box into L2. A hint: it reads nothing. */
-__device__ __forceinline__ void tensor_prefetch_2d(const CUtensorMap *map, int x, int y) {
+/* Prefetches a box into L2. A hint: it reads nothing. */
+__device__ __forceinline__ void cp_async_bulk_prefetch_tensor_2d(const CUtensorMap *map, int x, int y) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y) : "memory");
 }
 
-__device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap *map) {
+__device__ __forceinline__ void prefetch_tensormap(const CUtensorMap *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 /* ---- wgmma and register budgets (sm_90a) ---- */
 
-template <int REGISTERS> __device__ __forceinline__ void grow_registers() {
+template <int REGISTERS> __device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
-template <int REGISTERS> __device__ __forceinline__ void shrink_registers() {
+template <int REGISTERS> __device__ __forceinline__ void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
@@ -226,17 +227,17 @@ template <int REGISTERS> __device__ __forceinline__ void shrink_registers() {
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void wgmma_commit() {
+__device__ __forceinline__ void wgmma_commit_group() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 /* Waits until at most PENDING committed groups are still under way. */
-template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
+template <int PENDING> __device__ __forceinline__ void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
 /* Descriptor of a K-major int8 operand in the 128-byte swizzle, 128 values of k a row: groups of 8 rows lie 1024 bytes
  * apart. The operand 32 values of k further on is this plus 2 (addresses count in 16 bytes). */
-__device__ __forceinline__ uint64_t swizzled_operand(uint32_t shared) {
+__device__ __forceinline__ uint64_t make_smem_desc(uint32_t shared) {
   return (uint64_t)((shared & 0x3ffffu) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 

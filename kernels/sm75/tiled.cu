@@ -2,9 +2,9 @@
  * 16 x 16 output tiles through shared memory, a thread per output of a tile, dp4a: the kernel for large products where
  * no faster one serves. Every shape, stride and alignment, on every architecture from sm_75 on.
  *
- *            16 columns of b           A step takes 16 words (128 values) of k: each of the 256 threads loads one word
- *           +---------------+          of a and one of b, splits them into even and odd nibbles (see nibbles.cuh) and
- *           |  16 words     |          leaves them in shared memory, where each word is used 16 times.
+ *            16 columns of b           A k-block is 16 words (128 values): each of the 256 threads loads one word of a
+ *           +---------------+          and one of b, splits them into even and odd nibbles (see nibbles.cuh) and stores
+ *           |  16 words     |          them to shared memory, where each word is used 16 times.
  *           +---------------+
  *   +-----+ +---------------+
  *   |  a  | |  16 x 16 out  |
@@ -13,12 +13,14 @@
 #include "common/epilogue.cuh"
 #include "common/kernels.h"
 #include "common/nibbles.cuh"
+#include "common/shapes.h"
 
 namespace {
 
-constexpr int kTile = 16; /* rows and columns of out, and words of k in a step */
+constexpr int kTile = INT4MM_TILE(tiled, M); /* rows and columns of out, and words of k in a k-block */
+static_assert(kTile == INT4MM_TILE(tiled, N) && kTile == INT4MM_BLOCK_WORDS, "the tile is a cube");
 constexpr int kThreads = kTile * kTile;
-constexpr int kSpanSteps = INT4MM_SPAN / (8 * kTile);
+constexpr int kSpanBlocks = INT4MM_SPAN / (8 * kTile);
 
 struct Tile {
   uint32_t a_even[kTile][kTile + 1], a_odd[kTile][kTile + 1]; /* [m][j]; one more word keeps columns in other banks */
@@ -37,10 +39,10 @@ __device__ __forceinline__ void load(Tile &tile, const int4mm_problem &p, int64_
 
 /* The sum of this thread's output over all of k. */
 __device__ __forceinline__ int32_t accumulate(Tile &tile, const int4mm_problem &p, int64_t m0, int64_t n0) {
-  int64_t steps = (p.K / 8 + kTile - 1) / kTile;
+  int64_t k_blocks = (p.K / 8 + kTile - 1) / kTile;
   int32_t acc = 0, sum = 0;
-  for (int64_t step = 0; step < steps; step++) {
-    load(tile, p, m0, n0, step * kTile);
+  for (int64_t k_block = 0; k_block < k_blocks; k_block++) {
+    load(tile, p, m0, n0, k_block * kTile);
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kTile; j++) {
@@ -48,20 +50,21 @@ __device__ __forceinline__ int32_t accumulate(Tile &tile, const int4mm_problem &
       sum = int4mm_dot4(tile.a_odd[threadIdx.y][j], tile.b_odd[j][threadIdx.x], sum);
     }
     __syncthreads();
-    if (step % kSpanSteps == kSpanSteps - 1) acc += sum >> 8, sum = 0;
+    if (k_block % kSpanBlocks == kSpanBlocks - 1) acc += sum >> 8, sum = 0;
   }
   return acc + (sum >> 8);
 }
 
-template <int DTYPE> __global__ void __launch_bounds__(kThreads) tiled_kernel(const int4mm_problem p) {
+__global__ void __launch_bounds__(kThreads) tiled_kernel(const int4mm_problem p, const EpilogueArguments e) {
   __shared__ Tile tile;
   int64_t tiles_n = (p.N + kTile - 1) / kTile, tiles = (p.M + kTile - 1) / kTile * tiles_n;
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
     int64_t m0 = t / tiles_n * kTile, n0 = t % tiles_n * kTile;
-    int32_t acc = accumulate(tile, p, m0, n0);
+    int32_t acc[1] = {accumulate(tile, p, m0, n0)};
     int64_t m = m0 + threadIdx.y, n = n0 + threadIdx.x;
-    if (m < p.M && n < p.N)
-      int4mm_store<DTYPE>(p.out.data, m * p.out.stride + n, acc, p.a.scales[m], p.b.scales[n], p.bias, n);
+    if (m >= p.M || n >= p.N) continue;
+    float scale_b[1] = {e.scale_b[n]};
+    int4mm_finish(e, m, n, p.N, 1.0f, e.scale_a[m], scale_b, acc);
   }
 }
 
@@ -70,8 +73,6 @@ template <int DTYPE> __global__ void __launch_bounds__(kThreads) tiled_kernel(co
 cudaError_t int4mm_launch_tiled(const int4mm_problem *problem, const int4mm_plan *, cudaStream_t stream) {
   int64_t tiles = (problem->M + kTile - 1) / kTile * ((problem->N + kTile - 1) / kTile);
   unsigned blocks = int4mm_blocks(tiles, 1);
-  int4mm_for_out_dtype(problem->out.dtype, [&](auto dtype) {
-    tiled_kernel<decltype(dtype)::value><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem);
-  });
+  tiled_kernel<<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, int4mm_epilogue_arguments(problem, 1));
   return cudaGetLastError();
 }

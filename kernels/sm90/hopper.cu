@@ -1,42 +1,42 @@
 /*
- * Large M on Hopper (sm_90a): persistent CTAs, each computing BM x BN tiles with specialised warpgroups (the scheme of
- * CUTLASS's warp-specialised persistent kernels).
+ * hopper: large M on Hopper (sm_90a). Persistent CTAs, each computing BM x BN tiles with specialised warpgroups (the
+ * scheme of CUTLASS's warp-specialised persistent kernels).
  *
- *     producers   a thread each: bulk tensor copies of packed A [BM, 16 words] and packed B [16 words, BN] into rings
+ *     producers   a thread each: bulk tensor copies of packed A [BM, 16 words] and packed B [16 words, BN]
  *     unpackers   packed B -> int8
  *     consumers   packed A -> int8 fragments in registers, wgmma, epilogue straight from registers
  *
- *   global --copy--> packed A ring ---------------------(registers)--> wgmma --> epilogue --> global
- *   global --copy--> packed B ring --> unpackers --> int8 B ring ------> |
+ *   global --copy--> packed A stages ---------------------(registers)--> wgmma --> epilogue --> global
+ *   global --copy--> packed B stages --> unpackers --> int8 B stages ------> |
  *
- * What bounds it is shared memory (128 bytes a clock): per step and 256 x 128 tile, 1024 clocks of wgmma, 64 KB are
+ * What bounds it is shared memory (128 bytes a clock): per k-block and 256 x 128 tile, 1024 clocks of wgmma, 64 KB are
  * read by wgmma, 32 KB are packed A in and out, 16 KB packed B in and out, 16 KB int8 B in. Smaller tiles pay more per
  * product and are for shapes that would leave SMs idle; see also narrow.cu.
  *
- * Several teams unpack at a time, since the way of a step through shared memory and the fence takes longer than its
- * products.
+ * Several k-blocks are unpacked at a time, since the way of one through shared memory and the fence takes longer than
+ * its products.
  */
-#include "sm90/hopper.cuh"
+#include "sm90/mainloop.cuh"
 
 namespace {
 
-/* CONSUMERS warpgroups of BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the rings of packed A, packed B
- * and int8 B. */
-template <int CONSUMERS_, int BLOCKS_, int UNPACKERS_, int STAGES_A_, int STAGES_B_, int STAGES_8_> struct Tile {
-  static constexpr int CONSUMERS = CONSUMERS_, BLOCKS = BLOCKS_, UNPACKERS = UNPACKERS_;
+/* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of packed A,
+ * packed B and int8 B. */
+template <int CONSUMERS_, int ROW_BLOCKS_, int UNPACKERS_, int STAGES_A_, int STAGES_B_, int STAGES_8_> struct Tile {
+  static constexpr int CONSUMERS = CONSUMERS_, ROW_BLOCKS = ROW_BLOCKS_, UNPACKERS = UNPACKERS_;
   static constexpr int STAGES_A = STAGES_A_, STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_;
-  static constexpr int BM = 64 * CONSUMERS * BLOCKS, BN = 128, LANES = 32, QUADS = 4, LOWERS = 2, TURNS = 1,
-                       BUFFERS = 2, UNPACKED = 2;
+  static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
+                       FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = 2;
   static constexpr bool WIDE = false;
   static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS);
 
-  /* Unpacking warps that share a step, and teams of them, each busy with a step of its own. */
-  static constexpr int TEAM = 2, TEAMS = 4 * UNPACKERS / TEAM;
-  /* A team may wait for a slot's next round only if it has itself seen the one before, which may arrive later than its
-   * neighbours: the parity of a barrier tells a round only from the next. */
-  static_assert(STAGES_B % TEAMS == 0 && STAGES_8 >= TEAMS, "teams must come back to the slots they know");
+  /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. */
+  static constexpr int GROUP_WARPS = 2, UNPACK_GROUPS = 4 * UNPACKERS / GROUP_WARPS;
+  /* The phase bit tells a phase only from the next, and the barriers of neighbouring stages may complete in another
+   * order. So a group may wait for a phase of a stage only if it has itself seen the one before. */
+  static_assert(STAGES_B % UNPACK_GROUPS == 0 && STAGES_8 >= UNPACK_GROUPS, "groups must come back to their stages");
 
-  static constexpr int A_BYTES = BM * STEP_WORDS * 4, B_BYTES = BN * STEP_WORDS * 4, B8_BYTES = BN * STEP_K;
+  static constexpr int A_BYTES = BM * BLOCK_WORDS * 4, B_BYTES = BN * BLOCK_WORDS * 4, B8_BYTES = BN * BLOCK_K;
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, B_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
                        BARRIER_OFFSET = B_OFFSET + STAGES_B * B_BYTES, BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8),
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
@@ -44,177 +44,184 @@ template <int CONSUMERS_, int BLOCKS_, int UNPACKERS_, int STAGES_A_, int STAGES
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
   static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = 24, UNPACKER_REGISTERS = BLOCKS == 2 ? 56 : 72;
+  static constexpr int PRODUCER_REGISTERS = 24, UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? 56 : 72;
   static constexpr int LEFT = LAUNCH_REGISTERS * THREADS / 128 - PRODUCER_REGISTERS - UNPACKERS * UNPACKER_REGISTERS;
   static constexpr int CONSUMER_REGISTERS = LEFT / CONSUMERS / 8 * 8;
 };
 
 template <class T> struct Shared {
   uint32_t base;
-  __device__ __forceinline__ uint32_t b8(int slot) const { return base + slot * T::B8_BYTES; }
-  __device__ __forceinline__ uint32_t a(int slot) const { return base + T::A_OFFSET + slot * T::A_BYTES; }
-  __device__ __forceinline__ uint32_t b(int slot) const { return base + T::B_OFFSET + slot * T::B_BYTES; }
+  __device__ __forceinline__ uint32_t b8(int stage) const { return base + stage * T::B8_BYTES; }
+  __device__ __forceinline__ uint32_t a(int stage) const { return base + T::A_OFFSET + stage * T::A_BYTES; }
+  __device__ __forceinline__ uint32_t b(int stage) const { return base + T::B_OFFSET + stage * T::B_BYTES; }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
-  __device__ __forceinline__ uint32_t full_a(int slot) const { return barrier(slot); }
-  __device__ __forceinline__ uint32_t empty_a(int slot) const { return barrier(T::STAGES_A + slot); }
-  __device__ __forceinline__ uint32_t full_b(int slot) const { return barrier(2 * T::STAGES_A + slot); }
-  __device__ __forceinline__ uint32_t empty_b(int slot) const { return barrier(2 * T::STAGES_A + T::STAGES_B + slot); }
-  __device__ __forceinline__ uint32_t full_b8(int slot) const {
-    return barrier(2 * (T::STAGES_A + T::STAGES_B) + slot);
+  __device__ __forceinline__ uint32_t full_a(int stage) const { return barrier(stage); }
+  __device__ __forceinline__ uint32_t empty_a(int stage) const { return barrier(T::STAGES_A + stage); }
+  __device__ __forceinline__ uint32_t full_b(int stage) const { return barrier(2 * T::STAGES_A + stage); }
+  __device__ __forceinline__ uint32_t empty_b(int stage) const {
+    return barrier(2 * T::STAGES_A + T::STAGES_B + stage);
   }
-  __device__ __forceinline__ uint32_t empty_b8(int slot) const {
-    return barrier(2 * (T::STAGES_A + T::STAGES_B) + T::STAGES_8 + slot);
+  __device__ __forceinline__ uint32_t full_b8(int stage) const {
+    return barrier(2 * (T::STAGES_A + T::STAGES_B) + stage);
   }
-  __device__ __forceinline__ void release_a(int slot) const { ptx::barrier_arrive(empty_a(slot)); }
-  __device__ __forceinline__ void release_b8(int slot) const { ptx::barrier_arrive(empty_b8(slot)); }
+  __device__ __forceinline__ uint32_t empty_b8(int stage) const {
+    return barrier(2 * (T::STAGES_A + T::STAGES_B) + T::STAGES_8 + stage);
+  }
+  __device__ __forceinline__ void release_a(int stage) const { ptx::mbarrier_arrive(empty_a(stage)); }
+  __device__ __forceinline__ void release_b8(int stage) const { ptx::mbarrier_arrive(empty_b8(stage)); }
 
   __device__ __forceinline__ int arrivals(int i) const {
     constexpr int FULL_B = 2 * T::STAGES_A, EMPTY_B = FULL_B + T::STAGES_B, EMPTY_8 = T::BARRIERS - T::STAGES_8;
     if (i < T::STAGES_A || (i >= FULL_B && i < EMPTY_B)) return 1; /* a producer, besides bytes */
-    return i < FULL_B || i >= EMPTY_8 ? 128 * T::CONSUMERS : 32 * T::TEAM;
+    return i < FULL_B || i >= EMPTY_8 ? 128 * T::CONSUMERS : 32 * T::GROUP_WARPS;
   }
 };
 
-/* The CTA's share of the work: tiles first, first + stride, ..., of so many steps each. */
-struct Work {
-  int first, stride, tiles, steps;
-  __device__ __forceinline__ explicit Work(const Arguments &p)
+/* The CTA's tiles, first, first + stride, ..., of so many k-blocks each. Tiles are rasterised in groups of GROUP_M tile
+ * rows, down a group's columns, so that the CTAs of a wave share operands in L2. */
+struct TileScheduler {
+  static constexpr int GROUP_M = 8;
+  int first, stride, tiles, k_blocks;
+  __device__ __forceinline__ explicit TileScheduler(const Arguments &p)
       : first(blockIdx.x), stride(gridDim.x), tiles(p.tiles_m * p.tiles_n),
-        steps((p.words + STEP_WORDS - 1) / STEP_WORDS) {}
+        k_blocks((p.words + BLOCK_WORDS - 1) / BLOCK_WORDS) {}
+
+  static __device__ __forceinline__ TileCoord coord(int tile, const Arguments &p) {
+    int group = tile / (GROUP_M * p.tiles_n), rows = min(p.tiles_m - group * GROUP_M, GROUP_M);
+    int i = tile % (GROUP_M * p.tiles_n);
+    return {group * GROUP_M + i % rows, i / rows};
+  }
 };
-
-/* Tiles are walked in bands of 8 tile rows, down a band's columns, so that the CTAs of a wave share operands in L2. */
-constexpr int BAND = 8;
-
-__device__ __forceinline__ Position position(int tile, const Arguments &p) {
-  int band = tile / (BAND * p.tiles_n), rows = min(p.tiles_m - band * BAND, BAND), i = tile % (BAND * p.tiles_n);
-  return {band * BAND + i % rows, i / rows};
-}
 
 /* ---- producers ---- */
 
-/* Walks a ring of STAGES slots through the CTA's steps; load(ring, position, step) fills a slot. One thread for each
- * operand, since B runs ahead of A by the steps that lie unpacked. */
+/* Walks a pipeline of STAGES through the CTA's k-blocks; load(state, coord, k_block) fills a stage. One thread for each
+ * operand, since B runs ahead of A by the k-blocks that lie unpacked. */
 template <int STAGES, class Load> __device__ __forceinline__ void produce(const Arguments &p, Load load) {
-  Ring<STAGES> ring;
-  Work work(p);
-  for (int tile = work.first; tile < work.tiles; tile += work.stride) {
-    Position at = position(tile, p);
+  PipelineState<STAGES> state;
+  TileScheduler scheduler(p);
+  for (int tile = scheduler.first; tile < scheduler.tiles; tile += scheduler.stride) {
+    TileCoord at = TileScheduler::coord(tile, p);
 #pragma unroll 1
-    for (int step = 0; step < work.steps; step++, ring.next()) load(ring, at, step);
+    for (int k_block = 0; k_block < scheduler.k_blocks; k_block++, state.advance()) load(state, at, k_block);
   }
 }
 
 template <class T>
 __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
-  int patience = 16; /* with which A's second step waits for B's first, which has farther to go. It must not wait for
-                      * ever: B's barrier may be phases further on */
-  produce<T::STAGES_A>(p, [&](const Ring<T::STAGES_A> &ring, const Position &at, int step) {
-    ptx::barrier_wait(shared.empty_a(ring.slot), ring.parity ^ 1);
-    for (; step == 1 && patience > 0; patience--)
-      if (ptx::barrier_try_wait(shared.full_b(0), 0)) patience = 1; /* the last try */
-    ptx::barrier_expect(shared.full_a(ring.slot), p.box_rows * STEP_WORDS * 4);
-    ptx::tensor_load_2d(shared.a(ring.slot), map, step * STEP_WORDS, at.m * T::BM, shared.full_a(ring.slot));
+  /* Tries for which A's second k-block is held back until B's first has landed, which has the longer way to the
+   * consumers. They are bounded, since B's barrier may be phases further on. */
+  int tries = 16;
+  produce<T::STAGES_A>(p, [&](const PipelineState<T::STAGES_A> &state, const TileCoord &at, int k_block) {
+    ptx::mbarrier_wait(shared.empty_a(state.index), state.phase ^ 1);
+    for (; k_block == 1 && tries > 0; tries--)
+      if (ptx::mbarrier_try_wait(shared.full_b(0), 0)) tries = 1; /* the last try */
+    ptx::mbarrier_arrive_expect_tx(shared.full_a(state.index), p.box_rows * BLOCK_WORDS * 4);
+    ptx::cp_async_bulk_tensor_2d(shared.a(state.index), map, k_block * BLOCK_WORDS, at.m * T::BM,
+                                 shared.full_a(state.index));
   });
 }
 
 template <class T>
 __device__ __forceinline__ void produce_b(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
-  produce<T::STAGES_B>(p, [&](const Ring<T::STAGES_B> &ring, const Position &at, int step) {
-    ptx::barrier_wait(shared.empty_b(ring.slot), ring.parity ^ 1);
-    ptx::barrier_expect(shared.full_b(ring.slot), T::B_BYTES);
-    ptx::tensor_load_2d(shared.b(ring.slot), map, at.n * T::BN, step * STEP_WORDS, shared.full_b(ring.slot));
+  produce<T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const TileCoord &at, int k_block) {
+    ptx::mbarrier_wait(shared.empty_b(state.index), state.phase ^ 1);
+    ptx::mbarrier_arrive_expect_tx(shared.full_b(state.index), T::B_BYTES);
+    ptx::cp_async_bulk_tensor_2d(shared.b(state.index), map, at.n * T::BN, k_block * BLOCK_WORDS,
+                                 shared.full_b(state.index));
   });
 }
 
-/* Asks L2 for B of the first steps, one CTA for each column of a band: all at once for the same lines would take longer
- * than it saves. It reads nothing, so it need not wait for the kernels before this one. */
+/* Prefetches B of the first k-blocks into L2, one CTA for each column of a rasterisation group: all CTAs at once for
+ * the same lines would take longer than it saves. It reads nothing, so it need not wait for the prerequisite grids. */
 template <class T> __device__ __forceinline__ void prefetch_b(const CUtensorMap *map, const Arguments &p) {
-  Position at = position(blockIdx.x, p);
-  if (at.m % BAND) return;
-  for (int step = 0; step < 4; step++) ptx::tensor_prefetch_2d(map, at.n * T::BN, step * STEP_WORDS);
+  TileCoord at = TileScheduler::coord(blockIdx.x, p);
+  if (at.m % TileScheduler::GROUP_M) return;
+  for (int k_block = 0; k_block < 4; k_block++)
+    ptx::cp_async_bulk_prefetch_tensor_2d(map, at.n * T::BN, k_block * BLOCK_WORDS);
 }
 
 /* ---- unpackers ---- */
 
-/* A lane's words of a slice: of its four columns, rows 4t + slice of the step's 16. Rows past K come as zero words,
- * which mean -8 in the offset encoding: `xor_mask` puts 0 there, and zero times whatever the tail of A holds is zero.
- */
+/* A lane's words of a slice: of its four columns, rows 4t + slice of the k-block's 16. Rows past K come as zero words,
+ * which mean -8 in the offset encoding: `xor_mask` puts 0 there, and zero times the undefined tail of A is zero. */
 template <class T>
 __device__ __forceinline__ void load_slice(uint4 (&words)[4], uint32_t from, int slice, int valid, uint32_t xor_mask) {
-  uint32_t at = from + (slice * T::BN + threadIdx.x % T::LANES * 4) * 4;
+  uint32_t at = from + (slice * T::BN + threadIdx.x % T::UNPACK_LANES * 4) * 4;
 #pragma unroll
-  for (int t = 0; t < 4; t++) words[t] = ptx::load_shared4(at + t * 16 * T::BN);
-  if (valid < STEP_WORDS && xor_mask) {
+  for (int t = 0; t < 4; t++) words[t] = ptx::ld_shared_v4(at + t * 16 * T::BN);
+  if (valid < BLOCK_WORDS && xor_mask) {
 #pragma unroll
     for (int t = 0; t < 4; t++)
       if (4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
   }
 }
 
-/* `warp` counts the unpacking warps. A team of TEAM warps takes a step, so that several steps are under way at a time.
- * The fence comes after the next step's unpacking has begun, when the stores have had time to land. */
+/* `warp` counts the unpacking warps. A group of GROUP_WARPS takes a k-block, so that several are in flight at a time.
+ * A filled stage is committed (fence, then arrive) after the next k-block's unpacking has begun, when its stores have
+ * had time to land. */
 template <class T> __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int SHARE = SLICES / T::TEAM; /* slices of a warp */
-  Work work(p);
-  int team = warp / T::TEAM, first_slice = warp % T::TEAM * SHARE;
-  int left = work.first < work.tiles ? ((work.tiles - 1 - work.first) / work.stride + 1) * work.steps - team : 0;
-  int step = team; /* within its tile */
-  Ring<T::STAGES_B> packed;
-  Ring<T::STAGES_8> wide;
-  packed.next(team), wide.next(team);
+  constexpr int SHARE = SLICES / T::GROUP_WARPS; /* slices of a warp */
+  TileScheduler scheduler(p);
+  int group = warp / T::GROUP_WARPS, first_slice = warp % T::GROUP_WARPS * SHARE;
+  int tiles = scheduler.first < scheduler.tiles ? (scheduler.tiles - 1 - scheduler.first) / scheduler.stride + 1 : 0;
+  int left = tiles > 0 ? tiles * scheduler.k_blocks - group : 0;
+  int k_block = group; /* within its tile */
+  PipelineState<T::STAGES_B> packed;
+  PipelineState<T::STAGES_8> wide;
+  packed.advance(group), wide.advance(group);
   Unpacker<T::WIDE> unpacker(p.xor_b);
-  int stored = -1;   /* slot that was filled and is not announced yet */
-  bool fresh = true; /* the first step is waited for: it is announced at once */
-  auto announce = [&] {
-    ptx::fence_async_shared();
-    ptx::barrier_arrive(shared.full_b8(stored));
+  int filled = -1;   /* stage that is filled and not committed yet */
+  bool first = true; /* the first k-block is waited for: it is committed at once */
+  auto commit = [&] {
+    ptx::fence_proxy_async();
+    ptx::mbarrier_arrive(shared.full_b8(filled));
   };
 
 #pragma unroll 1
-  for (; left > 0; left -= T::TEAMS, step += T::TEAMS) {
-    while (step >= work.steps) step -= work.steps;
-    int valid = p.words - step * STEP_WORDS;
+  for (; left > 0; left -= T::UNPACK_GROUPS, k_block += T::UNPACK_GROUPS) {
+    while (k_block >= scheduler.k_blocks) k_block -= scheduler.k_blocks;
+    int valid = p.words - k_block * BLOCK_WORDS;
     uint4 words[4];
-    ptx::barrier_wait(shared.full_b(packed.slot), packed.parity);
-    load_slice<T>(words, shared.b(packed.slot), first_slice, valid, p.xor_b);
+    ptx::mbarrier_wait(shared.full_b(packed.index), packed.phase);
+    load_slice<T>(words, shared.b(packed.index), first_slice, valid, p.xor_b);
 #pragma unroll
     for (int i = 0; i < SHARE; i++)
 #pragma unroll
-      for (int column = 0; column < 4; column += T::UNPACKED) {
+      for (int column = 0; column < 4; column += T::UNPACK_COLUMNS) {
         Unpacked<T> unpacked(unpacker, words, column);
-        if (column + T::UNPACKED == 4 && i + 1 < SHARE)
-          load_slice<T>(words, shared.b(packed.slot), first_slice + i + 1, valid, p.xor_b);
+        if (column + T::UNPACK_COLUMNS == 4 && i + 1 < SHARE)
+          load_slice<T>(words, shared.b(packed.index), first_slice + i + 1, valid, p.xor_b);
         if (i + column == 0) {
-          if (stored >= 0) announce();
-          ptx::barrier_wait(shared.empty_b8(wide.slot), wide.parity ^ 1);
+          if (filled >= 0) commit();
+          ptx::mbarrier_wait(shared.empty_b8(wide.index), wide.phase ^ 1);
         }
-        unpacked.store(shared.b8(wide.slot), first_slice + i, column);
+        unpacked.store(shared.b8(wide.index), first_slice + i, column);
       }
-    ptx::barrier_arrive(shared.empty_b(packed.slot)); /* only now: its words have been used */
-    stored = wide.slot;
-    if (fresh) announce(), stored = -1, fresh = false;
-    packed.next(T::TEAMS), wide.next(T::TEAMS);
+    ptx::mbarrier_arrive(shared.empty_b(packed.index)); /* only now: its words have been used */
+    filled = wide.index;
+    if (first) commit(), filled = -1, first = false;
+    packed.advance(T::UNPACK_GROUPS), wide.advance(T::UNPACK_GROUPS);
   }
-  if (stored >= 0) announce();
+  if (filled >= 0) commit();
 }
 
 /* ---- consumers ---- */
 
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
-  int row_in_tile = index * T::BLOCKS * 64 + row_in_block();
+  int row_in_tile = index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
-  Work work(p);
-  /* One consumer lets the other go ahead where that costs no products, so that they do not store at the same time. */
-  constexpr int LAG = 2;
-  if (T::BLOCKS == 1 && index == 1 && work.steps > LAG) ptx::barrier_wait(shared.full_b8(LAG), 0);
-  for (int tile = work.first; tile < work.tiles; tile += work.stride) {
+  TileScheduler scheduler(p);
+  /* One consumer starts SKEW k-blocks later where that costs no products, so that the two do not store at once. */
+  constexpr int SKEW = 2;
+  if (T::ROW_BLOCKS == 1 && index == 1 && scheduler.k_blocks > SKEW) ptx::mbarrier_wait(shared.full_b8(SKEW), 0);
+  for (int tile = scheduler.first; tile < scheduler.tiles; tile += scheduler.stride) {
     Scales<T> scales;
-    consumer.tile(work.steps, [&] {
-      Position at = position(tile, p);
+    consumer.multiply_tile(scheduler.k_blocks, [&] {
+      TileCoord at = TileScheduler::coord(tile, p);
       scales.load(p, at, at.m * T::BM + row_in_tile);
     });
-    Position at = position(tile, p); /* once more: registers are few in the loop */
+    TileCoord at = TileScheduler::coord(tile, p); /* once more: registers are few in the mainloop */
     epilogue<T>(p, at, at.m * T::BM + row_in_tile, scales, consumer.acc, [](int) { return true; });
   }
 }
@@ -227,49 +234,49 @@ __global__ void __launch_bounds__(T::THREADS, 1)
            const __grid_constant__ Arguments p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t memory[];
-  Shared<T> shared{ptx::shared_address(memory)};
+  Shared<T> shared{ptx::smem_address(memory)};
   init_barriers<T>(shared);
-  if (threadIdx.x == 32) ptx::prefetch_tensor_map(&map_a), ptx::prefetch_tensor_map(&map_b);
+  if (threadIdx.x == 32) ptx::prefetch_tensormap(&map_a), ptx::prefetch_tensormap(&map_b);
   __syncthreads();
-  ptx::allow_next_grid();
+  ptx::griddepcontrol_launch_dependents();
   if (threadIdx.x == 64) prefetch_b<T>(&map_b, p);
-  ptx::wait_for_prior_grids();
-  int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* tells the compiler that a warp agrees on it */
+  ptx::griddepcontrol_wait();
+  int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {
-    ptx::shrink_registers<T::PRODUCER_REGISTERS>();
+    ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) produce_a<T>(shared, &map_a, p);
     if (threadIdx.x == 32) produce_b<T>(shared, &map_b, p);
   } else if (group <= T::UNPACKERS) {
-    ptx::shrink_registers<T::UNPACKER_REGISTERS>();
+    ptx::setmaxnreg_dec<T::UNPACKER_REGISTERS>();
     unpack_b<T>(shared, p, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4);
   } else {
-    ptx::grow_registers<T::CONSUMER_REGISTERS>();
+    ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
     consume<T>(shared, p, group - 1 - T::UNPACKERS);
   }
 #endif
 }
 
 template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  static std::atomic<uint64_t> allowed{0};
-  cudaError_t error = int4mm_allow_shared(plan->device, (const void *)hopper<T>, allowed);
-  if (error != cudaSuccess) return error;
   CUtensorMap map_a, map_b;
   Arguments p = make_arguments(problem, plan);
+  const int4mm_operand *a = &problem->a, *b = &problem->b;
   int64_t words = problem->K / 8;
-  error = map_words(&map_a, problem->a.words, problem->M, words, problem->a.stride, p.box_rows, STEP_WORDS);
+  cudaError_t error = map_words(&map_a, a->words, problem->M, words, a->stride, p.box_rows, BLOCK_WORDS);
+  if (error == cudaSuccess) error = map_words(&map_b, b->words, words, problem->N, b->stride, BLOCK_WORDS, T::BN);
   if (error != cudaSuccess) return error;
-  error = map_words(&map_b, problem->b.words, words, problem->N, problem->b.stride, STEP_WORDS, T::BN);
-  if (error != cudaSuccess) return error;
-  return int4mm_launch(plan->device, hopper<T>, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
-                       p);
+  return int4mm_launch<hopper<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
+                                  p);
 }
 
 } // namespace
 
-extern "C" cudaError_t int4mm_launch_hopper(const int4mm_problem *problem, const int4mm_plan *plan,
-                                            cudaStream_t stream) {
-  if (problem->K >= INT4MM_WIDE_K || plan->tile_n != 128) return cudaErrorNotSupported;
-  if (plan->tile_m == 256) return launch<Tile<2, 2, 1, 6, 4, 6>>(problem, plan, stream);
-  if (plan->tile_m == 128) return launch<Tile<2, 1, 2, 6, 8, 7>>(problem, plan, stream);
-  return cudaErrorNotSupported;
-}
+#define LAUNCHER(NAME, ...)                                                                                            \
+  extern "C" cudaError_t int4mm_launch_##NAME(const int4mm_problem *problem, const int4mm_plan *plan,                  \
+                                              cudaStream_t stream) {                                                   \
+    typedef Tile<__VA_ARGS__> T;                                                                                       \
+    static_assert(T::BM == INT4MM_TILE(NAME, M) && T::BN == INT4MM_TILE(NAME, N), "the registry has another tile");    \
+    static_assert(T::STAGES_8 == INT4MM_TILE(NAME, STAGES), "the registry has another depth");                         \
+    return launch<T>(problem, plan, stream);                                                                           \
+  }
+LAUNCHER(hopper_256x128, 2, 2, 1, 6, 4, 6)
+LAUNCHER(hopper_128x128, 2, 1, 2, 6, 8, 7)

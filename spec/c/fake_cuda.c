@@ -129,6 +129,11 @@ static int32_t fake_arch(int32_t device, int32_t *arch, int32_t *sms) {
   return check_device(device);
 }
 
+static int32_t fake_code_arch(int32_t device, int32_t *code_arch) {
+  int32_t sms;
+  return fake_arch(device, code_arch, &sms);
+}
+
 static int32_t fake_device_info(int32_t device, int4mm_gpu_info *info) {
   int32_t status = check_device(device);
   if (status) return status;
@@ -245,6 +250,7 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .device_count = fake_device_count,
                                       .device_info = fake_device_info,
                                       .arch = fake_arch,
+                                      .code_arch = fake_code_arch,
                                       .alloc = fake_alloc,
                                       .free = fake_free,
                                       .stream_state = fake_stream_state,

@@ -67,6 +67,7 @@ int32_t int4mm_cuda_copy(int32_t dst_device, void *dst, size_t dst_pitch, int32_
 int32_t int4mm_cuda_fill_bytes(int32_t device, void *dst, size_t pitch, uint8_t byte, size_t width, size_t rows,
                                void *stream);
 
+int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch);
 int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
                            bool foreign);
 int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);

@@ -180,6 +180,7 @@ static const int4mm_cuda_backend table = {
     .device_count = device_count,
     .device_info = device_info,
     .arch = device_arch,
+    .code_arch = int4mm_cuda_code_arch,
     .alloc = int4mm_cuda_alloc,
     .free = int4mm_cuda_free,
     .stream_state = int4mm_cuda_stream_state,

@@ -3,7 +3,6 @@
  */
 #include "common/kernels.h"
 #include "cuda/backend.h"
-#include "dispatch/choose.h"
 
 /* What follows a launcher in `scope`: words for an error, then the mark that later frees wait for. */
 static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_t error, const char *doing,
@@ -14,18 +13,34 @@ static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_
   return status;
 }
 
+/* In the order of plan->kernel. */
+#define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family) int4mm_launch_##name,
+static int4mm_launch_fn *const launchers[] = {
+#include "dispatch/kernels.inc"
+};
+#undef INT4MM_KERNEL
+
+int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
+  static _Atomic int32_t known[INT4MM_CUDA_DEVICES]; /* 0: not asked yet */
+  int4mm_cuda_scope scope;
+  int32_t status = INT4MM_OK;
+  int32_t found = device >= 0 && device < INT4MM_CUDA_DEVICES ? known[device] : 0;
+  if (!found) {
+    if ((status = int4mm_cuda_enter(device, &scope))) return status;
+    status = int4mm_cuda_check(int4mm_code_arch(&found), "find what the kernels were compiled for");
+    int4mm_cuda_leave(&scope);
+    if (!status) known[device] = found;
+  }
+  *arch = found;
+  return status;
+}
+
 int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
                            bool foreign) {
-  static int4mm_launch_fn *const launchers[] = {[INT4MM_KERNEL_SIMPLE] = int4mm_launch_simple,
-                                                [INT4MM_KERNEL_TILED] = int4mm_launch_tiled,
-                                                [INT4MM_KERNEL_STREAM] = int4mm_launch_stream,
-                                                [INT4MM_KERNEL_HOPPER] = int4mm_launch_hopper,
-                                                [INT4MM_KERNEL_NARROW] = int4mm_launch_narrow};
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  int4mm_launch_fn *launch = launchers[plan->kernel];
-  cudaError_t error = launch(problem, plan, int4mm_cuda_stream(stream));
+  cudaError_t error = launchers[plan->kernel](problem, plan, int4mm_cuda_stream(stream));
   if (error == cudaErrorNotSupported) {
     (void)cudaGetLastError();
     int4mm_cuda_leave(&scope);

@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 /* Changes with any of the structs of core/problem.h or the table below: a library of another build is refused. */
-#define INT4MM_CUDA_ABI 2
+#define INT4MM_CUDA_ABI 3
 
 typedef struct int4mm_cuda_backend {
   uint32_t abi; /* INT4MM_CUDA_ABI */
@@ -20,6 +20,8 @@ typedef struct int4mm_cuda_backend {
   int32_t (*device_count)(int32_t *count);
   int32_t (*device_info)(int32_t device, int4mm_gpu_info *info);
   int32_t (*arch)(int32_t device, int32_t *arch, int32_t *sms); /* cached, cheap */
+  /* What the kernels for every architecture were compiled for, as this device runs them; cached, cheap. */
+  int32_t (*code_arch)(int32_t device, int32_t *code_arch);
   /* From a stream-ordered pool, usable at once on `stream` (NULL: on every blocking stream); ERR_MEMORY when full. */
   int32_t (*alloc)(int32_t device, size_t bytes, void *stream, void **data);
   void (*free)(int32_t device, void *data,

@@ -282,6 +282,7 @@ static int32_t plan_cuda(const place *where, const int4mm_problem *p, const char
                           .encoding_a = p->a.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
                           .encoding_b = p->b.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT};
   int32_t status = where->cuda->arch(where->device, &g.arch, &g.sms);
+  if (!status) status = where->cuda->code_arch(where->device, &g.code_arch);
   if (!status) status = choose(&g, kernel, plan);
   if (!status) plan->device = where->device;
   return status;

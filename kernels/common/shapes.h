@@ -1,0 +1,32 @@
+/*
+ * Sizes that the kernels' templates and the choice of a kernel (src/dispatch/) must agree on. Plain C, no CUDA: the
+ * templates are held to them by static_assert.
+ */
+#ifndef INT4MM_SHAPES_H
+#define INT4MM_SHAPES_H
+
+enum {
+  INT4MM_BLOCK_K = 128,    /* values of k in a k-block of the fast kernels */
+  INT4MM_BLOCK_WORDS = 16, /* the same in packed words */
+
+  /* skinny: a warp's columns; the depth built for rows off 16 bytes and for a wide K; the one for rotated K; bytes of
+   * shared memory that a warp has for each stage, before and for every 8 rows of A. */
+  INT4MM_SKINNY_COLUMNS = 32,
+  INT4MM_SKINNY_GENERAL_STAGES = 4,
+  INT4MM_SKINNY_ROTATED_STAGES = 3,
+  INT4MM_SKINNY_B_BYTES = 2048,
+  INT4MM_SKINNY_A_BYTES = 512
+};
+
+/* INT4MM_TILE(hopper_256x128, M) and the like: what dispatch/kernels.inc says. */
+#define INT4MM_ANY_ARCH 9999
+#define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family)                                        \
+  INT4MM_TILE_##name##_M = tile_m, INT4MM_TILE_##name##_N = tile_n, INT4MM_TILE_##name##_STAGES = stages,
+enum {
+#include "dispatch/kernels.inc"
+  INT4MM_TILE_END
+};
+#undef INT4MM_KERNEL
+#define INT4MM_TILE(name, extent) (INT4MM_TILE_##name##_##extent)
+
+#endif

@@ -1,0 +1,84 @@
+/*
+ * skinny: few rows, and from sm_80 on whatever no other fast kernel serves. The cost is fitted to an H200, which stands
+ * in for the other architectures until they are measured.
+ */
+#include <stdio.h>
+
+#include "core/problem.h"
+#include "dispatch/registry.h"
+
+enum { WAVE_TIME = 2000 /* ns of each wave of CTAs but the first */ };
+
+/* `call` is the time of a call beside reading B, `rate` the bytes of B read per ns: 1, 16, 32 and 64 rows of
+ * 4096 x 4096 take 4.1, 4.7, 6.1 and 8.4 us, of 14336 x 4096 8.9, 9.9, 12.5 and 22; 1, 16 and 32 rows of 4096 x 14336
+ * take 9.1, 10.0 and 13.2; 144 rows of 512 x 11008, four waves of skinny_32, 16. skinny_64 is slower where K is short
+ * and storing counts, 9.5 and 11.9 for 33 and 64 rows of 512 x 28672, and nearest to being taken there: its `call` is
+ * for that. */
+typedef struct skinny_cost {
+  int32_t rows;
+  int64_t call, rate;
+  int32_t max_warps;
+} skinny_cost;
+
+static const skinny_cost costs[] = {
+    {8, 2300, 4150, 16}, {16, 2700, 3850, 16}, {32, 2600, 2950, 16}, {64, 4000, 1470, 8}};
+
+static const skinny_cost *cost_of(const int4mm_kernel *kernel) {
+  const skinny_cost *cost = costs;
+  while (cost->rows < kernel->tile_m) cost++;
+  return cost;
+}
+
+/* Bytes of shared memory that a CTA may have. */
+static int64_t shared_limit(int32_t arch) {
+  if (arch >= 90 && arch < 120) return 227 << 10;
+  return arch == 80 || arch == 87 ? 163 << 10 : 99 << 10;
+}
+
+static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  if (p->M < 1 || p->N < 1 || p->K < 8) return "needs an M, N and K above 0";
+  if (int4mm_plan_ceil_div(p->M, kernel->tile_m) > UINT16_MAX) return "has a grid of at most 65535 blocks of rows";
+  return p->N > INT32_MAX / 16 ? "needs an N below 2^27" : NULL;
+}
+
+/* The depth that is built for a problem. */
+static int32_t stages_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  int one_stripe = p->N <= (int64_t)p->sms * INT4MM_SKINNY_COLUMNS; /* a CTA */
+  if (!int4mm_plan_aligned16(p) || p->K >= INT4MM_WIDE_K) return INT4MM_SKINNY_GENERAL_STAGES;
+  return kernel->tile_m <= 16 && one_stripe ? INT4MM_SKINNY_ROTATED_STAGES : kernel->stages;
+}
+
+/* Warps along the columns until the CTAs fit the SMs, the others along K, and a cluster where CTAs are few: only where
+ * the code was compiled for an architecture that has clusters. */
+static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
+  const skinny_cost *cost = cost_of(kernel);
+  const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p);
+  int64_t warps_n = 1, warps_k = 1, max_warps = cost->max_warps;
+  int64_t max_warps_k = k_blocks < 64 ? 8 : 16; /* 1 x 4096 x 4096: 4.4 us, with 16 4.8 */
+  plan->stages = stages_of(kernel, p);
+  int64_t warp_bytes = plan->stages * (INT4MM_SKINNY_B_BYTES + kernel->tile_m / 8 * INT4MM_SKINNY_A_BYTES);
+  while (max_warps > shared_limit(p->arch) / warp_bytes) max_warps /= 2;
+  while (warps_n < 8 && warps_n < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms) warps_n *= 2;
+  while (warps_n * warps_k < max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
+  int64_t row_tiles = int4mm_plan_ceil_div(p->M, kernel->tile_m);
+  int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
+  plan->split_k = 1;
+  if (p->code_arch >= 90)
+    while (plan->split_k < 8 && ctas * plan->split_k * 2 <= p->sms && k_blocks >= warps_k * plan->split_k * 4)
+      plan->split_k *= 2;
+  plan->tile_n = (int32_t)(warps_n * columns);
+  plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
+  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(ctas, plan->split_k));
+  int64_t reading = int4mm_plan_mul(row_tiles, int4mm_plan_mul(p->K / 2, p->N) / cost->rate);
+  int64_t waves = int4mm_plan_ceil_div(ctas, p->sms * (kernel->tile_m <= 16 ? 2 : 1)) - 1;
+  return int4mm_plan_add(int4mm_plan_add(cost->call, reading), int4mm_plan_mul(waves, WAVE_TIME));
+}
+
+static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
+  int warps_k = plan->tile_k / INT4MM_BLOCK_K;
+  (void)p;
+  snprintf(text, size, "B streamed through registers for %d rows at a time: %d CTAs of %d x %d warps, K split over %d",
+           plan->tile_m, plan->ctas, plan->tile_n / INT4MM_SKINNY_COLUMNS, warps_k, warps_k * plan->split_k);
+}
+
+const int4mm_family int4mm_family_skinny = {unsupported, plan, explain};

@@ -1,0 +1,113 @@
+/*
+ * narrow and hopper: the wgmma kernels of sm_90. The constants are fitted to measurements on an H200 (132 SMs) and
+ * stand beside what they were fitted to (M x K x N); the estimates are within about 10% of them, which is all that a
+ * comparison needs. Times are in ns, of calls that follow each other.
+ */
+#include <stdio.h>
+
+#include "core/problem.h"
+#include "dispatch/registry.h"
+
+enum {
+  LAUNCH_TIME = 2400,  /* a call, beside reading its operands */
+  HOPPER_TIME = 2050,  /* a call of hopper, beside its tiles */
+  EXCHANGE_TIME = 300, /* between the CTAs of a pair */
+  WEIGHT_RATE = 3000   /* bytes a ns */
+};
+
+/* What the kernels hold in 32 bits: rows, columns, and the copy engine's strides of below 2^40 bytes. */
+static const int64_t max_extent = (int64_t)INT32_MAX - 1023, max_stride = ((int64_t)1 << 38) - 1;
+
+static const char *wgmma_unsupported(const int4mm_gpu_problem *p) {
+  if (p->M < 1 || p->N < 1 || p->K < 8) return "needs an M, N and K above 0";
+  if (p->M > max_extent || p->N > max_extent) return "needs an M and N below 2147482625";
+  if (p->lda > max_stride || p->ldb > max_stride) return "needs strides of a_packed and b_packed below 2^38";
+  return int4mm_plan_aligned16(p) ? NULL : "needs rows of a_packed and b_packed that start on 16 bytes";
+}
+
+static int64_t max64(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+/* What reading the operands takes at least. */
+static int64_t reading_time(const int4mm_gpu_problem *p) {
+  return LAUNCH_TIME + int4mm_plan_mul(p->K / 2, p->N + p->M) / WEIGHT_RATE;
+}
+
+static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
+  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, K split over %d",
+           (long long)int4mm_plan_tiles(p, plan->tile_m, plan->tile_n), plan->tile_m, plan->tile_n, plan->ctas,
+           (int)p->sms, plan->split_k);
+}
+
+/* ---- hopper: persistent CTAs, one an SM, that take their tiles in waves ---- */
+
+/* The time of a k-block and of what else there is to a tile. With the larger tile, 2048^3 takes 14.7 us,
+ * 1024 x 4096 x 4096 24.1, 4096^3 90 and 2048 x 4096 x 5120 67 (with the smaller 68); with the smaller, 512 x 2048 x
+ * 4096 takes 9.6, 512 x 4096 x 4096 15.0, 1024 x 4096 x 5120 41.6 (with the larger 45.4). */
+typedef struct hopper_cost {
+  int64_t k_block, tile;
+} hopper_cost;
+
+static const hopper_cost hopper_256 = {576, 3250}, hopper_128 = {365, 1900};
+
+static const char *hopper_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  const char *reason = wgmma_unsupported(p);
+  if (reason) return reason;
+  if (p->K >= INT4MM_WIDE_K) return "needs a K below 131072";
+  return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8 ? "has too many tiles" : NULL;
+}
+
+static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
+  const hopper_cost *cost = kernel->tile_m == 256 ? &hopper_256 : &hopper_128;
+  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
+  plan->tile_k = INT4MM_BLOCK_K;
+  plan->ctas = int4mm_plan_ctas(tiles < p->sms ? tiles : p->sms);
+  int64_t tile_time = int4mm_plan_k_blocks(p) * cost->k_block + cost->tile;
+  return max64(reading_time(p), HOPPER_TIME + int4mm_plan_ceil_div(tiles, p->sms) * tile_time);
+}
+
+const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain};
+
+/* ---- narrow: a CTA a tile, up to two an SM ---- */
+
+/* The time of a k-block by one CTA alone on its SM and by two side by side, and the rest of a call that leaves each SM
+ * with one or with two: 512^3 takes 3.2 us with the larger tile and 2.3 with the smaller, 1024^3 5.0 and 5.4,
+ * 256 x 4096 x 4096 11.4 and 12.5, 128 x 4096 x 4096 with a split K 7.4 and 9.2. With the smaller, 32 rows of
+ * 2048 x 2048 and 4096 x 4096, split, take 3.3 and 5.4 us, and of 4096 x 14336 12.7. */
+typedef struct narrow_cost {
+  int64_t k_block_one, k_block_two, call_one, call_two;
+} narrow_cost;
+
+static const narrow_cost narrow_128 = {280, 456, 2400, 3000}, narrow_64 = {205, 301, 1350, 2900};
+
+static const char *narrow_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  const char *reason = wgmma_unsupported(p);
+  if (reason) return reason;
+  if (p->K >= INT4MM_WIDE_K && kernel->tile_m > 64) return "needs a K below 131072";
+  if (p->N % 4) return "needs an N that is a multiple of 4";
+  /* a grid is at most so high */
+  return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > UINT16_MAX ? "has too many tiles" : NULL;
+}
+
+/* The time of so many CTAs of `k_blocks` each, two at a time on an SM as long as there are enough. */
+static int64_t narrow_time(const narrow_cost *cost, int32_t sms, int64_t ctas, int64_t k_blocks) {
+  int64_t pairs = ctas / (2 * sms), rest = ctas % (2 * sms);
+  int64_t one = k_blocks * cost->k_block_one + cost->call_one, two = k_blocks * cost->k_block_two + cost->call_two;
+  return pairs * two + (rest > sms ? two : rest ? one : 0);
+}
+
+/* Where tiles are few, a pair of CTAs for each, which split K and then exchange sums. */
+static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
+  const narrow_cost *cost = kernel->tile_m == 128 ? &narrow_128 : &narrow_64;
+  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
+  int64_t whole = narrow_time(cost, p->sms, tiles, k_blocks);
+  int64_t split = narrow_time(cost, p->sms, 2 * tiles, int4mm_plan_ceil_div(k_blocks, 2)) + EXCHANGE_TIME;
+  int pairs = split < whole && 2 * tiles <= p->sms && k_blocks >= 8; /* with two CTAs an SM pairs are slower */
+  plan->tile_k = INT4MM_BLOCK_K;
+  plan->split_k = pairs ? 2 : 1;
+  plan->ctas = int4mm_plan_ctas(pairs ? tiles * 2 : tiles);
+  return max64(reading_time(p), pairs ? split : whole);
+}
+
+const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain};

@@ -1,0 +1,51 @@
+/*
+ * The table of CUDA kernels and what the families share.
+ */
+#include "dispatch/registry.h"
+
+#define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family)                                        \
+  {#name, min_arch, max_arch, tile_m, tile_n, stages, &int4mm_family_##family},
+const int4mm_kernel int4mm_kernels_cuda[] = {
+#include "dispatch/kernels.inc"
+};
+#undef INT4MM_KERNEL
+
+const int32_t int4mm_kernel_count = (int32_t)(sizeof int4mm_kernels_cuda / sizeof int4mm_kernels_cuda[0]);
+
+const char *int4mm_cuda_kernel_at(int32_t index) {
+  return index >= 0 && index < int4mm_kernel_count ? int4mm_kernels_cuda[index].name : NULL;
+}
+
+int64_t int4mm_plan_ceil_div(int64_t a, int64_t b) {
+  return a / b + (a % b != 0);
+}
+
+static int64_t at_most_cost(int64_t x) {
+  return x < INT4MM_COST_ANY ? x : INT4MM_COST_ANY - 1;
+}
+
+int64_t int4mm_plan_mul(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? INT4MM_COST_ANY - 1 : at_most_cost(product);
+}
+
+int64_t int4mm_plan_add(int64_t a, int64_t b) {
+  int64_t sum;
+  return __builtin_add_overflow(a, b, &sum) ? INT4MM_COST_ANY - 1 : at_most_cost(sum);
+}
+
+int32_t int4mm_plan_ctas(int64_t n) {
+  return n < 1 ? 1 : n < INT32_MAX ? (int32_t)n : INT32_MAX;
+}
+
+int64_t int4mm_plan_tiles(const int4mm_gpu_problem *p, int32_t m, int32_t n) {
+  return int4mm_plan_mul(int4mm_plan_ceil_div(p->M, m), int4mm_plan_ceil_div(p->N, n));
+}
+
+int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *p) {
+  return int4mm_plan_ceil_div(p->K, INT4MM_BLOCK_K);
+}
+
+int int4mm_plan_aligned16(const int4mm_gpu_problem *p) {
+  return p->align_a >= 16 && p->align_b >= 16 && p->lda % 4 == 0 && p->ldb % 4 == 0;
+}

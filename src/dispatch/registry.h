@@ -1,0 +1,59 @@
+/*
+ * The registry of CUDA kernels. A kernel is a line of kernels.inc; what kernels have in common is a family: it tells
+ * what its kernels cannot serve, plans a product and estimates the plan's cost. All of it is pure, so that it can be
+ * read, tested and explained without a GPU: kernels do not choose, and launchers trust the plan.
+ */
+#ifndef INT4MM_DISPATCH_REGISTRY_H
+#define INT4MM_DISPATCH_REGISTRY_H
+
+#include <stddef.h>
+
+#include "common/shapes.h"
+#include "int4mm.h"
+
+typedef struct int4mm_kernel int4mm_kernel;
+
+typedef struct int4mm_family {
+  /* Why this kernel cannot serve a problem of an architecture that it runs on ("needs an N that is a multiple of 4"),
+   * or NULL. */
+  const char *(*unsupported)(const int4mm_kernel *kernel, const int4mm_gpu_problem *problem);
+  /* Fills in how the problem would be run: tiles, stages, split_k and ctas, which come as the kernel's own. Returns the
+   * estimate of its time in ns, for calls that follow each other; INT4MM_COST_ANY and above for a kernel that serves
+   * where no other does. */
+  int64_t (*plan)(const int4mm_kernel *kernel, const int4mm_gpu_problem *problem, int4mm_plan *plan);
+  /* The plan in words. */
+  void (*explain)(const int4mm_gpu_problem *problem, const int4mm_plan *plan, char *text, size_t size);
+} int4mm_family;
+
+struct int4mm_kernel {
+  const char *name;
+  int32_t min_arch, max_arch;
+  int32_t tile_m, tile_n, stages;
+  const int4mm_family *family;
+};
+
+/* Above every estimate. */
+#define INT4MM_COST_ANY ((int64_t)1 << 62)
+
+extern const int4mm_family int4mm_family_elementary, int4mm_family_skinny, int4mm_family_narrow, int4mm_family_hopper;
+
+/* The registry, in the order of kernels.inc. */
+extern const int4mm_kernel int4mm_kernels_cuda[];
+extern const int32_t int4mm_kernel_count;
+
+/* ---- arithmetic of plans: sizes may be anything, so nothing wraps ---- */
+
+int64_t int4mm_plan_ceil_div(int64_t a, int64_t b);
+/* a * b and a + b for numbers that are not negative, at most INT4MM_COST_ANY - 1. */
+int64_t int4mm_plan_mul(int64_t a, int64_t b);
+int64_t int4mm_plan_add(int64_t a, int64_t b);
+/* n as a number of CTAs, at least 1. */
+int32_t int4mm_plan_ctas(int64_t n);
+/* Tiles of m x n in the output. */
+int64_t int4mm_plan_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
+/* k-blocks of a problem. */
+int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *problem);
+/* Whether rows of A and B start on 16 bytes. */
+int int4mm_plan_aligned16(const int4mm_gpu_problem *problem);
+
+#endif
