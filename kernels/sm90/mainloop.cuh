@@ -356,8 +356,12 @@ cudaError_t find_encoder(EncodeTiled *encode) {
   if (!(*encode = found.load())) {
     void *function = nullptr;
     cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
     cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
+#else /* of the runtime's version, 12.0 to 12.4 */
+    cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
+#endif
     if (error != cudaSuccess) return error;
     if (result != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
     found = *encode = (EncodeTiled)function;
