@@ -6,9 +6,19 @@
 #
 # Variables: BUILD folder, CC, CFLAGS, LDFLAGS, CUDA=0 (no CUDA), NVCC, CUDA_ARCHS, WERROR=1, V=1 (show commands),
 # SANITIZE=address,undefined, PREFIX, DESTDIR. Project flags stand apart from CFLAGS, so that CFLAGS on the command line
-# (as LuaRocks gives it) adds to them and drops none.
+# (as LuaRocks gives it) adds to them and drops none. kernels/cuda.mk has what concerns nvcc.
 
-comma := ,
+.DEFAULT_GOAL := all
+comma  := ,
+# $(call quoted,text): one word to the shell
+quoted  = '$(subst ','\'',$1)'
+# $(call write_if_changed,text): the target's time changes only when its text does
+write_if_changed = mkdir -p $(@D); printf '%s\n' $(call quoted,$1) | cmp -s - $@ || printf '%s\n' $(call quoted,$1) > $@
+
+# The goals given that compile something themselves: those of the first line do not, those of the second run make again.
+BUILDS := $(filter-out help clean lint format docs uninstall deps-dev \
+            demo test bench peers-cpu peers-gpu,$(or $(MAKECMDGOALS),all))
+
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -20,6 +30,11 @@ LIBDIR   ?= $(PREFIX)/lib/lua/5.1
 INCDIR   ?= $(PREFIX)/include
 SPEC     ?= spec
 Q        := $(if $(V),,@)
+
+# A rule of make cannot name a file with a space in it.
+ifneq ($(words $(BUILD)),1)
+$(error BUILD is '$(BUILD)': the name of one folder, without spaces, is expected)
+endif
 
 # The build before a run uses every core, unless -j was given.
 JOBS     := $(or $(shell getconf _NPROCESSORS_ONLN 2>/dev/null),1)
@@ -40,12 +55,20 @@ else
 PROJECT_LDLIBS += -Wl,-z,defs
 endif
 
+# Flags that change the bits of results. src/core.h refuses what the compiler tells it of them, but not what they do when
+# linking, where gcc adds code that flushes subnormals to zero in the whole process that loads the library.
+INEXACT := $(filter -Ofast -ffast-math -ffinite-math-only -funsafe-math-optimizations -fassociative-math \
+             -freciprocal-math -fno-signed-zeros -mdaz-ftz -mfpmath=387,$(CC) $(CFLAGS) $(LIBFLAG) $(LDFLAGS))
+ifneq ($(and $(BUILDS),$(INEXACT)),)
+$(error CC, CFLAGS, LIBFLAG or LDFLAGS has $(INEXACT), which changes the bits of results: leave it out)
+endif
+
 # x86_64, aarch64: what CC compiles for
-MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine 2>/dev/null)))
 
 # CPU_SRC, the files of the CPU backend for this MACHINE, and FLAGS_<file>, what one file needs besides.
 include src/cpu/flags.mk
-SRC     := $(wildcard src/core/*.c src/ops/*.c src/dispatch/*.c) src/cuda/loader.c $(CPU_SRC)
+SRC     := $(filter-out src/cpu/% src/cuda/%,$(sort $(shell find src -name '*.c'))) src/cuda/loader.c $(CPU_SRC)
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 # A CUDA library that refuses, or plays a GPU in host memory, for the specs; everything else in spec/c is a program.
 FAKE_CUDA := $(BUILD)/spec/c/fake_cuda.so
@@ -55,52 +78,23 @@ CORE := $(BUILD)/libint4mm.so
 CDEF := $(BUILD)/lua/int4mm/cdef.lua
 LIBS := $(CORE)
 
+# Numbers of the two interfaces that are compared at load, so that parts of different builds refuse each other: of the
+# header's declarations, between the core and the Lua cdef, and of all headers that the core shares with the CUDA library.
+ABI   := $(BUILD)/include/int4mm_abi.h
+ABI_H := $(filter-out src/cpu/% src/cuda/%,$(sort $(shell find src -name '*.h'))) src/cuda/table.h src/dispatch/kernels.inc
+PROJECT_CFLAGS += -I$(BUILD)/include
+
 # ---- CUDA, where nvcc is ---------------------------------------------------------------------------------------------
 
+CUDA_ASKED := $(filter 1,$(CUDA))
 CUDA       ?= $(if $(SANITIZE),0,1)
-CUDA_ARCHS ?= 75 80 86 89 90a 100 120
-NVCC       ?= $(firstword $(shell sh -c 'command -v nvcc') $(wildcard /usr/local/cuda/bin/nvcc))
-CUDA_OLDEST := 12
-
-# A reason not to build the CUDA library; empty when there is none.
-ifeq ($(CUDA),0)
+ifeq ($(filter 0 1,$(CUDA)),)
+$(error CUDA is '$(CUDA)': 0 or 1 is expected)
+endif
 NO_CUDA := switched off (CUDA=0)
-else ifeq ($(NVCC),)
-NO_CUDA := no nvcc on PATH or in /usr/local/cuda/bin
-else ifeq ($(shell sh -c 'command -v g++'),)
-NO_CUDA := nvcc needs g++, which is not installed
-else
-NVCC_MAJOR := $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\).*/\1/p')
-ifneq ($(shell test "0$(NVCC_MAJOR)" -ge $(CUDA_OLDEST) && echo new),new)
-NO_CUDA := $(NVCC) is of CUDA $(or $(NVCC_MAJOR),?), the oldest served is $(CUDA_OLDEST)
-endif
-endif
-
-ifeq ($(NO_CUDA),)
-CUDA_LIB := $(BUILD)/libint4mm_cuda.so
-LIBS     += $(CUDA_LIB)
-CU_SRC   := $(wildcard kernels/*/*.cu)
-CU_OBJ   := $(CU_SRC:%.cu=$(BUILD)/%.o) $(patsubst %.c,$(BUILD)/%.o,$(filter-out src/cuda/loader.c,$(wildcard src/cuda/*.c)))
-CUDA_HOME    := $(patsubst %/bin/nvcc,%,$(realpath $(shell sh -c 'command -v $(NVCC)')))
-CUDA_INCLUDE := $(if $(wildcard $(CUDA_HOME)/include/cuda_runtime_api.h),-isystem $(CUDA_HOME)/include)
-CUDA_LIBPATH := $(addprefix -L,$(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
-
-# The architectures that this nvcc knows.
-ARCHS := $(shell for a in $(CUDA_ARCHS); do $(NVCC) --dryrun -gencode arch=compute_$$a,code=sm_$$a -x cu -c /dev/null \
-           -o /dev/null >/dev/null 2>&1 && echo $$a; done)
-# $(call ptx,archs): PTX of the newest one without a letter, for GPUs still to come.
-ptx     = $(addprefix -gencode arch=compute_,$(foreach a,$(lastword $(filter-out %a,$1)),$a$(comma)code=compute_$a))
-gencode = $(foreach a,$1,-gencode arch=compute_$a$(comma)code=sm_$a) $(call ptx,$1)
-# wgmma and bulk tensor copies exist on 90a alone; the mma.sync of stream from 80 on. Whatever CUDA_ARCHS says, each
-# file is compiled for one architecture at least, so that the library links.
-hopper_archs := 90a
-stream_archs := $(or $(filter-out 75,$(ARCHS)),80)
-archs_of = $(strip $(if $(filter kernels/sm90/%,$1),$(hopper_archs),\
-             $(if $(filter kernels/sm80/%,$1),$(stream_archs),$(ARCHS))))
-
-NVCCFLAGS ?= -O3 -lineinfo
-PROJECT_NVCCFLAGS := -std=c++17 -Isrc -Ikernels -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra \
-                     $(if $(WERROR),-Werror all-warnings -Xcompiler -Werror)
+CUDA_IS  = CUDA is skipped: $(NO_CUDA). Everything works on the CPU
+ifneq ($(and $(BUILDS),$(filter 1,$(CUDA))),)
+include kernels/cuda.mk
 endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
@@ -110,54 +104,45 @@ endif
 .SECONDARY:
 
 all: $(LIBS) $(CDEF) ## build the libraries and the Lua cdef into $(BUILD)
-ifneq ($(NO_CUDA),)
+ifeq ($(CUDA),0)
 	@rm -f $(BUILD)/libint4mm_cuda.so
-	@echo "CUDA is skipped: $(NO_CUDA). Everything works on the CPU."
+endif
+ifneq ($(NO_CUDA),)
+	@echo "$(CUDA_IS)."
 endif
 
 # Everything is rebuilt when its flags change: flags.txt is touched only when its text differs.
-FLAGS_TEXT := $(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(LDFLAGS) | $(NVCC) $(NVCCFLAGS) $(PROJECT_NVCCFLAGS) $(ARCHS)
+FLAGS_TEXT := $(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(LDFLAGS)
 $(BUILD)/flags.txt: FORCE
-	@mkdir -p $(@D)
-	@printf '%s\n' '$(FLAGS_TEXT)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_TEXT)' > $@
+	@$(call write_if_changed,$(FLAGS_TEXT))
 .PHONY: FORCE
 
 $(BUILD)/%.o: %.c src/cpu/flags.mk $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(FLAGS_$<) $(if $(filter src/cuda/%,$<),$(CUDA_INCLUDE) -Ikernels) \
-	  -MMD -MP -c -o $@ $<
-
-# ptxas reports registers and spills (-v) to a log, which is kept. In the kernels tuned by hand the build fails on what
-# silently ruins them: spills, a setmaxnreg that is ignored (C7508), wgmma that was serialised (C7510 to C7520).
-define ptxas_check
-@if grep -E '\(C75(08|1[0-9]|20)\)|[1-9][0-9]* bytes spill' $(@:.o=.log) >&2; then \
-  echo "$<: ptxas spilled, ignored setmaxnreg or serialised wgmma; all it said is in $(@:.o=.log)" >&2; \
-  rm -f $@; exit 1; fi
-endef
-$(BUILD)/kernels/%.o: kernels/%.cu $(BUILD)/flags.txt
-	@mkdir -p $(@D)
-	$(if $(Q),@echo "NVCC $< ($(call archs_of,$<))")
-	$(Q)$(NVCC) $(NVCCFLAGS) $(PROJECT_NVCCFLAGS) $(call gencode,$(call archs_of,$<)) -Xptxas -v -MMD -MP -MF $(@:.o=.d) \
-	  -c -o $@ $< 2> $(@:.o=.log); status=$$?; \
-	  grep -Ev '^ptxas info|^ +[0-9]+ bytes stack frame' $(@:.o=.log) >&2; exit $$status
-	$(if $(filter kernels/sm80/% kernels/sm90/%,$<),$(ptxas_check))
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(FLAGS_$<) -MMD -MP -c -o $@ $<
 
 $(CORE): $(OBJ)
 	$(if $(Q),@echo "LINK $@")
 	$(Q)$(CC) $(LIBFLAG) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(PROJECT_LDLIBS)
 
-# The runtimes of CUDA and C++ are linked in and their symbols kept inside: the library needs nothing but the driver.
-$(CUDA_LIB): $(CU_OBJ)
-	$(if $(Q),@echo "LINK $@")
-	$(Q)g++ $(LIBFLAG) $(CFLAGS) $(LDFLAGS) -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -o $@ $^ \
-	  $(CUDA_LIBPATH) -lcudart_static -lrt $(PROJECT_LDLIBS)
-
-# The C declarations as LuaJIT's parser takes them, so that they are typed once, in the header.
+# The C declarations as LuaJIT's parser takes them, so that they are typed once, in the header. The last carries their
+# checksum, in which white space does not count.
+cdef_hash = $(CC) -E -P -DINT4MM_CDEF src/int4mm.h | tr -d '[:space:]' | cksum | cut -d ' ' -f 1
 $(CDEF): src/int4mm.h $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	@{ echo '-- Generated from src/int4mm.h by the Makefile.'; echo 'return [==['; \
-	   $(CC) -E -P -DINT4MM_CDEF $< && echo ']==]'; } > $@
+	   $(CC) -E -P -DINT4MM_CDEF $< && \
+	   echo "extern const char int4mm_cdef_hash[] __asm__(\"$$($(cdef_hash))\");" && echo ']==]'; } > $@
+
+$(ABI): $(ABI_H) $(BUILD)/flags.txt
+	@mkdir -p $(@D)
+	@{ echo '/* Generated from $(ABI_H) by the Makefile. */'; \
+	   echo "#define INT4MM_ABI_HASH \"$$($(cdef_hash))\""; \
+	   echo "#define INT4MM_CUDA_ABI $$(cat $(ABI_H) | cksum | cut -d ' ' -f 1)u"; } > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+# Before the first compilation; from then on the compiler says which files include it.
+$(OBJ) $(CU_OBJ): | $(ABI)
 
 $(BUILD)/spec/c/%: spec/c/%.c $(OBJ) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
@@ -174,14 +159,16 @@ $(FAKE_CUDA): spec/c/fake_cuda.c $(OBJ) $(BUILD)/flags.txt
 	$(if $(Q),@echo "CC   $<")
 	$(Q)$(CC) $(LIBFLAG) $(CFLAGS) $(PROJECT_CFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
 
--include $(FAKE_CUDA).d $(OBJ:.o=.d) $(CU_OBJ:.o=.d) $(CTESTS:=.d)
+-include $(FAKE_CUDA).d $(OBJ:.o=.d) $(CTESTS:=.d)
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
-# Lua programs find the module in the tree, from whatever folder they run in; `;;` is LuaJIT's own path.
+# Lua programs find the module in the tree, from whatever folder they run in, before what the caller's
+# LUA_PATH names (where LuaRocks put busted, say); `;;` is LuaJIT's own path.
 ROOT := $(CURDIR)
-RUN_ENV := BUILD='$(BUILD)' LUA_PATH='$(ROOT)/lua/?.lua;$(ROOT)/lua/?/init.lua;$(abspath $(BUILD))/lua/?.lua;;' \
-           LUA_CPATH='$(abspath $(BUILD))/?.so;;'
+RUN_ENV := BUILD='$(BUILD)' \
+  LUA_PATH='$(ROOT)/lua/?.lua;$(ROOT)/lua/?/init.lua;$(abspath $(BUILD))/lua/?.lua;'"$${LUA_PATH:-;}" \
+  LUA_CPATH='$(abspath $(BUILD))/?.so;'"$${LUA_CPATH:-;}"
 # AddressSanitizer has to come first in a process that loads a library built with it. Its leak check at exit looks for
 # pointers in the data of loaded libraries, so LuaJIT, which unloads them when it closes, is kept from doing so; then
 # neither LuaJIT nor busted's modules need a suppression. It sees no pointers in Lua's heap, so os.exit closes the Lua
@@ -236,7 +223,7 @@ peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" fo
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/gpu_peers.lua $(ARGS)
 
-FORMATTED := $(shell find src kernels spec/c examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED = $(sort $(shell find src kernels spec examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'))
 lint: ## luacheck and clang-format, changing nothing
 	@$(call need,luacheck clang-format)
 	luacheck --quiet lua spec examples
@@ -251,8 +238,16 @@ docs: ## LDoc pages of the Lua API into $(BUILD)/doc
 	@ldoc --quiet --fatalwarnings --config config.ld --dir $(BUILD)/doc . >/dev/null
 	@echo "$(BUILD)/doc/index.html"
 
+# A relative PREFIX or DESTDIR is relative to this folder.
+ifneq ($(filter install uninstall,$(MAKECMDGOALS)),)
+$(foreach v,LUADIR LIBDIR INCDIR,$(if $(and $(DESTDIR),$(filter-out /%,$(firstword $($v)))),\
+  $(error $v is '$($v)': below DESTDIR an absolute path is expected (from PREFIX too, which is '$(PREFIX)'))))
+$(if $(filter ~%,$(DESTDIR) $(LUADIR) $(LIBDIR) $(INCDIR)),\
+  $(error PREFIX or DESTDIR begins with '~', which this shell did not expand: write $$HOME))
+endif
 install: all ## install into PREFIX (or LUADIR, LIBDIR, INCDIR), below DESTDIR
-	cd lua && find . -name '*.lua' -exec install -D -m 644 {} '$(DESTDIR)$(LUADIR)/{}' ';'
+	find lua -name '*.lua' | while read -r file; do \
+	  install -D -m 644 "$$file" '$(DESTDIR)$(LUADIR)'/"$${file#lua/}" || exit 1; done
 	install -D -m 644 -t '$(DESTDIR)$(LUADIR)/int4mm' $(CDEF)
 	install -D -m 755 -t '$(DESTDIR)$(LIBDIR)' $(LIBS)
 	install -D -m 644 -t '$(DESTDIR)$(INCDIR)' src/int4mm.h
