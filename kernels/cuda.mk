@@ -91,7 +91,7 @@ PROJECT_NVCCFLAGS := -std=c++17 -Isrc -Ikernels \
                      -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra \
                      $(if $(WERROR),-Werror all-warnings -Xcompiler -Werror)
 
-# nvcc defines no macro that would tell these to the code; -Xcompiler's are refused by core/problem.h.
+# nvcc defines no macro that would tell these to the code; -Xcompiler's are refused by core/exact.h.
 nvcc_flags := $(subst =, ,$(NVCC) $(NVCC_PREPEND_FLAGS) $(NVCCFLAGS) $(NVCC_APPEND_FLAGS))
 inexact    := $(or $(filter %-use_fast_math,$(nvcc_flags)),$(findstring -ftz true,$(nvcc_flags)),$(findstring \
                 -prec-div false,$(nvcc_flags)),$(findstring -prec-sqrt false,$(nvcc_flags)))

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "core/exact.h"
 #include "int4mm.h"
 
 /* Bytes of one element; 0 for an unknown dtype. */

@@ -4,6 +4,7 @@
 #ifndef INT4MM_CORE_ERROR_H
 #define INT4MM_CORE_ERROR_H
 
+#include "core/exact.h"
 #include "int4mm.h"
 
 /* Records this thread's error sentence and returns `status`. Every failure goes through here. */

@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "core/exact.h"
+
 #ifdef __CUDACC__
 #define INT4MM_FN static __host__ __device__ __forceinline__
 #else

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/exact.h"
 #include "int4mm.h"
 
 /* XORed into a packed word to turn one nibble encoding into the other. */
