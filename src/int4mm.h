@@ -50,6 +50,9 @@ typedef enum int4mm_status {
 
 /* "0.1.0". Static storage. */
 INT4MM_API const char *int4mm_version(void);
+/* A checksum of this header's declarations, as the library was compiled with them; the generated cdef carries its own,
+ * so that a library and a cdef of the same version that differ are told apart. Static storage. */
+INT4MM_API const char *int4mm_abi_hash(void);
 /* A few words for a status ("out of memory"); never NULL. Static storage. */
 INT4MM_API const char *int4mm_strerror(int32_t status);
 /* The sentence of this thread's last failure; "" before the first. Valid until the thread's next failure. */

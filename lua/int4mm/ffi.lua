@@ -29,7 +29,8 @@ local function declare()
     ffi.cdef(cdef)
     ffi.cdef(libc)
   end
-  return cdef:match('int4mm_cdef_version%[%] __asm__%("(.-)"%)')
+  return ("%s, interface %s"):format(cdef:match 'int4mm_cdef_version%[%] __asm__%("(.-)"%)',
+    cdef:match 'int4mm_cdef_hash%[%] __asm__%("(.-)"%)')
 end
 
 -- An absolute path, so that the CUDA library, which the core looks for beside itself on first need, is found after a
@@ -48,9 +49,11 @@ local function load()
   end
   local lib = ffi.load(absolute(path))
   local version = ffi.string(lib.int4mm_version())
-  if version ~= declared then
-    error(("int4mm: %s is version %s but the Lua files on package.path are of %s; one of them is of another build")
-      :format(path, version, declared), 0)
+  local hashed, hash = pcall(function() return ffi.string(lib.int4mm_abi_hash()) end)
+  local built = ("%s, interface %s"):format(version, hashed and hash or "unknown")
+  if built ~= declared then
+    error(("int4mm: %s is of version %s, but the Lua files on package.path are of version %s; one of them is of another "
+      .. "build"):format(path, built, declared), 0)
   end
   return lib, version
 end

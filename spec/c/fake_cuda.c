@@ -18,6 +18,7 @@
 #include "core/tensor.h"
 #include "cpu/backend.h"
 #include "cuda/table.h"
+#include "int4mm_abi.h"
 
 enum { DEVICES = 2 };
 static const size_t device_bytes = (size_t)1 << 30;

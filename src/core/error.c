@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/error.h"
+#include "int4mm_abi.h"
 
 enum { ERROR_BYTES = 1024 };
 
@@ -13,6 +14,10 @@ static _Thread_local char last_error[ERROR_BYTES];
 
 const char *int4mm_version(void) {
   return INT4MM_VERSION;
+}
+
+const char *int4mm_abi_hash(void) {
+  return INT4MM_ABI_HASH;
 }
 
 const char *int4mm_strerror(int32_t status) {

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cuda/backend.h"
+#include "int4mm_abi.h"
 
 int32_t (*int4mm_cuda_fail)(int32_t status, const char *format, ...);
 

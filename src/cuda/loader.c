@@ -14,6 +14,7 @@
 
 #include "core/error.h"
 #include "cuda/table.h"
+#include "int4mm_abi.h"
 
 #define CUDA_LIBRARY "libint4mm_cuda.so"
 

@@ -10,11 +10,8 @@
 extern "C" {
 #endif
 
-/* Changes with any of the structs of core/problem.h or the table below: a library of another build is refused. */
-#define INT4MM_CUDA_ABI 3
-
 typedef struct int4mm_cuda_backend {
-  uint32_t abi; /* INT4MM_CUDA_ABI */
+  uint32_t abi; /* INT4MM_CUDA_ABI of the generated int4mm_abi.h: a library built from other headers is refused */
   /* Opens the driver once. OK, or INT4MM_ERR_UNAVAILABLE with the reason through `fail`. */
   int32_t (*open)(int32_t (*fail)(int32_t status, const char *format, ...));
   int32_t (*device_count)(int32_t *count);
