@@ -85,6 +85,26 @@ describe("without CUDA", function()
     assert.matches("^CUDA is not available: ", lines.reason)
   end)
 
+  -- A copy of LuaJIT that is set to run as a group which its user's process does not run as.
+  it("a program with more rights than its user takes no library from the environment", function()
+    if helper.sanitized() then return end -- such a program preloads no sanitizer either
+    local folder = helper.shell("mktemp -d " .. helper.build_folder() .. "/setgid.XXXXXX"):gsub("\n", "")
+    helper.shell(([[
+      cp "$(readlink -f "$(command -v luajit)")" '%s/luajit' && cd '%s'
+      chgrp "$([ "$(id -u)" = 0 ] && echo 65534 || id -G | cut -s -d ' ' -f 2)" luajit && chmod g+s luajit
+    ]]):format(folder, folder))
+    local output, status = helper.luajit([[
+      local ffi = require "ffi"
+      ffi.cdef "char *secure_getenv(const char *name);"
+      print("set", ffi.C.secure_getenv("INT4MM_CUDA_LIBRARY") == nil)
+      print(select(2, require("int4mm").cuda_available()))
+    ]], { INT4MM_CUDA_LIBRARY = "/nowhere/asked_for.so", PATH = folder .. ":" .. os.getenv "PATH" })
+    helper.shell("rm -r '" .. folder .. "'")
+    assert.equal(0, status, output)
+    if output:find "set\tfalse" then return pending "no second group here, or no set-group-ID programs" end
+    assert.not_matches("asked_for", output, 1, true)
+  end)
+
   it("the real library says why, where there is no GPU", function()
     if q.cuda_available() then return end
     local lines = report { INT4MM_CUDA_LIBRARY = false }

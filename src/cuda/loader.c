@@ -2,7 +2,7 @@
  * Finding and opening the CUDA library, once, on first need. `require` and CPU work never come here, so a process may
  * fork freely until it has asked for CUDA.
  */
-#define _GNU_SOURCE /* dladdr */
+#define _GNU_SOURCE /* dladdr, secure_getenv */
 #include <dlfcn.h>
 #include <limits.h>
 #include <pthread.h>
@@ -36,7 +36,7 @@ static void in_child(void) {
 }
 
 static int32_t library_path(char *path, size_t size) {
-  const char *forced = getenv("INT4MM_CUDA_LIBRARY");
+  const char *forced = secure_getenv("INT4MM_CUDA_LIBRARY"); /* names code, so a setuid program does not listen to it */
   const char *slash = strrchr(own_path, '/');
   int length = forced && *forced
                    ? snprintf(path, size, "%s", forced)
