@@ -1,0 +1,347 @@
+--- The Makefile: what it builds, what it refuses, where it installs. Stand-ins for the compilers make empty objects, so
+-- that a whole build takes a moment and nvcc may be of any version; the tree is a copy, so that sources may be touched.
+
+local helper = require "spec.helper"
+
+local ROOT = assert(io.popen("pwd"):read "*l")
+
+--- What a compiler does here: answers what it is asked about itself, else leaves the file after -o.
+local COMPILER = [==[#!/bin/sh
+case "$*" in
+  *-dumpmachine*) echo x86_64-linux-gnu; exit ;;
+  *-E*) exec gcc "$@" ;;
+esac
+echo "$0 $*" >> "$CALLS"
+while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
+]==]
+
+local NVCC = [==[#!/bin/sh
+echo "nvcc $*" >> "$CALLS"
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release ${FAKE_CUDA_VERSION:-13.0}, V0"; exit ;;
+  *--help*) echo "Allowed values: 'sm_70','sm_75','sm_80','sm_86','sm_89','sm_90','sm_90a','sm_100','sm_120'."; exit ;;
+esac
+case "$*" in *"$FAKE_SPILL"*) echo "    0 bytes stack frame, 16 bytes spill stores, 16 bytes spill loads" >&2 ;; esac
+while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
+]==]
+
+local folder, bin, tree, calls
+
+local function write(path, text)
+  local file = assert(io.open(path, "w"))
+  assert(file:write(text))
+  file:close()
+end
+
+--- Runs a shell command in the tree, with nothing of this process's environment but what is given.
+local function run(command, env)
+  local words = { ("env -i HOME=/nonexistent CALLS='%s' FAKE_SPILL=none CC='%s/cc' PATH='%s:/usr/bin:/bin'")
+    :format(calls, bin, bin) }
+  for name, value in pairs(env or {}) do words[#words + 1] = ("%s='%s'"):format(name, value) end
+  return helper.shell(("cd '%s' && %s %s"):format(tree, table.concat(words, " "), command))
+end
+
+--- make with these arguments, which must succeed; or must fail, with this sentence in what it says.
+local function make(arguments, env)
+  local output, status = run("make -j2 " .. arguments, env)
+  assert.equal(0, status, output)
+  return output
+end
+local function refused(sentence, arguments, env)
+  local output, status = run("make -j2 " .. arguments, env)
+  assert.equal(2, status, output)
+  assert.matches(sentence, output, 1, true)
+end
+
+--- The lines of what the stand-ins were called with, since the last time.
+local function called()
+  local file = io.open(calls)
+  local text = file and file:read "*a" or ""
+  if file then file:close() end
+  os.remove(calls)
+  return text
+end
+
+local function exists(path)
+  local file = io.open(path:sub(1, 1) == "/" and path or tree .. "/" .. path)
+  if file then file:close() end
+  return file ~= nil
+end
+
+describe("the Makefile", function()
+  setup(function()
+    folder = helper.shell "mktemp -d":gsub("\n", "")
+    bin, tree, calls = folder .. "/bin", folder .. "/tree", folder .. "/calls"
+    local copied, status = helper.shell(("mkdir '%s' '%s' && cd '%s' && cp -r Makefile src kernels lua rockspec '%s'")
+      :format(bin, tree, ROOT, tree))
+    assert.equal(0, status, copied)
+    for name, text in pairs { cc = COMPILER, ["g++"] = COMPILER, nvcc = NVCC } do write(bin .. "/" .. name, text) end
+    helper.shell("chmod +x '" .. bin .. "'/*")
+  end)
+  teardown(function() helper.shell("rm -rf '" .. folder .. "'") end)
+  before_each(function()
+    helper.shell("rm -rf '" .. tree .. "/build'")
+    called()
+  end)
+
+  describe("asks nvcc", function()
+    it("where the CUDA library is built", function()
+      make ""
+      assert.matches("nvcc --version", called(), 1, true)
+      assert.is_true(exists "build/libint4mm_cuda.so")
+    end)
+
+    it("nowhere else", function()
+      for _, goal in ipairs { "help", "clean", "uninstall DESTDIR=stage", "all CUDA=0" } do
+        make(goal)
+        assert.not_matches("nvcc", called(), 1, true)
+      end
+    end)
+
+    it("by name, and stops where it is not there", function()
+      refused("NVCC=/nonexistent cannot be had", "NVCC=/nonexistent")
+      refused("NVCC=/nonexistent cannot be had", "", { NVCC = "/nonexistent" })
+      refused("NVCC=/bin/true cannot be had: '/bin/true --version' does not run, or is not of nvcc", "NVCC=/bin/true")
+      refused("CUDA=1 cannot be had: no nvcc", "CUDA=1 NVCC=")
+    end)
+
+    it("and leaves out one that is too old, with the reason", function()
+      local output = make("", { FAKE_CUDA_VERSION = "12.0" })
+      assert.matches("CUDA is skipped: " .. bin .. "/nvcc is of CUDA 12.0, the oldest served is 12.1", output, 1, true)
+      make("", { FAKE_CUDA_VERSION = "12.10" })
+      assert.is_true(exists "build/libint4mm_cuda.so")
+    end)
+  end)
+
+  describe("compiles a kernel for", function()
+    --- The architectures that each folder was compiled for, PTX with a p before it.
+    local function compiled(arguments)
+      helper.shell("rm -rf '" .. tree .. "/build'")
+      called()
+      make(arguments)
+      local archs = {}
+      for line in called():gmatch "nvcc [^\n]*%-c[^\n]*" do
+        local list = {}
+        for code in line:gmatch "code=(%w+_%w+)" do list[#list + 1] = code:gsub("sm_", ""):gsub("compute_", "p") end
+        archs[line:match "kernels/([%w]+)/[%w_]+%.cu"] = table.concat(list, " ")
+      end
+      return archs
+    end
+
+    it("the architectures that its folder serves", function()
+      local archs = compiled ""
+      assert.equal("75 80 86 89 90a 100 120 p120", archs.sm75)
+      assert.equal("75 80 86 89 90a 100 120 p120", archs.elementwise)
+      assert.equal("80 86 89 90a 100 120 p120", archs.sm80)
+      assert.equal("90a", archs.sm90)
+    end)
+
+    it("one at least, whatever CUDA_ARCHS says, the newest as PTX", function()
+      local archs = compiled "CUDA_ARCHS='90a 80'"
+      assert.equal("80 90a p80", archs.sm75)
+      assert.equal("80 90a p80", archs.sm80)
+      archs = compiled "CUDA_ARCHS='120 75 86'"
+      assert.equal("75 86 120 p120", archs.sm75)
+      assert.equal("86 120 p120", archs.sm80)
+      assert.equal("90a", archs.sm90)
+      archs = compiled "CUDA_ARCHS=75"
+      assert.equal("75 p75", archs.sm75)
+      assert.equal("80 p80", archs.sm80)
+    end)
+
+    it("none that nvcc does not know, nor one that is too old", function()
+      local known = ("expected are architectures that %s/nvcc of CUDA 13.0 knows (70 75 80 86 89 90 90a 100 120)")
+        :format(bin)
+      refused("CUDA_ARCHS is '9.0': " .. known .. ", not 9.0", "CUDA_ARCHS=9.0")
+      refused("CUDA_ARCHS is '80 999': " .. known .. ", not 999", "CUDA_ARCHS='80 999'")
+      refused("CUDA_ARCHS is '': " .. known, "CUDA_ARCHS=")
+      refused("CUDA_ARCHS is '70': the oldest architecture that the kernels serve is 75", "", { CUDA_ARCHS = "70" })
+    end)
+
+    it("without a spill in the tuned folders, unless ptxas is an old one", function()
+      for _, file in ipairs { "kernels/sm90/", "kernels/sm80/" } do
+        local env = { FAKE_SPILL = file }
+        refused("ptxas spilled", "", env)
+        assert.is_false(exists "build/libint4mm_cuda.so")
+        env.FAKE_CUDA_VERSION = "12.8"
+        assert.matches("ptxas spilled", make("", env), 1, true)
+        make "clean"
+        refused("ptxas spilled", "WERROR=1", env)
+        make "clean"
+      end
+      make("", { FAKE_SPILL = "kernels/sm75/" })
+    end)
+  end)
+
+  describe("keeps a CUDA library", function()
+    local ELSEWHERE = "NVCC="
+
+    it("that was built where nvcc was in sight, and installs it", function()
+      make ""
+      local output = make("install DESTDIR=stage " .. ELSEWHERE)
+      assert.matches("build/libint4mm_cuda.so is kept as it was built earlier: no nvcc", output, 1, true)
+      assert.is_true(exists "build/libint4mm_cuda.so")
+      assert.is_true(exists "stage/usr/local/lib/lua/5.1/libint4mm_cuda.so")
+    end)
+
+    it("but not for other sources", function()
+      make ""
+      for _, source in ipairs { "kernels/common/ptx.cuh", "src/cuda/backend.c" } do
+        helper.shell(("touch -d '+1 minute' '%s/%s'"):format(tree, source))
+        refused("build/libint4mm_cuda.so is older than " .. source .. " and cannot be built: no nvcc", ELSEWHERE)
+        helper.shell(("touch -d '-1 minute' '%s/%s'"):format(tree, source))
+        make(ELSEWHERE)
+      end
+    end)
+
+    it("not with CUDA=0", function()
+      make ""
+      make "CUDA=0"
+      assert.is_false(exists "build/libint4mm_cuda.so")
+      assert.matches("CUDA is '2': 0 or 1 is expected", (run "make CUDA=2"), 1, true)
+    end)
+
+    it("and compiles no C again when nvcc goes or comes", function()
+      make "CUDA=0"
+      called()
+      make ""
+      assert.not_matches("src/error.c", called(), 1, true)
+    end)
+  end)
+
+  describe("installs", function()
+    local FILES = { "lib/lua/5.1/libint4mm.so", "share/lua/5.1/int4mm/init.lua", "share/lua/5.1/int4mm/cdef.lua",
+      "include/int4mm.h" }
+
+    local function installed(arguments, place)
+      make("install CUDA=0 " .. arguments)
+      local count = helper.shell(("cd '%s' && find . -name '*.lua' -o -name '*.so' -o -name int4mm.h "
+        .. "| grep -v -e ^./lua/ -e ^./build/ -e ^./src/ | wc -l"):format(tree))
+      local inside = helper.shell(("cd '%s' && cd '%s' && find . -type f | wc -l"):format(tree, place))
+      if place:sub(1, 1) ~= "/" then assert.equal(tonumber(inside), tonumber(count)) end
+      for _, file in ipairs(FILES) do assert.is_true(exists(place .. "/" .. file), file) end
+      make("uninstall " .. arguments)
+      for _, file in ipairs(FILES) do assert.is_false(exists(place .. "/" .. file), file) end
+    end
+
+    before_each(function() helper.shell("rm -rf '" .. tree .. "/stage' '" .. folder .. "/far away'") end)
+
+    it("below a relative DESTDIR or PREFIX, all in one place", function()
+      installed("DESTDIR=stage", "stage/usr/local")
+      installed("DESTDIR=./stage/../stage PREFIX=/opt/x", "stage/opt/x")
+      installed("PREFIX=stage/here", "stage/here")
+    end)
+
+    it("below absolute ones, with spaces too", function()
+      installed(("PREFIX='%s/far away/x'"):format(folder), folder .. "/far away/x")
+      installed(("DESTDIR='%s/far away'"):format(folder), folder .. "/far away/usr/local")
+    end)
+
+    it("nowhere when the place is not clear", function()
+      refused("LUADIR is 'usr/share/lua/5.1': below DESTDIR an absolute path is expected (from PREFIX too, which is "
+        .. "'usr')",
+        "install CUDA=0 DESTDIR=stage PREFIX=usr")
+      refused("LIBDIR is 'x': below DESTDIR an absolute path is expected", "install CUDA=0 DESTDIR=/stage LIBDIR=x")
+      refused("begins with '~'", "install CUDA=0 PREFIX='~/x'")
+      assert.is_false(exists "build/libint4mm.so")
+    end)
+  end)
+
+  describe("refuses", function()
+    it("a BUILD that no rule can name", function()
+      refused("BUILD is 'a b': the name of one folder, without spaces, is expected", "CUDA=0 BUILD='a b'")
+      refused("BUILD is '': the name of one folder, without spaces, is expected", "CUDA=0 BUILD=")
+    end)
+
+    it("flags that change the bits of results", function()
+      for _, flag in ipairs { "-Ofast", "-ffast-math", "-ffinite-math-only", "-funsafe-math-optimizations" } do
+        for _, variable in ipairs { "CFLAGS", "LDFLAGS" } do
+          refused("LDFLAGS has " .. flag .. ", which changes the bits", ("CUDA=0 %s='-O2 %s'"):format(variable, flag))
+        end
+      end
+      for _, flag in ipairs { "--use_fast_math", "-use_fast_math", "--ftz=true", "-ftz true", "-prec-div=false" } do
+        refused("which changes the bits of results", ("NVCCFLAGS='-O3 %s'"):format(flag))
+        refused("which changes the bits of results", "", { NVCC_APPEND_FLAGS = flag })
+      end
+      make "CUDA=0 CFLAGS='-O2 -fno-fast-math'"
+      make "NVCCFLAGS='-O3 -ftz=false'"
+    end)
+
+    it("flags that change the bits, where the Makefile is not used, by a header of the core", function()
+      local header = helper.shell "grep -rl --include='*.h' __FAST_MATH__ src":match "^(%S+)\n$"
+      for _, compiler in ipairs { "gcc", "clang" } do
+        local found = select(2, helper.shell("command -v " .. compiler)) == 0
+        for _, flag in ipairs(found and { "-ffast-math", "-Ofast", "-ffinite-math-only" } or {}) do
+          local command = ("%s -std=gnu11 -Isrc -fsyntax-only -x c %s "):format(compiler, header)
+          assert.equal(0, select(2, helper.shell(command .. "-O3")))
+          local output, status = helper.shell(command .. flag)
+          assert.equal(1, status, output)
+          assert.matches("change the bits of results", output, 1, true)
+        end
+      end
+    end)
+  end)
+
+  describe("ties what belongs together", function()
+    local HEADER = "build/include/int4mm_abi.h"
+
+    --- Both numbers of the generated header, and the cdef's.
+    local function numbers()
+      make("CUDA=0 build/lua/int4mm/cdef.lua " .. HEADER)
+      local text = helper.shell(("cat '%s/%s'"):format(tree, HEADER))
+      local cdef = helper.shell(("cat '%s/build/lua/int4mm/cdef.lua'"):format(tree))
+      local hash = assert(text:match 'INT4MM_ABI_HASH "(%d+)"', text)
+      assert.equal(hash, cdef:match 'int4mm_cdef_hash%[%] __asm__%("(%d+)"%)')
+      return hash, assert(text:match "INT4MM_CUDA_ABI (%d+)u", text)
+    end
+
+    local function edit(file, script)
+      helper.shell(("cd '%s' && sed -i.kept '%s' %s && ! cmp -s %s %s.kept"):format(tree, script, file, file, file))
+    end
+    local function restore(file) helper.shell(("cd '%s' && mv %s.kept %s"):format(tree, file, file)) end
+
+    it("a declaration that changes changes both numbers; a comment or white space not the cdef's", function()
+      local hash, cuda = numbers()
+      edit("src/int4mm.h", "s/int32_t rank; /int64_t rank; /")
+      local other_hash, other_cuda = numbers()
+      restore "src/int4mm.h"
+      assert.not_equal(hash, other_hash)
+      assert.not_equal(cuda, other_cuda)
+      edit("src/int4mm.h", "s/int32_t rank; .*/int32_t   rank;/")
+      assert.equal(hash, (numbers()))
+      restore "src/int4mm.h"
+    end)
+
+    it("a struct that the core shares with the CUDA library changes the latter's", function()
+      local hash, cuda = numbers()
+      edit("src/core.h", "s/int64_t ldb;/int32_t ldb;/")
+      local other_hash, other_cuda = numbers()
+      restore "src/core.h"
+      assert.equal(hash, other_hash)
+      assert.not_equal(cuda, other_cuda)
+    end)
+  end)
+
+  it("a cdef and a library of other declarations do not load together", function()
+    local cdef = assert(io.open(assert(package.searchpath("int4mm.cdef", package.path)))):read "*a"
+    helper.shell(("mkdir -p '%s/other/int4mm'"):format(folder))
+    write(folder .. "/other/int4mm/cdef.lua", (cdef:gsub('(cdef_hash%[%] __asm__%(")%d+', "%142")))
+    local output, status = helper.luajit(("package.path = '%s/other/?.lua;' .. package.path "):format(folder)
+      .. "print(select(2, pcall(require, 'int4mm')))")
+    assert.equal(0, status, output)
+    assert.matches("^int4mm: %S+/libint4mm.so is of version [%d.]+, interface %d+, but the Lua files on package.path "
+      .. "are of version [%d.]+, interface 42; one of them is of another build\n$", output)
+  end)
+
+  it("finds what LuaRocks put on the caller's LUA_PATH", function()
+    write(bin .. "/luajit", "#!/bin/sh\necho \"LUA_PATH $LUA_PATH\" \"LUA_CPATH $LUA_CPATH\"\n")
+    helper.shell("chmod +x '" .. bin .. "/luajit'")
+    local output = make("demo CUDA=0", { LUA_PATH = "/rocks/?.lua", LUA_CPATH = "/rocks/?.so;;" })
+    assert.matches("LUA_PATH " .. tree .. "/lua/?.lua;", output, 1, true)
+    assert.matches("/build/lua/?.lua;/rocks/?.lua LUA_CPATH ", output, 1, true)
+    assert.matches("/build/?.so;/rocks/?.so;;", output, 1, true)
+    output = make "demo CUDA=0"
+    assert.matches("/build/lua/?.lua;; LUA_CPATH ", output, 1, true)
+    os.remove(bin .. "/luajit")
+  end)
+end)
