@@ -25,6 +25,9 @@ case "$*" in *"$FAKE_SPILL"*) echo "    0 bytes stack frame, 16 bytes spill stor
 while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
 ]==]
 
+--- A sanitizer that this process was started with is not for the programs that it runs here.
+local function shell(command) return helper.shell("unset LD_PRELOAD; " .. command) end
+
 local folder, bin, tree, calls
 
 local function write(path, text)
@@ -38,7 +41,7 @@ local function run(command, env)
   local words = { ("env -i HOME=/nonexistent CALLS='%s' FAKE_SPILL=none CC='%s/cc' PATH='%s:/usr/bin:/bin'")
     :format(calls, bin, bin) }
   for name, value in pairs(env or {}) do words[#words + 1] = ("%s='%s'"):format(name, value) end
-  return helper.shell(("cd '%s' && %s %s"):format(tree, table.concat(words, " "), command))
+  return shell(("cd '%s' && %s %s"):format(tree, table.concat(words, " "), command))
 end
 
 --- make with these arguments, which must succeed; or must fail, with this sentence in what it says.
@@ -70,17 +73,17 @@ end
 
 describe("the Makefile", function()
   setup(function()
-    folder = helper.shell "mktemp -d":gsub("\n", "")
+    folder = shell("mktemp -d"):gsub("\n", "")
     bin, tree, calls = folder .. "/bin", folder .. "/tree", folder .. "/calls"
-    local copied, status = helper.shell(("mkdir '%s' '%s' && cd '%s' && cp -r Makefile src kernels lua rockspec '%s'")
+    local copied, status = shell(("mkdir '%s' '%s' && cd '%s' && cp -r Makefile src kernels lua rockspec '%s'")
       :format(bin, tree, ROOT, tree))
     assert.equal(0, status, copied)
     for name, text in pairs { cc = COMPILER, ["g++"] = COMPILER, nvcc = NVCC } do write(bin .. "/" .. name, text) end
-    helper.shell("chmod +x '" .. bin .. "'/*")
+    shell("chmod +x '" .. bin .. "'/*")
   end)
-  teardown(function() helper.shell("rm -rf '" .. folder .. "'") end)
+  teardown(function() shell("rm -rf '" .. folder .. "'") end)
   before_each(function()
-    helper.shell("rm -rf '" .. tree .. "/build'")
+    shell("rm -rf '" .. tree .. "/build'")
     called()
   end)
 
@@ -116,7 +119,7 @@ describe("the Makefile", function()
   describe("compiles a kernel for", function()
     --- The architectures that each folder was compiled for, PTX with a p before it.
     local function compiled(arguments)
-      helper.shell("rm -rf '" .. tree .. "/build'")
+      shell("rm -rf '" .. tree .. "/build'")
       called()
       make(arguments)
       local archs = {}
@@ -187,9 +190,9 @@ describe("the Makefile", function()
     it("but not for other sources", function()
       make ""
       for _, source in ipairs { "kernels/common/ptx.cuh", "src/cuda/backend.c" } do
-        helper.shell(("touch -d '+1 minute' '%s/%s'"):format(tree, source))
+        shell(("touch -d '+1 minute' '%s/%s'"):format(tree, source))
         refused("build/libint4mm_cuda.so is older than " .. source .. " and cannot be built: no nvcc", ELSEWHERE)
-        helper.shell(("touch -d '-1 minute' '%s/%s'"):format(tree, source))
+        shell(("touch -d '-1 minute' '%s/%s'"):format(tree, source))
         make(ELSEWHERE)
       end
     end)
@@ -215,16 +218,16 @@ describe("the Makefile", function()
 
     local function installed(arguments, place)
       make("install CUDA=0 " .. arguments)
-      local count = helper.shell(("cd '%s' && find . -name '*.lua' -o -name '*.so' -o -name int4mm.h "
+      local count = shell(("cd '%s' && find . -name '*.lua' -o -name '*.so' -o -name int4mm.h "
         .. "| grep -v -e ^./lua/ -e ^./build/ -e ^./src/ | wc -l"):format(tree))
-      local inside = helper.shell(("cd '%s' && cd '%s' && find . -type f | wc -l"):format(tree, place))
+      local inside = shell(("cd '%s' && cd '%s' && find . -type f | wc -l"):format(tree, place))
       if place:sub(1, 1) ~= "/" then assert.equal(tonumber(inside), tonumber(count)) end
       for _, file in ipairs(FILES) do assert.is_true(exists(place .. "/" .. file), file) end
       make("uninstall " .. arguments)
       for _, file in ipairs(FILES) do assert.is_false(exists(place .. "/" .. file), file) end
     end
 
-    before_each(function() helper.shell("rm -rf '" .. tree .. "/stage' '" .. folder .. "/far away'") end)
+    before_each(function() shell("rm -rf '" .. tree .. "/stage' '" .. folder .. "/far away'") end)
 
     it("below a relative DESTDIR or PREFIX, all in one place", function()
       installed("DESTDIR=stage", "stage/usr/local")
@@ -268,13 +271,13 @@ describe("the Makefile", function()
     end)
 
     it("flags that change the bits, where the Makefile is not used, by a header of the core", function()
-      local header = helper.shell "grep -rl --include='*.h' __FAST_MATH__ src":match "^(%S+)\n$"
+      local header = shell("grep -rl --include='*.h' __FAST_MATH__ src"):match "^(%S+)\n$"
       for _, compiler in ipairs { "gcc", "clang" } do
-        local found = select(2, helper.shell("command -v " .. compiler)) == 0
+        local found = select(2, shell("command -v " .. compiler)) == 0
         for _, flag in ipairs(found and { "-ffast-math", "-Ofast", "-ffinite-math-only" } or {}) do
           local command = ("%s -std=gnu11 -Isrc -fsyntax-only -x c %s "):format(compiler, header)
-          assert.equal(0, select(2, helper.shell(command .. "-O3")))
-          local output, status = helper.shell(command .. flag)
+          assert.equal(0, select(2, shell(command .. "-O3")))
+          local output, status = shell(command .. flag)
           assert.equal(1, status, output)
           assert.matches("change the bits of results", output, 1, true)
         end
@@ -288,17 +291,17 @@ describe("the Makefile", function()
     --- Both numbers of the generated header, and the cdef's.
     local function numbers()
       make("CUDA=0 build/lua/int4mm/cdef.lua " .. HEADER)
-      local text = helper.shell(("cat '%s/%s'"):format(tree, HEADER))
-      local cdef = helper.shell(("cat '%s/build/lua/int4mm/cdef.lua'"):format(tree))
+      local text = shell(("cat '%s/%s'"):format(tree, HEADER))
+      local cdef = shell(("cat '%s/build/lua/int4mm/cdef.lua'"):format(tree))
       local hash = assert(text:match 'INT4MM_ABI_HASH "(%d+)"', text)
       assert.equal(hash, cdef:match 'int4mm_cdef_hash%[%] __asm__%("(%d+)"%)')
       return hash, assert(text:match "INT4MM_CUDA_ABI (%d+)u", text)
     end
 
     local function edit(file, script)
-      helper.shell(("cd '%s' && sed -i.kept '%s' %s && ! cmp -s %s %s.kept"):format(tree, script, file, file, file))
+      shell(("cd '%s' && sed -i.kept '%s' %s && ! cmp -s %s %s.kept"):format(tree, script, file, file, file))
     end
-    local function restore(file) helper.shell(("cd '%s' && mv %s.kept %s"):format(tree, file, file)) end
+    local function restore(file) shell(("cd '%s' && mv %s.kept %s"):format(tree, file, file)) end
 
     it("a declaration that changes changes both numbers; a comment or white space not the cdef's", function()
       local hash, cuda = numbers()
@@ -324,7 +327,7 @@ describe("the Makefile", function()
 
   it("a cdef and a library of other declarations do not load together", function()
     local cdef = assert(io.open(assert(package.searchpath("int4mm.cdef", package.path)))):read "*a"
-    helper.shell(("mkdir -p '%s/other/int4mm'"):format(folder))
+    shell(("mkdir -p '%s/other/int4mm'"):format(folder))
     write(folder .. "/other/int4mm/cdef.lua", (cdef:gsub('(cdef_hash%[%] __asm__%(")%d+', "%142")))
     local output, status = helper.luajit(("package.path = '%s/other/?.lua;' .. package.path "):format(folder)
       .. "print(select(2, pcall(require, 'int4mm')))")
@@ -335,7 +338,7 @@ describe("the Makefile", function()
 
   it("finds what LuaRocks put on the caller's LUA_PATH", function()
     write(bin .. "/luajit", "#!/bin/sh\necho \"LUA_PATH $LUA_PATH\" \"LUA_CPATH $LUA_CPATH\"\n")
-    helper.shell("chmod +x '" .. bin .. "/luajit'")
+    shell("chmod +x '" .. bin .. "/luajit'")
     local output = make("demo CUDA=0", { LUA_PATH = "/rocks/?.lua", LUA_CPATH = "/rocks/?.so;;" })
     assert.matches("LUA_PATH " .. tree .. "/lua/?.lua;", output, 1, true)
     assert.matches("/build/lua/?.lua;/rocks/?.lua LUA_CPATH ", output, 1, true)
