@@ -25,4 +25,5 @@ build = {
     LIBFLAG = "$(LIBFLAG)",
   },
 }
-test = { type = "command", command = "busted" }
+-- `luarocks test -- SPEC=spec/pack_spec.lua` runs one file.
+test = { type = "command", command = "make test" }
