@@ -55,8 +55,8 @@ else
 PROJECT_LDLIBS += -Wl,-z,defs
 endif
 
-# Flags that change the bits of results. src/core.h refuses what the compiler tells it of them, but not what they do when
-# linking, where gcc adds code that flushes subnormals to zero in the whole process that loads the library.
+# Flags that change the bits of results. src/core.h refuses what the compiler tells it of them, but does not see the
+# link, where gcc adds code that flushes subnormals to zero in every process that loads the library.
 INEXACT := $(filter -Ofast -ffast-math -ffinite-math-only -funsafe-math-optimizations -fassociative-math \
              -freciprocal-math -fno-signed-zeros -mdaz-ftz -mfpmath=387,$(CC) $(CFLAGS) $(LIBFLAG) $(LDFLAGS))
 ifneq ($(and $(BUILDS),$(INEXACT)),)
@@ -78,8 +78,8 @@ CORE := $(BUILD)/libint4mm.so
 CDEF := $(BUILD)/lua/int4mm/cdef.lua
 LIBS := $(CORE)
 
-# Numbers of the two interfaces that are compared at load, so that parts of different builds refuse each other: of the
-# header's declarations, between the core and the Lua cdef, and of all headers that the core shares with the CUDA library.
+# Checksums that are compared at load, so that parts of different builds refuse each other: of the public header's
+# declarations between the core and the Lua cdef, of all headers that both share between the core and the CUDA library.
 ABI   := $(BUILD)/include/int4mm_abi.h
 ABI_H := $(filter-out src/cpu/% src/cuda/%,$(sort $(shell find src -name '*.h'))) src/cuda/table.h src/dispatch/kernels.inc
 PROJECT_CFLAGS += -I$(BUILD)/include
@@ -223,7 +223,8 @@ peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" fo
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/gpu_peers.lua $(ARGS)
 
-FORMATTED = $(sort $(shell find src kernels spec examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh'))
+FORMATTED = $(sort $(shell find src kernels spec examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' \
+              -o -name '*.cuh'))
 lint: ## luacheck and clang-format, changing nothing
 	@$(call need,luacheck clang-format)
 	luacheck --quiet lua spec examples

@@ -71,7 +71,7 @@ local function exists(path)
   return file ~= nil
 end
 
-describe("the Makefile", function()
+describe("the Makefile #make", function()
   setup(function()
     folder = shell("mktemp -d"):gsub("\n", "")
     bin, tree, calls = folder .. "/bin", folder .. "/tree", folder .. "/calls"

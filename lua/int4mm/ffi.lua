@@ -52,8 +52,8 @@ local function load()
   local hashed, hash = pcall(function() return ffi.string(lib.int4mm_abi_hash()) end)
   local built = ("%s, interface %s"):format(version, hashed and hash or "unknown")
   if built ~= declared then
-    error(("int4mm: %s is of version %s, but the Lua files on package.path are of version %s; one of them is of another "
-      .. "build"):format(path, built, declared), 0)
+    error(("int4mm: %s is of version %s, but the Lua files on package.path are of version %s; one of them is of "
+      .. "another build"):format(path, built, declared), 0)
   end
   return lib, version
 end
