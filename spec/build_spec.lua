@@ -317,11 +317,14 @@ describe("the Makefile #make", function()
 
     it("a struct that the core shares with the CUDA library changes the latter's", function()
       local hash, cuda = numbers()
-      edit("src/core.h", "s/int64_t ldb;/int32_t ldb;/")
-      local other_hash, other_cuda = numbers()
-      restore "src/core.h"
-      assert.equal(hash, other_hash)
-      assert.not_equal(cuda, other_cuda)
+      for file, script in pairs { ["src/core/problem.h"] = "s/uint32_t xor_mask;/uint64_t xor_mask;/",
+        ["src/cuda/table.h"] = "s/uint32_t abi;/uint64_t abi;/", ["src/dispatch/kernels.inc"] = "/KERNEL(tiled/d" } do
+        edit(file, script)
+        local other_hash, other_cuda = numbers()
+        restore(file)
+        assert.equal(hash, other_hash, file)
+        assert.not_equal(cuda, other_cuda, file)
+      end
     end)
   end)
 
