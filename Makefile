@@ -55,7 +55,7 @@ else
 PROJECT_LDLIBS += -Wl,-z,defs
 endif
 
-# Flags that change the bits of results. src/core.h refuses what the compiler tells it of them, but does not see the
+# Flags that change the bits of results. core/exact.h refuses what the compiler tells it of them, but does not see the
 # link, where gcc adds code that flushes subnormals to zero in every process that loads the library.
 INEXACT := $(filter -Ofast -ffast-math -ffinite-math-only -funsafe-math-optimizations -fassociative-math \
              -freciprocal-math -fno-signed-zeros -mdaz-ftz -mfpmath=387,$(CC) $(CFLAGS) $(LIBFLAG) $(LDFLAGS))

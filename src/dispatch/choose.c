@@ -1,5 +1,5 @@
 /*
- * Which CUDA kernel a product takes. Every kernel that can serve is given an estimate of its time, and the least wins,
+ * Which CUDA kernel a product takes. Every kernel that can serve is given an estimate of its time, and the lowest wins,
  * so that no rule for a range of shapes ends in a cliff.
  */
 #include "dispatch/choose.h"
@@ -52,13 +52,13 @@ static int32_t take_forced(const char *name, const int4mm_gpu_problem *p, int4mm
 int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
   if (kernel) return take_forced(kernel, problem, plan);
   int32_t best = -1;
-  int64_t least = INT64_MAX;
+  int64_t lowest = INT64_MAX;
   int4mm_plan unused;
   for (int32_t i = 0; i < int4mm_kernel_count; i++) {
     const int4mm_kernel *kernel = &int4mm_kernels_cuda[i];
     if (!runs_on(kernel, problem->arch) || kernel->family->unsupported(kernel, problem)) continue;
     int64_t cost = make_plan(i, problem, &unused);
-    if (cost < least) least = cost, best = i;
+    if (cost < lowest) lowest = cost, best = i;
   }
   if (best >= 0) return take(best, problem, plan);
   return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "no kernel serves sm_%d", (int)problem->arch);
