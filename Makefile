@@ -149,10 +149,10 @@ $(BUILD)/spec/c/%: spec/c/%.c $(OBJ) $(BUILD)/flags.txt
 	$(if $(Q),@echo "CC   $<")
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
 
-$(BUILD)/examples/%: examples/%.c $(CORE) $(BUILD)/flags.txt
+$(BUILD)/examples/bench/%: examples/bench/%.c $(CORE) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -o $@ $< $(LDFLAGS) $(CORE) -Wl,-rpath,'$$ORIGIN/..' $(PROJECT_LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -o $@ $< $(LDFLAGS) $(CORE) -Wl,-rpath,'$$ORIGIN/../..' $(PROJECT_LDLIBS)
 
 $(FAKE_CUDA): spec/c/fake_cuda.c $(OBJ) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
@@ -211,17 +211,17 @@ ctest: $(CTESTS) $(FAKE_CUDA) ## build and run the C tests of spec/c; RUN=qemu-a
 bench: ## time every backend at hand (ARGS="--help" for the options)
 	@$(call need,cc headers luajit argparse cjson)
 	+@$(BUILD_IT)
-	@$(RUN_LUA) examples/int4_matmul_benchmark.lua $(ARGS)
+	@$(RUN_LUA) examples/bench/int4_matmul_benchmark.lua $(ARGS)
 
 peers-cpu: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1,2 --shape 1024,1024,1024")
 	@$(call need,cc headers openblas dnnl)
-	+@$(BUILD_IT) $(BUILD)/examples/cpu_peers
-	@$(BUILD)/examples/cpu_peers $(ARGS)
+	+@$(BUILD_IT) $(BUILD)/examples/bench/cpu_peers
+	@$(BUILD)/examples/bench/cpu_peers $(ARGS)
 
 peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" for the options)
 	@$(call need,cc headers luajit argparse cjson)
 	+@$(BUILD_IT)
-	@$(RUN_LUA) examples/gpu_peers.lua $(ARGS)
+	@$(RUN_LUA) examples/bench/gpu_peers.lua $(ARGS)
 
 FORMATTED = $(sort $(shell find src kernels spec examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' \
               -o -name '*.cuh'))

@@ -6,13 +6,15 @@
 -- which is `layout_b = "nk"`.
 
 -- From a source tree (after make) the module is found beside this script; an installed one comes first.
+local here = arg[0]:match("^(.*)[/\\]") or "."
 if not package.searchpath("int4mm", package.path) then
-  local root = (arg[0]:match("^(.*)[/\\]") or ".") .. "/.."
+  local root = here .. "/.."
   package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s/build/lua/?.lua;"):format(root, root, root) .. package.path
   package.cpath = root .. "/build/?.so;" .. package.cpath
 end
+package.path = here .. "/bench/?.lua;" .. package.path
 local q = require "int4mm"
-local bench = require "int4mm.bench"
+local bench = require "bench"
 
 -- ---- the layer ----
 

@@ -1,7 +1,7 @@
---- What benchmarks and examples share.
+--- What benchmarks and examples share: examples/bench/bench.lua.
 
 local helper = require "spec.helper"
-local bench = require "int4mm.bench"
+local bench = require "examples.bench.bench"
 
 describe("bench", function()
   it("has a clock that goes forward", function()
@@ -51,7 +51,7 @@ describe("bench", function()
 
   it("draws a progress bar on a terminal alone", function()
     local code = [[
-      local step = require("int4mm.bench").progress(2)
+      local step = require("examples.bench.bench").progress(2)
       step "first"
       step "second"
       step()

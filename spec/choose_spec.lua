@@ -4,7 +4,7 @@ local ffi = require "ffi"
 
 require "spec.helper"
 local q = require "int4mm"
-local lib = require("int4mm.ffi").lib
+local lib = require("int4mm.lib").lib
 
 local OK, ARGUMENT, UNSUPPORTED = 0, 1, 5
 local ARCHITECTURES = { 75, 80, 86, 87, 89, 90, 100, 103, 120, 121 }

@@ -385,7 +385,7 @@ describe("generate_test_data and random refuse", function()
 end)
 
 describe("the C core", function()
-  local lib = require("int4mm.ffi").lib
+  local lib = require("int4mm.lib").lib
 
   it("has words for every status", function()
     local seen = {}

@@ -36,8 +36,8 @@ describe("examples/linear.lua", function()
   end)
 end)
 
-describe("examples/int4_matmul_benchmark.lua", function()
-  local script = "examples/int4_matmul_benchmark.lua"
+describe("examples/bench/int4_matmul_benchmark.lua", function()
+  local script = "examples/bench/int4_matmul_benchmark.lua"
   local quick = "--seconds 0.01 --sizes 64x64x64 16x128x48"
 
   it("prints a table", function()
@@ -95,8 +95,8 @@ describe("examples/int4_matmul_benchmark.lua", function()
   end)
 end)
 
-describe("examples/gpu_peers.lua", function()
-  local script = "examples/gpu_peers.lua"
+describe("examples/bench/gpu_peers.lua", function()
+  local script = "examples/bench/gpu_peers.lua"
   local quick = "--shapes 64x512x256 --peers none --repeats 3 --warm 0.01"
 
   it("explains itself, and refuses what it does not know", function()

@@ -5,9 +5,9 @@
 -- @module int4mm.device
 
 local ffi = require "ffi"
-local binding = require "int4mm.ffi"
-local check = require "int4mm.check"
-local names = require "int4mm.names"
+local binding = require "int4mm.lib"
+local check = require "int4mm.internal.check"
+local enums = require "int4mm.enums"
 
 local lib = binding.lib
 local device = {}
@@ -16,7 +16,7 @@ local device = {}
 -- @treturn boolean
 -- @treturn ?string where it cannot: why (no CUDA build, no driver, a driver that is too old, no device)
 function device.cuda_available()
-  if lib.int4mm_cuda_available() == 0 then return true end
+  if lib.int4mm_cuda_available() == enums.status.ok then return true end
   return false, binding.last_error()
 end
 
@@ -42,8 +42,8 @@ local function cuda_version(number) return ("%d.%d"):format(math.floor(number / 
 -- @treturn ?string then the reason
 -- @raise for a GPU number that does not exist
 function device.device_info(which)
-  local number = names.device("device_info", "device", which, "cuda")
-  if number == -1 then
+  local number = enums.device("device_info", "device", which, "cuda")
+  if number == enums.CPU then
     return { device = "cpu", isa = device.cpu_isa(), isas = device.cpu_isas(), threads = device.get_num_threads() }
   end
   local available, reason = device.cuda_available()
@@ -51,7 +51,7 @@ function device.device_info(which)
   local info = ffi.new("int4mm_gpu_info")
   binding.check("device_info", lib.int4mm_cuda_device_info(number, info))
   return {
-    device = names.device_name(number),
+    device = enums.device_name(number),
     name = ffi.string(info.name),
     arch = info.arch,
     sms = info.sms,
@@ -68,7 +68,7 @@ end
 --   on the CPU.
 function device.synchronize(which)
   if which ~= nil then
-    binding.check("synchronize", lib.int4mm_synchronize(names.device("synchronize", "device", which)))
+    binding.check("synchronize", lib.int4mm_synchronize(enums.device("synchronize", "device", which)))
     return
   end
   for number = 0, device.device_count() - 1 do binding.check("synchronize", lib.int4mm_synchronize(number)) end
@@ -84,7 +84,7 @@ local methods = {}
 -- @treturn stream with `device` (the GPU's name), `handle` (the cudaStream_t as void *), `:synchronize()`, `:destroy()`
 -- @raise where CUDA is not available
 function device.stream(which)
-  local number = names.device("stream", "device", which, "cuda")
+  local number = enums.device("stream", "device", which, "cuda")
   local handle = ffi.new("void *[1]")
   binding.check("stream", lib.int4mm_stream_create(number, handle))
   return Stream(handle[0], number, true)
@@ -114,7 +114,7 @@ end
 
 ffi.metatype(Stream, {
   __index = function(stream, key)
-    if key == "device" then return names.device_name(stream.number) end
+    if key == "device" then return enums.device_name(stream.number) end
     if key == "handle" then return check_stream("handle", stream).stream end
     return methods[key] or check.raise("stream", "there is no field or method %s", check.describe(key))
   end,

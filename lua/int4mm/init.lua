@@ -15,22 +15,21 @@
 --   @{int4mm.ops.cuda_kernels|cuda_kernels}
 -- - packing: @{int4mm.ops.pack_int4_to_int32|pack_int4_to_int32},
 --   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}, @{int4mm.ops.quantize|quantize},
---   @{int4mm.ops.dequantize|dequantize}; data: @{int4mm.data.generate_test_data|generate_test_data}
--- - tensors: @{int4mm.construct.tensor|tensor}, @{int4mm.construct.empty|empty}, @{int4mm.construct.zeros|zeros},
---   @{int4mm.construct.ones|ones}, @{int4mm.construct.full|full}, @{int4mm.construct.random|random},
---   @{int4mm.construct.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
+--   @{int4mm.ops.dequantize|dequantize}; data: @{int4mm.factory.generate_test_data|generate_test_data}
+-- - tensors: @{int4mm.factory.tensor|tensor}, @{int4mm.factory.empty|empty}, @{int4mm.factory.zeros|zeros},
+--   @{int4mm.factory.ones|ones}, @{int4mm.factory.full|full}, @{int4mm.factory.random|random},
+--   @{int4mm.factory.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
 -- - devices: @{int4mm.device.cuda_available|cuda_available}, @{int4mm.device.device_count|device_count},
 --   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream}
 -- - the CPU: @{int4mm.device.set_num_threads|set_num_threads}, @{int4mm.device.get_num_threads|get_num_threads},
 --   @{int4mm.device.cpu_isa|cpu_isa}, @{int4mm.device.set_cpu_isa|set_cpu_isa}, @{int4mm.device.cpu_isas|cpu_isas}
--- - memory: @{int4mm.memory.figures|memory}, @{int4mm.memory.set_slack|set_memory_slack}
+-- - memory: @{int4mm.internal.memory.figures|memory}, @{int4mm.internal.memory.set_slack|set_memory_slack}
 -- @module int4mm
 
-local binding = require "int4mm.ffi"
-local construct = require "int4mm.construct"
-local data = require "int4mm.data"
+local binding = require "int4mm.lib"
+local factory = require "int4mm.factory"
 local device = require "int4mm.device"
-local memory = require "int4mm.memory"
+local memory = require "int4mm.internal.memory"
 local ops = require "int4mm.ops"
 local tensor = require "int4mm.tensor"
 
@@ -53,16 +52,16 @@ return {
   unpack_int32_to_int4 = ops.unpack_int32_to_int4,
   quantize = ops.quantize,
   dequantize = ops.dequantize,
-  generate_test_data = data.generate_test_data,
+  generate_test_data = factory.generate_test_data,
 
   -- tensors
-  tensor = construct.tensor,
-  empty = construct.empty,
-  zeros = construct.zeros,
-  ones = construct.ones,
-  full = construct.full,
-  random = construct.random,
-  wrap = construct.wrap,
+  tensor = factory.tensor,
+  empty = factory.empty,
+  zeros = factory.zeros,
+  ones = factory.ones,
+  full = factory.full,
+  random = factory.random,
+  wrap = factory.wrap,
   is_tensor = tensor.is_tensor,
 
   -- devices, streams, threads, memory

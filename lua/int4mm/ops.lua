@@ -7,20 +7,21 @@
 -- @module int4mm.ops
 
 local ffi = require "ffi"
-local binding = require "int4mm.ffi"
-local check = require "int4mm.check"
+local binding = require "int4mm.lib"
+local check = require "int4mm.internal.check"
 local devices = require "int4mm.device"
-local memory = require "int4mm.memory"
-local names = require "int4mm.names"
+local memory = require "int4mm.internal.memory"
+local enums = require "int4mm.enums"
 local tensor = require "int4mm.tensor"
 
 local lib = binding.lib
+local NK, ROWS = enums.layouts_b.nk, enums.ROWS
 local ops = {}
 
-local AUTO, USE_CPU, USE_CUDA = 0, 1, 2 -- int4mm_backend_choice
+local AUTO, USE_CPU, USE_CUDA = enums.backends.auto, enums.backends.cpu, enums.backends.cuda
 
 local function encoding_of(name, opts, key)
-  return check.choice(name, key, opts[key], names.encodings, "twos_complement")
+  return check.choice(name, key, opts[key], enums.encodings, "twos_complement")
 end
 
 -- The tensor given as an option, or a new one.
@@ -62,10 +63,10 @@ function ops.pack_int4_to_int32(src, opts)
   local name = "pack_int4_to_int32"
   opts = check.options(name, opts, { "dim", "encoding", "out", "stream" })
   tensor.check(name, "src", src)
-  local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
   local stream = devices.stream_handle(name, opts.stream)
   local rows, columns = packed_shape(src, dim)
-  local out = output(name, "out", opts.out, 2, rows, columns, names.dtypes.int32, src.c.device)
+  local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes.int32, src.c.device)
   binding.check(name, lib.int4mm_pack(out.c, src.c, dim, encoding, stream))
   keep(src, opts)
   return out
@@ -80,8 +81,8 @@ function ops.unpack_int32_to_int4(packed, opts)
   local name = "unpack_int32_to_int4"
   opts = check.options(name, opts, { "dim", "length", "encoding", "dtype", "out", "stream" })
   tensor.check(name, "packed", packed)
-  local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
-  local dtype = check.choice(name, "dtype", opts.dtype, names.integer_dtypes, "int8")
+  local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local dtype = check.choice(name, "dtype", opts.dtype, enums.integer_dtypes, "int8")
   local stream = devices.stream_handle(name, opts.stream)
   local rows, columns = plain_shape(name, packed, dim, opts.length)
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
@@ -107,12 +108,12 @@ function ops.quantize(src, opts)
   local name = "quantize"
   opts = check.options(name, opts, { "dim", "encoding", "out", "scales", "check", "stream" })
   tensor.check(name, "src", src)
-  local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
   local finite = check.boolean(name, "check", opts.check, true) and 1 or 0
   local stream = devices.stream_handle(name, opts.stream)
   local rows, columns = packed_shape(src, dim)
-  local out = output(name, "out", opts.out, 2, rows, columns, names.dtypes.int32, src.c.device)
-  local scales = output(name, "scales", opts.scales, 1, dim == 0 and columns or rows, 1, names.dtypes.float32,
+  local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes.int32, src.c.device)
+  local scales = output(name, "scales", opts.scales, 1, dim == 0 and columns or rows, 1, enums.dtypes.float32,
     src.c.device)
   binding.check(name, lib.int4mm_quantize(out.c, scales.c, src.c, dim, encoding, finite, stream))
   keep(src, opts)
@@ -130,8 +131,8 @@ function ops.dequantize(packed, scales, opts)
   opts = check.options(name, opts, { "dim", "length", "encoding", "dtype", "out", "stream" })
   tensor.check(name, "packed", packed)
   tensor.check(name, "scales", scales)
-  local dim, encoding = names.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
-  local dtype = check.choice(name, "dtype", opts.dtype, names.float_dtypes, "float32")
+  local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local dtype = check.choice(name, "dtype", opts.dtype, enums.float_dtypes, "float32")
   local stream = devices.stream_handle(name, opts.stream)
   local rows, columns = plain_shape(name, packed, dim, opts.length)
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
@@ -158,7 +159,7 @@ end
 
 -- out_dtype's number, which has to be that of `out` where both are given
 local function out_dtype(name, opts)
-  local dtype = names.dtype(name, "out_dtype", opts.out_dtype, "float16")
+  local dtype = enums.dtype(name, "out_dtype", opts.out_dtype, "float16")
   if opts.out_dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
     check.raise(name, "out is %s but out_dtype is %s; leave one of them out", opts.out.dtype, dtype.name)
   end
@@ -182,12 +183,12 @@ local function make_args(name, backend, opts)
   local args = ffi.new("int4mm_matmul_args")
   args.backend = backend
   args.strassen = -1
-  args.out_dtype = names.dtypes.float16.id
+  args.out_dtype = enums.dtypes.float16.id
   if next(opts) == nil then return args end
   args.out_dtype = out_dtype(name, opts)
   args.encoding_a = encoding_of(name, opts, "encoding_a")
   args.encoding_b = encoding_of(name, opts, "encoding_b")
-  args.layout_b = check.choice(name, "layout_b", opts.layout_b, names.layouts_b, "kn")
+  args.layout_b = check.choice(name, "layout_b", opts.layout_b, enums.layouts_b, "kn")
   args.strassen = strassen_levels(name, opts.strassen)
   args.stream = devices.stream_handle(name, opts.stream)
   return args
@@ -213,7 +214,8 @@ local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
   if opts.out then
     status = lib.int4mm_matmul(args)
   else
-    local bytes = tonumber(a_packed.c.shape[0] * b_packed.c.shape[1 - args.layout_b]) * (args.out_dtype == 4 and 4 or 2)
+    local bytes = tonumber(a_packed.c.shape[0]) * tonumber(b_packed.c.shape[args.layout_b == NK and 0 or 1])
+      * enums.dtypes[enums.dtype_names[args.out_dtype]].bytes
     status = memory.with_room(a_packed.c.device, bytes, call_matmul, args)
   end
   binding.check(name, status)
@@ -264,7 +266,7 @@ end
 function ops.prepack(b_packed, opts)
   opts = check.options("prepack", opts, { "layout_b", "encoding" })
   tensor.check("prepack", "b_packed", b_packed)
-  local layout = check.choice("prepack", "layout_b", opts.layout_b, names.layouts_b, "kn")
+  local layout = check.choice("prepack", "layout_b", opts.layout_b, enums.layouts_b, "kn")
   local encoding = encoding_of("prepack", opts, "encoding")
   local prepacked = tensor.released()
   binding.check("prepack", memory.with_room(b_packed.c.device, b_packed:bytes(), function()
@@ -292,7 +294,7 @@ end
 
 local function plan_table(plan)
   return setmetatable({
-    device = names.device_name(plan.device),
+    device = enums.device_name(plan.device),
     kernel = ffi.string(plan.name),
     tile = { m = plan.tile_m, n = plan.tile_n, k = plan.tile_k },
     stages = plan.stages,
@@ -325,7 +327,7 @@ end
 -- a table, never nil.
 function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known)
   opts = check.options(name, opts, known)
-  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= 0 then
+  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= ROWS then
     check.raise(name, "b_packed is prepacked; the oracle reads the words it was made from")
   end
   -- nothing of CUDA is opened for operands on the CPU
@@ -363,14 +365,14 @@ function ops.choose_cuda(problem)
     local value = problem[key]
     p[key] = check.integer(name, key, value == nil and default or value, 0)
   end
-  p.out_dtype = check.choice(name, "out_dtype", problem.out_dtype, names.float_dtypes, "float16").id
+  p.out_dtype = check.choice(name, "out_dtype", problem.out_dtype, enums.float_dtypes, "float16").id
   p.encoding_a, p.encoding_b = encoding_of(name, problem, "encoding_a"), encoding_of(name, problem, "encoding_b")
   if problem.kernel ~= nil and type(problem.kernel) ~= "string" then
     check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(problem.kernel))
   end
   local plan = ffi.new("int4mm_plan")
   local status = lib.int4mm_choose_cuda(p, problem.kernel, plan)
-  if status == 5 then return nil, binding.last_error() end -- INT4MM_ERR_UNSUPPORTED
+  if status == enums.status.unsupported then return nil, binding.last_error() end
   binding.check(name, status)
   return plan_table(plan)
 end

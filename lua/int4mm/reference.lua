@@ -7,8 +7,8 @@
 
 local ffi = require "ffi"
 local bit = require "bit"
-local names = require "int4mm.names"
-local numeric = require "int4mm.numeric"
+local enums = require "int4mm.enums"
+local numeric = require "int4mm.internal.numeric"
 local ops = require "int4mm.ops"
 local tensor = require "int4mm.tensor"
 
@@ -65,7 +65,7 @@ local function multiply(out, a_packed, b_packed, scale_a, scale_b, opts)
   local a = decode(a_packed:data(), M, k8, 1, lda, opts.encoding_a or "twos_complement")
   local b = decode(b_packed:data(), N, k8, nk and 1 or ldb, nk and ldb or 1, opts.encoding_b or "twos_complement")
   local rows, columns, bias = floats(scale_a), floats(scale_b), opts.bias and floats(opts.bias)
-  local dtype = names.dtypes[out.dtype]
+  local dtype = enums.dtypes[out.dtype]
   local encode, data, ldo = dtype.encode, ffi.cast(dtype.pointer, out:data()), out.stride
   for m = 0, M - 1 do
     for n = 0, N - 1 do
@@ -98,7 +98,7 @@ return function(a_packed, b_packed, scale_a, scale_b, opts)
   if not opts.out or opts.out.device ~= "cpu" then
     local M, N = a_packed:size(1), b_packed:size(opts.layout_b == "nk" and 1 or 2)
     local dtype = opts.out and opts.out.dtype or opts.out_dtype or "float16"
-    here.out = tensor.alloc(name, 2, M, N, names.dtypes[dtype], -1)
+    here.out = tensor.alloc(name, 2, M, N, enums.dtypes[dtype], enums.CPU)
   end
   multiply(here.out, a_packed, b_packed, scale_a, scale_b, here)
   if opts.out then return opts.out == here.out and opts.out or opts.out:copy_(here.out) end

@@ -7,14 +7,15 @@
 -- @module int4mm.tensor
 
 local ffi = require "ffi"
-local binding = require "int4mm.ffi"
-local check = require "int4mm.check"
+local binding = require "int4mm.lib"
+local check = require "int4mm.internal.check"
 local devices = require "int4mm.device"
-local memory = require "int4mm.memory"
-local names = require "int4mm.names"
-local print_tensor = require "int4mm.print"
+local memory = require "int4mm.internal.memory"
+local enums = require "int4mm.enums"
+local print_tensor = require "int4mm.internal.print"
 
 local lib = binding.lib
+local CPU = enums.CPU
 local tensor = {}
 
 -- A struct around the C struct: the C struct's own fields would hide `shape` and `dtype` of __index. It is held by
@@ -22,7 +23,7 @@ local tensor = {}
 local Tensor = ffi.typeof("struct { int4mm_tensor c; }")
 local methods, fields = {}, {}
 
-local function info_of(t) return names.dtypes[names.dtype_names[t.c.dtype]] end
+local function info_of(t) return enums.dtypes[enums.dtype_names[t.c.dtype]] end
 
 local function rows_of(t) return tonumber(t.c.shape[0]) end
 local function columns_of(t) return tonumber(t.c.shape[1]) end
@@ -49,15 +50,14 @@ end
 -- "[2, 3]"
 local function shape_text(t) return "[" .. table.concat(t.shape, ", ") .. "]" end
 
-function check.describe_cdata(value)
-  if not ffi.istype(Tensor, value) then return "a cdata" end
-  return value.c.rank == 0 and "a freed tensor" or ("a tensor %s %s"):format(shape_text(value), value.dtype)
-end
+check.describe_type(Tensor, function(t)
+  return t.c.rank == 0 and "a freed tensor" or ("a tensor %s %s"):format(shape_text(t), t.dtype)
+end)
 
 -- As tensor.check, for methods that look at elements.
 local function check_rows(name, value, what)
   tensor.check(name, what or "the tensor", value)
-  if value.c.layout ~= 0 then
+  if value.c.layout ~= enums.ROWS then
     check.raise(name, "%s is prepacked; its elements cannot be read or written", what or "the tensor")
   end
   return value
@@ -69,7 +69,7 @@ local function try_alloc(t, rank, rows, columns, dtype, device)
   return lib.int4mm_tensor_alloc(t.c, rank, rows, columns, dtype, device)
 end
 
--- Allocates; dtype is a description from names, device the core's number.
+-- Allocates; dtype is a description from enums, device the core's number.
 local function alloc(name, rank, rows, columns, dtype, device)
   local t = Tensor()
   local bytes = rows * columns * dtype.bytes
@@ -123,10 +123,10 @@ function fields.shape(t)
   if t.c.rank == 2 then return { rows_of(t), columns_of(t) } end
   return { rows_of(t) }
 end
-function fields.dtype(t) return names.dtype_names[t.c.dtype] end
-function fields.device(t) return names.device_name(t.c.device) end
+function fields.dtype(t) return enums.dtype_names[t.c.dtype] end
+function fields.device(t) return enums.device_name(t.c.device) end
 function fields.stride(t) return tonumber(t.c.stride) end
-function fields.layout(t) return names.layout_names[t.c.layout] end
+function fields.layout(t) return enums.layout_names[t.c.layout] end
 
 -- ---- methods ----
 
@@ -197,7 +197,7 @@ end
 
 local function convert(t, dtype)
   t = t:to("cpu")
-  return copy("to", alloc("to", t.c.rank, rows_of(t), columns_of(t), dtype, -1), t)
+  return copy("to", alloc("to", t.c.rank, rows_of(t), columns_of(t), dtype, CPU), t)
 end
 
 --- The tensor on another device, as another dtype, or both; itself when nothing changes.
@@ -210,10 +210,10 @@ function methods:to(where, also)
   local device, dtype = self.c.device, info_of(self)
   for i = 1, also == nil and 1 or 2 do
     local name = i == 1 and where or also
-    if names.dtypes[name] then
-      dtype = names.dtypes[name]
+    if enums.dtypes[name] then
+      dtype = enums.dtypes[name]
     elseif type(name) == "string" and (name == "cpu" or name:find("^cuda")) then
-      device = names.device("to", "the device", name)
+      device = enums.device("to", "the device", name)
     else
       check.raise("to", "the target is %s, expected a device (\"cpu\", \"cuda:0\") or a dtype (\"float16\")",
         check.describe(name))
@@ -272,7 +272,7 @@ end
 -- @raise for an index outside the tensor
 function methods:get(i, j)
   local dtype, data, offset = element("get", self, i, j)
-  if self.c.device >= 0 then
+  if self.c.device ~= CPU then
     local here = element_view(self, i, j):to("cpu")
     return dtype.decode(ffi.cast(dtype.pointer, here.c.data)[0])
   end
@@ -292,9 +292,9 @@ function methods:set(i, j, value)
   end
   local dtype, data, offset = element("set", self, i, j)
   local bits = tensor.encode("set", dtype, value, self.c.rank, i, j or i)
-  if self.c.device >= 0 then
+  if self.c.device ~= CPU then
     local view = element_view(self, i, j)
-    local here = like("set", view, -1)
+    local here = like("set", view, CPU)
     ffi.cast(dtype.pointer, here.c.data)[0] = bits
     copy("set", view, here)
   else
@@ -311,7 +311,7 @@ function methods:fill_(value)
   local dtype = info_of(self)
   if type(value) ~= "number" then check.raise("fill_", "the value is %s, expected a number", check.describe(value)) end
   local bits = tensor.encode("fill_", dtype, value, self.c.rank, 1, 1)
-  local here = self.c.device >= 0 and like("fill_", self, -1) or self
+  local here = self.c.device ~= CPU and like("fill_", self, CPU) or self
   local data, stride = ffi.cast(dtype.pointer, here.c.data), tonumber(here.c.stride)
   for i = 0, rows_of(self) - 1 do
     for j = i * stride, i * stride + columns_of(self) - 1 do data[j] = bits end
@@ -407,7 +407,7 @@ end
 function metatable.__tostring(t)
   if t.c.rank == 0 then return "tensor(freed)" end
   local suffix = ("dtype=%s, device=%s, shape=%s"):format(t.dtype, t.device, shape_text(t))
-  if t.c.layout ~= 0 then return ("tensor(prepacked, %s)"):format(suffix) end
+  if t.c.layout ~= enums.ROWS then return ("tensor(prepacked, %s)"):format(suffix) end
   return print_tensor(t, info_of(t).low ~= nil, suffix)
 end
 

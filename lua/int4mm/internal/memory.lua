@@ -5,22 +5,22 @@
 -- runs and the next limit is set as far above what is still alive as half of that, at least `slack` bytes. A long-lived
 -- stock of tensors thus costs few collections (the method of torch7 and cutorch). An allocation that fails is tried
 -- once more after a collection.
--- @module int4mm.memory
+-- @module int4mm.internal.memory
 
-local binding = require "int4mm.ffi"
-local check = require "int4mm.check"
-local names = require "int4mm.names"
+local binding = require "int4mm.lib"
+local check = require "int4mm.internal.check"
+local enums = require "int4mm.enums"
 
 local lib = binding.lib
 local memory = {}
 
 local MIB = 2 ^ 20
-local OUT_OF_MEMORY = 3 -- INT4MM_ERR_MEMORY
+local CPU, OK, OUT_OF_MEMORY = enums.CPU, enums.status.ok, enums.status.memory
 
 -- by device number
 local slack, limits = {}, {}
 
-local function slack_of(device) return slack[device] or (device < 0 and 64 or 1024) * MIB end
+local function slack_of(device) return slack[device] or (device == CPU and 64 or 1024) * MIB end
 
 local function allocated(device) return tonumber(lib.int4mm_allocated(device)) end
 
@@ -44,7 +44,7 @@ function memory.with_room(device, bytes, allocate, ...)
     collect(device)
     status = allocate(...)
   end
-  if status == 0 and not limits[device] then limits[device] = limit end
+  if status == OK and not limits[device] then limits[device] = limit end
   return status
 end
 
@@ -53,9 +53,9 @@ end
 --   soft limit at which the next allocation collects garbage first; only devices used so far
 function memory.figures()
   local figures = {}
-  limits[-1] = limits[-1] or slack_of(-1)
+  limits[CPU] = limits[CPU] or slack_of(CPU)
   for device, limit in pairs(limits) do
-    figures[names.device_name(device)] = { allocated = allocated(device), limit = limit }
+    figures[enums.device_name(device)] = { allocated = allocated(device), limit = limit }
   end
   return figures
 end
@@ -65,7 +65,7 @@ end
 -- @tparam string device "cpu" or "cuda:0"
 -- @tparam number bytes default 64 MiB on the CPU and 1 GiB on a GPU
 function memory.set_slack(device, bytes)
-  local number = names.device("set_memory_slack", "device", device)
+  local number = enums.device("set_memory_slack", "device", device)
   slack[number] = check.integer("set_memory_slack", "bytes", bytes, 0)
   collect(number)
 end

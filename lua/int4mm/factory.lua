@@ -1,16 +1,18 @@
---- Makes tensors: empty, filled, random, from tables, strings and C memory.
--- @module int4mm.construct
+--- Makes tensors: empty, filled, random, from tables, strings and C memory, and test data.
+-- @module int4mm.factory
 
 local ffi = require "ffi"
-local binding = require "int4mm.ffi"
-local check = require "int4mm.check"
+local binding = require "int4mm.lib"
+local check = require "int4mm.internal.check"
 local devices = require "int4mm.device"
-local names = require "int4mm.names"
+local enums = require "int4mm.enums"
+local ops = require "int4mm.ops"
 local tensor = require "int4mm.tensor"
 
 local lib = binding.lib
+local CPU = enums.CPU
 local alloc, encode = tensor.alloc, tensor.encode
-local construct = {}
+local factory = {}
 
 -- { 2, 3, dtype = "int8", device = "cuda" } as rank, rows, columns, dtype, device
 local function parse_spec(name, spec)
@@ -30,35 +32,35 @@ local function parse_spec(name, spec)
   local rank = spec[2] == nil and 1 or 2
   local rows = check.integer(name, rank == 2 and "the number of rows" or "the length", spec[1], 0)
   local columns = rank == 2 and check.integer(name, "the number of columns", spec[2], 0) or 1
-  return rank, rows, columns, names.dtype(name, "dtype", spec.dtype, "float32"),
-    names.device(name, "device", spec.device, "cpu")
+  return rank, rows, columns, enums.dtype(name, "dtype", spec.dtype, "float32"),
+    enums.device(name, "device", spec.device, "cpu")
 end
 
 --- A tensor with undefined contents.
 -- @tparam table spec `{ rows, columns, dtype = "float32", device = "cpu" }`, or `{ length, ... }` for a vector
 -- @treturn tensor
 -- @raise for a negative size, an unknown dtype or device, and when memory runs out
-function construct.empty(spec)
+function factory.empty(spec)
   return alloc("empty", parse_spec("empty", spec))
 end
 
 --- A tensor of zeros; `spec` as in @{empty}.
-function construct.zeros(spec)
+function factory.zeros(spec)
   local t = alloc("zeros", parse_spec("zeros", spec))
   binding.check("zeros", lib.int4mm_tensor_fill_bytes(t.c, 0, nil))
   return t
 end
 
 --- A tensor with one value everywhere; `spec` as in @{empty}.
-function construct.full(spec, value)
+function factory.full(spec, value)
   return alloc("full", parse_spec("full", spec)):fill_(value)
 end
 
 --- A tensor of ones; `spec` as in @{empty}.
-function construct.ones(spec) return construct.full(spec, 1) end
+function factory.ones(spec) return factory.full(spec, 1) end
 
 -- A seed: a whole number up to 2^53 or a uint64_t, 0 by default.
-function construct.check_seed(name, seed)
+function factory.check_seed(name, seed)
   if ffi.istype("uint64_t", seed) then return seed end
   return check.integer(name, "seed", seed or 0, 0)
 end
@@ -68,10 +70,10 @@ end
 -- @tparam[opt] table opts `seed` (0; a whole number or a uint64_t), `sequence` (0; one of 2^32 of a seed), `low` (0),
 --   `high` (1), `stream`
 -- @treturn tensor t
-function construct.random(t, opts)
+function factory.random(t, opts)
   tensor.check("random", "the tensor", t)
   opts = check.options("random", opts, { "seed", "sequence", "low", "high", "stream" })
-  local seed = construct.check_seed("random", opts.seed)
+  local seed = factory.check_seed("random", opts.seed)
   local sequence = check.integer("random", "sequence", opts.sequence or 0, 0, 2 ^ 32 - 1)
   local low, high = check.number("random", "low", opts.low or 0), check.number("random", "high", opts.high or 1)
   binding.check("random", lib.int4mm_random(t.c, seed, sequence, low, high,
@@ -86,7 +88,7 @@ end
 local function from_table(source, dtype)
   local rank = type(source[1]) == "table" and 2 or 1
   local rows, columns = #source, rank == 2 and #source[1] or 1
-  local t = alloc("tensor", rank, rows, columns, dtype, -1)
+  local t = alloc("tensor", rank, rows, columns, dtype, CPU)
   local data = ffi.cast(dtype.pointer, t.c.data)
   if rank == 1 then
     fill_row("tensor", data, 0, source, 1, 1, rows, dtype)
@@ -135,7 +137,7 @@ local function from_bytes(source, shape, dtype)
         dtype.name)
     end
   end
-  local t = alloc("tensor", rank, rows, columns, dtype, -1)
+  local t = alloc("tensor", rank, rows, columns, dtype, CPU)
   ffi.copy(t.c.data, source, bytes)
   return t
 end
@@ -147,15 +149,15 @@ end
 --   string or C memory only)
 -- @treturn tensor
 -- @raise for ragged rows, for what is not a number and for numbers outside the dtype, with row and column
-function construct.tensor(source, opts)
+function factory.tensor(source, opts)
   opts = check.options("tensor", opts, { "dtype", "device", "shape" })
-  local device = names.device("tensor", "device", opts.device, "cpu")
+  local device = enums.device("tensor", "device", opts.device, "cpu")
   if tensor.is_tensor(source) then
     tensor.check("tensor", "the source", source)
-    local t = source:to(names.device_name(opts.device and device or source.c.device), opts.dtype or source.dtype)
+    local t = source:to(enums.device_name(opts.device and device or source.c.device), opts.dtype or source.dtype)
     return t == source and source:clone() or t
   end
-  local dtype = names.dtype("tensor", "dtype", opts.dtype, "float32")
+  local dtype = enums.dtype("tensor", "dtype", opts.dtype, "float32")
   local t
   if type(source) == "table" then
     if opts.shape ~= nil then check.raise("tensor", "shape goes with a string or C memory; a table has its own") end
@@ -166,7 +168,7 @@ function construct.tensor(source, opts)
     check.raise("tensor", "the source is %s, expected a table of numbers, a string, C memory or a tensor",
       check.describe(source))
   end
-  return device == -1 and t or tensor.copy("tensor", tensor.like("tensor", t, device), t)
+  return device == CPU and t or tensor.copy("tensor", tensor.like("tensor", t, device), t)
 end
 
 --- A tensor over memory that belongs to something else, without a copy: a C array, a mapped file, a GPU pointer of
@@ -175,15 +177,15 @@ end
 -- @tparam table opts `shape`, `dtype` ("float32"), `device` ("cpu"), `stride` in elements (the number of columns),
 --   `owner` (a Lua value to be kept while the tensor or a view of it lives; the pointer itself always is)
 -- @treturn tensor
-function construct.wrap(pointer, opts)
+function factory.wrap(pointer, opts)
   opts = check.options("wrap", opts, { "shape", "dtype", "device", "stride", "owner" })
   if type(pointer) ~= "cdata" then
     check.raise("wrap", "the memory is %s, expected a C pointer or array", check.describe(pointer))
   end
   local rank, rows, columns = parse_shape("wrap", opts.shape)
   local stride = check.integer("wrap", "stride", opts.stride or (rank == 1 and 1 or columns), 0)
-  local dtype = names.dtype("wrap", "dtype", opts.dtype, "float32")
-  local device = names.device("wrap", "device", opts.device, "cpu")
+  local dtype = enums.dtype("wrap", "dtype", opts.dtype, "float32")
+  local device = enums.device("wrap", "device", opts.device, "cpu")
   local t = tensor.released()
   binding.check("wrap", lib.int4mm_tensor_wrap(t.c, ffi.cast("void *", pointer), rank, rows, columns, stride, dtype.id,
     device))
@@ -191,4 +193,40 @@ function construct.wrap(pointer, opts)
   return t
 end
 
-return construct
+-- ---- test data ----
+
+--- Random operands of a product: uniform int4 values and scales in (0, 1/64].
+-- Philox4x32-10 with the seed as its key and sequences 1 (a), 2 (b), 3 (scale_a) and 4 (scale_b).
+-- @tparam number M rows of A
+-- @tparam number K columns of A and rows of B, a multiple of 8
+-- @tparam number N columns of B
+-- @tparam[opt] table opts `seed` (0), `device` ("cpu")
+-- @treturn tensor a_packed [M, K/8] int32
+-- @treturn tensor b_packed [K/8, N] int32
+-- @treturn tensor scale_a [M] float32
+-- @treturn tensor scale_b [N] float32
+-- @treturn tensor a [M, K] int8: what a_packed holds
+-- @treturn tensor b [K, N] int8
+function factory.generate_test_data(M, K, N, opts)
+  local name = "generate_test_data"
+  check.integer(name, "M", M, 0)
+  check.integer(name, "K", K, 0)
+  check.integer(name, "N", N, 0)
+  if K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8: a word holds eight values", K) end
+  opts = check.options(name, opts, { "seed", "device" })
+  local device = enums.device_name(enums.device(name, "device", opts.device, "cpu"))
+  local seed = factory.check_seed(name, opts.seed)
+  local function words(rows, columns, sequence)
+    return factory.random(factory.empty { rows, columns, dtype = "int32", device = device },
+      { seed = seed, sequence = sequence })
+  end
+  local function scales(length, sequence)
+    return factory.random(factory.empty { length, device = device },
+      { seed = seed, sequence = sequence, low = 0, high = 1 / 64 })
+  end
+  local a_packed, b_packed = words(M, K / 8, 1), words(K / 8, N, 2)
+  return a_packed, b_packed, scales(M, 3), scales(N, 4), ops.unpack_int32_to_int4(a_packed),
+    ops.unpack_int32_to_int4(b_packed, { dim = 1 })
+end
+
+return factory

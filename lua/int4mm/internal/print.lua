@@ -1,5 +1,5 @@
 --- Tensors as text, after PyTorch's printing: aligned columns, four digits, the middle of large tensors left out.
--- @module int4mm.print
+-- @module int4mm.internal.print
 
 local EDGE = 3           -- rows and columns shown at each end
 local SUMMARISE = 1000   -- elements from which the middle is left out

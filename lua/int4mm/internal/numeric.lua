@@ -2,7 +2,7 @@
 --
 -- Written apart from the C core (core/numeric.h) on purpose: the oracle and the specs compare the two. Rounding is to
 -- nearest even, overflow gives infinity, every NaN has the one bit pattern 0x7fff (float32: 0x7fffffff).
--- @module int4mm.numeric
+-- @module int4mm.internal.numeric
 
 local ffi = require "ffi"
 local bit = require "bit"

@@ -1,6 +1,6 @@
 --- What gpu_peers.lua measured, as text. The report is the one that --json prints.
 
-local bench = require "int4mm.bench"
+local bench = require "bench"
 
 local TITLES = { fp16 = "cuBLAS fp16", int8 = "cuBLASLt int8", fp8 = "cuBLASLt fp8" }
 

@@ -2,18 +2,15 @@
 --
 -- `libint4mm.so` is looked for along `package.cpath`, where LuaRocks and `make install` put it, and its declarations
 -- come from the module `int4mm.cdef`, which the build makes from src/int4mm.h.
--- @module int4mm.ffi
+-- @module int4mm.lib
 
 local ffi = require "ffi"
-local check = require "int4mm.check"
+local check = require "int4mm.internal.check"
 
 local binding = {}
 
 -- What is needed of libc, under names of our own: a program may declare the usual ones differently.
 local libc = [[
-  typedef struct int4mm_timespec { long seconds; long nanoseconds; } int4mm_timespec;
-  int int4mm_clock_gettime(int clock, int4mm_timespec *time) __asm__("clock_gettime");
-  int int4mm_isatty(int fd) __asm__("isatty");
   int int4mm_memcmp(const void *x, const void *y, size_t bytes) __asm__("memcmp");
   char *int4mm_realpath(const char *path, char *resolved) __asm__("realpath");
 ]]

@@ -1,13 +1,15 @@
---- Errors and argument checks, in plain Lua.
+--- Errors and argument checks.
 --
 -- A mistake of the caller raises a sentence that starts with the name of the function that was called and carries the
 -- position of the caller's own line, however deep inside the package it was found.
--- @module int4mm.check
+-- @module int4mm.internal.check
+
+local ffi = require "ffi"
 
 local check = {}
 
 -- "@/path/to/int4mm/": what the source of every function of this package starts with.
-local package_source = debug.getinfo(1, "S").source:match("^.*[/\\]") or "@"
+local package_source = debug.getinfo(1, "S").source:match("^(.*[/\\])internal[/\\]") or "@"
 
 --- Raises `name: message` at the first line on the stack that is not in this package.
 -- @tparam string name the function that the user called
@@ -24,8 +26,19 @@ function check.raise(name, message, ...)
   error(name .. ": " .. message, level)
 end
 
---- What a cdata is, in a few words; the tensors' module says more of its own.
-function check.describe_cdata() return "a cdata" end
+local described = {} -- { ctype =, describe = } of each C type that has words of its own
+
+--- Gives the values of a C type words of their own in messages.
+-- @param ctype from ffi.typeof
+-- @tparam function describe from a value to a few words
+function check.describe_type(ctype, describe) described[#described + 1] = { ctype = ctype, describe = describe } end
+
+local function describe_cdata(value)
+  for _, entry in ipairs(described) do
+    if ffi.istype(entry.ctype, value) then return entry.describe(value) end
+  end
+  return "a cdata"
+end
 
 --- A value in a few words for an error message: `nil`, `"text"`, `1.5`, `a table`, `a tensor [2, 3] int8`.
 function check.describe(value)
@@ -33,7 +46,7 @@ function check.describe(value)
   if kind == "string" then return ("%q"):format(#value > 40 and value:sub(1, 37) .. "..." or value) end
   if kind == "number" then return ("%.17g"):format(value) end
   if kind == "nil" or kind == "boolean" then return tostring(value) end
-  return kind == "cdata" and check.describe_cdata(value) or "a " .. kind
+  return kind == "cdata" and describe_cdata(value) or "a " .. kind
 end
 
 --- Checks that a value is a whole number from low to high and returns it.

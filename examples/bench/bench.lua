@@ -1,18 +1,25 @@
 --- What benchmarks and examples share: a clock, medians, figures as text, a progress bar.
--- @module int4mm.bench
 
 local ffi = require "ffi"
-require "int4mm.ffi" -- declares what is used of libc
+
+-- under names of their own: a program may declare the usual ones differently
+if not pcall(ffi.typeof, "bench_timespec") then
+  ffi.cdef [[
+    typedef struct bench_timespec { long seconds; long nanoseconds; } bench_timespec;
+    int bench_clock_gettime(int clock, bench_timespec *time) __asm__("clock_gettime");
+    int bench_isatty(int fd) __asm__("isatty");
+  ]]
+end
 
 local bench = {}
 
 local CLOCK_MONOTONIC = 1
-local time = ffi.new("int4mm_timespec")
+local time = ffi.new("bench_timespec")
 
 --- Seconds on a clock that only goes forward.
 -- @treturn number
 function bench.now()
-  ffi.C.int4mm_clock_gettime(CLOCK_MONOTONIC, time)
+  ffi.C.bench_clock_gettime(CLOCK_MONOTONIC, time)
   return tonumber(time.seconds) + tonumber(time.nanoseconds) * 1e-9
 end
 
@@ -98,7 +105,7 @@ local STDERR, BAR = 2, 30
 -- @tparam number total how many steps there will be
 -- @treturn function step(text): draws the bar with what comes next and counts one step; step() at the end removes it
 function bench.progress(total)
-  if ffi.C.int4mm_isatty(STDERR) ~= 1 then return function() end end
+  if ffi.C.bench_isatty(STDERR) ~= 1 then return function() end end
   local done = 0
   return function(text)
     if not text then

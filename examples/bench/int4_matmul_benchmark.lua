@@ -1,18 +1,20 @@
 --- Speed and accuracy of the int4 product over a list of sizes, on every backend at hand.
 --
---     luajit examples/int4_matmul_benchmark.lua --help
+--     luajit examples/bench/int4_matmul_benchmark.lua --help
 
 -- From a source tree (after make) the module is found beside this script; an installed one comes first.
+local here = arg[0]:match("^(.*)[/\\]") or "."
 if not package.searchpath("int4mm", package.path) then
-  local root = (arg[0]:match("^(.*)[/\\]") or ".") .. "/.."
+  local root = here .. "/../.."
   package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s/build/lua/?.lua;"):format(root, root, root) .. package.path
   package.cpath = root .. "/build/?.so;" .. package.cpath
 end
+package.path = here .. "/?.lua;" .. package.path
 local argparse = require "argparse"
 local ffi = require "ffi"
 local json = require "cjson"
 local q = require "int4mm"
-local bench = require "int4mm.bench"
+local bench = require "bench"
 
 local SIZES = {
   "1x4096x4096", "16x4096x4096", "128x4096x4096", "256x256x256", "512x512x512", "1024x1024x1024", "2048x2048x2048",

@@ -1,6 +1,6 @@
 --- The int4 product beside cuBLAS fp16 and cuBLASLt int8 and fp8, in one process on one GPU.
 --
---     luajit examples/gpu_peers.lua --help
+--     luajit examples/bench/gpu_peers.lua --help
 --
 -- Each contender of a shape is captured into a CUDA graph of calls that rotate over sets of random operands, together
 -- larger than the L2 where --sets allows, and the graph is replayed back to back between events; the figure is the
@@ -13,7 +13,7 @@
 -- From a source tree (after make) the module is found beside this script; an installed one comes first.
 local here = arg[0]:match("^(.*)[/\\]") or "."
 if not package.searchpath("int4mm", package.path) then
-  local root = here .. "/.."
+  local root = here .. "/../.."
   package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s/build/lua/?.lua;"):format(root, root, root) .. package.path
   package.cpath = root .. "/build/?.so;" .. package.cpath
 end
@@ -23,7 +23,7 @@ local ffi = require "ffi"
 local json = require "cjson"
 local cublas = require "cublas"
 local q = require "int4mm"
-local bench = require "int4mm.bench"
+local bench = require "bench"
 local describe = require "gpu_peers_report"
 
 local SHAPES = "512x512x512,1024x1024x1024,2048x2048x2048,4096x4096x4096,8192x8192x8192,16384x16384x16384,"
