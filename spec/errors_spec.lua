@@ -22,8 +22,11 @@ end
 --- A matrix whose rows are all one row, so that a long K costs no memory.
 local function long_operand(rows, k8)
   local memory = ffi.new "int32_t[1]"
-  return q.wrap(memory, { shape = { rows, k8 }, stride = k8, dtype = "int32" })
+  return q.wrap(ffi.cast("void *", memory), { shape = { rows, k8 }, stride = k8, dtype = "int32", owner = memory })
 end
+
+--- The bytes of a tensor from an element on, as memory of any dtype.
+local function raw(t, offset) return ffi.cast("void *", t:data() + (offset or 0)) end
 
 -- What is wrong, a function that makes it so, and the message without the name of the function.
 local mistakes = {
@@ -37,6 +40,13 @@ local mistakes = {
     "b_packed is [4, 10] float32, expected a matrix of int32, eight int4 to a word" },
   { "K differs", function(c) c.b = q.zeros { K / 8 + 1, N, dtype = "int32" } end,
     "b_packed is [5, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 5)" },
+  { "b_packed was packed along its columns", function(c) c.b = q.zeros { K, N, dtype = "int32" } end,
+    "b_packed is [32, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 32); was b packed along dim 1?" },
+  { "b_packed was packed along its columns in the layout nk", function(c)
+    c.b, c.opts = q.zeros { N, K, dtype = "int32" }, { layout_b = "nk" }
+  end, "b_packed is [10, 32] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 32); was b packed along dim 2?" },
+  { "a_packed was packed along its rows", function(c) c.a = q.zeros { 1, K, dtype = "int32" } end,
+    "b_packed is [4, 10] int32 but a_packed is [1, 32] int32: K/8 differs (32 and 4); was a packed along dim 2?" },
   { "K differs in the layout nk", function(c) c.opts = { layout_b = "nk" } end,
     "b_packed is [4, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 10)" },
   { "scale_a is too short", function(c) c.scale_a = q.zeros { M - 1 } end,
@@ -80,7 +90,9 @@ local mistakes = {
   { "out_dtype is none", function(c) c.opts = { out_dtype = "float64" } end,
     { pattern = '^out_dtype is "float64", expected .*"float16"' } },
   { "out_dtype is an integer type", function(c) c.opts = { out_dtype = "int32" } end,
-    { pattern = "^out_dtype is .*int32.*, expected .*float16.*bfloat16.*float32" } },
+    'out_dtype is "int32", expected "bfloat16", "float16" or "float32"' },
+  { "out_dtype is a name of another library", function(c) c.opts = { out_dtype = "fp16" } end,
+    'out_dtype is "fp16", expected "bfloat16", "float16" or "float32"' },
   { "encoding_a is none", function(c) c.opts = { encoding_a = "signed" } end,
     'encoding_a is "signed", expected "offset" or "twos_complement"' },
   { "encoding_b is a number", function(c) c.opts = { encoding_b = 1 } end,
@@ -89,10 +101,10 @@ local mistakes = {
   { "out is a_packed's memory", function(c)
     local memory = q.zeros { 4 * M * N, dtype = "int32" }
     c.a = q.wrap(memory:data(), { shape = { M, K / 8 }, dtype = "int32", owner = memory })
-    c.opts = { out = q.wrap(memory:data() + 3, { shape = { M, N }, dtype = "float32", owner = memory }) }
+    c.opts = { out = q.wrap(raw(memory, 3), { shape = { M, N }, dtype = "float32", owner = memory }) }
   end, "out overlaps a_packed in memory" },
   { "out is b_packed's memory", function(c)
-    c.opts = { out = q.wrap(c.b:data(), { shape = { M, N }, dtype = "float16", owner = c.b }) }
+    c.opts = { out = q.wrap(raw(c.b), { shape = { M, N }, dtype = "float16", owner = c.b }) }
   end, "out overlaps b_packed in memory" },
   { "out is scale_b's memory", function(c)
     local memory = q.zeros { M, N }
@@ -160,7 +172,7 @@ describe("out beside an operand in one memory", function()
     local whole = q.zeros { M, N + K / 8, dtype = "int32" }
     local a = whole:narrow(2, N + 1, K / 8)
     a:copy_(call.a)
-    local out = q.wrap(whole:data(), { shape = { M, N }, stride = N + K / 8, dtype = "float32", owner = whole })
+    local out = q.wrap(raw(whole), { shape = { M, N }, stride = N + K / 8, dtype = "float32", owner = whole })
     q.int4_matmul_cpu(a, call.b, call.scale_a, call.scale_b, { out = out })
     local opts = { out_dtype = "float32" }
     assert.same_bits(q.int4_matmul_reference(call.a, call.b, call.scale_a, call.scale_b, opts), out)
@@ -239,7 +251,7 @@ describe("q.tensor refuses", function()
   it("a string or an array of another size", function()
     assert.fails_with("tensor: the string has 5 bytes, expected 8 for 2 values of float32",
       function() q.tensor("12345", { shape = { 2 } }) end)
-    assert.fails_with("tensor: the array has 4 bytes, expected 24 for 6 values of float32",
+    assert.fails_with("tensor: the source has 4 bytes, expected 24",
       function() q.tensor(ffi.new "float[1]", { shape = { 2, 3 } }) end)
     assert.fails_with({ pattern = "^tensor: shape is nil, expected a table" }, function() q.tensor "1234" end)
   end)
@@ -287,11 +299,193 @@ describe("q.wrap refuses", function()
       function() q.wrap({}, { shape = { 1 } }) end)
     assert.fails_with({ pattern = "^wrap: stride is 2, less than the 4 columns of a row" },
       function() q.wrap(memory, { shape = { 2, 4 }, stride = 2, dtype = "int32" }) end)
-    assert.fails_with({ pattern = "^wrap: data is NULL" },
+    assert.fails_with("wrap: the memory is NULL, expected 32 bytes",
       function() q.wrap(ffi.cast("int32_t *", nil), { shape = { 2, 4 }, dtype = "int32" }) end)
     assert.fails_with({ pattern = "^wrap: data is at .*, which is not aligned for int32" },
       function() q.wrap(ffi.cast("char *", memory) + 1, { shape = { 1 }, dtype = "int32" }) end)
     assert.fails_with({ pattern = "^wrap: shape is nil, expected a table" }, function() q.wrap(memory) end)
+  end)
+end)
+
+describe("C values given as memory", function()
+  local function wrap(value, opts) return function() local _ = q.wrap(value, opts or { shape = { 2 } }) end end
+  local function make(value, opts) return function() local _ = q.tensor(value, opts or { shape = { 2 } }) end end
+  local struct = ffi.new "struct { float x[4]; }"
+  local none = {
+    ["5LL"] = { 5LL, "a C value of type int64_t" },
+    ["a struct"] = { struct, "a C value of type struct %d+" },
+    ["a C type"] = { ffi.typeof "float[4]", "the C type float %[4%]" },
+    ["an array of pointers"] = { ffi.new "float *[4]", "a C value of type float %*%[4%]" },
+    ["a function"] = { ffi.cast("int (*)(int)", 4096), "a C value of type int %(%*%)%(%)" },
+  }
+  for name, case in pairs(none) do
+    it("are refused where they are no memory: " .. name, function()
+      assert.fails_with({ pattern = "^wrap: the memory is " .. case[2] .. ", expected a C pointer or array$" },
+        wrap(case[1]))
+      assert.fails_with({ pattern = "^tensor: the source is " .. case[2] .. ", expected a C pointer or array$" },
+        make(case[1]))
+    end)
+  end
+
+  it("are refused where they are a tensor", function()
+    assert.fails_with("wrap: the memory is a tensor [2] float32, expected a C pointer or array", wrap(q.zeros { 2 }))
+    assert.fails_with("wrap: the memory is a freed tensor, expected a C pointer or array", wrap(freed(q.zeros { 2 })))
+    assert.fails_with("tensor: shape goes with a string or C memory; a tensor has its own", make(q.zeros { 2 }))
+  end)
+
+  it("are refused where they are NULL and bytes are needed", function()
+    assert.fails_with("tensor: the source is NULL, expected 8 bytes", make(ffi.cast("float *", nil)))
+    assert.fails_with("wrap: the memory is NULL, expected 8 bytes", wrap(ffi.cast("void *", nil)))
+    assert.same({}, q.tensor(ffi.cast("float *", nil), { shape = { 0 } }):totable())
+  end)
+
+  it("are refused where an array is too small, rows and strides counted", function()
+    local memory = ffi.new "float[8]"
+    assert.fails_with("wrap: the memory has 32 bytes, expected 1600", wrap(memory, { shape = { 400 } }))
+    assert.fails_with("wrap: the memory has 32 bytes, expected 36", wrap(memory, { shape = { 2, 3 }, stride = 6 }))
+    assert.equal(5, q.wrap(memory, { shape = { 2, 3 }, stride = 5 }).stride)
+    assert.fails_with("wrap: the memory has 16 bytes, expected 20", wrap(struct.x, { shape = { 5 } }))
+    assert.fails_with("tensor: the source has 16 bytes, expected 20", make(struct.x, { shape = { 5 } }))
+    assert.fails_with("tensor: the source has 12 bytes, expected 20", make(ffi.new("float[?]", 3), { shape = { 5 } }))
+  end)
+
+  it("are refused where their elements are of another type", function()
+    local elements = { int32 = "int32_t", float16 = "uint16_t", bfloat16 = "uint16_t", float32 = "float" }
+    for dtype, expected in pairs(elements) do
+      for _, ctype in ipairs { "double[4]", "int64_t[4]", "bool[32]", "double *", "const double *", "float **" } do
+        local value = ctype:find "%*" and ffi.cast(ctype, ffi.cast("void *", struct)) or ffi.new(ctype)
+        local words = ctype == "float **" and "expected a C pointer or array"
+          or ("expected %s for %s; a void * is taken as it is"):format(expected, dtype)
+        for name, use in pairs { ["wrap: the memory"] = wrap, ["tensor: the source"] = make } do
+          assert.fails_with({ pattern = "^" .. name .. " is a C value of type .-, " .. words:gsub("%*", "%%*") .. "$" },
+            use(value, { shape = { 2 }, dtype = dtype }))
+        end
+      end
+    end
+    assert.fails_with({ pattern = "^wrap: .*expected float for float32" }, wrap(ffi.new "int32_t[4]"))
+    assert.fails_with({ pattern = "^wrap: .*expected int8_t for int8" },
+      wrap(ffi.new "int32_t[4]", { shape = { 4 }, dtype = "int8" }))
+  end)
+
+  it("are taken where their elements fit, or are bytes", function()
+    local fitting = {
+      int32 = { "int32_t", "uint32_t" }, int8 = { "int8_t" }, float32 = { "float" },
+      float16 = { "int16_t", "uint16_t" }, bfloat16 = { "int16_t", "uint16_t" },
+    }
+    for dtype, ctypes in pairs(fitting) do
+      for _, ctype in ipairs { "char", "uint8_t", "int8_t", unpack(ctypes) } do
+        local array = ffi.new(ctype .. "[?]", 8 / ffi.sizeof(ctype))
+        local opts = { shape = { 2 }, dtype = dtype }
+        for _, memory in ipairs { array, ffi.cast(ctype .. " *", array), ffi.cast("const " .. ctype .. " *", array),
+            ffi.cast("void *", array), ffi.cast("const volatile void *", array) } do
+          opts.owner = array
+          assert.same({ 0, 0 }, q.wrap(memory, opts):totable())
+          assert.same({ 0, 0 }, q.tensor(memory, { shape = { 2 }, dtype = dtype }):totable())
+        end
+      end
+    end
+    local rows = ffi.new("float[2][3]", { { 1, 2, 3 }, { 4, 5, 6 } })
+    assert.same({ { 1, 2, 3 }, { 4, 5, 6 } }, q.tensor(rows, { shape = { 2, 3 } }):totable())
+    assert.same({ 4, 5, 6 }, q.wrap(rows[1], { shape = { 3 }, owner = rows }):totable())
+  end)
+end)
+
+describe("a stream option", function()
+  local stream_of = function(value)
+    return function() q.zeros({ 2 }):fill_bytes_(0, value) end
+  end
+
+  it("is a handle, and nothing else that has an address", function()
+    for name, value in pairs {
+      ["a C value of type int64_t"] = 5LL,
+      ["a tensor [2] float32"] = q.zeros { 2 },
+      ["a C value of type void *[1]"] = ffi.new "void *[1]",
+      ["a C value of type float *"] = ffi.cast("float *", 4096),
+      ["the C type void *"] = ffi.typeof "void *",
+      ["a userdata"] = io.stdout,
+    } do
+      assert.fails_with("fill_bytes_: stream is " .. name
+        .. ", expected one from int4mm.stream or a cudaStream_t as C pointer or light userdata", stream_of(value))
+    end
+    stream_of(ffi.cast("void *", nil))() -- the default stream
+    stream_of(ffi.new "struct { void *stream; }".stream)()
+  end)
+end)
+
+describe("an operator on a tensor", function()
+  it("is refused with what to use instead", function()
+    local t = q.zeros { 2, 3 }
+    local numbers = "; totable gives the elements as numbers"
+    local cases = {
+      ["operator +" .. numbers] = { function() return t + 1 end, function() return 1 + t end },
+      ["operator -" .. numbers] = { function() return t - t end, function() return -t end },
+      ["operator /" .. numbers] = { function() return t / 2 end },
+      ["operator %" .. numbers] = { function() return t % 2 end },
+      ["operator ^" .. numbers] = { function() return t ^ 2 end },
+      ["operator *; int4_matmul multiplies packed matrices, totable gives the elements as numbers"] =
+        { function() return t * t end },
+      ["operator #; numel counts the elements, size gives the extents"] = { function() return #t end },
+      ["operator ..; tostring gives a tensor as text"] =
+        { function() return t .. "" end, function() return "" .. t end },
+      ["operator <; equal compares two tensors"] = { function() return t < t end, function() return t > 1 end },
+      ["operator <=; equal compares two tensors"] = { function() return t <= t end },
+      ["iteration by pairs" .. numbers] = { function() local _ = pairs(t) end },
+      ["iteration by ipairs" .. numbers] = { function() local _ = ipairs(t) end },
+      ["call; get(i, j) reads an element"] = { function() local _ = t(1, 2) end },
+    }
+    for message, uses in pairs(cases) do
+      for _, use in ipairs(uses) do assert.fails_with("tensor: there is no " .. message, use) end
+    end
+    assert.fails_with("tensor: there is no field or method 1; get(i, j) reads an element",
+      function() return t[1] end)
+  end)
+end)
+
+describe("a message starts with the function that was called", function()
+  it("once, and with no other", function()
+    local opts = { shape = { 2 ^ 53, 2 ^ 53 } }
+    local cases = {
+      ["^ones: the shape is 5, expected a table"] = function() q.ones(5) end,
+      ["^ones: dtype is \"half\""] = function() q.ones { 2, dtype = "half" } end,
+      ["^full: the shape is 5, expected a table"] = function() q.full(5, 1) end,
+      ["^full: the value 300 does not fit int8 %("] = function() q.full({ 2, dtype = "int8" }, 300) end,
+      ["^full: the value is nil, expected a number$"] = function() q.full { 2 } end,
+      ["^fill_: the value 70000 is too large for float16$"] =
+        function() q.zeros({ 2, dtype = "float16" }):fill_(70000) end,
+      ["^contiguous: the tensor was freed$"] = function() freed(q.zeros { 2 }):contiguous() end,
+      ["^tensor: dtype is \"int4\""] = function() q.tensor(q.zeros { 2 }, { dtype = "int4" }) end,
+      ["^tensor: dst is int8 but src is float32: "] = function() q.tensor(q.zeros { 2 }, { dtype = "int8" }) end,
+      ["^set_num_threads: threads is 2147483647, expected 1 to"] = function() q.set_num_threads(2 ^ 31 - 1) end,
+      ["^generate_test_data: out of memory on cpu"] = function() q.generate_test_data(2 ^ 40, 2 ^ 20, 1) end,
+      ["^generate_test_data: .* larger than any memory"] = function() q.generate_test_data(2 ^ 50, 2 ^ 50, 1) end,
+      ["^tensor: the string has 4 bytes, expected 3245185536584267%d+ for 81129638414606%d+ values of float32$"] =
+        function() q.tensor("1234", opts) end,
+      ["^set: a vector has one index, two were given$"] = function() q.zeros({ 3 }):set(1, 2, 3) end,
+    }
+    for pattern, use in pairs(cases) do assert.fails_with({ pattern = pattern }, use) end
+  end)
+
+  it("and gives numbers with as few digits as tell them apart", function()
+    local t = q.zeros { 2, dtype = "int8" }
+    for _, number in ipairs { "0.1", "1.5", "1e+300", "-0.30000000000000004", "9007199254740992" } do
+      assert.fails_with({ pattern = "^set: the value " .. number:gsub("[%-+.]", "%%%0") .. " at index 1 does not" },
+        function() t:set(1, tonumber(number)) end)
+    end
+  end)
+
+  it("and takes false for a value, not for nothing", function()
+    for pattern, use in pairs {
+      ["^set_num_threads: threads is false"] = function() q.set_num_threads(false) end,
+      ["^random: seed is false"] = function() q.random(q.zeros { 2 }, { seed = false }) end,
+      ["^random: low is false"] = function() q.random(q.zeros { 2 }, { low = false }) end,
+      ["^random: sequence is false"] = function() q.random(q.zeros { 2 }, { sequence = false }) end,
+      ["^wrap: stride is false"] =
+        function() q.wrap(ffi.new "float[2]", { shape = { 2 }, stride = false }) end,
+      ["^tensor: device is false"] = function() q.tensor({ 1 }, { device = false }) end,
+      ["^generate_test_data: seed is false"] = function() q.generate_test_data(1, 8, 1, { seed = false }) end,
+    } do
+      assert.fails_with({ pattern = pattern }, use)
+    end
   end)
 end)
 

@@ -186,7 +186,7 @@ describe("get and set", function()
 
   it("read every NaN as a NaN, whatever its payload", function()
     local words = ffi.new("uint32_t[?]", #NAN_PATTERNS, NAN_PATTERNS)
-    local t = q.wrap(words, { shape = { #NAN_PATTERNS }, dtype = "float32" })
+    local t = q.wrap(ffi.cast("void *", words), { shape = { #NAN_PATTERNS }, dtype = "float32", owner = words })
     local list = t:totable()
     for i, pattern in ipairs(NAN_PATTERNS) do
       for _, x in ipairs { list[i], t:get(i) } do
@@ -350,7 +350,7 @@ describe("to", function()
   it("rounds as the definition of each format says", function()
     local n = 4096
     local source = q.random(q.empty { n, dtype = "int32" }, { seed = 17 })
-    local floats = q.wrap(source:data(), { shape = { n }, dtype = "float32", owner = source })
+    local floats = q.wrap(ffi.cast("void *", source:data()), { shape = { n }, dtype = "float32", owner = source })
     local words = ffi.cast("uint32_t *", source:data())
     for _, case in ipairs { { "float16", helper.half_bits, 0x7c00 }, { "bfloat16", helper.bfloat_bits, 0x7f80 } } do
       local dtype, bits_of = case[1], case[2]

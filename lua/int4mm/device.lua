@@ -6,6 +6,7 @@
 
 local ffi = require "ffi"
 local binding = require "int4mm.lib"
+local cdata = require "int4mm.internal.cdata"
 local check = require "int4mm.internal.check"
 local enums = require "int4mm.enums"
 
@@ -76,8 +77,10 @@ end
 
 -- ---- streams ----
 
-local Stream = ffi.typeof("struct { void *stream; int32_t number; bool live; }")
-local methods = {}
+local Stream = ffi.typeof("int4mm_lua_stream")
+local events, methods = {}, {}
+
+check.describe_type(Stream, function(stream) return stream.live and "a stream" or "a destroyed stream" end)
 
 --- A new CUDA stream. Work on it runs in order, beside other streams. It goes when it is collected.
 -- @tparam[opt="cuda"] string which the GPU
@@ -104,38 +107,42 @@ function methods:synchronize()
   binding.check("synchronize", lib.int4mm_stream_synchronize(self.number, self.stream))
 end
 
--- Gives the stream back once its work is done, without waiting for that. Harmless when done twice.
+-- Waits for the stream's work and destroys it. Harmless when done twice. Where it fails (during a capture) the stream
+-- is still there, and may be destroyed later.
 function methods:destroy()
   if not ffi.istype(Stream, self) then check_stream("destroy", self) end
   if not self.live then return end
-  self.live = false
   binding.check("destroy", lib.int4mm_stream_destroy(self.number, self.stream))
+  self.live = false
 end
 
-ffi.metatype(Stream, {
-  __index = function(stream, key)
-    if key == "device" then return enums.device_name(stream.number) end
-    if key == "handle" then return check_stream("handle", stream).stream end
-    return methods[key] or check.raise("stream", "there is no field or method %s", check.describe(key))
-  end,
-  __tostring = function(stream)
-    return ("stream(%s, %s)"):format(stream.device, stream.live and tostring(stream.stream) or "destroyed")
-  end,
-  __gc = function(stream)
-    -- the process may be ending and its driver gone: there is nobody left to tell of a failure
-    if stream.live then lib.int4mm_stream_destroy(stream.number, stream.stream) end
-  end,
-})
+function events.__index(stream, key)
+  if key == "device" then return enums.device_name(stream.number) end
+  if key == "handle" then return check_stream("handle", stream).stream end
+  return methods[key] or check.raise("stream", "there is no field or method %s", check.describe(key))
+end
+
+function events.__newindex(_, key) check.raise("stream", "%s cannot be assigned", check.describe(key)) end
+
+function events.__tostring(stream)
+  return ("stream(%s, %s)"):format(stream.device, stream.live and tostring(stream.stream) or "destroyed")
+end
+
+function events.__gc(stream)
+  -- the process may be ending and its driver gone: there is nobody left to tell of a failure
+  if stream.live then lib.int4mm_stream_destroy(stream.number, stream.stream) end
+end
+
+check.refuse_operators(events, "stream", { other = "a stream has device, handle, synchronize and destroy" })
+binding.metatype("int4mm_lua_stream", events)
 
 --- The cudaStream_t in a `stream` option: a stream of ours, a C pointer, a light userdata, or nil for the default
 -- stream.
 function device.stream_handle(name, value)
   if value == nil then return nil end
   if ffi.istype(Stream, value) then return check_stream(name, value).stream end
-  local kind = type(value)
-  local ok, handle = false, nil
-  if kind == "cdata" or kind == "userdata" then ok, handle = pcall(ffi.cast, "void *", value) end
-  if not ok then
+  local handle = cdata.handle(value)
+  if not handle then
     check.raise(name, "stream is %s, expected one from int4mm.stream or a cudaStream_t as C pointer or light userdata",
       check.describe(value))
   end
@@ -148,8 +155,9 @@ end
 -- @tparam[opt] number threads 1 or more; nil or 0 puts back the default: the environment's INT4MM_NUM_THREADS, else
 --   every core that the process may run on
 function device.set_num_threads(threads)
-  check.integer("set_num_threads", "threads", threads or 0, 0, 2 ^ 31 - 1)
-  binding.check("set_num_threads", lib.int4mm_set_num_threads(threads or 0))
+  if threads == nil then threads = 0 end
+  check.integer("set_num_threads", "threads", threads, 0, 2 ^ 31 - 1)
+  binding.check("set_num_threads", lib.int4mm_set_num_threads(threads))
 end
 
 --- The number of threads that a call on the CPU may use.

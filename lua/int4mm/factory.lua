@@ -3,10 +3,10 @@
 
 local ffi = require "ffi"
 local binding = require "int4mm.lib"
+local cdata = require "int4mm.internal.cdata"
 local check = require "int4mm.internal.check"
 local devices = require "int4mm.device"
 local enums = require "int4mm.enums"
-local ops = require "int4mm.ops"
 local tensor = require "int4mm.tensor"
 
 local lib = binding.lib
@@ -53,16 +53,18 @@ end
 
 --- A tensor with one value everywhere; `spec` as in @{empty}.
 function factory.full(spec, value)
-  return alloc("full", parse_spec("full", spec)):fill_(value)
+  return tensor.fill("full", alloc("full", parse_spec("full", spec)), value)
 end
 
 --- A tensor of ones; `spec` as in @{empty}.
-function factory.ones(spec) return factory.full(spec, 1) end
+function factory.ones(spec)
+  return tensor.fill("ones", alloc("ones", parse_spec("ones", spec)), 1)
+end
 
 -- A seed: a whole number up to 2^53 or a uint64_t, 0 by default.
-function factory.check_seed(name, seed)
+local function check_seed(name, seed)
   if ffi.istype("uint64_t", seed) then return seed end
-  return check.integer(name, "seed", seed or 0, 0)
+  return check.integer(name, "seed", check.default(seed, 0), 0)
 end
 
 --- Fills a tensor with random numbers, the same on every machine and device for the same seed (Philox4x32-10).
@@ -73,9 +75,10 @@ end
 function factory.random(t, opts)
   tensor.check("random", "the tensor", t)
   opts = check.options("random", opts, { "seed", "sequence", "low", "high", "stream" })
-  local seed = factory.check_seed("random", opts.seed)
-  local sequence = check.integer("random", "sequence", opts.sequence or 0, 0, 2 ^ 32 - 1)
-  local low, high = check.number("random", "low", opts.low or 0), check.number("random", "high", opts.high or 1)
+  local seed = check_seed("random", opts.seed)
+  local sequence = check.integer("random", "sequence", check.default(opts.sequence, 0), 0, 2 ^ 32 - 1)
+  local low = check.number("random", "low", check.default(opts.low, 0))
+  local high = check.number("random", "high", check.default(opts.high, 1))
   binding.check("random", lib.int4mm_random(t.c, seed, sequence, low, high,
     devices.stream_handle("random", opts.stream)))
   return t
@@ -123,23 +126,23 @@ end
 local function from_bytes(source, shape, dtype)
   local rank, rows, columns = parse_shape("tensor", shape)
   local bytes = rows * columns * dtype.bytes
-  local have
-  if type(source) == "string" then
-    have = #source
-    if have ~= bytes then
-      check.raise("tensor", "the string has %d bytes, expected %d for %d values of %s", have, bytes, rows * columns,
-        dtype.name)
-    end
-  elseif tostring(ffi.typeof(source)):find("[", 1, true) then
-    have = ffi.sizeof(source)
-    if have < bytes then
-      check.raise("tensor", "the array has %d bytes, expected %d for %d values of %s", have, bytes, rows * columns,
-        dtype.name)
-    end
+  if type(source) == "cdata" then
+    source = { memory = source, address = cdata.memory("tensor", "the source", source, dtype, bytes) }
+  elseif #source ~= bytes then
+    check.raise("tensor", "the string has %d bytes, expected %.0f for %.0f values of %s", #source, bytes,
+      rows * columns, dtype.name)
   end
   local t = alloc("tensor", rank, rows, columns, dtype, CPU)
-  ffi.copy(t.c.data, source, bytes)
+  ffi.copy(t.c.data, source.address or source, bytes)
   return t
+end
+
+local function from_tensor(source, opts, device)
+  tensor.check("tensor", "the source", source)
+  if opts.shape ~= nil then check.raise("tensor", "shape goes with a string or C memory; a tensor has its own") end
+  local dtype = enums.dtype("tensor", "dtype", opts.dtype, source.dtype)
+  local t = tensor.convert("tensor", source, device or source.c.device, dtype)
+  return t == source and tensor.clone("tensor", source) or t
 end
 
 --- A tensor from a table of numbers, a table of rows, a string of bytes, C memory or another tensor.
@@ -151,12 +154,8 @@ end
 -- @raise for ragged rows, for what is not a number and for numbers outside the dtype, with row and column
 function factory.tensor(source, opts)
   opts = check.options("tensor", opts, { "dtype", "device", "shape" })
-  local device = enums.device("tensor", "device", opts.device, "cpu")
-  if tensor.is_tensor(source) then
-    tensor.check("tensor", "the source", source)
-    local t = source:to(enums.device_name(opts.device and device or source.c.device), opts.dtype or source.dtype)
-    return t == source and source:clone() or t
-  end
+  local device = opts.device ~= nil and enums.device("tensor", "device", opts.device) or nil
+  if tensor.is_tensor(source) then return from_tensor(source, opts, device) end
   local dtype = enums.dtype("tensor", "dtype", opts.dtype, "float32")
   local t
   if type(source) == "table" then
@@ -168,27 +167,33 @@ function factory.tensor(source, opts)
     check.raise("tensor", "the source is %s, expected a table of numbers, a string, C memory or a tensor",
       check.describe(source))
   end
-  return device == CPU and t or tensor.copy("tensor", tensor.like("tensor", t, device), t)
+  return tensor.convert("tensor", t, device or CPU, dtype)
 end
 
 --- A tensor over memory that belongs to something else, without a copy: a C array, a mapped file, a GPU pointer of
 -- another library.
--- @tparam cdata pointer the first element, on `device`
+--
+-- `pointer` and `owner` are kept as long as the tensor or a view of it is. Neither may lead to the tensor itself: an
+-- owner that keeps the tensor keeps it, and with it itself, for ever, since the collector does not see through the pair
+-- (`free` on the tensor and its views ends it). For an object that holds both its memory and tensors over it, give as
+-- `owner` what frees the memory, such as the cdata that ffi.gc was called on, and not the object.
+-- @tparam cdata pointer the first element, on `device`: a C pointer or an array. Its elements are of the dtype's type
+--   (int32_t or uint32_t, int8_t, float, for the half types int16_t or uint16_t), or it is a void, char or uint8_t
+--   pointer, which is taken as it is; of an array the size is checked as well
 -- @tparam table opts `shape`, `dtype` ("float32"), `device` ("cpu"), `stride` in elements (the number of columns),
 --   `owner` (a Lua value to be kept while the tensor or a view of it lives; the pointer itself always is)
 -- @treturn tensor
+-- @raise for what is no pointer, for elements of another type, and for an array that is smaller than the tensor
 function factory.wrap(pointer, opts)
   opts = check.options("wrap", opts, { "shape", "dtype", "device", "stride", "owner" })
-  if type(pointer) ~= "cdata" then
-    check.raise("wrap", "the memory is %s, expected a C pointer or array", check.describe(pointer))
-  end
-  local rank, rows, columns = parse_shape("wrap", opts.shape)
-  local stride = check.integer("wrap", "stride", opts.stride or (rank == 1 and 1 or columns), 0)
   local dtype = enums.dtype("wrap", "dtype", opts.dtype, "float32")
   local device = enums.device("wrap", "device", opts.device, "cpu")
+  local rank, rows, columns = parse_shape("wrap", opts.shape)
+  local stride = check.integer("wrap", "stride", check.default(opts.stride, rank == 1 and 1 or columns), 0)
+  local elements = rows * columns == 0 and 0 or (rows - 1) * stride + columns
+  local address = cdata.memory("wrap", "the memory", pointer, dtype, elements * dtype.bytes)
   local t = tensor.released()
-  binding.check("wrap", lib.int4mm_tensor_wrap(t.c, ffi.cast("void *", pointer), rank, rows, columns, stride, dtype.id,
-    device))
+  binding.check("wrap", lib.int4mm_tensor_wrap(t.c, address, rank, rows, columns, stride, dtype.id, device))
   tensor.owners[t] = { pointer, opts.owner }
   return t
 end
@@ -214,19 +219,22 @@ function factory.generate_test_data(M, K, N, opts)
   check.integer(name, "N", N, 0)
   if K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8: a word holds eight values", K) end
   opts = check.options(name, opts, { "seed", "device" })
-  local device = enums.device_name(enums.device(name, "device", opts.device, "cpu"))
-  local seed = factory.check_seed(name, opts.seed)
-  local function words(rows, columns, sequence)
-    return factory.random(factory.empty { rows, columns, dtype = "int32", device = device },
-      { seed = seed, sequence = sequence })
+  local device = enums.device(name, "device", opts.device, "cpu")
+  local seed = check_seed(name, opts.seed)
+  local function random(sequence, high, ...)
+    local t = alloc(name, ...)
+    binding.check(name, lib.int4mm_random(t.c, seed, sequence, 0, high, nil))
+    return t
   end
-  local function scales(length, sequence)
-    return factory.random(factory.empty { length, device = device },
-      { seed = seed, sequence = sequence, low = 0, high = 1 / 64 })
+  local function unpacked(packed, dim, rows, columns)
+    local t = alloc(name, 2, rows, columns, enums.dtypes.int8, device)
+    binding.check(name, lib.int4mm_unpack(t.c, packed.c, dim, enums.encodings.twos_complement, nil))
+    return t
   end
-  local a_packed, b_packed = words(M, K / 8, 1), words(K / 8, N, 2)
-  return a_packed, b_packed, scales(M, 3), scales(N, 4), ops.unpack_int32_to_int4(a_packed),
-    ops.unpack_int32_to_int4(b_packed, { dim = 1 })
+  local int32, float32 = enums.dtypes.int32, enums.dtypes.float32
+  local a_packed, b_packed = random(1, 1, 2, M, K / 8, int32, device), random(2, 1, 2, K / 8, N, int32, device)
+  local scale_a, scale_b = random(3, 1 / 64, 1, M, 1, float32, device), random(4, 1 / 64, 1, N, 1, float32, device)
+  return a_packed, b_packed, scale_a, scale_b, unpacked(a_packed, 1, M, K), unpacked(b_packed, 0, K, N)
 end
 
 return factory

@@ -26,6 +26,11 @@
 -- - memory: @{int4mm.internal.memory.figures|memory}, @{int4mm.internal.memory.set_slack|set_memory_slack}
 -- @module int4mm
 
+if not pcall(require, "ffi") or not jit then
+  error("int4mm: this is " .. _VERSION .. " without the FFI; int4mm needs LuaJIT 2.1, so start the program with luajit",
+    0)
+end
+
 local binding = require "int4mm.lib"
 local factory = require "int4mm.factory"
 local device = require "int4mm.device"

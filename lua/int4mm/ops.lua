@@ -16,6 +16,7 @@ local tensor = require "int4mm.tensor"
 
 local lib = binding.lib
 local NK, ROWS = enums.layouts_b.nk, enums.ROWS
+local MAX_INT32 = 2 ^ 31 - 1
 local ops = {}
 
 local AUTO, USE_CPU, USE_CUDA = enums.backends.auto, enums.backends.cpu, enums.backends.cuda
@@ -159,7 +160,7 @@ end
 
 -- out_dtype's number, which has to be that of `out` where both are given
 local function out_dtype(name, opts)
-  local dtype = enums.dtype(name, "out_dtype", opts.out_dtype, "float16")
+  local dtype = check.choice(name, "out_dtype", opts.out_dtype, enums.float_dtypes, "float16")
   if opts.out_dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
     check.raise(name, "out is %s but out_dtype is %s; leave one of them out", opts.out.dtype, dtype.name)
   end
@@ -184,7 +185,7 @@ local function make_args(name, backend, opts)
   args.backend = backend
   args.strassen = -1
   args.out_dtype = enums.dtypes.float16.id
-  if next(opts) == nil then return args end
+  if next(opts) == nil and not getmetatable(opts) then return args end
   args.out_dtype = out_dtype(name, opts)
   args.encoding_a = encoding_of(name, opts, "encoding_a")
   args.encoding_b = encoding_of(name, opts, "encoding_b")
@@ -356,14 +357,14 @@ function ops.choose_cuda(problem)
   end
   check.options(name, problem, PROBLEM_OPTIONS)
   local p = ffi.new("int4mm_gpu_problem")
-  for _, key in ipairs { "arch", "sms", "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
+  for _, key in ipairs { "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
+  for _, key in ipairs { "arch", "sms" } do p[key] = check.integer(name, key, problem[key], 0, MAX_INT32) end
   if p.K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8", problem.K) end
-  local defaults = {
-    lda = problem.K / 8, ldb = problem.N, ldo = problem.N, align_a = 256, align_b = 256, align_out = 256,
-  }
-  for key, default in pairs(defaults) do
-    local value = problem[key]
-    p[key] = check.integer(name, key, value == nil and default or value, 0)
+  for key, default in pairs { lda = problem.K / 8, ldb = problem.N, ldo = problem.N } do
+    p[key] = check.integer(name, key, check.default(problem[key], default), 0)
+  end
+  for _, key in ipairs { "align_a", "align_b", "align_out" } do
+    p[key] = check.integer(name, key, check.default(problem[key], 256), 0, MAX_INT32)
   end
   p.out_dtype = check.choice(name, "out_dtype", problem.out_dtype, enums.float_dtypes, "float16").id
   p.encoding_a, p.encoding_b = encoding_of(name, problem, "encoding_a"), encoding_of(name, problem, "encoding_b")

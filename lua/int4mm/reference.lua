@@ -60,6 +60,7 @@ end
 -- All operands on the CPU and known to fit each other.
 local function multiply(out, a_packed, b_packed, scale_a, scale_b, opts)
   local M, k8, N = a_packed:size(1), a_packed:size(2), out:size(2)
+  if M * N == 0 then return end
   local K, lda, ldb = 8 * k8, a_packed.stride, b_packed.stride
   local nk = opts.layout_b == "nk"
   local a = decode(a_packed:data(), M, k8, 1, lda, opts.encoding_a or "twos_complement")
@@ -90,17 +91,19 @@ local OPTIONS = { "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layou
 return function(a_packed, b_packed, scale_a, scale_b, opts)
   local name = "int4_matmul_reference"
   opts = ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, OPTIONS)
-  local home = a_packed.device
+  local device = a_packed.c.device
   local here = {}
-  for key, value in pairs(opts) do here[key] = value end
-  a_packed, b_packed, scale_a, scale_b = a_packed:to("cpu"), b_packed:to("cpu"), scale_a:to("cpu"), scale_b:to("cpu")
-  here.bias = opts.bias and opts.bias:to("cpu")
-  if not opts.out or opts.out.device ~= "cpu" then
-    local M, N = a_packed:size(1), b_packed:size(opts.layout_b == "nk" and 1 or 2)
-    local dtype = opts.out and opts.out.dtype or opts.out_dtype or "float16"
+  for _, key in ipairs(OPTIONS) do here[key] = opts[key] end -- inherited ones too, which pairs does not see
+  local function on_cpu(t) return tensor.on_cpu(name, t) end
+  a_packed, b_packed, scale_a, scale_b = on_cpu(a_packed), on_cpu(b_packed), on_cpu(scale_a), on_cpu(scale_b)
+  here.bias = here.bias and on_cpu(here.bias)
+  local out = opts.out
+  if not out or out.c.device ~= enums.CPU then
+    local M, N = a_packed:size(1), b_packed:size(here.layout_b == "nk" and 1 or 2)
+    local dtype = out and out.dtype or here.out_dtype or "float16"
     here.out = tensor.alloc(name, 2, M, N, enums.dtypes[dtype], enums.CPU)
   end
   multiply(here.out, a_packed, b_packed, scale_a, scale_b, here)
-  if opts.out then return opts.out == here.out and opts.out or opts.out:copy_(here.out) end
-  return here.out:to(home)
+  if out then return out == here.out and out or tensor.copy(name, out, here.out) end
+  return tensor.convert(name, here.out, device, enums.dtypes[here.out.dtype])
 end

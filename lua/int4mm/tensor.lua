@@ -18,10 +18,10 @@ local lib = binding.lib
 local CPU = enums.CPU
 local tensor = {}
 
--- A struct around the C struct: the C struct's own fields would hide `shape` and `dtype` of __index. It is held by
--- value: with a pointer in hand, p[1] would be pointer arithmetic.
-local Tensor = ffi.typeof("struct { int4mm_tensor c; }")
-local methods, fields = {}, {}
+-- Its metatable is set at the end of this file. Tensors are held by value: with a pointer in hand, p[1] would be
+-- pointer arithmetic.
+local Tensor = ffi.typeof("int4mm_lua_tensor")
+local events, methods, fields = {}, {}, {}
 
 local function info_of(t) return enums.dtypes[enums.dtype_names[t.c.dtype]] end
 
@@ -89,33 +89,86 @@ local function copy(name, dst, src, stream)
 end
 tensor.copy = copy
 
+-- The tensor on a device in a dtype (a description from enums), itself when nothing changes. Dtypes are converted on
+-- the CPU.
+local function convert(name, t, device, dtype)
+  if dtype == info_of(t) and device == t.c.device then return t end
+  check_rows(name, t)
+  if dtype ~= info_of(t) then
+    local here = convert(name, t, CPU, info_of(t))
+    t = copy(name, alloc(name, t.c.rank, rows_of(t), columns_of(t), dtype, CPU), here)
+  end
+  return device == t.c.device and t or copy(name, like(name, t, device), t)
+end
+tensor.convert = convert
+
+--- The tensor on the CPU; itself where it is.
+local function on_cpu(name, t) return convert(name, t, CPU, info_of(t)) end
+tensor.on_cpu = on_cpu
+
+local function clone(name, t)
+  check_rows(name, t)
+  return copy(name, like(name, t), t)
+end
+tensor.clone = clone
+
+-- ---- numbers ----
+
 -- where a value stands, for messages
 local function place(rank, i, j)
   return rank == 2 and ("row %d, column %d"):format(i, j) or ("index %d"):format(j)
 end
 
---- The bits of a number in a dtype, or a raise that says where it stands.
+-- ", at row 1, column 2" or nothing for a value that stands for all elements
+local function at(rank, i, j) return rank and " at " .. place(rank, i, j) or "" end
+
+--- The bits of a number in a dtype, or a raise that says where it stands (nowhere, without rank, i and j).
 function tensor.encode(name, dtype, x, rank, i, j)
   if type(x) ~= "number" then
-    check.raise(name, "the value at %s is %s, expected a number", place(rank, i, j), check.describe(x))
+    check.raise(name, "the value%s is %s, expected a number", at(rank, i, j), check.describe(x))
   end
   if dtype.low then
     if x % 1 ~= 0 or x < dtype.low or x > dtype.high then
-      check.raise(name, "the value %s at %s does not fit %s (whole numbers from %d to %d)", check.describe(x),
-        place(rank, i, j), dtype.name, dtype.low, dtype.high)
+      check.raise(name, "the value %s%s does not fit %s (whole numbers from %d to %d)", check.describe(x),
+        at(rank, i, j), dtype.name, dtype.low, dtype.high)
     end
     return x
   end
   local bits = dtype.encode(x)
   if math.abs(x) < math.huge and math.abs(dtype.decode(bits)) == math.huge then
-    check.raise(name, "the value %s at %s is too large for %s", check.describe(x), place(rank, i, j), dtype.name)
+    check.raise(name, "the value %s%s is too large for %s", check.describe(x), at(rank, i, j), dtype.name)
   end
   return bits
 end
 
--- what must outlive a tensor over borrowed memory
-local owners = setmetatable({}, { __mode = "k" })
+-- Sets every element to one value.
+function tensor.fill(name, t, value)
+  check_rows(name, t)
+  local dtype, rows, columns = info_of(t), rows_of(t), columns_of(t)
+  local bits = tensor.encode(name, dtype, value)
+  if rows * columns == 0 then return t end
+  local here = t.c.device == CPU and t or like(name, t, CPU)
+  local data, stride = ffi.cast(dtype.pointer, here.c.data), tonumber(here.c.stride)
+  for i = 0, rows - 1 do
+    for j = i * stride, i * stride + columns - 1 do data[j] = bits end
+  end
+  return here == t and t or copy(name, t, here)
+end
+
+-- ---- views ----
+
+-- What must outlive a tensor over borrowed memory: { pointer, owner } by tensor. Keys are weak and values strong, so an
+-- owner that keeps its tensor keeps the entry: a tensor is no table that could hold the owner itself.
+local owners = binding.kept_table("owners", "k")
 tensor.owners = owners
+
+-- Rows (dim 1) or columns from `first` on, which are inside the tensor.
+local function narrow(name, t, dim, first, length)
+  local view = Tensor()
+  binding.check(name, lib.int4mm_tensor_narrow(view.c, t.c, dim - 1, first - 1, length))
+  owners[view] = owners[t]
+  return view
+end
 
 -- ---- fields ----
 
@@ -167,20 +220,22 @@ function methods:data()
   return ffi.cast(dtype.name == "float32" and "float *" or dtype.pointer, self.c.data)
 end
 
+local function is_contiguous(t) return rows_of(t) <= 1 or t.c.stride == t.c.shape[1] end
+
 --- Whether the rows lie one after the other without gaps.
 function methods:is_contiguous()
   check_rows("is_contiguous", self)
-  return rows_of(self) <= 1 or self.c.stride == self.c.shape[1]
+  return is_contiguous(self)
 end
 
 --- The tensor itself when it is contiguous, else a contiguous copy.
-function methods:contiguous() return self:is_contiguous() and self or self:clone() end
+function methods:contiguous()
+  check_rows("contiguous", self)
+  return is_contiguous(self) and self or clone("contiguous", self)
+end
 
 --- A contiguous copy on the same device.
-function methods:clone()
-  check_rows("clone", self)
-  return copy("clone", like("clone", self), self)
-end
+function methods:clone() return clone("clone", self) end
 
 --- Copies the elements of another tensor of the same shape into this one, between devices too. Between CPU tensors the
 -- dtypes may differ: values are rounded to the nearest; from float to int is an error. A copy between GPU tensors is
@@ -193,11 +248,6 @@ function methods:copy_(src, stream)
   check_rows("copy_", self)
   check_rows("copy_", src, "the source")
   return copy("copy_", self, src, devices.stream_handle("copy_", stream))
-end
-
-local function convert(t, dtype)
-  t = t:to("cpu")
-  return copy("to", alloc("to", t.c.rank, rows_of(t), columns_of(t), dtype, CPU), t)
 end
 
 --- The tensor on another device, as another dtype, or both; itself when nothing changes.
@@ -219,10 +269,7 @@ function methods:to(where, also)
         check.describe(name))
     end
   end
-  if dtype == info_of(self) and device == self.c.device then return self end
-  check_rows("to", self)
-  local t = dtype == info_of(self) and self or convert(self, dtype)
-  return device == t.c.device and t or copy("to", like("to", t, device), t)
+  return convert("to", self, device, dtype)
 end
 
 --- Some rows or columns as a view of the same memory.
@@ -237,10 +284,7 @@ function methods:narrow(dim, first, length)
   local extent = tonumber(self.c.shape[dim - 1])
   check.integer("narrow", "first", first, 1, extent + 1)
   check.integer("narrow", "length", length, 0, extent - first + 1)
-  local view = Tensor()
-  binding.check("narrow", lib.int4mm_tensor_narrow(view.c, self.c, dim - 1, first - 1, length))
-  owners[view] = owners[self]
-  return view
+  return narrow("narrow", self, dim, first, length)
 end
 
 -- The place of element (i, j), checked: a dtype description, a pointer and an offset in elements.
@@ -260,9 +304,9 @@ local function element(name, t, i, j)
 end
 
 -- One element of a GPU tensor as a CPU tensor over `view`, which shares the GPU's memory.
-local function element_view(t, i, j)
-  if t.c.rank == 1 then return t:narrow(1, i, 1) end
-  return t:narrow(1, i, 1):narrow(2, j, 1)
+local function element_view(name, t, i, j)
+  local row = narrow(name, t, 1, i, 1)
+  return t.c.rank == 1 and row or narrow(name, row, 2, j, 1)
 end
 
 --- One element as a Lua number. From a GPU this is a copy of its own, and slow: take @{totable} for many.
@@ -273,7 +317,7 @@ end
 function methods:get(i, j)
   local dtype, data, offset = element("get", self, i, j)
   if self.c.device ~= CPU then
-    local here = element_view(self, i, j):to("cpu")
+    local here = on_cpu("get", element_view("get", self, i, j))
     return dtype.decode(ffi.cast(dtype.pointer, here.c.data)[0])
   end
   return dtype.decode(data[offset])
@@ -286,14 +330,15 @@ end
 -- @treturn tensor self
 -- @raise for an index outside the tensor, and for a value that the dtype cannot hold
 function methods:set(i, j, value)
-  if ffi.istype(Tensor, self) and self.c.rank == 1 then
-    check.integer("set", "the number of arguments", value == nil and 2 or 3, 2, 2)
+  tensor.check("set", "the tensor", self)
+  if self.c.rank == 1 then
+    if value ~= nil then check.raise("set", "a vector has one index, two were given") end
     value, j = j, nil
   end
   local dtype, data, offset = element("set", self, i, j)
   local bits = tensor.encode("set", dtype, value, self.c.rank, i, j or i)
   if self.c.device ~= CPU then
-    local view = element_view(self, i, j)
+    local view = element_view("set", self, i, j)
     local here = like("set", view, CPU)
     ffi.cast(dtype.pointer, here.c.data)[0] = bits
     copy("set", view, here)
@@ -306,18 +351,8 @@ end
 --- Sets every element to one value.
 -- @tparam number value
 -- @treturn tensor self
-function methods:fill_(value)
-  check_rows("fill_", self)
-  local dtype = info_of(self)
-  if type(value) ~= "number" then check.raise("fill_", "the value is %s, expected a number", check.describe(value)) end
-  local bits = tensor.encode("fill_", dtype, value, self.c.rank, 1, 1)
-  local here = self.c.device ~= CPU and like("fill_", self, CPU) or self
-  local data, stride = ffi.cast(dtype.pointer, here.c.data), tonumber(here.c.stride)
-  for i = 0, rows_of(self) - 1 do
-    for j = i * stride, i * stride + columns_of(self) - 1 do data[j] = bits end
-  end
-  return here == self and self or copy("fill_", self, here)
-end
+-- @raise for a value that the dtype cannot hold
+function methods:fill_(value) return tensor.fill("fill_", self, value) end
 
 --- Sets every byte of every element: a poison for memory that is to be overwritten.
 -- @tparam number byte 0 .. 255
@@ -334,7 +369,7 @@ end
 -- @treturn table
 function methods:totable()
   check_rows("totable", self)
-  local here = self:to("cpu")
+  local here = on_cpu("totable", self)
   local decode, data = info_of(here).decode, ffi.cast(info_of(here).pointer, here.c.data)
   local rows, columns, stride = rows_of(here), columns_of(here), tonumber(here.c.stride)
   local result = {}
@@ -350,6 +385,30 @@ function methods:totable()
   return result
 end
 
+-- Where two rows of so many elements differ first (from 0), or nil.
+local function first_difference(p, q, columns, bytes)
+  if ffi.C.int4mm_memcmp(p, q, columns * bytes) == 0 then return nil end
+  local j = 0
+  while p[j] == q[j] do j = j + 1 end
+  return j
+end
+
+-- Rows, columns and strides to compare two tensors of one shape by: as one row where both are without gaps.
+local function comparison(x, y)
+  local rows, columns = rows_of(x), columns_of(x)
+  if rows * columns == 0 then return 0, 0, 0, 0 end
+  if is_contiguous(x) and is_contiguous(y) then return 1, rows * columns, 0, 0 end
+  return rows, columns, tonumber(x.c.stride), tonumber(y.c.stride)
+end
+
+local function difference_text(x, dtype, index, bits_x, bits_y)
+  local columns, range = columns_of(x), 2 ^ (8 * dtype.bytes)
+  local where = x.c.rank == 2 and place(2, math.floor(index / columns) + 1, index % columns + 1)
+    or place(1, 1, index + 1)
+  return ("%s: %.9g and %.9g, bits 0x%x and 0x%x"):format(where, dtype.decode(bits_x), dtype.decode(bits_y),
+    tonumber(bits_x) % range, tonumber(bits_y) % range)
+end
+
 --- Whether another tensor has the same shape, dtype and bits; devices may differ.
 -- @tparam tensor other
 -- @treturn boolean
@@ -362,18 +421,14 @@ function methods:equal(other)
   if x.c.rank ~= y.c.rank or x.c.shape[0] ~= y.c.shape[0] or x.c.shape[1] ~= y.c.shape[1] then
     return false, ("the shapes are %s and %s"):format(shape_text(x), shape_text(y))
   end
-  x, y = x:to("cpu"), y:to("cpu")
-  local dtype, columns = info_of(x), columns_of(x)
+  x, y = on_cpu("equal", x), on_cpu("equal", y)
+  local dtype = info_of(x)
   local p, q = ffi.cast(dtype.pointer, x.c.data), ffi.cast(dtype.pointer, y.c.data)
-  for i = 0, rows_of(x) - 1 do
-    local row, row_y = p + i * x.c.stride, q + i * y.c.stride
-    if ffi.C.int4mm_memcmp(row, row_y, columns * dtype.bytes) ~= 0 then
-      local j = 0
-      while row[j] == row_y[j] do j = j + 1 end
-      local where = x.c.rank == 2 and place(2, i + 1, j + 1) or place(1, 1, i + 1)
-      return false, ("%s: %.9g and %.9g, bits 0x%x and 0x%x"):format(where, dtype.decode(row[j]),
-        dtype.decode(row_y[j]), tonumber(row[j]) % 2 ^ (8 * dtype.bytes), tonumber(row_y[j]) % 2 ^ (8 * dtype.bytes))
-    end
+  local rows, columns, stride_x, stride_y = comparison(x, y)
+  for i = 0, rows - 1 do
+    local row_x, row_y = p + i * stride_x, q + i * stride_y
+    local j = first_difference(row_x, row_y, columns, dtype.bytes)
+    if j then return false, difference_text(x, dtype, i * columns + j, row_x[j], row_y[j]) end
   end
   return true
 end
@@ -390,30 +445,37 @@ end
 
 -- ---- the metatype ----
 
-local metatable = { __name = "int4mm.tensor" }
-
-function metatable.__index(t, key)
+function events.__index(t, key)
   local method = methods[key]
   if method then return method end
   local field = fields[key]
   if field then return field(tensor.check(key, "the tensor", t)) end
-  return check.raise("tensor", "there is no field or method %s", check.describe(key))
+  return check.raise("tensor", "there is no field or method %s%s", check.describe(key),
+    type(key) == "number" and "; get(i, j) reads an element" or "")
 end
 
-function metatable.__newindex(_, key)
+function events.__newindex(_, key)
   check.raise("tensor", "%s cannot be assigned; use set, fill_ or copy_ for elements", check.describe(key))
 end
 
-function metatable.__tostring(t)
+function events.__tostring(t)
   if t.c.rank == 0 then return "tensor(freed)" end
   local suffix = ("dtype=%s, device=%s, shape=%s"):format(t.dtype, t.device, shape_text(t))
   if t.c.layout ~= enums.ROWS then return ("tensor(prepacked, %s)"):format(suffix) end
   return print_tensor(t, info_of(t).low ~= nil, suffix)
 end
 
--- A closure that holds the library: the C function itself could be gone when the last tensors are collected.
-function metatable.__gc(t) lib.int4mm_tensor_release(t.c) end
+function events.__gc(t) lib.int4mm_tensor_release(t.c) end
 
-ffi.metatype(Tensor, metatable)
+check.refuse_operators(events, "tensor", {
+  __mul = "int4_matmul multiplies packed matrices, totable gives the elements as numbers",
+  __len = "numel counts the elements, size gives the extents",
+  __concat = "tostring gives a tensor as text",
+  __lt = "equal compares two tensors",
+  __le = "equal compares two tensors",
+  __call = "get(i, j) reads an element",
+  other = "totable gives the elements as numbers",
+})
+binding.metatype("int4mm_lua_tensor", events)
 
 return tensor

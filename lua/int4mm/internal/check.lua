@@ -11,6 +11,9 @@ local check = {}
 -- "@/path/to/int4mm/": what the source of every function of this package starts with.
 local package_source = debug.getinfo(1, "S").source:match("^(.*[/\\])internal[/\\]") or "@"
 
+-- C functions that call a metamethod for a program: its own line is above theirs.
+local transparent = { [pairs] = true, [ipairs] = true }
+
 --- Raises `name: message` at the first line on the stack that is not in this package.
 -- @tparam string name the function that the user called
 -- @tparam string message a sentence; with further arguments, a format for string.format
@@ -18,10 +21,10 @@ local package_source = debug.getinfo(1, "S").source:match("^(.*[/\\])internal[/\
 function check.raise(name, message, ...)
   if select("#", ...) > 0 then message = message:format(...) end
   local level = 2
-  local info = debug.getinfo(level, "S")
-  while info and info.source:sub(1, #package_source) == package_source do
+  local info = debug.getinfo(level, "Sf")
+  while info and (transparent[info.func] or info.source:sub(1, #package_source) == package_source) do
     level = level + 1
-    info = debug.getinfo(level, "S")
+    info = debug.getinfo(level, "Sf")
   end
   error(name .. ": " .. message, level)
 end
@@ -33,20 +36,62 @@ local described = {} -- { ctype =, describe = } of each C type that has words of
 -- @tparam function describe from a value to a few words
 function check.describe_type(ctype, describe) described[#described + 1] = { ctype = ctype, describe = describe } end
 
+--- The C type of a cdata as text: "float [4]", "int64_t".
+function check.ctype_name(value) return tostring(ffi.typeof(value)):match "^ctype<(.*)>$" end
+
+--- Whether a cdata is a C type itself, as ffi.typeof returns it.
+function check.is_ctype(value)
+  local ok, text = pcall(tostring, value)
+  return ok and text == ("ctype<%s>"):format(check.ctype_name(value))
+end
+
 local function describe_cdata(value)
   for _, entry in ipairs(described) do
     if ffi.istype(entry.ctype, value) then return entry.describe(value) end
   end
-  return "a cdata"
+  local name = check.ctype_name(value)
+  return (check.is_ctype(value) and "the C type " or "a C value of type ") .. name
+end
+
+-- As few digits as tell a number from every other.
+local function number_text(x)
+  local short = ("%.15g"):format(x)
+  return (tonumber(short) == x or x ~= x) and short or ("%.17g"):format(x)
 end
 
 --- A value in a few words for an error message: `nil`, `"text"`, `1.5`, `a table`, `a tensor [2, 3] int8`.
 function check.describe(value)
   local kind = type(value)
   if kind == "string" then return ("%q"):format(#value > 40 and value:sub(1, 37) .. "..." or value) end
-  if kind == "number" then return ("%.17g"):format(value) end
+  if kind == "number" then return number_text(value) end
   if kind == "nil" or kind == "boolean" then return tostring(value) end
   return kind == "cdata" and describe_cdata(value) or "a " .. kind
+end
+
+-- What is not there, by event.
+local OPERATORS = {
+  __add = "operator +", __sub = "operator -", __mul = "operator *", __div = "operator /", __mod = "operator %",
+  __pow = "operator ^", __unm = "operator -", __concat = "operator ..", __len = "operator #", __lt = "operator <",
+  __le = "operator <=", __pairs = "iteration by pairs", __ipairs = "iteration by ipairs", __call = "call",
+}
+
+--- Adds a function that raises for each operator that a type has not: without them LuaJIT would name a number of its
+-- own for the type.
+-- @tparam table events the type's metamethods
+-- @tparam string name of the type, such as "tensor"
+-- @tparam table hints what to use instead, by event; `hints.other` for those that have none
+function check.refuse_operators(events, name, hints)
+  for event, operator in pairs(OPERATORS) do
+    events[event] = events[event] or function()
+      check.raise(name, "there is no %s; %s", operator, hints[event] or hints.other)
+    end
+  end
+end
+
+--- The value, or where it is nil (and not where it is false) the default.
+function check.default(value, default)
+  if value == nil then return default end
+  return value
 end
 
 --- Checks that a value is a whole number from low to high and returns it.

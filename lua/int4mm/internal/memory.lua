@@ -4,7 +4,7 @@
 -- allocation the bytes that the core holds on that device are compared with a soft limit; over it, a full collection
 -- runs and the next limit is set as far above what is still alive as half of that, at least `slack` bytes. A long-lived
 -- stock of tensors thus costs few collections (the method of torch7 and cutorch). An allocation that fails is tried
--- once more after a collection.
+-- once more after a collection. A collector that the program has stopped stays stopped, but for these collections.
 -- @module int4mm.internal.memory
 
 local binding = require "int4mm.lib"
@@ -17,15 +17,18 @@ local memory = {}
 local MIB = 2 ^ 20
 local CPU, OK, OUT_OF_MEMORY = enums.CPU, enums.status.ok, enums.status.memory
 
--- by device number
-local slack, limits = {}, {}
+-- by device number; kept where the modules are loaded anew
+local slack, limits = binding.kept_table("memory.slack"), binding.kept_table("memory.limits")
 
 local function slack_of(device) return slack[device] or (device == CPU and 64 or 1024) * MIB end
 
 local function allocated(device) return tonumber(lib.int4mm_allocated(device)) end
 
+-- A full collection starts a collector that the program has stopped: it is stopped again.
 local function collect(device)
+  local running = collectgarbage("isrunning")
   collectgarbage()
+  if not running then collectgarbage("stop") end
   local alive = allocated(device)
   limits[device] = alive + math.max(slack_of(device), alive / 2)
 end

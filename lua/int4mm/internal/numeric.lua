@@ -11,7 +11,11 @@ local band, rshift, tobit = bit.band, bit.rshift, bit.tobit
 
 local numeric = {}
 
-local scratch = ffi.new("union { double number; int32_t word[2]; float single; uint32_t bits; }")
+-- Declared once in a Lua state, whoever loads this module anew: a union without a name would be a new type each time.
+if not pcall(ffi.typeof, "int4mm_lua_number") then
+  ffi.cdef "typedef union { double number; int32_t word[2]; float single; uint32_t bits; } int4mm_lua_number;"
+end
+local scratch = ffi.new("int4mm_lua_number")
 local high_word = ffi.abi("le") and 1 or 0
 
 -- The largest e with 2^e <= x, for a finite x > 0; -1023 for a subnormal double, which all uses clamp anyway.
