@@ -60,6 +60,38 @@ describe("int4_matmul_cpu", function()
   end)
 end)
 
+describe("options that a table inherits", function()
+  it("count, in a table that is empty itself too", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(3, 16, 5, { seed = 1 })
+    local bias = q.full({ 5 }, 0.5)
+    local given = { out_dtype = "float32", encoding_a = "offset", bias = bias }
+    for _, multiply in ipairs { q.int4_matmul, q.int4_matmul_cpu, q.int4_matmul_reference } do
+      local expected = multiply(a, b, scale_a, scale_b, given)
+      assert.equal("float32", expected.dtype)
+      assert.same_bits(expected, multiply(a, b, scale_a, scale_b, setmetatable({}, { __index = given })))
+      local one = { encoding_a = "offset" }
+      local others = setmetatable(one, { __index = { out_dtype = "float32", bias = bias } })
+      assert.same_bits(expected, multiply(a, b, scale_a, scale_b, others))
+    end
+    local out = q.zeros { 3, 5, dtype = "float32" }
+    assert.equal(out, q.int4_matmul_reference(a, b, scale_a, scale_b, setmetatable({}, { __index = { out = out } })))
+    local plan = q.explain(a, b, scale_a, scale_b, setmetatable({}, { __index = { out = out } }))
+    assert.equal("cpu", plan.device)
+  end)
+
+  it("count in the other functions", function()
+    local function inheriting(opts) return setmetatable({}, { __index = opts }) end
+    assert.same({ 2 }, q.zeros(inheriting { 2, dtype = "int8" }).shape)
+    assert.equal("int8", q.zeros(inheriting { 2, dtype = "int8" }).dtype)
+    assert.equal("int8", q.tensor({ 1 }, inheriting { dtype = "int8" }).dtype)
+    local values = q.zeros { 16, 16, dtype = "int8" }
+    assert.same({ 2, 16 }, q.pack_int4_to_int32(values, inheriting { dim = 1 }).shape)
+    assert.same_bits(q.random(q.empty { 4 }, { seed = 5 }), q.random(q.empty { 4 }, inheriting { seed = 5 }))
+    local problem = { arch = 80, sms = 100, M = 64, N = 64, K = 64, kernel = "tiled" }
+    assert.equal("tiled", q.choose_cuda(inheriting(problem)).kernel)
+  end)
+end)
+
 describe("int4_matmul", function()
   it("agrees with the oracle, wherever it runs", function()
     for _, list in ipairs { cases.generated(), cases.large() } do

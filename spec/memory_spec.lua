@@ -1,5 +1,7 @@
 --- Memory: what is dropped is given back, and the figures say how much is held.
 
+local ffi = require "ffi"
+
 local helper = require "spec.helper"
 local q = require "int4mm"
 
@@ -99,6 +101,86 @@ describe("an eager collector", function()
         assert(q.unpack_int32_to_int4(q.pack_int4_to_int32(a:clone())):narrow(1, 2, 3):clone():equal(a:narrow(1, 2, 3)))
       end
     end
+  end)
+end)
+
+describe("a collector that the program has stopped", function()
+  after_each(function() collectgarbage("restart") end)
+
+  it("stays stopped through collections under memory pressure", function()
+    local before = q.memory().cpu.allocated
+    q.set_memory_slack("cpu", 4 * MIB)
+    collectgarbage("stop")
+    for _ = 1, 20 do q.empty { MIB, dtype = "int8" } end
+    assert.is_false(collectgarbage("isrunning"))
+    -- the collections themselves take place: 20 MiB of garbage do not stay
+    assert(q.memory().cpu.allocated - before <= math.max(4 * MIB, before / 2) + MIB)
+    q.set_memory_slack("cpu", 64 * MIB)
+    assert.is_false(collectgarbage("isrunning"))
+  end)
+
+  it("is not stopped by them where it runs", function()
+    collectgarbage("restart")
+    q.set_memory_slack("cpu", 64 * MIB)
+    assert.is_true(collectgarbage("isrunning"))
+  end)
+end)
+
+describe("an owner of wrapped memory", function()
+  --- An array whose end is counted in count[1].
+  local function array(count)
+    count[1] = 0
+    return ffi.gc(ffi.new("float[4]", 1, 2, 3, 4), function() count[1] = count[1] + 1 end)
+  end
+
+  --- A tensor over memory, and a view of it, kept by `object`.
+  local function add_tensors(object, memory, owner)
+    object.tensor = q.wrap(ffi.cast("float *", memory), { shape = { 4 }, owner = owner })
+    object.view = object.tensor:narrow(1, 2, 2)
+    return object
+  end
+
+  local function collect(count)
+    for _ = 1, 3 do collectgarbage() end
+    return count[1]
+  end
+
+  it("goes with the tensor and its views", function()
+    local count, kept = {}, {}
+    local function make()
+      local memory = array(count)
+      add_tensors(kept, memory, { memory })
+    end
+    make()
+    kept.tensor = nil
+    assert.equal(0, collect(count))
+    assert.same({ 2, 3 }, kept.view:totable())
+    kept.view = nil
+    assert.equal(1, collect(count))
+  end)
+
+  it("goes with an object that keeps both it and the tensor", function()
+    local count = {}
+    local function make()
+      local object = { memory = array(count) }
+      add_tensors(object, object.memory, object.memory)
+    end
+    make()
+    assert.equal(1, collect(count))
+  end)
+
+  it("that keeps the tensor itself stays, until the tensor and its views are freed", function()
+    local count, weak = {}, setmetatable({}, { __mode = "v" })
+    local function make()
+      local object = { memory = array(count) }
+      weak[1] = add_tensors(object, object.memory, object)
+    end
+    make()
+    assert.equal(0, collect(count))
+    weak[1].tensor:free()
+    assert.equal(0, collect(count))
+    weak[1].view:free()
+    assert.equal(1, collect(count))
   end)
 end)
 

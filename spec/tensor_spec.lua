@@ -437,6 +437,41 @@ describe("equal", function()
     local _, why = q.tensor({ 1, 2, 3 }):equal(q.tensor { 1, 2, 4 })
     assert.matches("index 3", why)
   end)
+
+  it("names the first difference by row and column, with gaps between the rows and without", function()
+    local t = numbered(4, 5)
+    local views = { { t, 3, 2 }, { t:narrow(2, 2, 3), 4, 1 }, { t:narrow(1, 2, 3), 1, 5 }, { t:narrow(1, 4, 1), 1, 2 } }
+    for _, case in ipairs(views) do
+      local view, i, j = case[1], case[2], case[3]
+      local other = view:clone():set(i, j, -1)
+      other:set(other:size(1), other:size(2), -2)
+      local same, why = view:equal(other)
+      assert.is_false(same)
+      assert.matches(("^row %d, column %d: %d and %%-"):format(i, j, view:get(i, j)), why)
+    end
+  end)
+end)
+
+describe("tensors without elements", function()
+  local MANY = 2 ^ 45 -- a loop over so many rows would not end
+
+  it("are filled, compared and copied at once, whatever their extents", function()
+    local t = q.full({ MANY, 0 }, 1)
+    assert.equal(t, t:fill_(2))
+    assert.is_true(t:equal(q.zeros { MANY, 0 }))
+    assert.is_true(t:narrow(1, 2, MANY - 2):equal(t:narrow(1, 1, MANY - 2)))
+    assert.is_true(q.zeros({ 0, MANY }):equal(q.zeros { 0, MANY }))
+    assert.same({ MANY, 0 }, t:clone():copy_(t):to("float16").shape)
+    assert.matches("[]", tostring(t), 1, true)
+  end)
+
+  it("are multiplied at once by the oracle", function()
+    local a, b = q.zeros { MANY, 0, dtype = "int32" }, q.zeros { 0, 0, dtype = "int32" }
+    local scale = q.wrap(ffi.cast("void *", ffi.cast("uintptr_t", 4096)), { shape = { MANY } }) -- never read
+    assert.same({ MANY, 0 }, q.int4_matmul_reference(a, b, scale, q.zeros { 0 }).shape)
+    a, b = q.zeros { 0, 0, dtype = "int32" }, q.zeros { 0, MANY, dtype = "int32" }
+    assert.same({ 0, MANY }, q.int4_matmul_reference(a, b, q.zeros { 0 }, scale).shape)
+  end)
 end)
 
 describe("tostring", function()
