@@ -79,6 +79,17 @@ describe("options that a table inherits", function()
     assert.equal("cpu", plan.device)
   end)
 
+  it("are read once, so that what was checked is what is used", function()
+    local a, b, scale_a, scale_b = q.generate_test_data(3, 16, 5, { seed = 1 })
+    local out, reads = q.zeros { 3, 5, dtype = "float32" }, 0
+    local opts = setmetatable({}, { __index = function(_, key)
+      if key ~= "out" then return nil end
+      reads = reads + 1
+      return reads == 1 and out or 5
+    end })
+    assert.equal(out, q.int4_matmul_cpu(a, b, scale_a, scale_b, opts))
+  end)
+
   it("count in the other functions", function()
     local function inheriting(opts) return setmetatable({}, { __index = opts }) end
     assert.same({ 2 }, q.zeros(inheriting { 2, dtype = "int8" }).shape)

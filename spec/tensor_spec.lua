@@ -369,6 +369,10 @@ describe("to", function()
       function() t:to "float64" end)
     assert.fails_with({ pattern = "^to: the target is nil" }, function() t:to(nil) end)
     assert.fails_with({ pattern = '^to: the device is "cuda:x"' }, function() t:to "cuda:x" end)
+    assert.fails_with('to: the targets are "float16" and "int32", expected a device and a dtype',
+      function() t:to("float16", "int32") end)
+    assert.fails_with('to: the targets are "cpu" and "cpu", expected a device and a dtype',
+      function() t:to("cpu", "cpu") end)
   end)
 end)
 

@@ -107,8 +107,8 @@ function methods:synchronize()
   binding.check("synchronize", lib.int4mm_stream_synchronize(self.number, self.stream))
 end
 
--- Waits for the stream's work and destroys it. Harmless when done twice. Where it fails (during a capture) the stream
--- is still there, and may be destroyed later.
+-- Waits for the work on the stream and gives it back; when that fails the stream is as it was. Harmless when done
+-- twice.
 function methods:destroy()
   if not ffi.istype(Stream, self) then check_stream("destroy", self) end
   if not self.live then return end

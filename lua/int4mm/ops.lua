@@ -31,9 +31,7 @@ local function output(name, what, given, ...)
   return tensor.alloc(name, ...)
 end
 
--- C gets pointers into tensors, which the collector cannot follow: a function that ends with keep(tensors) has them
--- live, for the interpreter and for compiled code, until after its call of C.
-local function keep() end
+local keep = tensor.keep
 
 -- ---- packing ----
 
@@ -185,7 +183,7 @@ local function make_args(name, backend, opts)
   args.backend = backend
   args.strassen = -1
   args.out_dtype = enums.dtypes.float16.id
-  if next(opts) == nil and not getmetatable(opts) then return args end
+  if next(opts) == nil then return args end
   args.out_dtype = out_dtype(name, opts)
   args.encoding_a = encoding_of(name, opts, "encoding_a")
   args.encoding_b = encoding_of(name, opts, "encoding_b")
@@ -213,7 +211,7 @@ local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
   set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
   local status
   if opts.out then
-    status = lib.int4mm_matmul(args)
+    status = memory.with_retry(a_packed.c.device, call_matmul, args)
   else
     local bytes = tonumber(a_packed.c.shape[0]) * tonumber(b_packed.c.shape[args.layout_b == NK and 0 or 1])
       * enums.dtypes[enums.dtype_names[args.out_dtype]].bytes
@@ -355,7 +353,7 @@ function ops.choose_cuda(problem)
   if type(problem) ~= "table" then
     check.raise(name, "the problem is %s, expected a table { arch =, sms =, M =, N =, K = }", check.describe(problem))
   end
-  check.options(name, problem, PROBLEM_OPTIONS)
+  problem = check.options(name, problem, PROBLEM_OPTIONS)
   local p = ffi.new("int4mm_gpu_problem")
   for _, key in ipairs { "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
   for _, key in ipairs { "arch", "sms" } do p[key] = check.integer(name, key, problem[key], 0, MAX_INT32) end

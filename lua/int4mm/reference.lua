@@ -73,6 +73,7 @@ local function multiply(out, a_packed, b_packed, scale_a, scale_b, opts)
       data[m * ldo + n] = encode(scale(dot(a + m * K, b + n * K, K), rows[m], columns[n], bias and bias[n]))
     end
   end
+  tensor.keep(out, a_packed, b_packed)
 end
 
 local OPTIONS = { "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b" }
@@ -93,7 +94,7 @@ return function(a_packed, b_packed, scale_a, scale_b, opts)
   opts = ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, OPTIONS)
   local device = a_packed.c.device
   local here = {}
-  for _, key in ipairs(OPTIONS) do here[key] = opts[key] end -- inherited ones too, which pairs does not see
+  for key, value in pairs(opts) do here[key] = value end
   local function on_cpu(t) return tensor.on_cpu(name, t) end
   a_packed, b_packed, scale_a, scale_b = on_cpu(a_packed), on_cpu(b_packed), on_cpu(scale_a), on_cpu(scale_b)
   here.bias = here.bias and on_cpu(here.bias)

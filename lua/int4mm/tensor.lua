@@ -63,6 +63,11 @@ local function check_rows(name, value, what)
   return value
 end
 
+-- C and loops over elements have pointers into tensors, which the collector cannot follow: a function that ends with
+-- keep(tensors) has them live until there, for the interpreter and for compiled code.
+local function keep() end
+tensor.keep = keep
+
 -- ---- making tensors ----
 
 local function try_alloc(t, rank, rows, columns, dtype, device)
@@ -152,6 +157,7 @@ function tensor.fill(name, t, value)
   for i = 0, rows - 1 do
     for j = i * stride, i * stride + columns - 1 do data[j] = bits end
   end
+  keep(here)
   return here == t and t or copy(name, t, here)
 end
 
@@ -250,6 +256,16 @@ function methods:copy_(src, stream)
   return copy("copy_", self, src, devices.stream_handle("copy_", stream))
 end
 
+-- The device's number or the dtype that a name stands for, the other of the two nil.
+local function target_of(name)
+  if enums.dtypes[name] then return nil, enums.dtypes[name] end
+  if type(name) == "string" and (name == "cpu" or name:find("^cuda")) then
+    return enums.device("to", "the device", name)
+  end
+  check.raise("to", "the target is %s, expected a device (\"cpu\", \"cuda:0\") or a dtype (\"float16\")",
+    check.describe(name))
+end
+
 --- The tensor on another device, as another dtype, or both; itself when nothing changes.
 -- @tparam string where "cpu", "cuda", "cuda:1" or a dtype such as "float32"
 -- @tparam[opt] string also the other of the two
@@ -257,19 +273,16 @@ end
 -- @raise for an unknown name, from float to int, and where there is no such device
 function methods:to(where, also)
   tensor.check("to", "the tensor", self)
-  local device, dtype = self.c.device, info_of(self)
-  for i = 1, also == nil and 1 or 2 do
-    local name = i == 1 and where or also
-    if enums.dtypes[name] then
-      dtype = enums.dtypes[name]
-    elseif type(name) == "string" and (name == "cpu" or name:find("^cuda")) then
-      device = enums.device("to", "the device", name)
-    else
-      check.raise("to", "the target is %s, expected a device (\"cpu\", \"cuda:0\") or a dtype (\"float16\")",
-        check.describe(name))
+  local device, dtype = target_of(where)
+  if also ~= nil then
+    local also_device, also_dtype = target_of(also)
+    if (device and also_device) or (dtype and also_dtype) then
+      check.raise("to", "the targets are %s and %s, expected a device and a dtype", check.describe(where),
+        check.describe(also))
     end
+    device, dtype = device or also_device, dtype or also_dtype
   end
-  return convert("to", self, device, dtype)
+  return convert("to", self, device or self.c.device, dtype or info_of(self))
 end
 
 --- Some rows or columns as a view of the same memory.
@@ -373,15 +386,16 @@ function methods:totable()
   local decode, data = info_of(here).decode, ffi.cast(info_of(here).pointer, here.c.data)
   local rows, columns, stride = rows_of(here), columns_of(here), tonumber(here.c.stride)
   local result = {}
-  if here.c.rank == 1 then
-    for i = 1, rows do result[i] = decode(data[i - 1]) end
-    return result
-  end
   for i = 1, rows do
-    local row = {}
-    for j = 1, columns do row[j] = decode(data[(i - 1) * stride + j - 1]) end
-    result[i] = row
+    if here.c.rank == 1 then
+      result[i] = decode(data[i - 1])
+    else
+      local row = {}
+      for j = 1, columns do row[j] = decode(data[(i - 1) * stride + j - 1]) end
+      result[i] = row
+    end
   end
+  keep(here)
   return result
 end
 
@@ -430,6 +444,7 @@ function methods:equal(other)
     local j = first_difference(row_x, row_y, columns, dtype.bytes)
     if j then return false, difference_text(x, dtype, i * columns + j, row_x[j], row_y[j]) end
   end
+  keep(x, y)
   return true
 end
 

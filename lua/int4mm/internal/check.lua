@@ -119,11 +119,18 @@ end
 
 local nothing = {}
 
+-- The known options of a table with a metatable, each read once: whatever __index gives is checked and used as one.
+local function inherited(opts, known)
+  local plain = {}
+  for i = 1, #known do plain[known[i]] = opts[known[i]] end
+  return plain
+end
+
 --- Checks an options table: no other keys than the known ones.
 -- @tparam string name the function that the user called
 -- @param opts the table, or nil
 -- @tparam table known array of the keys that are known
--- @treturn table opts, or an empty table for nil
+-- @treturn table opts, an empty table for nil, or a copy without a metatable where opts has one
 function check.options(name, opts, known)
   if opts == nil then return nothing end
   if type(opts) ~= "table" then
@@ -137,7 +144,7 @@ function check.options(name, opts, known)
         type(key) == "string" and ("%q"):format(key) or tostring(key), table.concat(known, ", "))
     end
   end
-  return opts
+  return getmetatable(opts) and inherited(opts, known) or opts
 end
 
 --- Translates a name by a map, or raises with the names that there are.

@@ -42,13 +42,22 @@ end
 function memory.with_room(device, bytes, allocate, ...)
   local limit = limits[device] or slack_of(device)
   if allocated(device) + bytes > limit then collect(device) end
-  local status = allocate(...)
-  if status == OUT_OF_MEMORY then
-    collect(device)
-    status = allocate(...)
-  end
+  local status = memory.with_retry(device, allocate, ...)
   if status == OK and not limits[device] then limits[device] = limit end
   return status
+end
+
+--- Runs a function of the core that may need memory of its own, though it makes no tensor: tried once more after a
+-- collection when there is none.
+-- @tparam number device where its tensors are: the core's number
+-- @tparam function call returns a status; it may be called twice
+-- @param ... arguments of `call`
+-- @treturn number the status
+function memory.with_retry(device, call, ...)
+  local status = call(...)
+  if status ~= OUT_OF_MEMORY then return status end
+  collect(device)
+  return call(...)
 end
 
 --- What the tensors of this process hold, by device.
