@@ -42,7 +42,7 @@ end
 -- @treturn number how many samples
 function bench.time(f, opts)
   opts = opts or {}
-  local seconds, most, finish = opts.seconds or 0.5, opts.samples or 15, opts.finish or function() end
+  local seconds, max_samples, finish = opts.seconds or 0.5, opts.samples or 15, opts.finish or function() end
   local function sample(calls)
     local start = bench.now()
     for _ = 1, calls do f() end
@@ -51,10 +51,10 @@ function bench.time(f, opts)
   end
   local first = sample(1)
   if first < seconds then first = sample(1) end -- what was paid once (pages, threads, a context) is not counted
-  local calls = math.max(1, math.ceil(math.min(seconds / most, 0.005) / first))
+  local calls = math.max(1, math.ceil(math.min(seconds / max_samples, 0.005) / first))
   local samples = {}
   local stop = bench.now() + seconds
-  repeat samples[#samples + 1] = sample(calls) until #samples == most or bench.now() >= stop
+  repeat samples[#samples + 1] = sample(calls) until #samples == max_samples or bench.now() >= stop
   return bench.median(samples), #samples
 end
 

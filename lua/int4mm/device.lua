@@ -129,7 +129,7 @@ function events.__tostring(stream)
 end
 
 function events.__gc(stream)
-  -- the process may be ending and its driver gone: there is nobody left to tell of a failure
+  -- a failure is not told: the process may be ending and its driver be unloaded
   if stream.live then lib.int4mm_stream_destroy(stream.number, stream.stream) end
 end
 

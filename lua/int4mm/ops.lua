@@ -47,8 +47,8 @@ end
 -- The shape of an unpacked one; `length` is the option of that name.
 local function plain_shape(name, packed, dim, length)
   local rows, columns = rows_and_columns(packed)
-  local most = 8 * (dim == 0 and rows or columns)
-  length = length == nil and most or check.integer(name, "length", length, math.max(most - 7, 0), most)
+  local max = 8 * (dim == 0 and rows or columns)
+  length = length == nil and max or check.integer(name, "length", length, math.max(max - 7, 0), max)
   if dim == 0 then return length, columns end
   return rows, length
 end

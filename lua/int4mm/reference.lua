@@ -78,7 +78,7 @@ end
 
 local OPTIONS = { "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b" }
 
---- The product in plain LuaJIT: slow on purpose, and the judge of every other backend, bit for bit.
+--- The product in plain LuaJIT: slow on purpose, and what every other backend is compared with, bit for bit.
 -- GPU operands are copied to the CPU, the result to where `a_packed` is.
 -- @function int4_matmul_reference
 -- @tparam tensor a_packed [M, K/8] int32

@@ -119,15 +119,15 @@ tensor.clone = clone
 
 -- ---- numbers ----
 
--- where a value stands, for messages
-local function place(rank, i, j)
+-- the position of an element, for messages
+local function position(rank, i, j)
   return rank == 2 and ("row %d, column %d"):format(i, j) or ("index %d"):format(j)
 end
 
--- ", at row 1, column 2" or nothing for a value that stands for all elements
-local function at(rank, i, j) return rank and " at " .. place(rank, i, j) or "" end
+-- " at row 1, column 2", or nothing for a value that is for all elements
+local function at(rank, i, j) return rank and " at " .. position(rank, i, j) or "" end
 
---- The bits of a number in a dtype, or a raise that says where it stands (nowhere, without rank, i and j).
+--- The bits of a number in a dtype, or a raise that names its position (none, without rank, i and j).
 function tensor.encode(name, dtype, x, rank, i, j)
   if type(x) ~= "number" then
     check.raise(name, "the value%s is %s, expected a number", at(rank, i, j), check.describe(x))
@@ -300,7 +300,7 @@ function methods:narrow(dim, first, length)
   return narrow("narrow", self, dim, first, length)
 end
 
--- The place of element (i, j), checked: a dtype description, a pointer and an offset in elements.
+-- The address of element (i, j), checked: a dtype description, a pointer and an offset in elements.
 local function element(name, t, i, j)
   check_rows(name, t)
   local offset
@@ -367,7 +367,7 @@ end
 -- @raise for a value that the dtype cannot hold
 function methods:fill_(value) return tensor.fill("fill_", self, value) end
 
---- Sets every byte of every element: a poison for memory that is to be overwritten.
+--- Sets every byte of every element.
 -- @tparam number byte 0 .. 255
 -- @tparam[opt] stream stream
 -- @treturn tensor self
@@ -417,8 +417,8 @@ end
 
 local function difference_text(x, dtype, index, bits_x, bits_y)
   local columns, range = columns_of(x), 2 ^ (8 * dtype.bytes)
-  local where = x.c.rank == 2 and place(2, math.floor(index / columns) + 1, index % columns + 1)
-    or place(1, 1, index + 1)
+  local where = x.c.rank == 2 and position(2, math.floor(index / columns) + 1, index % columns + 1)
+    or position(1, 1, index + 1)
   return ("%s: %.9g and %.9g, bits 0x%x and 0x%x"):format(where, dtype.decode(bits_x), dtype.decode(bits_y),
     tonumber(bits_x) % range, tonumber(bits_y) % range)
 end

@@ -1,10 +1,10 @@
 --- Memory pressure: the collector counts a tensor as some 100 bytes, whatever memory it holds.
 --
--- So a loop that drops large tensors would fill the memory long before the collector thinks of running. Before each
--- allocation the bytes that the core holds on that device are compared with a soft limit; over it, a full collection
--- runs and the next limit is set as far above what is still alive as half of that, at least `slack` bytes. A long-lived
--- stock of tensors thus costs few collections (the method of torch7 and cutorch). An allocation that fails is tried
--- once more after a collection. A collector that the program has stopped stays stopped, but for these collections.
+-- So a loop that drops large tensors would fill the memory long before a collection is due. Before each allocation the
+-- bytes that the core holds on that device are compared with a soft limit; over it, a full collection runs and the next
+-- limit is set above what is still alive by half of that, at least by `slack` bytes. Many long-lived tensors thus cost
+-- few collections (the method of torch7 and cutorch). An allocation that fails is tried once more after a collection.
+-- A collector that the program has stopped stays stopped, but for these collections.
 -- @module int4mm.internal.memory
 
 local binding = require "int4mm.lib"
