@@ -81,7 +81,7 @@ LIBS := $(CORE)
 # Checksums that are compared at load, so that parts of different builds refuse each other: of the public header's
 # declarations between the core and the Lua cdef, of all headers that both share between the core and the CUDA library.
 ABI   := $(BUILD)/include/int4mm_abi.h
-ABI_H := $(filter-out src/cpu/% src/cuda/%,$(sort $(shell find src -name '*.h'))) src/cuda/table.h src/dispatch/kernels.inc
+ABI_H := $(filter-out src/cpu/% src/cuda/%,$(sort $(shell find src -name '*.h'))) src/cuda/table.h kernels/common/kernels.inc
 PROJECT_CFLAGS += -I$(BUILD)/include
 
 # ---- CUDA, where nvcc is ---------------------------------------------------------------------------------------------

@@ -318,7 +318,7 @@ describe("the Makefile #make", function()
     it("a struct that the core shares with the CUDA library changes the latter's", function()
       local hash, cuda = numbers()
       for file, script in pairs { ["src/core/problem.h"] = "s/uint32_t xor_mask;/uint64_t xor_mask;/",
-        ["src/cuda/table.h"] = "s/uint32_t abi;/uint64_t abi;/", ["src/dispatch/kernels.inc"] = "/KERNEL(tiled/d" } do
+        ["src/cuda/table.h"] = "s/uint32_t abi;/uint64_t abi;/", ["kernels/common/kernels.inc"] = "/KERNEL(tiled/d" } do
         edit(file, script)
         local other_hash, other_cuda = numbers()
         restore(file)

@@ -18,7 +18,7 @@ extern "C" {
 typedef cudaError_t int4mm_launch_fn(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream);
 
 #define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family) int4mm_launch_fn int4mm_launch_##name;
-#include "dispatch/kernels.inc"
+#include "common/kernels.inc"
 #undef INT4MM_KERNEL
 
 /* The architecture that the kernels for every architecture were compiled for, as the current device runs them: that of

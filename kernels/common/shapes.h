@@ -18,12 +18,12 @@ enum {
   INT4MM_SKINNY_A_BYTES = 512
 };
 
-/* INT4MM_TILE(hopper_256x128, M) and the like: what dispatch/kernels.inc says. */
+/* INT4MM_TILE(hopper_256x128, M) and the like: what common/kernels.inc says. */
 #define INT4MM_ANY_ARCH 9999
 #define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family)                                        \
   INT4MM_TILE_##name##_M = tile_m, INT4MM_TILE_##name##_N = tile_n, INT4MM_TILE_##name##_STAGES = stages,
 enum {
-#include "dispatch/kernels.inc"
+#include "common/kernels.inc"
   INT4MM_TILE_END
 };
 #undef INT4MM_KERNEL

@@ -16,7 +16,7 @@ static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_
 /* In the order of plan->kernel. */
 #define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family) int4mm_launch_##name,
 static int4mm_launch_fn *const launchers[] = {
-#include "dispatch/kernels.inc"
+#include "common/kernels.inc"
 };
 #undef INT4MM_KERNEL
 

@@ -6,7 +6,7 @@
 #define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family)                                        \
   {#name, min_arch, max_arch, tile_m, tile_n, stages, &int4mm_family_##family},
 const int4mm_kernel int4mm_kernels_cuda[] = {
-#include "dispatch/kernels.inc"
+#include "common/kernels.inc"
 };
 #undef INT4MM_KERNEL
 
