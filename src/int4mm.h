@@ -13,7 +13,7 @@
  *   - Nothing is written to an output unless the whole call was found valid.
  *   - Sizes are int64_t, counted in elements unless the name says bytes. Every function is safe to call from several
  *     threads at once on different tensors; one tensor may be read by many threads but written or released by one.
- *   - No function prints, exits, or calls back.
+ *   - No function prints, exits, or calls back, but for the deleter that int4mm_tensor_adopt was given.
  */
 #ifndef INT4MM_H
 #define INT4MM_H
@@ -42,7 +42,7 @@ typedef enum int4mm_status {
   INT4MM_ERR_ARGUMENT = 1,    /* an argument is wrong: shape, dtype, device, option, a released tensor */
   INT4MM_ERR_VALUE = 2,       /* the data is wrong: outside [-8, 7], NaN or infinite where it may not be */
   INT4MM_ERR_MEMORY = 3,      /* host or device memory ran out */
-  INT4MM_ERR_UNAVAILABLE = 4, /* no CUDA build, driver or device, or an instruction set this CPU lacks */
+  INT4MM_ERR_UNAVAILABLE = 4, /* no CUDA build, driver, device or code for it; an instruction set this CPU lacks */
   INT4MM_ERR_UNSUPPORTED = 5, /* a kernel cannot serve this shape; another may (only seen when one was forced) */
   INT4MM_ERR_CUDA = 6,        /* a CUDA call failed; the text is the driver's */
   INT4MM_ERR_SYSTEM = 7       /* an operating system call failed */
@@ -96,9 +96,22 @@ typedef struct int4mm_tensor {
  * undefined. `t` must be zeroed or released. A GPU allocation is ordered on the default stream. */
 INT4MM_API int32_t int4mm_tensor_alloc(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols, int32_t dtype,
                                        int32_t device) INT4MM_CHECK;
-/* A tensor over the caller's own memory, which must outlive it. `stride` in elements. */
+/* A tensor over the caller's own memory, which must outlive it. `stride` in elements. Memory that the CUDA driver knows
+ * to be elsewhere is refused: for a GPU `data` must be memory of that GPU or managed memory; for the CPU it must not be
+ * a GPU's (asked only where CUDA is open already). Pinned host memory is the CPU's. */
 INT4MM_API int32_t int4mm_tensor_wrap(int4mm_tensor *t, void *data, int32_t rank, int64_t rows, int64_t cols,
                                       int64_t stride, int32_t dtype, int32_t device) INT4MM_CHECK;
+/* Gives memory back: called once, by whichever thread releases the last tensor over it. It must not call this library
+ * with a tensor over that memory. */
+typedef void int4mm_deleter(void *context);
+/* As int4mm_tensor_wrap, but the memory is the tensor's from here on: when the last tensor over it is released,
+ * `deleter` is called with `context` (free and the pointer itself, munmap in a function of one's own, the deleter of a
+ * DLManagedTensor). On failure it is not called and the memory stays the caller's. It does not count in
+ * int4mm_allocated. On a GPU the deleter runs at once, whatever is enqueued: it, or the caller before the last release,
+ * has to wait for work that still uses the memory. */
+INT4MM_API int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t rank, int64_t rows, int64_t cols,
+                                       int64_t stride, int32_t dtype, int32_t device, int4mm_deleter *deleter,
+                                       void *context) INT4MM_CHECK;
 /* `view` becomes rows (dim 0) or columns (dim 1) first .. first+length-1 of `t`, sharing its memory. Counts from 0. */
 INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_t dim, int64_t first,
                                         int64_t length) INT4MM_CHECK;
@@ -133,7 +146,10 @@ typedef struct int4mm_gpu_info {
 INT4MM_API int32_t int4mm_cuda_available(void) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_count(int32_t *count) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) INT4MM_CHECK;
-/* Streams are cudaStream_t handles; ones made elsewhere serve as well. Destroying one waits for its work. */
+/* Streams are cudaStream_t handles; ones made elsewhere serve as well. Work on a non-blocking stream is ordered after
+ * the default stream's once for each tensor and stream, at the tensor's first use there: that covers its allocation and
+ * first contents; later the caller orders the two. Destroying a stream waits for its work; when that fails the stream
+ * is as it was. */
 INT4MM_API int32_t int4mm_stream_create(int32_t device, void **stream) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_stream_destroy(int32_t device, void *stream) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_stream_synchronize(int32_t device, void *stream) INT4MM_CHECK;

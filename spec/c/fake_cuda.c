@@ -61,6 +61,14 @@ static void *to_host(int32_t device, const void *data) {
   return (void *)(uintptr_t)(bits ^ tag);
 }
 
+/* Memory of a device is told by its address; the rest is the host's. */
+static int32_t fake_locate(const void *data, int4mm_location *location) {
+  uint64_t bits = (uint64_t)(uintptr_t)data;
+  bool on_device = bits >> 56 == mark >> 56;
+  *location = (int4mm_location){.device = on_device ? (int32_t)(bits >> 48 & 0xff) : INT4MM_CPU};
+  return INT4MM_OK;
+}
+
 static int32_t check_device(int32_t device) {
   if (device >= 0 && device < DEVICES) return INT4MM_OK;
   return core_fail(INT4MM_ERR_ARGUMENT, "there is no device cuda:%d: this machine has %d", (int)device, DEVICES);
@@ -85,8 +93,8 @@ static int32_t fake_alloc(int32_t device, size_t bytes, void *stream, void **dat
   return INT4MM_OK;
 }
 
-static void fake_free(int32_t device, void *data, bool foreign) {
-  (void)foreign;
+static void fake_free(int32_t device, void *data, bool non_blocking) {
+  (void)non_blocking;
   const header *h = (const header *)to_host(device, data) - 1;
   atomic_fetch_sub(&used[device], h->bytes);
   free(h->block);
@@ -166,9 +174,9 @@ static int32_t fake_stream_synchronize(int32_t device, void *stream) {
   return check_device(device);
 }
 
-static int32_t fake_stream_state(int32_t device, void *stream, bool *foreign, bool *capturing) {
+static int32_t fake_stream_state(int32_t device, void *stream, int4mm_stream_state *state) {
   (void)stream;
-  *foreign = *capturing = false;
+  *state = (int4mm_stream_state){0};
   return check_device(device);
 }
 
@@ -180,9 +188,9 @@ static int32_t fake_stream_join(int32_t device, void *stream) {
 /* ---- work ---- */
 
 static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                           bool foreign) {
+                           bool non_blocking) {
   int4mm_problem p = *problem;
-  (void)stream, (void)foreign;
+  (void)stream, (void)non_blocking;
   if (plan->device != device) abort();
   p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);
   p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
@@ -254,6 +262,7 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .code_arch = fake_code_arch,
                                       .alloc = fake_alloc,
                                       .free = fake_free,
+                                      .locate = fake_locate,
                                       .stream_state = fake_stream_state,
                                       .stream_join = fake_stream_join,
                                       .copy = fake_copy,

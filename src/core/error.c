@@ -11,6 +11,7 @@
 enum { ERROR_BYTES = 1024 };
 
 static _Thread_local char last_error[ERROR_BYTES];
+static _Thread_local int held;
 
 const char *int4mm_version(void) {
   return INT4MM_VERSION;
@@ -50,9 +51,18 @@ const char *int4mm_last_error(void) {
 int32_t int4mm_fail(int32_t status, const char *format, ...) {
   char text[ERROR_BYTES]; /* apart, since an argument may be the last error itself */
   va_list args;
+  if (held) return status;
   va_start(args, format);
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
   memcpy(last_error, text, sizeof text);
   return status;
+}
+
+void int4mm_hold_error(void) {
+  held++;
+}
+
+void int4mm_unhold_error(void) {
+  held--;
 }

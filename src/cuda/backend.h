@@ -1,6 +1,7 @@
 /*
  * What the files of the CUDA library's host side share. Every function that the table offers returns an int4mm_status
- * and leaves the caller's current device, capture mode and last CUDA error as they were.
+ * and leaves the caller's current context, capture mode and last CUDA error as they were; a thread without a context
+ * may be left with that of device 0, which CUDA would give it anyway.
  */
 #ifndef INT4MM_CUDA_BACKEND_H
 #define INT4MM_CUDA_BACKEND_H
@@ -17,6 +18,11 @@ extern int32_t (*int4mm_cuda_fail)(int32_t status, const char *format, ...);
 /* OK for cudaSuccess; else clears CUDA's last error and fails with "cannot <doing>: <CUDA's words>". */
 int32_t int4mm_cuda_check(cudaError_t error, const char *doing);
 
+/* ---- contexts (context.c) ---- */
+
+/* Finds the driver functions that contexts and addresses are asked through; the driver is loaded already. */
+int32_t int4mm_cuda_open_driver(int32_t (*fail)(int32_t status, const char *format, ...));
+
 /* A device this process has used. */
 typedef struct int4mm_cuda_device {
   int32_t arch, sms;
@@ -26,50 +32,75 @@ typedef struct int4mm_cuda_device {
 
 /* While a call works: `device` current and unsafe calls allowed beside a graph capture of the caller's. */
 typedef struct int4mm_cuda_scope {
-  int previous; /* the caller's device, -1 where it need not be restored */
+  bool restore;  /* `context`, the caller's, NULL for none, has to be made current again */
+  void *context; /* a CUcontext */
   enum cudaStreamCaptureMode mode;
   const int4mm_cuda_device *device;
 } int4mm_cuda_scope;
 
 int32_t int4mm_cuda_enter(int32_t device, int4mm_cuda_scope *scope);
 void int4mm_cuda_leave(const int4mm_cuda_scope *scope);
+/* Whether anyone in this process has made the device's primary context; without one no work waits there. */
+bool int4mm_cuda_has_context(int32_t device);
+int32_t int4mm_cuda_locate(const void *data, int4mm_location *location);
+
+/* ---- devices (device.c) ---- */
+
+/* ERR_ARGUMENT for a device that this machine has not. */
+int32_t int4mm_cuda_check_device(int32_t device);
+/* The device, which is current, ready to be used. */
+int32_t int4mm_cuda_prepare(int32_t device, const int4mm_cuda_device **prepared);
+
+/* ---- streams (stream.c) ---- */
 
 /* NULL means the legacy default stream, with which every blocking stream is ordered. */
 static inline cudaStream_t int4mm_cuda_stream(void *stream) {
   return stream ? (cudaStream_t)stream : cudaStreamLegacy;
 }
 
-int32_t int4mm_cuda_stream_state(int32_t device, void *stream, bool *foreign, bool *capturing);
+int32_t int4mm_cuda_stream_state(int32_t device, void *stream, int4mm_stream_state *state);
 int32_t int4mm_cuda_stream_join(int32_t device, void *stream);
 int32_t int4mm_cuda_stream_create(int32_t device, void **stream);
 int32_t int4mm_cuda_stream_destroy(int32_t device, void *stream);
 int32_t int4mm_cuda_stream_synchronize(int32_t device, void *stream);
 int32_t int4mm_cuda_synchronize(int32_t device);
-/* After work was enqueued on `stream`: remembers how far a foreign stream has come (nothing to do on others). */
-int32_t int4mm_cuda_mark(int32_t device, void *stream);
-/* The same where the device is entered already. */
-int32_t int4mm_cuda_mark_here(int32_t device, void *stream);
-/* Makes the default stream wait for all that was marked on `device`. */
-cudaError_t int4mm_cuda_wait_marks(int32_t device);
+
+/* These are called where the device is entered already. */
+
+int32_t int4mm_cuda_state_here(void *stream, int4mm_stream_state *state);
+/* Fails, in words that name `doing`, when `stream` captures a graph, which cannot be waited for. */
+int32_t int4mm_cuda_check_waitable(void *stream, const char *doing);
 /* Whether a blocking stream captures a graph: then the default stream cannot be used. */
 bool int4mm_cuda_default_blocked(void);
-/* Fails, in words that name `doing`, when `stream` captures a graph, which cannot be waited for. */
-int32_t int4mm_cuda_check_waitable(int32_t device, void *stream, const char *doing);
+/* After work was enqueued on `stream`: on a non-blocking one, has later frees of the memory used there wait for it;
+ * nothing to do on others. */
+int32_t int4mm_cuda_record_work(int32_t device, void *stream);
+/* The same for a stream that is known to be non-blocking and to capture nothing. */
+int32_t int4mm_cuda_record_event(int32_t device, void *stream);
+/* Makes the default stream wait for all work that was recorded on `device`. */
+cudaError_t int4mm_cuda_wait_events(int32_t device);
+
+/* ---- memory (memory.c) ---- */
 
 int32_t int4mm_cuda_alloc(int32_t device, size_t bytes, void *stream, void **data);
-void int4mm_cuda_free(int32_t device, void *data, bool foreign);
-/* Frees what had to be put off while a graph was captured. */
-void int4mm_cuda_flush(void);
+void int4mm_cuda_free(int32_t device, void *data, bool non_blocking);
+/* Frees what could not be freed while a graph was captured. */
+void int4mm_cuda_flush_deferred(void);
 int32_t int4mm_cuda_scratch(int32_t device, size_t bytes, void **data, void *stream);
 int32_t int4mm_cuda_scratch_free(int32_t device, void *data, void *stream);
+/* The same where the device is entered already; freeing leaves the words to the caller. */
+int32_t int4mm_cuda_scratch_here(int32_t device, const int4mm_cuda_device *on, size_t bytes, void **data, void *stream);
+cudaError_t int4mm_cuda_scratch_free_here(const int4mm_cuda_device *on, void *data, void *stream);
 int32_t int4mm_cuda_copy(int32_t dst_device, void *dst, size_t dst_pitch, int32_t src_device, const void *src,
                          size_t src_pitch, size_t width, size_t rows, void *stream);
 int32_t int4mm_cuda_fill_bytes(int32_t device, void *dst, size_t pitch, uint8_t byte, size_t width, size_t rows,
                                void *stream);
 
+/* ---- work (launch.c) ---- */
+
 int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch);
 int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                           bool foreign);
+                           bool non_blocking);
 int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
 int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
 int32_t int4mm_cuda_unpack(int32_t device, const int4mm_pack_job *job, void *stream);

@@ -17,17 +17,36 @@ static int4mm_cuda_device devices[INT4MM_CUDA_DEVICES];
 static atomic_bool device_ready[INT4MM_CUDA_DEVICES];
 static pthread_mutex_t device_lock = PTHREAD_MUTEX_INITIALIZER;
 
+/* ERR_UNAVAILABLE: this build and driver cannot run a kernel on this GPU, whatever the call. */
+static int32_t status_of(cudaError_t error) {
+  switch (error) {
+  case cudaErrorMemoryAllocation:
+    return INT4MM_ERR_MEMORY;
+  case cudaErrorNoKernelImageForDevice:
+  case cudaErrorInvalidDeviceFunction: /* what setting a kernel's attributes says of the same */
+  case cudaErrorInvalidKernelImage:
+  case cudaErrorInvalidPtx:
+  case cudaErrorUnsupportedPtxVersion:
+  case cudaErrorJitCompilerNotFound:
+  case cudaErrorJitCompilationDisabled:
+  case cudaErrorDevicesUnavailable: /* busy, in exclusive mode */
+    return INT4MM_ERR_UNAVAILABLE;
+  default:
+    return INT4MM_ERR_CUDA;
+  }
+}
+
 int32_t int4mm_cuda_check(cudaError_t error, const char *doing) {
   if (error == cudaSuccess) return INT4MM_OK;
   (void)cudaGetLastError(); /* returns and clears it */
-  int32_t status = error == cudaErrorMemoryAllocation ? INT4MM_ERR_MEMORY : INT4MM_ERR_CUDA;
+  int32_t status = status_of(error);
   return int4mm_cuda_fail(status, "cannot %s: %s (%s)", doing, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
 /* ---- opening ---- */
 
 /* The driver, then the devices; each thing that is missing with its own words. */
-static int32_t open_driver(int32_t (*fail)(int32_t status, const char *format, ...)) {
+static int32_t open_cuda(int32_t (*fail)(int32_t status, const char *format, ...)) {
   int driver = 0, runtime = 0;
   int4mm_cuda_fail = fail;
   cudaError_t error = cudaDriverGetVersion(&driver);
@@ -46,12 +65,12 @@ static int32_t open_driver(int32_t (*fail)(int32_t status, const char *format, .
     return fail(INT4MM_ERR_UNAVAILABLE, "CUDA does not start: %s (%s)", cudaGetErrorString(error),
                 cudaGetErrorName(error));
   if (device_total > INT4MM_CUDA_DEVICES) device_total = INT4MM_CUDA_DEVICES;
-  return INT4MM_OK;
+  return int4mm_cuda_open_driver(fail);
 }
 
 /* ---- devices ---- */
 
-static int32_t check_device(int32_t device) {
+int32_t int4mm_cuda_check_device(int32_t device) {
   if (device >= 0 && device < device_total) return INT4MM_OK;
   return int4mm_cuda_fail(INT4MM_ERR_ARGUMENT, "there is no device cuda:%d: this machine has %d", (int)device,
                           device_total);
@@ -74,7 +93,10 @@ static int32_t make_pool(int device, cudaMemPool_t *pool) {
   uint64_t keep = device_properties.totalGlobalMem / 8;
   status =
       int4mm_cuda_check(cudaMemPoolSetAttribute(*pool, cudaMemPoolAttrReleaseThreshold, &keep), "set up a memory pool");
-  if (status) (void)cudaMemPoolDestroy(*pool);
+  if (status) {
+    (void)cudaMemPoolDestroy(*pool);
+    *pool = NULL;
+  }
   return status;
 }
 
@@ -93,12 +115,16 @@ static int32_t prepare(int device) {
   status = int4mm_cuda_check(cudaEventCreateWithFlags(&d->default_event, cudaEventDisableTiming), "create an event");
   if (status) return status;
   status = make_pool(device, &d->pool);
-  if (status) (void)cudaEventDestroy(d->default_event);
+  if (status) {
+    (void)cudaEventDestroy(d->default_event);
+    return status;
+  }
   d->arch = 10 * major + minor, d->sms = sms;
-  return status;
+  return INT4MM_OK;
 }
 
-static int32_t prepare_once(int device) {
+int32_t int4mm_cuda_prepare(int32_t device, const int4mm_cuda_device **prepared) {
+  *prepared = &devices[device];
   if (atomic_load_explicit(&device_ready[device], memory_order_acquire)) return INT4MM_OK;
   pthread_mutex_lock(&device_lock);
   int32_t status = INT4MM_OK;
@@ -110,36 +136,13 @@ static int32_t prepare_once(int device) {
   return status;
 }
 
-int32_t int4mm_cuda_enter(int32_t device, int4mm_cuda_scope *scope) {
-  int previous = 0;
-  int32_t status = check_device(device);
-  if (!status) status = int4mm_cuda_check(cudaGetDevice(&previous), "find the current device");
-  if (status) return status;
-  scope->previous = previous == device ? -1 : previous;
-  scope->mode = cudaStreamCaptureModeRelaxed;
-  scope->device = &devices[device];
-  status = int4mm_cuda_check(cudaThreadExchangeStreamCaptureMode(&scope->mode), "set the capture mode");
-  if (status) return status;
-  if (scope->previous >= 0) status = int4mm_cuda_check(cudaSetDevice(device), "select the device");
-  if (!status) status = prepare_once(device);
-  if (status) int4mm_cuda_leave(scope);
-  return status;
-}
-
-void int4mm_cuda_leave(const int4mm_cuda_scope *scope) {
-  enum cudaStreamCaptureMode mode = scope->mode;
-  /* neither can fail where entering did not, but for a process that is ending */
-  if (scope->previous >= 0 && cudaSetDevice(scope->previous) != cudaSuccess) (void)cudaGetLastError();
-  if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) (void)cudaGetLastError();
-}
-
 static int32_t device_count(int32_t *count) {
   *count = device_total;
   return INT4MM_OK;
 }
 
 static int32_t device_arch(int32_t device, int32_t *arch, int32_t *sms) {
-  int32_t status = check_device(device);
+  int32_t status = int4mm_cuda_check_device(device);
   if (status) return status;
   if (!atomic_load_explicit(&device_ready[device], memory_order_acquire)) {
     int4mm_cuda_scope scope;
@@ -177,13 +180,14 @@ static int32_t device_info(int32_t device, int4mm_gpu_info *info) {
 
 static const int4mm_cuda_backend table = {
     .abi = INT4MM_CUDA_ABI,
-    .open = open_driver,
+    .open = open_cuda,
     .device_count = device_count,
     .device_info = device_info,
     .arch = device_arch,
     .code_arch = int4mm_cuda_code_arch,
     .alloc = int4mm_cuda_alloc,
     .free = int4mm_cuda_free,
+    .locate = int4mm_cuda_locate,
     .stream_state = int4mm_cuda_stream_state,
     .stream_join = int4mm_cuda_stream_join,
     .copy = int4mm_cuda_copy,

@@ -4,11 +4,11 @@
 #include "common/kernels.h"
 #include "cuda/backend.h"
 
-/* What follows a launcher in `scope`: words for an error, then the mark that later frees wait for. */
+/* What follows a launcher in `scope`: words for an error, then the event that later frees wait for. */
 static int32_t finish(const int4mm_cuda_scope *scope, int32_t device, cudaError_t error, const char *doing,
                       void *stream) {
   int32_t status = int4mm_cuda_check(error, doing);
-  if (!status) status = int4mm_cuda_mark_here(device, stream);
+  if (!status) status = int4mm_cuda_record_work(device, stream);
   int4mm_cuda_leave(scope);
   return status;
 }
@@ -36,7 +36,7 @@ int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
 }
 
 int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                           bool foreign) {
+                           bool non_blocking) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
@@ -47,33 +47,40 @@ int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const 
     return int4mm_cuda_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s cannot serve M = %lld, N = %lld, K = %lld",
                             plan->name, (long long)problem->M, (long long)problem->N, (long long)problem->K);
   }
-  return finish(&scope, device, error, "launch the product", foreign ? stream : NULL);
+  status = int4mm_cuda_check(error, "launch the product");
+  if (!status && non_blocking) status = int4mm_cuda_record_event(device, stream);
+  int4mm_cuda_leave(&scope);
+  return status;
 }
 
 /* ---- value checks ---- */
 
 typedef cudaError_t checked_launcher(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
 
-/* Runs a launcher with a scratch word for the smallest bad index and waits for that word. */
+/* In the device's scope: a launcher with a scratch word for the smallest bad index, which is waited for. */
+static int32_t find_bad(int32_t device, const int4mm_cuda_device *on, checked_launcher *launch,
+                        const int4mm_pack_job *job, unsigned long long *bad, void *stream) {
+  cudaStream_t s = int4mm_cuda_stream(stream);
+  void *word = NULL;
+  int32_t status = int4mm_cuda_scratch_here(device, on, sizeof *bad, &word, stream);
+  if (status) return status;
+  cudaError_t error = cudaMemsetAsync(word, 0xff, sizeof *bad, s);
+  if (error == cudaSuccess) error = launch(job, word, s);
+  if (error == cudaSuccess) error = cudaMemcpyAsync(bad, word, sizeof *bad, cudaMemcpyDeviceToHost, s);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(s);
+  cudaError_t freed = int4mm_cuda_scratch_free_here(on, word, stream);
+  return int4mm_cuda_check(error == cudaSuccess ? freed : error, "check values on the device");
+}
+
 static int32_t run_checked(int32_t device, checked_launcher *launch, const int4mm_pack_job *job, int64_t *bad,
                            void *stream) {
   unsigned long long found = INT4MM_NO_BAD_INDEX;
-  cudaStream_t s = int4mm_cuda_stream(stream);
   int4mm_cuda_scope scope;
-  void *word = NULL;
-  int32_t status = int4mm_cuda_check_waitable(device, stream, "check values");
-  if (!status) status = int4mm_cuda_scratch(device, sizeof found, &word, stream);
+  int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  if (!(status = int4mm_cuda_enter(device, &scope))) {
-    cudaError_t error = cudaMemsetAsync(word, 0xff, sizeof found, s);
-    if (error == cudaSuccess) error = launch(job, word, s);
-    if (error == cudaSuccess) error = cudaMemcpyAsync(&found, word, sizeof found, cudaMemcpyDeviceToHost, s);
-    if (error == cudaSuccess) error = cudaStreamSynchronize(s);
-    status = int4mm_cuda_check(error, "check values on the device");
-    int4mm_cuda_leave(&scope);
-  }
-  int32_t freed = int4mm_cuda_scratch_free(device, word, stream);
-  if (!status) status = freed;
+  status = int4mm_cuda_check_waitable(stream, "check values");
+  if (!status) status = find_bad(device, scope.device, launch, job, &found, stream);
+  int4mm_cuda_leave(&scope);
   if (status || found == INT4MM_NO_BAD_INDEX) return status;
   *bad = (int64_t)found;
   return INT4MM_ERR_VALUE;

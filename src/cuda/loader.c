@@ -19,7 +19,7 @@
 #define CUDA_LIBRARY "libint4mm_cuda.so"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static const int4mm_cuda_backend *backend; /* NULL: `reason` says why */
+static _Atomic(const int4mm_cuda_backend *) backend; /* NULL: not open yet, or `reason` says why */
 static char reason[1024];
 static atomic_bool forked;
 static char own_path[PATH_MAX];
@@ -32,7 +32,7 @@ __attribute__((constructor)) static void find_own_path(void) {
 
 /* A CUDA context does not survive fork(): in a child, CUDA that the parent opened is gone for good. */
 static void in_child(void) {
-  if (backend) atomic_store(&forked, true);
+  if (atomic_load(&backend)) atomic_store(&forked, true);
 }
 
 static int32_t library_path(char *path, size_t size) {
@@ -79,13 +79,19 @@ static void open_once(void) {
   else if (pthread_atfork(NULL, NULL, in_child))
     snprintf(reason, sizeof reason, "no memory to register a fork handler");
   else
-    backend = table;
+    atomic_store(&backend, table);
+}
+
+const int4mm_cuda_backend *int4mm_cuda_if_open(void) {
+  const int4mm_cuda_backend *open = atomic_load_explicit(&backend, memory_order_acquire);
+  return atomic_load_explicit(&forked, memory_order_relaxed) ? NULL : open;
 }
 
 const int4mm_cuda_backend *int4mm_cuda(void) {
   pthread_once(&once, open_once);
-  if (backend && !atomic_load(&forked)) return backend;
-  if (!backend)
+  const int4mm_cuda_backend *open = int4mm_cuda_if_open();
+  if (open) return open;
+  if (!atomic_load(&forked))
     int4mm_fail(INT4MM_ERR_UNAVAILABLE, "CUDA is not available: %s", reason);
   else
     int4mm_fail(INT4MM_ERR_UNAVAILABLE, "CUDA is not available: this process was forked from one that had opened CUDA; "

@@ -2,25 +2,27 @@
  * Streams, and the order between them and the default stream.
  *
  * Memory is allocated and freed in the order of the legacy default stream. Blocking streams (cudaStreamCreate, and
- * ours) are ordered with it by CUDA; non-blocking ones ("foreign" here) are not. A tensor's first use on a foreign
- * stream makes that stream wait for the default one (int4mm_cuda_stream_join); work put on a foreign stream records an
- * event, its mark, and a tensor that was used on any foreign stream is freed after all marks. No step waits on the
- * host.
+ * ours) are ordered with it by CUDA; non-blocking ones are not. A tensor's first use on a non-blocking stream makes
+ * that stream wait for the default one (int4mm_cuda_stream_join); after work on a non-blocking stream an event is
+ * recorded there, and a tensor that was used on any such stream is freed after all these events. No step waits on the
+ * host, but where an event cannot be had.
  */
 #include <pthread.h>
 #include <stdlib.h>
 
 #include "cuda/backend.h"
 
-typedef struct mark {
+/* The last work on a non-blocking stream. Streams go by their ids, since a handle is used again for another stream
+ * while the work of the old one may still run. */
+typedef struct work_event {
   int32_t device;
-  cudaStream_t stream;
+  unsigned long long stream_id;
   cudaEvent_t event;
-  struct mark *next;
-} mark;
+  struct work_event *next;
+} work_event;
 
-static mark *marks; /* one per foreign stream ever used: few, so never removed */
-static pthread_mutex_t mark_lock = PTHREAD_MUTEX_INITIALIZER;
+static work_event *work_events; /* no more than there ever were non-blocking streams with work at the same time */
+static pthread_mutex_t event_lock = PTHREAD_MUTEX_INITIALIZER;
 
 bool int4mm_cuda_default_blocked(void) {
   enum cudaStreamCaptureStatus capture;
@@ -29,39 +31,40 @@ bool int4mm_cuda_default_blocked(void) {
   return error == cudaErrorStreamCaptureImplicit;
 }
 
-/* The state of a stream of the current device. */
-static int32_t state_here(void *stream, bool *foreign, bool *capturing) {
+int32_t int4mm_cuda_state_here(void *stream, int4mm_stream_state *state) {
   enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
   unsigned flags = 0;
-  *foreign = *capturing = false;
+  *state = (int4mm_stream_state){0};
   if (!stream) {
-    *capturing = int4mm_cuda_default_blocked(); /* it cannot capture, but another stream's capture forbids its use */
+    state->capturing = int4mm_cuda_default_blocked();
     return INT4MM_OK;
   }
   cudaError_t error = cudaStreamIsCapturing((cudaStream_t)stream, &capture);
-  *capturing = capture != cudaStreamCaptureStatusNone;
+  state->capturing = capture != cudaStreamCaptureStatusNone;
   /* a stream that captures does not tell its flags: whatever it is, its work does not run now */
-  if (error == cudaSuccess && !*capturing) error = cudaStreamGetFlags((cudaStream_t)stream, &flags);
-  *foreign = *capturing || (flags & cudaStreamNonBlocking) != 0;
+  if (error == cudaSuccess && !state->capturing) error = cudaStreamGetFlags((cudaStream_t)stream, &flags);
+  if (error == cudaSuccess && (flags & cudaStreamNonBlocking)) error = cudaStreamGetId((cudaStream_t)stream, &id);
+  state->non_blocking = state->capturing || (flags & cudaStreamNonBlocking) != 0;
+  state->id = id;
   return int4mm_cuda_check(error, "use the stream");
 }
 
-int32_t int4mm_cuda_stream_state(int32_t device, void *stream, bool *foreign, bool *capturing) {
+int32_t int4mm_cuda_stream_state(int32_t device, void *stream, int4mm_stream_state *state) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = state_here(stream, foreign, capturing);
+  status = int4mm_cuda_state_here(stream, state);
   int4mm_cuda_leave(&scope);
   return status;
 }
 
-int32_t int4mm_cuda_check_waitable(int32_t device, void *stream, const char *doing) {
-  bool foreign, capturing;
-  int32_t status = int4mm_cuda_stream_state(device, stream, &foreign, &capturing);
-  if (!status && capturing)
+int32_t int4mm_cuda_check_waitable(void *stream, const char *doing) {
+  int4mm_stream_state state;
+  int32_t status = int4mm_cuda_state_here(stream, &state);
+  if (!status && state.capturing)
     status = int4mm_cuda_fail(INT4MM_ERR_ARGUMENT,
-                              "cannot %s while a CUDA graph is being captured: that would have "
-                              "to wait for the result",
+                              "cannot %s while a CUDA graph is being captured: that would have to wait for the result",
                               doing);
   return status;
 }
@@ -70,59 +73,80 @@ int32_t int4mm_cuda_stream_join(int32_t device, void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  pthread_mutex_lock(&mark_lock); /* one event per device serves every thread */
+  pthread_mutex_lock(&event_lock); /* one event per device serves every thread */
   cudaError_t error = cudaEventRecord(scope.device->default_event, cudaStreamLegacy);
   if (error == cudaSuccess)
     error = cudaStreamWaitEvent((cudaStream_t)stream, scope.device->default_event, cudaEventWaitDefault);
-  pthread_mutex_unlock(&mark_lock);
+  pthread_mutex_unlock(&event_lock);
   status = int4mm_cuda_check(error, "order the stream after the default stream");
   int4mm_cuda_leave(&scope);
   return status;
 }
 
-/* The mark of a stream, made when there is none; NULL when there is no memory. Locked. */
-static mark *find_mark(int32_t device, cudaStream_t stream) {
-  mark *m = marks;
-  while (m && (m->stream != stream || m->device != device)) m = m->next;
-  if (m || !(m = calloc(1, sizeof *m))) return m;
-  if (cudaEventCreateWithFlags(&m->event, cudaEventDisableTiming) != cudaSuccess) {
-    free(m);
+/* ---- events ---- */
+
+static bool is_done(const work_event *e) {
+  cudaError_t error = cudaEventQuery(e->event);
+  if (error != cudaSuccess) (void)cudaGetLastError(); /* cudaErrorNotReady counts as one */
+  return error == cudaSuccess;
+}
+
+/* The event of a stream; else one whose work is done, or a new one. NULL when there is none to be had. Locked. */
+static work_event *find_event(int32_t device, unsigned long long id) {
+  work_event *e = work_events;
+  while (e && (e->stream_id != id || e->device != device)) e = e->next;
+  if (e) return e;
+  for (e = work_events; e && (e->device != device || !is_done(e));) e = e->next;
+  if (e) {
+    e->stream_id = id;
+    return e;
+  }
+  if (!(e = calloc(1, sizeof *e))) return NULL;
+  if (cudaEventCreateWithFlags(&e->event, cudaEventDisableTiming) != cudaSuccess) {
+    (void)cudaGetLastError();
+    free(e);
     return NULL;
   }
-  m->device = device, m->stream = stream, m->next = marks;
-  return marks = m;
+  e->device = device, e->stream_id = id, e->next = work_events;
+  return work_events = e;
 }
 
-int32_t int4mm_cuda_mark_here(int32_t device, void *stream) {
-  bool foreign, capturing;
+static int32_t record(int32_t device, cudaStream_t stream, unsigned long long id) {
+  pthread_mutex_lock(&event_lock);
+  work_event *e = find_event(device, id);
+  cudaError_t error = e ? cudaEventRecord(e->event, stream) : cudaErrorMemoryAllocation;
+  pthread_mutex_unlock(&event_lock);
+  if (error == cudaSuccess) return INT4MM_OK;
+  (void)cudaGetLastError();
+  /* without an event the work is waited for: then there is nothing for a later free to wait for */
+  return int4mm_cuda_check(cudaStreamSynchronize(stream), "wait for the stream");
+}
+
+int32_t int4mm_cuda_record_event(int32_t device, void *stream) {
+  unsigned long long id = 0;
+  int32_t status = int4mm_cuda_check(cudaStreamGetId((cudaStream_t)stream, &id), "use the stream");
+  return status ? status : record(device, (cudaStream_t)stream, id);
+}
+
+int32_t int4mm_cuda_record_work(int32_t device, void *stream) {
+  int4mm_stream_state state;
   if (!stream) return INT4MM_OK;
-  int32_t status = state_here(stream, &foreign, &capturing);
-  if (status || !foreign || capturing) return status; /* captured work runs later, where the graph's owner orders it */
-  pthread_mutex_lock(&mark_lock);
-  mark *m = find_mark(device, (cudaStream_t)stream);
-  cudaError_t error = m ? cudaEventRecord(m->event, (cudaStream_t)stream) : cudaErrorMemoryAllocation;
-  pthread_mutex_unlock(&mark_lock);
-  return int4mm_cuda_check(error, "record an event on the stream");
+  int32_t status = int4mm_cuda_state_here(stream, &state);
+  if (status || !state.non_blocking) return status;
+  /* captured work runs later, where the graph's owner orders it */
+  return state.capturing ? INT4MM_OK : record(device, (cudaStream_t)stream, state.id);
 }
 
-int32_t int4mm_cuda_mark(int32_t device, void *stream) {
-  int4mm_cuda_scope scope;
-  if (!stream) return INT4MM_OK;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  status = int4mm_cuda_mark_here(device, stream);
-  int4mm_cuda_leave(&scope);
-  return status;
-}
-
-cudaError_t int4mm_cuda_wait_marks(int32_t device) {
+cudaError_t int4mm_cuda_wait_events(int32_t device) {
   cudaError_t error = cudaSuccess;
-  pthread_mutex_lock(&mark_lock);
-  for (mark *m = marks; m && error == cudaSuccess; m = m->next)
-    if (m->device == device) error = cudaStreamWaitEvent(cudaStreamLegacy, m->event, cudaEventWaitDefault);
-  pthread_mutex_unlock(&mark_lock);
+  pthread_mutex_lock(&event_lock);
+  for (work_event *e = work_events; e && error == cudaSuccess; e = e->next)
+    if (e->device == device) error = cudaStreamWaitEvent(cudaStreamLegacy, e->event, cudaEventWaitDefault);
+  pthread_mutex_unlock(&event_lock);
   return error;
 }
+
+/* ---- making, destroying, waiting ---- */
 
 /* A blocking stream: ordered with the default stream, as everything else here is. */
 int32_t int4mm_cuda_stream_create(int32_t device, void **stream) {
@@ -139,10 +163,10 @@ int32_t int4mm_cuda_stream_create(int32_t device, void **stream) {
 /* Waits first: what its work still reads must not be freed once nothing orders the two any more. */
 int32_t int4mm_cuda_stream_destroy(int32_t device, void *stream) {
   int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_check_waitable(device, stream, "destroy the stream");
-  if (!status) status = int4mm_cuda_enter(device, &scope);
+  int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check(cudaStreamSynchronize((cudaStream_t)stream), "wait for the stream");
+  status = int4mm_cuda_check_waitable(stream, "destroy the stream");
+  if (!status) status = int4mm_cuda_check(cudaStreamSynchronize((cudaStream_t)stream), "wait for the stream");
   if (!status) status = int4mm_cuda_check(cudaStreamDestroy((cudaStream_t)stream), "destroy the stream");
   int4mm_cuda_leave(&scope);
   return status;
@@ -150,19 +174,20 @@ int32_t int4mm_cuda_stream_destroy(int32_t device, void *stream) {
 
 int32_t int4mm_cuda_stream_synchronize(int32_t device, void *stream) {
   int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_check_waitable(device, stream, "wait for the stream");
-  if (!status) status = int4mm_cuda_enter(device, &scope);
+  int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check(cudaStreamSynchronize(int4mm_cuda_stream(stream)), "wait for the stream");
+  status = int4mm_cuda_check_waitable(stream, "wait for the stream");
+  if (!status) status = int4mm_cuda_check(cudaStreamSynchronize(int4mm_cuda_stream(stream)), "wait for the stream");
   int4mm_cuda_leave(&scope);
   return status;
 }
 
 int32_t int4mm_cuda_synchronize(int32_t device) {
   int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  int4mm_cuda_flush();
+  int32_t status = int4mm_cuda_check_device(device);
+  if (status || !int4mm_cuda_has_context(device)) return status; /* nobody's work is there, and none is made */
+  if ((status = int4mm_cuda_enter(device, &scope))) return status;
+  int4mm_cuda_flush_deferred();
   status = int4mm_cuda_check(cudaDeviceSynchronize(), "wait for the device");
   int4mm_cuda_leave(&scope);
   return status;

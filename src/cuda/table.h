@@ -10,6 +10,19 @@
 extern "C" {
 #endif
 
+/* What a stream is. */
+typedef struct int4mm_stream_state {
+  uint64_t id;       /* of a non-blocking stream that captures nothing: unlike the handle never given to another */
+  bool non_blocking; /* the default stream is not ordered with it; said of every stream that captures */
+  bool capturing;    /* it captures a CUDA graph, or for the default stream, another one's capture forbids its use */
+} int4mm_stream_state;
+
+/* Where an address lies. */
+typedef struct int4mm_location {
+  int32_t device; /* INT4MM_CPU for plain and pinned host memory */
+  bool managed;   /* good for the host and every GPU */
+} int4mm_location;
+
 typedef struct int4mm_cuda_backend {
   uint32_t abi; /* INT4MM_CUDA_ABI of the generated int4mm_abi.h: a library built from other headers is refused */
   /* Opens the driver once. OK, or INT4MM_ERR_UNAVAILABLE with the reason through `fail`. */
@@ -21,11 +34,13 @@ typedef struct int4mm_cuda_backend {
   int32_t (*code_arch)(int32_t device, int32_t *code_arch);
   /* From a stream-ordered pool, usable at once on `stream` (NULL: on every blocking stream); ERR_MEMORY when full. */
   int32_t (*alloc)(int32_t device, size_t bytes, void *stream, void **data);
-  void (*free)(int32_t device, void *data,
-               bool foreign); /* foreign: was used on a stream that `stream_state` says is */
-  /* foreign: work there is not ordered with the default stream (non-blocking streams). */
-  int32_t (*stream_state)(int32_t device, void *stream, bool *foreign, bool *capturing);
-  /* Makes a foreign stream wait for what the default stream was given so far: before a tensor's first use there. */
+  /* non_blocking: it was used on a non-blocking stream, so the free follows the work recorded on those. Does not fail:
+   * what cannot be freed now is freed later. */
+  void (*free)(int32_t device, void *data, bool non_blocking);
+  /* Where the driver says that an address is. Makes no context. */
+  int32_t (*locate)(const void *data, int4mm_location *location);
+  int32_t (*stream_state)(int32_t device, void *stream, int4mm_stream_state *state);
+  /* Makes a non-blocking stream wait for what the default stream was given so far. */
   int32_t (*stream_join)(int32_t device, void *stream);
   /* Rows of `width` bytes; a device may be INT4MM_CPU. Waits when a side is. */
   int32_t (*copy)(int32_t dst_device, void *dst, size_t dst_pitch, int32_t src_device, const void *src,
@@ -35,8 +50,9 @@ typedef struct int4mm_cuda_backend {
   int32_t (*stream_create)(int32_t device, void **stream);
   int32_t (*stream_destroy)(int32_t device, void *stream);
   int32_t (*stream_synchronize)(int32_t device, void *stream);
-  /* foreign: stream_state says so of the stream, and that it captures nothing. */
-  int32_t (*matmul)(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream, bool foreign);
+  /* non_blocking: stream_state says so of the stream, and that it captures nothing. */
+  int32_t (*matmul)(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
+                    bool non_blocking);
   int32_t (*pack)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*quantize)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*unpack)(int32_t device, const int4mm_pack_job *job, void *stream);
@@ -44,7 +60,8 @@ typedef struct int4mm_cuda_backend {
   int32_t (*random)(int32_t device, const int4mm_random_job *job, void *stream);
   int32_t (*transpose)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                        void *stream);
-  /* Stream-ordered scratch memory for one call (a transposed weight); also inside a graph capture. */
+  /* Stream-ordered scratch memory for one call (a transposed weight). Inside a graph capture it becomes the graph's,
+   * which takes a device with memory pools. */
   int32_t (*scratch)(int32_t device, size_t bytes, void **data, void *stream);
   int32_t (*scratch_free)(int32_t device, void *data, void *stream);
 } int4mm_cuda_backend;
@@ -56,6 +73,8 @@ typedef const int4mm_cuda_backend *(*int4mm_cuda_backend_fn)(void);
 /* The table, opened on first need (dlopen of libint4mm_cuda.so beside this library, or INT4MM_CUDA_LIBRARY); NULL with
  * the reason recorded when there is none. A failure to open is remembered; thread-safe. */
 const int4mm_cuda_backend *int4mm_cuda(void);
+/* The table where int4mm_cuda has opened it already and it can still be used, else NULL; records nothing. */
+const int4mm_cuda_backend *int4mm_cuda_if_open(void);
 
 #ifdef __cplusplus
 }

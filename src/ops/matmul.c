@@ -8,6 +8,8 @@
 #include "core/tensor.h"
 #include "cpu/backend.h"
 #include "dispatch/choose.h"
+#include "dispatch/devices.h"
+#include "ops/copy.h"
 
 /* A call that was found valid. */
 typedef struct call {
@@ -297,11 +299,12 @@ static int32_t plan_cuda(const place *where, const int4mm_problem *p, const char
   return status;
 }
 
-static int32_t launch(const place *where, const int4mm_problem *problem, const int4mm_matmul_args *args, bool foreign) {
+static int32_t launch(const place *where, const int4mm_problem *problem, const int4mm_matmul_args *args,
+                      bool non_blocking) {
   int4mm_plan plan = {0};
   int32_t status = plan_cuda(where, problem, args->kernel, int4mm_choose_kernel, &plan);
   if (status || !problem->M || !problem->N) return status;
-  return where->cuda->matmul(where->device, problem, &plan, args->stream, foreign);
+  return where->cuda->matmul(where->device, problem, &plan, args->stream, non_blocking);
 }
 
 /* Everything is on where->device already. */
@@ -310,11 +313,11 @@ static int32_t run_on_gpu(const call *c, const place *where) {
   const int4mm_cuda_backend *cuda = where->cuda;
   int4mm_problem problem = make_problem(c);
   void *scratch = NULL;
-  bool foreign;
+  bool non_blocking;
   int32_t status = int4mm_use_on_stream(
       cuda, where->device, args->stream,
       (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias, args->out}, 6,
-      &foreign);
+      &non_blocking);
   size_t words = (size_t)(c->K / 8) * (size_t)c->N;
   if (!status && c->nk && words) {
     int4mm_matrix from = int4mm_as_matrix(args->b_packed);
@@ -323,7 +326,7 @@ static int32_t run_on_gpu(const call *c, const place *where) {
     if (!status) status = cuda->transpose(where->device, &to, &from, problem.b.xor_mask, args->stream);
   }
   if (c->nk) take_transposed(&problem, scratch);
-  if (!status) status = launch(where, &problem, args, foreign);
+  if (!status) status = launch(where, &problem, args, non_blocking);
   if (scratch) {
     int32_t freed = cuda->scratch_free(where->device, scratch, args->stream);
     if (!status) status = freed;

@@ -6,6 +6,8 @@
 
 #include "core/tensor.h"
 #include "cpu/backend.h"
+#include "dispatch/devices.h"
+#include "ops/copy.h"
 
 static bool is_integer(int32_t dtype) {
   return dtype == INT4MM_INT32 || dtype == INT4MM_INT8;

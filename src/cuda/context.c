@@ -1,0 +1,96 @@
+/*
+ * Contexts: a call works in its device's primary context and puts the caller's back. That is done through the driver,
+ * by the context itself: since CUDA 12, cudaSetDevice of the device that was current before would make a context there,
+ * some hundred MiB, on a GPU that nobody uses. The driver is also what knows where an address lies without a context.
+ */
+#include <dlfcn.h>
+#include <string.h>
+
+#include "cuda/backend.h"
+
+/* By their documented names and types; a CUresult is an int, 0 for success, a CUcontext a pointer. */
+typedef struct driver_functions {
+  int (*get_current)(void **context);
+  int (*set_current)(void *context);
+  int (*get_device)(int *device); /* of the current context */
+  int (*primary_state)(int device, unsigned *flags, int *active);
+  int (*pointer_attributes)(unsigned count, int *attributes, void **values, unsigned long long pointer);
+} driver_functions;
+
+static driver_functions driver;
+
+int32_t int4mm_cuda_open_driver(int32_t (*fail)(int32_t status, const char *format, ...)) {
+  static const char *const names[] = {"cuCtxGetCurrent", "cuCtxSetCurrent", "cuCtxGetDevice",
+                                      "cuDevicePrimaryCtxGetState", "cuPointerGetAttributes"};
+  void *symbols[sizeof names / sizeof names[0]];
+  _Static_assert(sizeof symbols == sizeof driver, "one name for each function");
+  void *library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL); /* never closed, as the runtime's own handle */
+  if (!library) return fail(INT4MM_ERR_UNAVAILABLE, "the NVIDIA driver does not load: %s", dlerror());
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (!(symbols[i] = dlsym(library, names[i])))
+      return fail(INT4MM_ERR_UNAVAILABLE, "the NVIDIA driver has no %s", names[i]);
+  memcpy(&driver, symbols, sizeof driver); /* ISO C knows no cast from an object to a function pointer */
+  return INT4MM_OK;
+}
+
+/* Makes the device current, noting what is to be put back. */
+static int32_t make_current(int32_t device, int4mm_cuda_scope *scope) {
+  int current = -1;
+  if (driver.get_device(&current)) current = -1; /* no context in this thread */
+  scope->restore = false, scope->context = NULL;
+  if (current == device) return INT4MM_OK;
+  if (current >= 0 && driver.get_current(&scope->context))
+    return int4mm_cuda_fail(INT4MM_ERR_CUDA, "cannot find the current CUDA context");
+  scope->restore = current >= 0 || device != 0;
+  return int4mm_cuda_check(cudaSetDevice(device), "select the device");
+}
+
+static void put_back(const int4mm_cuda_scope *scope) {
+  if (scope->restore) (void)driver.set_current(scope->context); /* it was current before: fails only at process exit */
+}
+
+int32_t int4mm_cuda_enter(int32_t device, int4mm_cuda_scope *scope) {
+  int32_t status = int4mm_cuda_check_device(device);
+  if (status) return status;
+  if ((status = make_current(device, scope))) {
+    put_back(scope);
+    return status;
+  }
+  scope->mode = cudaStreamCaptureModeRelaxed;
+  status = int4mm_cuda_check(cudaThreadExchangeStreamCaptureMode(&scope->mode), "set the capture mode");
+  if (status) {
+    put_back(scope);
+    return status;
+  }
+  status = int4mm_cuda_prepare(device, &scope->device);
+  if (status) int4mm_cuda_leave(scope);
+  return status;
+}
+
+void int4mm_cuda_leave(const int4mm_cuda_scope *scope) {
+  enum cudaStreamCaptureMode mode = scope->mode;
+  /* cannot fail where entering did not, but for a process that is ending */
+  if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) (void)cudaGetLastError();
+  put_back(scope);
+}
+
+bool int4mm_cuda_has_context(int32_t device) {
+  unsigned flags;
+  int active = 0;
+  return driver.primary_state(device, &flags, &active) || active; /* when in doubt, yes */
+}
+
+int32_t int4mm_cuda_locate(const void *data, int4mm_location *location) {
+  enum { MEMORY_TYPE = 2, IS_MANAGED = 8, DEVICE_ORDINAL = 9 }; /* CUpointer_attribute */
+  enum { DEVICE_MEMORY = 2 };                                   /* CUmemorytype */
+  int attributes[] = {MEMORY_TYPE, IS_MANAGED, DEVICE_ORDINAL};
+  uint64_t type = 0, managed = 0, ordinal = 0; /* wide enough for whatever the driver writes, which it may leave out */
+  void *values[] = {&type, &managed, &ordinal};
+  int result = driver.pointer_attributes(3, attributes, values, (unsigned long long)(uintptr_t)data);
+  if (result)
+    return int4mm_cuda_fail(INT4MM_ERR_CUDA, "cannot ask the driver where %p is: CUDA error %d",
+                            (void *)(uintptr_t)data, result);
+  location->managed = (uint32_t)managed != 0;
+  location->device = (uint32_t)type == DEVICE_MEMORY ? (int32_t)ordinal : INT4MM_CPU;
+  return INT4MM_OK;
+}

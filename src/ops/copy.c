@@ -1,0 +1,68 @@
+/*
+ * Copies and fills, on the device or between two.
+ */
+#include <string.h>
+
+#include "core/tensor.h"
+#include "cpu/backend.h"
+#include "dispatch/devices.h"
+#include "ops/copy.h"
+
+static int32_t check_copy(const int4mm_tensor *dst, const int4mm_tensor *src) {
+  int32_t status = int4mm_check_rows("dst", dst);
+  if (!status) status = int4mm_check_rows("src", src);
+  if (status) return status;
+  if (dst->rank != src->rank || dst->shape[0] != src->shape[0] || dst->shape[1] != src->shape[1])
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "dst is %s but src is %s: the shapes differ", int4mm_describe(dst).s,
+                       int4mm_describe(src).s);
+  if (dst->dtype != src->dtype) {
+    if (dst->device != INT4MM_CPU || src->device != INT4MM_CPU)
+      return int4mm_fail(INT4MM_ERR_ARGUMENT, "dst is %s on %s but src is %s on %s: dtypes convert only on the CPU",
+                         int4mm_dtype_name(dst->dtype), int4mm_device_name(dst->device).s,
+                         int4mm_dtype_name(src->dtype), int4mm_device_name(src->device).s);
+    if (int4mm_is_out_dtype(src->dtype) && !int4mm_is_out_dtype(dst->dtype))
+      return int4mm_fail(INT4MM_ERR_ARGUMENT, "dst is %s but src is %s: a float does not become an integer by a copy",
+                         int4mm_dtype_name(dst->dtype), int4mm_dtype_name(src->dtype));
+  }
+  if (dst->device == src->device && dst->data == src->data && dst->stride == src->stride && dst->dtype == src->dtype)
+    return INT4MM_OK; /* onto itself */
+  return int4mm_check_apart("dst", dst, "src", src);
+}
+
+int32_t int4mm_copy_checked(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) {
+  int4mm_matrix d = int4mm_as_matrix(dst), s = int4mm_as_matrix(src);
+  if (!d.rows || !d.cols || (dst->device == src->device && d.data == s.data)) return INT4MM_OK;
+  if (dst->device == INT4MM_CPU && src->device == INT4MM_CPU) {
+    int4mm_cpu_copy(&d, &s);
+    return INT4MM_OK;
+  }
+  const int4mm_cuda_backend *cuda = int4mm_cuda();
+  if (!cuda) return INT4MM_ERR_UNAVAILABLE;
+  int32_t device = dst->device != INT4MM_CPU ? dst->device : src->device;
+  size_t size = int4mm_dtype_size(d.dtype);
+  int32_t status = int4mm_use_on_stream(cuda, device, stream, (const int4mm_tensor *[]){dst, src}, 2, NULL);
+  if (status) return status;
+  return cuda->copy(dst->device, d.data, (size_t)d.stride * size, src->device, s.data, (size_t)s.stride * size,
+                    (size_t)d.cols * size, (size_t)d.rows, stream);
+}
+
+int32_t int4mm_tensor_copy(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) {
+  int32_t status = check_copy(dst, src);
+  return status ? status : int4mm_copy_checked(dst, src, stream);
+}
+
+int32_t int4mm_tensor_fill_bytes(const int4mm_tensor *t, uint8_t byte, void *stream) {
+  int32_t status = int4mm_check_rows("tensor", t);
+  if (status) return status;
+  int4mm_matrix m = int4mm_as_matrix(t);
+  size_t size = int4mm_dtype_size(m.dtype), pitch = (size_t)m.stride * size, width = (size_t)m.cols * size;
+  if (!m.rows || !m.cols) return INT4MM_OK;
+  if (t->device == INT4MM_CPU) {
+    for (int64_t r = 0; r < m.rows; r++) memset((char *)m.data + (size_t)r * pitch, byte, width);
+    return INT4MM_OK;
+  }
+  const int4mm_cuda_backend *cuda = int4mm_cuda();
+  if (!cuda) return INT4MM_ERR_UNAVAILABLE;
+  status = int4mm_use_on_stream(cuda, t->device, stream, &t, 1, NULL);
+  return status ? status : cuda->fill_bytes(t->device, m.data, pitch, byte, width, (size_t)m.rows, stream);
+}
