@@ -46,4 +46,87 @@ describe("on a device in host memory", function()
     assert.equal(0, status, output)
     assert.matches("^true\n.*int4_matmul_cuda: out of memory on cuda:0: asked for %d+ bytes.*\ncpu\n$", output)
   end)
+
+  --- Output of a script on the device, in which these calls fail (see spec/c/fake_cuda.c).
+  local function with_failures(failing, code)
+    local output, status = helper.luajit('local q = require "int4mm"\n' .. code,
+      { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_FAKE_FAIL = failing })
+    assert.equal(0, status, output)
+    return output
+  end
+
+  it("a product that a GPU cannot run for want of code is done on the CPU, unless the GPU was asked for", function()
+    -- slow enough on one thread of scalar code for copies to a GPU to pay
+    assert.equal("true\tcpu\tcuda:0\nfalse\ttrue\n", with_failures("2matmul", [[
+      q.set_cpu_isa "scalar"
+      q.set_num_threads(1)
+      local a, b, scale_a, scale_b = q.generate_test_data(256, 256, 256)
+      local planned = q.explain(a, b, scale_a, scale_b).device
+      local c = q.int4_matmul(a, b, scale_a, scale_b)
+      print(c:equal(q.int4_matmul_cpu(a, b, scale_a, scale_b)), c.device, planned)
+      local ok, message = pcall(q.int4_matmul_cuda, a, b, scale_a, scale_b)
+      print(ok, message:find("no kernel image is available", 1, true) ~= nil)
+    ]]))
+  end)
+
+  it("a product into a given out is tried again after a collection, too", function()
+    local product = [[
+      local garbage = {}
+      local a, b, scale_a, scale_b = q.generate_test_data(16, 64, 16, { device = "cuda" })
+      b = q.ones { 16, 8, dtype = "int32", device = "cuda" }
+      local out = q.empty { 16, 16, dtype = "float16", device = "cuda" }
+      local collected = false
+      getmetatable(newproxy(true)).__gc = function() collected = true end
+      local ok, message = pcall(q.int4_matmul, a, b, scale_a, scale_b, { layout_b = "nk", out = out })
+      print(ok, collected, ok or message)
+    ]]
+    assert.equal("true\ttrue\ttrue\n", with_failures("1scratch", product))
+    assert.matches("^false\ttrue\tint4_matmul: out of memory on cuda:0: asked for 512 bytes of scratch memory\n$",
+      with_failures("2scratch", product))
+  end)
+
+  it("the first failure of a call is the one that is told", function()
+    assert.matches("^false\tint4_matmul: cannot launch the product: no kernel image is available[^\n]*\n$",
+      with_failures("matmul,scratch_free", [[
+        local a, _, scale_a, scale_b = q.generate_test_data(16, 64, 16, { device = "cuda" })
+        local b = q.ones { 16, 8, dtype = "int32", device = "cuda" }
+        print(pcall(q.int4_matmul, a, b, scale_a, scale_b, { layout_b = "nk" }))
+      ]]))
+  end)
+
+  it("a stream that could not be destroyed can be tried again", function()
+    assert.matches("^false\t.*destroy: cannot destroy the stream: it was told so\ntrue\nstream%(cuda:0, destroyed%)\n$",
+      with_failures("stream_destroy", [[
+        local stream = q.stream()
+        print(pcall(stream.destroy, stream))
+        print((pcall(stream.synchronize, stream)))
+        stream:destroy()
+        print(stream)
+      ]]))
+  end)
+
+  it("memory of one device is not wrapped as another's", function()
+    local output = with_failures(nil, [[
+      local ffi = require "ffi"
+      local host, gpu = q.ones { 4 }, q.ones { 4, device = "cuda:1" }
+      for _, t in ipairs { host, gpu } do
+        for _, device in ipairs { "cpu", "cuda:0", "cuda:1", "cuda:2" } do
+          print(t.device, device, select(2, pcall(q.wrap, t:data(), { shape = { 4 }, device = device, owner = t })))
+        end
+      end
+      print(pcall(q.wrap, ffi.cast("float *", 0), { shape = { 0 }, device = "cuda:0" }))
+    ]])
+    local expected = {
+      "cpu\tcpu\ttensor([1., 1., 1., 1.]", "which is memory of cpu, not of cuda:0",
+      "which is memory of cpu, not of cuda:1", "wrap: there is no device cuda:2",
+      "which is memory of cuda:1, not of cpu", "which is memory of cuda:1, not of cuda:0",
+      "cuda:1\tcuda:1\ttensor([1., 1., 1., 1.]", "wrap: there is no device cuda:2", "true\ttensor([]",
+    }
+    local i = 0
+    for line in output:gmatch "[^\n]+" do
+      i = i + 1
+      assert.matches(expected[i], line, 1, true)
+    end
+    assert.equal(#expected, i)
+  end)
 end)

@@ -164,6 +164,44 @@ static void test_memory(void) {
   CHECK(t.rank == 0 && int4mm_allocated(INT4MM_CPU) == before);
 }
 
+static int deletions;
+
+static void count_deletion(void *context) {
+  deletions++;
+  free(context);
+}
+
+/* A deleter runs once, with its context, at the last reference; never for a tensor that was not made. */
+static void test_adopted(void) {
+  int64_t before = int4mm_allocated(INT4MM_CPU);
+  float *words = calloc(12, sizeof *words);
+  int4mm_tensor t = {0}, view = {0}, other = {0};
+  FAILS(int4mm_tensor_adopt(&t, words, 2, 3, 4, 4, INT4MM_FLOAT32, INT4MM_CPU, NULL, words), INT4MM_ERR_ARGUMENT,
+        "deleter is NULL");
+  FAILS(int4mm_tensor_adopt(&t, words, 2, 3, 4, 3, INT4MM_FLOAT32, INT4MM_CPU, count_deletion, words),
+        INT4MM_ERR_ARGUMENT, "stride is 3");
+  FAILS(int4mm_tensor_adopt(&t, NULL, 2, 3, 4, 4, INT4MM_FLOAT32, INT4MM_CPU, count_deletion, words),
+        INT4MM_ERR_ARGUMENT, "data is NULL");
+  CHECK(deletions == 0 && t.rank == 0);
+  OK(int4mm_tensor_adopt(&t, words, 2, 3, 4, 4, INT4MM_FLOAT32, INT4MM_CPU, count_deletion, words));
+  FAILS(int4mm_tensor_adopt(&t, words, 2, 3, 4, 4, INT4MM_FLOAT32, INT4MM_CPU, count_deletion, words),
+        INT4MM_ERR_ARGUMENT, "release it first");
+  CHECK(t.data == words && int4mm_allocated(INT4MM_CPU) == before);
+  OK(int4mm_tensor_narrow(&view, &t, 1, 2, 2));
+  OK(int4mm_tensor_narrow(&other, &view, 0, 1, 1));
+  int4mm_tensor_release(&t);
+  int4mm_tensor_release(&view);
+  CHECK(deletions == 0 && ((float *)other.data)[0] == 0);
+  ((float *)other.data)[1] = 7; /* still there */
+  int4mm_tensor_release(&other);
+  int4mm_tensor_release(&other);
+  CHECK(deletions == 1 && int4mm_allocated(INT4MM_CPU) == before);
+  /* of no elements: nothing to point to, still something to give back */
+  OK(int4mm_tensor_adopt(&t, NULL, 2, 0, 4, 4, INT4MM_FLOAT32, INT4MM_CPU, count_deletion, NULL));
+  int4mm_tensor_release(&t);
+  CHECK(deletions == 2);
+}
+
 static void test_views_and_copies(void) {
   float words[12];
   int4mm_tensor t = {0}, column = {0}, other = {0}, half = matrix(3, 2, INT4MM_FLOAT16);
@@ -270,6 +308,7 @@ int main(void) {
   test_product(5, 0, 8, 1);
   test_strides();
   test_memory();
+  test_adopted();
   test_views_and_copies();
   test_errors();
   test_packing();

@@ -6,6 +6,10 @@
  *   other_abi, no_table                is no library for this core
  *   host                               two devices of 1 GiB each in host memory that do the work with the CPU backend
  *
+ * INT4MM_FAKE_FAIL=matmul has the first product fail, as where this build has no code for the GPU; scratch (no memory),
+ * scratch_free and stream_destroy likewise. With a number before it (3scratch) that many calls fail; several
+ * stand with commas between them.
+ *
  * A device address is a host address with its device in the top bits, so no host code can read through it by mistake,
  * and work that is given memory of the host or of the other device ends the process.
  */
@@ -29,6 +33,19 @@ static atomic_size_t used[DEVICES];
 static bool asked_for(const char *what) {
   const char *asked = getenv("INT4MM_FAKE_CUDA");
   return asked && !strcmp(asked, what);
+}
+
+/* Whether this call of `what` is one of those that INT4MM_FAKE_FAIL has fail. `calls` counts them. */
+static bool told_to_fail(const char *what, atomic_int *calls) {
+  const char *told = getenv("INT4MM_FAKE_FAIL");
+  while (told && *told) {
+    char *name;
+    long count = strtol(told, &name, 10);
+    size_t length = strcspn(name, ",");
+    if (length == strlen(what) && !strncmp(name, what, length)) return atomic_fetch_add(calls, 1) < (count ? count : 1);
+    told = name + length + (name[length] == ',');
+  }
+  return false;
 }
 
 static int32_t fake_open(int32_t (*fail)(int32_t status, const char *format, ...)) {
@@ -101,13 +118,20 @@ static void fake_free(int32_t device, void *data, bool non_blocking) {
 }
 
 static int32_t fake_scratch(int32_t device, size_t bytes, void **data, void *stream) {
-  return fake_alloc(device, bytes, stream, data);
+  static atomic_int calls;
+  int32_t status = told_to_fail("scratch", &calls) ? INT4MM_ERR_MEMORY : fake_alloc(device, bytes, stream, data);
+  if (status == INT4MM_ERR_MEMORY)
+    core_fail(status, "out of memory on cuda:%d: asked for %zu bytes of scratch memory", (int)device, bytes);
+  return status;
 }
 
 static int32_t fake_scratch_free(int32_t device, void *data, void *stream) {
+  static atomic_int calls;
   (void)stream;
   fake_free(device, data, false);
-  return INT4MM_OK;
+  return told_to_fail("scratch_free", &calls)
+             ? core_fail(INT4MM_ERR_CUDA, "cannot free scratch memory on the device: it was told so")
+             : INT4MM_OK;
 }
 
 static int32_t fake_copy(int32_t dst_device, void *dst, size_t dst_pitch, int32_t src_device, const void *src,
@@ -165,6 +189,9 @@ static int32_t fake_stream_create(int32_t device, void **stream) {
 }
 
 static int32_t fake_stream_destroy(int32_t device, void *stream) {
+  static atomic_int calls;
+  if (told_to_fail("stream_destroy", &calls))
+    return core_fail(INT4MM_ERR_CUDA, "cannot destroy the stream: it was told so");
   free(stream);
   return check_device(device);
 }
@@ -189,7 +216,11 @@ static int32_t fake_stream_join(int32_t device, void *stream) {
 
 static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
                            bool non_blocking) {
+  static atomic_int calls;
   int4mm_problem p = *problem;
+  if (told_to_fail("matmul", &calls))
+    return core_fail(INT4MM_ERR_UNAVAILABLE, "cannot launch the product: no kernel image is available for execution on "
+                                             "the device (cudaErrorNoKernelImageForDevice)");
   (void)stream, (void)non_blocking;
   if (plan->device != device) abort();
   p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);

@@ -183,7 +183,7 @@ static bool gpu_pays(int64_t M, int64_t N, int64_t K, double cpu_ops_per_second)
 typedef struct place {
   const int4mm_cuda_backend *cuda; /* NULL: the CPU */
   int32_t device;
-  bool may_fall_back; /* the GPU was a choice of ours: without memory there, the CPU serves */
+  bool may_fall_back; /* the GPU was a choice of ours: where it has no memory or cannot run it, the CPU serves */
   const char *why;    /* where there was a choice, else NULL */
 } place;
 
@@ -307,6 +307,15 @@ static int32_t launch(const place *where, const int4mm_problem *problem, const i
   return where->cuda->matmul(where->device, problem, &plan, args->stream, non_blocking);
 }
 
+/* Frees scratch memory after a call that ended with `status`; the call's own failure is the one to tell. */
+static int32_t free_scratch(const place *where, void *scratch, void *stream, int32_t status) {
+  if (!status) return where->cuda->scratch_free(where->device, scratch, stream);
+  int4mm_hold_error();
+  (void)where->cuda->scratch_free(where->device, scratch, stream);
+  int4mm_unhold_error();
+  return status;
+}
+
 /* Everything is on where->device already. */
 static int32_t run_on_gpu(const call *c, const place *where) {
   const int4mm_matmul_args *args = c->args;
@@ -327,10 +336,7 @@ static int32_t run_on_gpu(const call *c, const place *where) {
   }
   if (c->nk) take_transposed(&problem, scratch);
   if (!status) status = launch(where, &problem, args, non_blocking);
-  if (scratch) {
-    int32_t freed = cuda->scratch_free(where->device, scratch, args->stream);
-    if (!status) status = freed;
-  }
+  if (scratch) status = free_scratch(where, scratch, args->stream, status);
   return status;
 }
 
@@ -375,7 +381,8 @@ static int32_t run(const call *c, const place *where) {
   if (!where->cuda) return run_cpu(c);
   if (c->operand_device != INT4MM_CPU) return run_on_gpu(c, where);
   int32_t status = run_staged(c, where);
-  return status == INT4MM_ERR_MEMORY && where->may_fall_back ? run_cpu(c) : status;
+  bool cannot = status == INT4MM_ERR_MEMORY || status == INT4MM_ERR_UNAVAILABLE; /* no room, or no code for this GPU */
+  return cannot && where->may_fall_back ? run_cpu(c) : status;
 }
 
 int32_t int4mm_matmul(const int4mm_matmul_args *args) {
