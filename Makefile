@@ -147,7 +147,7 @@ $(OBJ) $(CU_OBJ): | $(ABI)
 $(BUILD)/spec/c/%: spec/c/%.c $(OBJ) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ispec/c/stand_in -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
 
 $(BUILD)/examples/bench/%: examples/bench/%.c $(CORE) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
