@@ -1,6 +1,7 @@
 /*
- * Streams that are not ours and CUDA graphs: memory that is given back while foreign work still uses it, and captures
- * that releases, scratch memory and refused allocations must not disturb. Needs a GPU: INT4MM_CUDA_LIBRARY names the
+ * What only a driver can show: contexts that nobody asked for, addresses of the wrong device, streams that the default
+ * stream is not ordered with, and CUDA graphs. Memory is given back while such streams still use it; releases, scratch
+ * memory and refused allocations must not disturb a capture. Needs a GPU: INT4MM_CUDA_LIBRARY names the
  * CUDA library when it does not lie beside this program. Without a driver it says so and passes.
  */
 #include <dlfcn.h>
@@ -24,9 +25,15 @@ typedef struct driver {
   int (*launch)(void *executable, void *stream);
   int (*executable_destroy)(void *executable);
   int (*graph_destroy)(void *graph);
+  int (*primary_state)(int device, unsigned *flags, int *active);
+  int (*context_current)(void **context);
+  int (*alloc_host)(void **data, size_t bytes);
+  int (*free_host)(void *data);
+  int (*alloc_managed)(unsigned long long *data, size_t bytes, unsigned flags);
+  int (*free_device)(unsigned long long data);
 } driver;
 
-enum { NON_BLOCKING = 1, GLOBAL = 0, THREAD_LOCAL = 1 };
+enum { NON_BLOCKING = 1, GLOBAL = 0, THREAD_LOCAL = 1, ATTACH_GLOBAL = 1 };
 
 static bool open_driver(driver *d) {
   static const char *const names[] = {"cuStreamCreate",
@@ -36,7 +43,13 @@ static bool open_driver(driver *d) {
                                       "cuGraphInstantiateWithFlags",
                                       "cuGraphLaunch",
                                       "cuGraphExecDestroy",
-                                      "cuGraphDestroy"};
+                                      "cuGraphDestroy",
+                                      "cuDevicePrimaryCtxGetState",
+                                      "cuCtxGetCurrent",
+                                      "cuMemAllocHost_v2",
+                                      "cuMemFreeHost",
+                                      "cuMemAllocManaged",
+                                      "cuMemFree_v2"};
   void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   void *symbols[sizeof names / sizeof names[0]];
   if (!library) return false;
@@ -104,8 +117,8 @@ static bool same(const int4mm_tensor *x, const int4mm_tensor *y) {
 enum { ROUNDS = 50 };
 
 /* Operands and results are dropped as soon as the call returns, and their memory at once taken and poisoned on the
- * default stream: if a release did not wait for the foreign stream, a product would read or leave poison. */
-static void test_foreign(void *stream) {
+ * default stream: if a release did not wait for the other stream, a product would read or leave poison. */
+static void test_early_release(void *stream) {
   int4mm_tensor expected = {0}, outs[ROUNDS] = {{0}};
   problem p = make_problem(700, 1000, 4096, 1);
   OK(multiply(&p, &expected, NULL));
@@ -127,6 +140,90 @@ static void test_foreign(void *stream) {
     int4mm_tensor_release(&outs[i]);
   }
   int4mm_tensor_release(&expected);
+}
+
+/* Each non-blocking stream waits for what the default stream is still doing to a tensor, not only the first one that
+ * uses it. Everything but the tensor has been used on its stream before, so that nothing else makes it wait. */
+static void test_second_stream(void *first, void *second) {
+  int4mm_tensor product = {0}, t = make(1000, 1000, INT4MM_INT32, 0), copies[2], expected;
+  problem p = make_problem(4096, 4096, 4096, 1);
+  void *streams[2] = {first, second};
+  for (int i = 0; i < 2; i++) {
+    copies[i] = make(1000, 1000, INT4MM_INT32, 0);
+    OK(int4mm_tensor_fill_bytes(&copies[i], 0, streams[i]));
+  }
+  expected = make(1000, 1000, INT4MM_INT32, INT4MM_CPU);
+  OK(int4mm_tensor_fill_bytes(&expected, 0x11, NULL));
+  OK(int4mm_tensor_fill_bytes(&t, 0, NULL));
+  OK(multiply(&p, &product, NULL));
+  OK(int4mm_synchronize(0));
+  for (int i = 0; i < 50; i++) OK(multiply(&p, &product, NULL)); /* milliseconds on the default stream, and only then */
+  OK(int4mm_tensor_fill_bytes(&t, 0x11, NULL));
+  for (int i = 0; i < 2; i++) OK(int4mm_tensor_copy(&copies[i], &t, streams[i]));
+  OK(int4mm_synchronize(0));
+  for (int i = 0; i < 2; i++) CHECK(same(&copies[i], &expected));
+  int4mm_tensor *all[] = {&product, &t, &copies[0], &copies[1], &expected};
+  for (int i = 0; i < 5; i++) int4mm_tensor_release(all[i]);
+  release(&p);
+}
+
+/* ---- contexts and addresses ---- */
+
+/* Before anything else in this process. A tensor on the second GPU leaves the first one without a context, and this
+ * thread too. */
+static void test_second_gpu(const driver *d) {
+  int32_t devices = 0;
+  unsigned flags;
+  int active = 1;
+  void *context = &devices, *stream = NULL;
+  OK(int4mm_cuda_device_count(&devices));
+  if (devices < 2) {
+    puts("one GPU: a second one's contexts are not tested");
+    return;
+  }
+  int4mm_tensor t = make(100, 100, INT4MM_FLOAT32, 1), host = make(100, 100, INT4MM_FLOAT32, INT4MM_CPU), wrapped = {0};
+  OK(int4mm_random(&t, 1, 0, 0, 1, NULL));
+  OK(int4mm_stream_create(1, &stream));
+  OK(int4mm_tensor_fill_bytes(&t, 0, stream));
+  OK(int4mm_stream_destroy(1, stream));
+  OK(int4mm_tensor_copy(&host, &t, NULL));
+  OK(int4mm_tensor_wrap(&wrapped, t.data, 2, 100, 100, 100, INT4MM_FLOAT32, 1));
+  int4mm_tensor_release(&wrapped);
+  FAILS(int4mm_tensor_wrap(&wrapped, t.data, 2, 100, 100, 100, INT4MM_FLOAT32, INT4MM_CPU), INT4MM_ERR_ARGUMENT,
+        "which is memory of cuda:1, not of cpu");
+  int4mm_tensor_release(&t);
+  int4mm_tensor_release(&host);
+  OK(int4mm_synchronize(1));
+  OK(int4mm_synchronize(0));
+  CHECK(d->primary_state(0, &flags, &active) == 0 && !active);
+  CHECK(d->primary_state(1, &flags, &active) == 0 && active);
+  CHECK(d->context_current(&context) == 0 && !context);
+}
+
+static void test_addresses(const driver *d) {
+  int4mm_tensor on_gpu = make(4, 4, INT4MM_FLOAT32, 0), t = {0};
+  float plain[16] = {0};
+  void *pinned = NULL;
+  unsigned long long managed = 0;
+  FAILS(int4mm_tensor_wrap(&t, plain, 2, 4, 4, 4, INT4MM_FLOAT32, 0), INT4MM_ERR_ARGUMENT,
+        "which is memory of cpu, not of cuda:0");
+  FAILS(int4mm_tensor_wrap(&t, on_gpu.data, 2, 4, 4, 4, INT4MM_FLOAT32, INT4MM_CPU), INT4MM_ERR_ARGUMENT,
+        "which is memory of cuda:0, not of cpu");
+  CHECK(d->alloc_host(&pinned, sizeof plain) == 0);
+  FAILS(int4mm_tensor_wrap(&t, pinned, 2, 4, 4, 4, INT4MM_FLOAT32, 0), INT4MM_ERR_ARGUMENT, "which is memory of cpu");
+  OK(int4mm_tensor_wrap(&t, pinned, 2, 4, 4, 4, INT4MM_FLOAT32, INT4MM_CPU));
+  OK(int4mm_tensor_copy(&t, &on_gpu, NULL));
+  int4mm_tensor_release(&t);
+  CHECK(d->free_host(pinned) == 0);
+  CHECK(d->alloc_managed(&managed, sizeof plain, ATTACH_GLOBAL) == 0);
+  for (int32_t device = INT4MM_CPU; device <= 0; device++) {
+    OK(int4mm_tensor_wrap(&t, (void *)(uintptr_t)managed, 2, 4, 4, 4, INT4MM_FLOAT32, device));
+    OK(int4mm_tensor_fill_bytes(&t, 0, NULL));
+    OK(int4mm_synchronize(0));
+    int4mm_tensor_release(&t);
+  }
+  CHECK(d->free_device(managed) == 0);
+  int4mm_tensor_release(&on_gpu);
 }
 
 /* ---- captures ---- */
@@ -165,7 +262,7 @@ static void test_capture(const driver *d, void *stream, bool blocking, int mode)
   release(&p);
 }
 
-/* What was put off during the captures is given back by now: this would not fit otherwise. */
+/* What could not be freed during the captures is given back by now: this would not fit otherwise. */
 static void test_given_back(void) {
   int4mm_gpu_info info;
   int4mm_tensor t = {0};
@@ -180,24 +277,28 @@ static void test_given_back(void) {
 
 int main(void) {
   driver d;
-  void *foreign, *ours;
+  void *beside, *second, *ours;
   if (!open_driver(&d)) {
     puts("no CUDA driver here: nothing to test");
     return 0;
   }
   OK(int4mm_cuda_available());
   if (failures) return 1;
+  test_second_gpu(&d);
   int4mm_tensor first = make(1, 1, INT4MM_INT32, 0); /* from here on the device's context is the current one */
   int4mm_tensor_release(&first);
-  CHECK(d.stream_create(&foreign, NON_BLOCKING) == 0);
+  CHECK(d.stream_create(&beside, NON_BLOCKING) == 0);
+  CHECK(d.stream_create(&second, NON_BLOCKING) == 0);
   OK(int4mm_stream_create(0, &ours));
-  test_foreign(foreign);
-  test_foreign(ours);
+  test_addresses(&d);
+  test_second_stream(beside, second);
+  test_early_release(beside);
+  test_early_release(ours);
   for (int mode = GLOBAL; mode <= THREAD_LOCAL; mode++) {
     test_capture(&d, ours, true, mode);
-    test_capture(&d, foreign, false, mode);
+    test_capture(&d, beside, false, mode);
   }
-  CHECK(d.stream_destroy(foreign) == 0);
+  CHECK(d.stream_destroy(beside) == 0 && d.stream_destroy(second) == 0);
   OK(int4mm_stream_destroy(0, ours));
   test_given_back();
   return report();

@@ -61,16 +61,16 @@ static int32_t fake_open(int32_t (*fail)(int32_t status, const char *format, ...
 
 /* ---- addresses and memory ---- */
 
-static const uint64_t mark = (uint64_t)0x5A << 56;
+static const uint64_t device_tag = (uint64_t)0x5A << 56;
 
 static void *to_device(int32_t device, void *host) {
-  return (void *)((uint64_t)(uintptr_t)host | mark | (uint64_t)device << 48);
+  return (void *)((uint64_t)(uintptr_t)host | device_tag | (uint64_t)device << 48);
 }
 
 /* The host address behind one of `device`; NULL stays NULL. */
 static void *to_host(int32_t device, const void *data) {
   if (!data) return NULL;
-  uint64_t bits = (uint64_t)(uintptr_t)data, tag = mark | (uint64_t)device << 48;
+  uint64_t bits = (uint64_t)(uintptr_t)data, tag = device_tag | (uint64_t)device << 48;
   if (bits >> 48 != tag >> 48) {
     fprintf(stderr, "fake_cuda: %p is not an address of cuda:%d\n", data, (int)device);
     abort();
@@ -81,7 +81,7 @@ static void *to_host(int32_t device, const void *data) {
 /* Memory of a device is told by its address; the rest is the host's. */
 static int32_t fake_locate(const void *data, int4mm_location *location) {
   uint64_t bits = (uint64_t)(uintptr_t)data;
-  bool on_device = bits >> 56 == mark >> 56;
+  bool on_device = bits >> 56 == device_tag >> 56;
   *location = (int4mm_location){.device = on_device ? (int32_t)(bits >> 48 & 0xff) : INT4MM_CPU};
   return INT4MM_OK;
 }

@@ -1,5 +1,5 @@
 /*
- * What the core asks of a device, as a table of functions: the core knows no backend. src/dispatch/devices.c registers
+ * What the core needs of a device, as a table of functions: the core knows no backend. src/dispatch/devices.c registers
  * a table for the host and one for the GPUs.
  */
 #ifndef INT4MM_CORE_DEVICE_H
