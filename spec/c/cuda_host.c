@@ -1,7 +1,7 @@
 /*
  * The host side of the CUDA library (src/cuda/) on a runtime that is played here, so that what happens when a call of
- * CUDA fails, and which contexts come into being, is tested without a GPU. The runtime's rules are those of CUDA 12: a
- * device's context is made by cudaSetDevice or, in a thread without one, by the first call that needs one.
+ * CUDA fails, and which contexts come into being, is tested without a GPU. A device's context is
+ * made when it is asked for or, in a thread without one, by the first call of the runtime that needs one, on device 0.
  */
 #include <dlfcn.h>
 #include <stdbool.h>
@@ -96,11 +96,6 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 }
 cudaError_t cudaGetDeviceCount(int *count) {
   *count = DEVICES;
-  return cudaSuccess;
-}
-cudaError_t cudaSetDevice(int device) {
-  CALL(false);
-  context = device, devices_made[device] = true;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
@@ -273,6 +268,11 @@ static int get_device(int *device) {
   *device = context;
   return context == NO_CONTEXT ? 201 : 0; /* CUDA_ERROR_INVALID_CONTEXT */
 }
+static int primary_retain(void **made, int device) {
+  int error = (int)call("cuDevicePrimaryCtxRetain", false);
+  if (!error) devices_made[device] = true, *made = &context_handles[device];
+  return error;
+}
 static int primary_state(int device, unsigned *flags, int *active) {
   *flags = 0, *active = devices_made[device];
   return 0;
@@ -297,6 +297,7 @@ static void *stand_in_symbol(const char *name) {
   } symbols[] = {{"cuCtxGetCurrent", (void (*)(void))get_current},
                  {"cuCtxSetCurrent", (void (*)(void))set_current},
                  {"cuCtxGetDevice", (void (*)(void))get_device},
+                 {"cuDevicePrimaryCtxRetain", (void (*)(void))primary_retain},
                  {"cuDevicePrimaryCtxGetState", (void (*)(void))primary_state},
                  {"cuPointerGetAttributes", (void (*)(void))pointer_attributes}};
   void *found = NULL;
@@ -317,8 +318,8 @@ static cudaStream_t make_stream(unsigned flags) {
 
 /* A device that cannot be got ready leaves nothing behind and may be tried again. */
 static void test_half_ready_device(void) {
-  static const char *const steps[] = {"cudaEventCreateWithFlags", "cudaMemPoolCreate", "cudaMemPoolSetAttribute",
-                                      "cudaSetDevice", "cudaThreadExchangeStreamCaptureMode"};
+  static const char *const steps[] = {"cuDevicePrimaryCtxRetain", "cudaEventCreateWithFlags", "cudaMemPoolCreate",
+                                      "cudaMemPoolSetAttribute", "cudaThreadExchangeStreamCaptureMode"};
   int32_t arch, sms;
   for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
     fail_in(steps[i], NULL, cudaErrorLaunchFailure);

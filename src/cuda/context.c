@@ -1,9 +1,10 @@
 /*
- * Contexts: a call works in its device's primary context and puts the caller's back. That is done through the driver,
- * by the context itself: since CUDA 12, cudaSetDevice of the device that was current before would make a context there,
- * some hundred MiB, on a GPU that nobody uses. The driver is also what knows where an address lies without a context.
+ * Contexts: a call works in its device's primary context, the one that CUDA's runtime uses, and puts the caller's back.
+ * That is done through the driver: cudaSetDevice would make a context, some hundred MiB, on the device that it goes
+ * back to even where nobody uses that. The driver is also what knows where an address lies without a context.
  */
 #include <dlfcn.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "cuda/backend.h"
@@ -13,15 +14,26 @@ typedef struct driver_functions {
   int (*get_current)(void **context);
   int (*set_current)(void *context);
   int (*get_device)(int *device); /* of the current context */
+  int (*primary_retain)(void **context, int device);
   int (*primary_state)(int device, unsigned *flags, int *active);
   int (*pointer_attributes)(unsigned count, int *attributes, void **values, unsigned long long pointer);
 } driver_functions;
 
 static driver_functions driver;
+static _Atomic(void *) primary_contexts[INT4MM_CUDA_DEVICES]; /* of the devices used so far; kept for good */
+
+/* A result of the driver as the runtime would name it: the two use the same numbers. */
+static int32_t check(int result, const char *doing) {
+  return int4mm_cuda_check((cudaError_t)result, doing);
+}
 
 int32_t int4mm_cuda_open_driver(int32_t (*fail)(int32_t status, const char *format, ...)) {
-  static const char *const names[] = {"cuCtxGetCurrent", "cuCtxSetCurrent", "cuCtxGetDevice",
-                                      "cuDevicePrimaryCtxGetState", "cuPointerGetAttributes"};
+  static const char *const names[] = {"cuCtxGetCurrent",
+                                      "cuCtxSetCurrent",
+                                      "cuCtxGetDevice",
+                                      "cuDevicePrimaryCtxRetain",
+                                      "cuDevicePrimaryCtxGetState",
+                                      "cuPointerGetAttributes"};
   void *symbols[sizeof names / sizeof names[0]];
   _Static_assert(sizeof symbols == sizeof driver, "one name for each function");
   void *library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL); /* never closed, as the runtime's own handle */
@@ -33,16 +45,25 @@ int32_t int4mm_cuda_open_driver(int32_t (*fail)(int32_t status, const char *form
   return INT4MM_OK;
 }
 
+static int32_t primary_context(int32_t device, void **context) {
+  if ((*context = atomic_load_explicit(&primary_contexts[device], memory_order_acquire))) return INT4MM_OK;
+  int32_t status = check(driver.primary_retain(context, device), "make a context on the device");
+  if (!status) atomic_store_explicit(&primary_contexts[device], *context, memory_order_release);
+  return status;
+}
+
 /* Makes the device current, noting what is to be put back. */
 static int32_t make_current(int32_t device, int4mm_cuda_scope *scope) {
-  int current = -1;
-  if (driver.get_device(&current)) current = -1; /* no context in this thread */
+  int current;
+  void *context;
   scope->restore = false, scope->context = NULL;
+  if (driver.get_device(&current)) current = -1; /* no context in this thread */
   if (current == device) return INT4MM_OK;
-  if (current >= 0 && driver.get_current(&scope->context))
-    return int4mm_cuda_fail(INT4MM_ERR_CUDA, "cannot find the current CUDA context");
-  scope->restore = current >= 0 || device != 0;
-  return int4mm_cuda_check(cudaSetDevice(device), "select the device");
+  int32_t status = primary_context(device, &context);
+  if (!status && current >= 0) status = check(driver.get_current(&scope->context), "find the current context");
+  if (!status) status = check(driver.set_current(context), "select the device");
+  scope->restore = !status && (current >= 0 || device != 0);
+  return status;
 }
 
 static void put_back(const int4mm_cuda_scope *scope) {
@@ -51,11 +72,8 @@ static void put_back(const int4mm_cuda_scope *scope) {
 
 int32_t int4mm_cuda_enter(int32_t device, int4mm_cuda_scope *scope) {
   int32_t status = int4mm_cuda_check_device(device);
+  if (!status) status = make_current(device, scope);
   if (status) return status;
-  if ((status = make_current(device, scope))) {
-    put_back(scope);
-    return status;
-  }
   scope->mode = cudaStreamCaptureModeRelaxed;
   status = int4mm_cuda_check(cudaThreadExchangeStreamCaptureMode(&scope->mode), "set the capture mode");
   if (status) {
@@ -87,9 +105,7 @@ int32_t int4mm_cuda_locate(const void *data, int4mm_location *location) {
   uint64_t type = 0, managed = 0, ordinal = 0; /* wide enough for whatever the driver writes, which it may leave out */
   void *values[] = {&type, &managed, &ordinal};
   int result = driver.pointer_attributes(3, attributes, values, (unsigned long long)(uintptr_t)data);
-  if (result)
-    return int4mm_cuda_fail(INT4MM_ERR_CUDA, "cannot ask the driver where %p is: CUDA error %d",
-                            (void *)(uintptr_t)data, result);
+  if (result) return check(result, "ask the driver where the memory is");
   location->managed = (uint32_t)managed != 0;
   location->device = (uint32_t)type == DEVICE_MEMORY ? (int32_t)ordinal : INT4MM_CPU;
   return INT4MM_OK;
