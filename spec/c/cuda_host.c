@@ -21,6 +21,7 @@ enum { DEVICES = 2, NO_CONTEXT = -1 };
 static bool devices_made[DEVICES]; /* whether their contexts were made */
 
 /* launch.c is not in this program: its functions are missing in the table. */
+#define int4mm_cuda_code_arch  NULL
 #define int4mm_cuda_matmul     NULL
 #define int4mm_cuda_pack       NULL
 #define int4mm_cuda_quantize   NULL
