@@ -44,10 +44,10 @@ BUILD_IT  = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JO
 
 CFLAGS  ?= -O3 -g
 LIBFLAG ?= -shared
-PROJECT_CFLAGS := -std=gnu11 -Isrc -Ikernels -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -pthread \
+PROJECT_CFLAGS := -std=gnu11 -Isrc -Ikernels -fPIC -fvisibility=hidden -ffp-contract=off -pthread \
                   -Wall -Wextra -Wpedantic -Wstrict-prototypes -Wvla $(if $(WERROR),-Werror)
-# nodelete: OpenMP's idle threads would be left without code when a Lua state closes and unloads the library.
-PROJECT_LDLIBS := -fopenmp -pthread -ldl -lm -Wl,-z,nodelete
+# nodelete: the pool's sleeping threads would be left without code when a Lua state closes and unloads the library.
+PROJECT_LDLIBS := -pthread -ldl -lm -Wl,-z,nodelete
 ifneq ($(SANITIZE),)
 PROJECT_CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
 PROJECT_LDLIBS += -fsanitize=$(SANITIZE)
@@ -70,6 +70,9 @@ MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine 2>/dev/null)))
 include src/cpu/flags.mk
 SRC     := $(filter-out src/cpu/% src/cuda/%,$(sort $(shell find src -name '*.c'))) src/cuda/loader.c $(CPU_SRC)
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
+# Programs that are OpenMP's themselves: a peer's threads, and a caller whose own threads make the calls.
+FLAGS_examples/bench/cpu_peers.c := -fopenmp
+FLAGS_spec/c/cpu_threads.c := $(if $(filter thread,$(subst $(comma), ,$(SANITIZE))),,-fopenmp)
 # A CUDA library that refuses, or plays a GPU in host memory, for the specs; everything else in spec/c is a program.
 FAKE_CUDA := $(BUILD)/spec/c/fake_cuda.so
 CTESTS  := $(patsubst %.c,$(BUILD)/%,$(filter-out spec/c/fake_cuda.c,$(wildcard spec/c/*.c)))
@@ -147,12 +150,13 @@ $(OBJ) $(CU_OBJ): | $(ABI)
 $(BUILD)/spec/c/%: spec/c/%.c $(OBJ) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ispec/c/stand_in -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(FLAGS_$<) -Ispec/c/stand_in -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
 
 $(BUILD)/examples/bench/%: examples/bench/%.c $(CORE) $(BUILD)/flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -o $@ $< $(LDFLAGS) $(CORE) -Wl,-rpath,'$$ORIGIN/../..' $(PROJECT_LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(FLAGS_$<) -o $@ $< $(LDFLAGS) $(CORE) -Wl,-rpath,'$$ORIGIN/../..' \
+	  $(PROJECT_LDLIBS)
 
 $(FAKE_CUDA): spec/c/fake_cuda.c $(OBJ) $(BUILD)/flags.txt
 	@mkdir -p $(@D)

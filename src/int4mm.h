@@ -156,8 +156,9 @@ INT4MM_API int32_t int4mm_stream_synchronize(int32_t device, void *stream) INT4M
 /* Waits for all work on a device; nothing to do for INT4MM_CPU. */
 INT4MM_API int32_t int4mm_synchronize(int32_t device) INT4MM_CHECK;
 
-/* Threads that a CPU call may use, 1 or more; 0 puts back the default: INT4MM_NUM_THREADS, else every core that the
- * process may run on. */
+/* Threads that a CPU call may use, 1 to 1024; 0 puts back the default: INT4MM_NUM_THREADS, else the least of the cores
+ * that the calling thread may run on, the CPUs of the cgroups' quota (rounded down) and OMP_NUM_THREADS. Threads start
+ * on first need and sleep when idle; where one cannot be had, a call does with those that there are. */
 INT4MM_API int32_t int4mm_set_num_threads(int32_t threads) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_get_num_threads(void);
 /* The instruction set that CPU calls use: "scalar", "avx2", "avxvnni", "avx512vl_vnni", "avx512vnni", "neon_dot",
@@ -167,6 +168,8 @@ INT4MM_API const char *int4mm_cpu_isa(void);
 INT4MM_API int32_t int4mm_set_cpu_isa(const char *name) INT4MM_CHECK;
 /* The name of the index-th instruction set that this build can run here, best first; NULL past the last. */
 INT4MM_API const char *int4mm_cpu_isa_at(int32_t index);
+/* What INT4MM_NUM_THREADS or INT4MM_CPU ask for that cannot be followed, a sentence a line; NULL when nothing. */
+INT4MM_API const char *int4mm_warning(void);
 
 /* ---- packing, quantising, test data ---- */
 

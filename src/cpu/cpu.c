@@ -1,6 +1,8 @@
 /*
  * The CPU backend's front: chooses the table of an instruction set once, and forwards.
  */
+#define _GNU_SOURCE /* secure_getenv */
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,11 +31,25 @@ static const int4mm_cpu_table *find(const char *name) {
   return NULL;
 }
 
-/* INT4MM_CPU where it names one that runs here, else the best. Two threads that come here at once agree. */
+/* "avx512vnni", "avxvnni", ...: every table's name. */
+static void list_names(char *text, size_t size) {
+  size_t used = 0;
+  for (int i = 0; i < TABLES && used < size; i++) {
+    used += (size_t)snprintf(text + used, size - used, "%s\"%s\"", i ? ", " : "", tables[i]->name);
+  }
+}
+
+/* INT4MM_CPU where it names one that runs here, else NULL. */
+static const int4mm_cpu_table *named(void) {
+  const char *name = secure_getenv("INT4MM_CPU");
+  const int4mm_cpu_table *table = name ? find(name) : NULL;
+  return table && table->supported() ? table : NULL;
+}
+
+/* That, else the best. Two threads that come here at once agree. */
 static const int4mm_cpu_table *choose(void) {
-  const char *name = getenv("INT4MM_CPU");
-  const int4mm_cpu_table *named = name ? find(name) : NULL;
-  if (named && named->supported()) return named;
+  const int4mm_cpu_table *table = named();
+  if (table) return table;
   for (int i = 0; i < TABLES; i++) {
     if (tables[i]->supported()) return tables[i];
   }
@@ -64,10 +80,7 @@ int32_t int4mm_set_cpu_isa(const char *name) {
   const int4mm_cpu_table *table = name ? find(name) : choose();
   if (!table) {
     char known[128] = "";
-    for (int i = 0; i < TABLES; i++) {
-      size_t used = strlen(known);
-      snprintf(known + used, sizeof known - used, "%s\"%s\"", i ? ", " : "", tables[i]->name);
-    }
+    list_names(known, sizeof known);
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "name is \"%s\", expected one of %s", name, known);
   }
   if (!table->supported()) {
@@ -75,6 +88,29 @@ int32_t int4mm_set_cpu_isa(const char *name) {
   }
   atomic_store_explicit(&current, table, memory_order_release);
   return INT4MM_OK;
+}
+
+/* ---- the environment -------------------------------------------------------------------------------------------- */
+
+static char isa_warning[256], both_warnings[512];
+
+static void check_environment(void) {
+  const char *name = secure_getenv("INT4MM_CPU"), *threads = int4mm_threads_warning();
+  if (name && *name && !named()) {
+    char known[128] = "";
+    list_names(known, sizeof known);
+    if (find(name)) snprintf(known, sizeof known, "an instruction set of this CPU and operating system");
+    snprintf(isa_warning, sizeof isa_warning, "INT4MM_CPU is \"%.40s\", expected %s%s; the best is used", name,
+             find(name) ? "" : "one of ", known);
+  }
+  snprintf(both_warnings, sizeof both_warnings, "%s%s%s", threads ? threads : "", threads && *isa_warning ? "\n" : "",
+           isa_warning);
+}
+
+const char *int4mm_warning(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, check_environment);
+  return *both_warnings ? both_warnings : NULL;
 }
 
 int32_t int4mm_cpu_matmul(const int4mm_problem *problem) {

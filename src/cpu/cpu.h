@@ -1,7 +1,8 @@
 /*
  * Inside the CPU backend: the table of an instruction set, threads, and the walk over a weight's words.
  *
- * Division of labour: cpu.c chooses a table once and forwards to it; threads.c is the only place that starts threads;
+ * Division of labour: cpu.c chooses a table once and forwards to it; threads.c is the only place that starts threads,
+ * and thread_count.c says how many there may be;
  * one file per instruction set fills a table. Each such file is compiled with its own -m flags (flags.mk), so nothing
  * outside it may run its code before the CPU and the operating system were found able to.
  */
@@ -60,13 +61,23 @@ typedef void int4mm_task(void *context, int64_t index, int32_t slot);
 
 /* Runs task(context, i, slot) for 0 <= i < count on up to `threads` threads, this one among them, and returns when all
  * are done. Never fails: with no other thread to be had, this one does it all. Inside a region, or inside a parallel
- * region of the caller's own OpenMP code, it runs on the calling thread alone. Floating point runs in the default
+ * region of the program's own OpenMP code, it runs on the calling thread alone. Floating point runs in the default
  * environment (round to nearest even, no flush to zero) whatever the caller has set. */
 void int4mm_parallel(int32_t threads, int64_t count, int4mm_task *task, void *context);
 
 /* How many threads `work` is worth when a thread should get at least `grain` of it; at most int4mm_get_num_threads().
  */
 int32_t int4mm_threads_for(int64_t work, int64_t grain);
+
+enum { INT4MM_MAX_THREADS = 1024 };
+
+/* thread_count.c: how many threads a call may have. The CPUs that the cgroups of `membership` (the text of
+ * /proc/self/cgroup) may use, whole ones and 1 at least, by the files below `root` (/sys/fs/cgroup); INT32_MAX without
+ * a limit. */
+int32_t int4mm_cgroup_cpus(const char *root, const char *membership);
+
+/* What is wrong with INT4MM_NUM_THREADS; NULL when nothing is. */
+const char *int4mm_threads_warning(void);
 
 /* ---- a weight's words ------------------------------------------------------------------------------------------- */
 

@@ -6,7 +6,7 @@
 # oldest machine of the architecture, since it runs before the choice is made.
 
 CPU_FLAGS := -O3 -fno-math-errno -fno-trapping-math
-CPU_FILES := cpu threads elementwise/elementwise features workspace scalar
+CPU_FILES := cpu threads thread_count elementwise/elementwise features workspace scalar
 
 ifeq ($(MACHINE),x86_64)
 CPU_FILES += gemm/blocked gemm/skinny gemm/strassen x86/avx2 x86/avxvnni x86/avx512vl_vnni x86/avx512vnni
@@ -26,8 +26,3 @@ endif
 
 CPU_SRC := $(CPU_FILES:%=src/cpu/%.c)
 $(foreach f,$(CPU_FILES),$(eval FLAGS_src/cpu/$f.c := $(CPU_FLAGS) $(CPU_FLAGS_$(notdir $f))))
-
-# ThreadSanitizer does not see libgomp's own synchronisation: its build takes the pthreads that a forked child uses.
-ifneq ($(filter thread,$(subst $(comma), ,$(SANITIZE))),)
-FLAGS_src/cpu/threads.c += -fno-openmp
-endif

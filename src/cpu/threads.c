@@ -1,174 +1,325 @@
 /*
- * Threads of the CPU backend: OpenMP's, and plain ones where OpenMP cannot serve.
+ * Threads of the CPU backend: a pool of workers that start on first need and sleep when idle.
  *
- * Why not OpenMP alone: after fork() the child has one thread, but libgomp's records of the parent's pool came along,
- * and the next parallel region waits for threads that do not exist. It does not matter whose region it was that made
- * the pool. So a forked child starts fresh pthreads for each region (about 20 us a thread) and leaves OpenMP alone. The
- * same code serves builds without OpenMP, among them the one for ThreadSanitizer, which cannot see libgomp's futexes.
+ * A region is one call of int4mm_parallel. Its pieces lie in one work queue for each thread of the team; a thread takes
+ * its own pieces first, so that equal calls give it the same part of the operands, and then those left in other queues.
+ * The caller waits for pieces that somebody has taken, never for a worker: one that has not been scheduled yet is a
+ * worker that takes no piece. So regions lie in static memory, and a queue's word holds the region's number (epoch):
+ * a worker that comes late, when the region is closed or is another's, takes nothing. A thread that cannot be had is
+ * one fewer in the team. A forked child has no workers and starts its own.
+ *
+ * Offer: caller IDLE or SLEEPING -> CLAIMED, writes the job, -> OFFERED; worker OFFERED -> BUSY, reads the job, runs,
+ * -> IDLE. When all pieces are taken the caller takes back (-> IDLE) what is still OFFERED.
  */
-#define _GNU_SOURCE /* sched_getaffinity and its sets */
-#include <errno.h>
+#define _GNU_SOURCE /* syscall, pthread_setname_np */
 #include <fenv.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
-#include <stdlib.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "cpu/cpu.h"
 
-/* More threads than this are refused: libgomp ends the process when the system denies it one. */
-enum { MAX_THREADS = 1024 };
+enum {
+  MAX_WORKERS = INT4MM_MAX_THREADS - 1,
+  REGIONS = 64,                       /* open at once; a call beyond them runs on its own thread */
+  INDEX_BITS = 20,                    /* of a queue's word; the rest is the epoch */
+  MAX_PIECES = (1 << INDEX_BITS) - 1, /* in a region; a longer call is several */
+  STACK_BYTES = 1 << 20,              /* pieces need some 64 KiB */
+  PAUSES = 100,                       /* some microseconds of spinning; then the core is offered to others */
+  WORKER_YIELD_NS = 100000,           /* ... for so long, then the thread sleeps */
+  CALLER_YIELD_NS = 20000,
+  RETRY_S = 1 /* after a thread could not be had */
+};
 
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static int32_t default_threads = 1; /* written once, under `once` */
-static atomic_int chosen_threads;   /* int4mm_set_num_threads; 0: the default */
-static atomic_int busy_threads;     /* threads now inside regions */
-static atomic_bool pool_lost;       /* this is a forked child: OpenMP's threads did not come along */
-static _Thread_local bool in_region;
+static const uint32_t CALLER_SLEEPS = 1u << 31; /* in pending */
 
-static void forked(void) {
-  atomic_store(&busy_threads, in_region ? 1 : 0); /* the others' threads stayed behind */
-  atomic_store(&pool_lost, true);
+typedef struct region {
+  atomic_bool open;
+  uint64_t epoch;                              /* of its last use, in the upper bits; its owner's to read */
+  _Atomic uint32_t pending;                    /* pieces that are not finished */
+  _Atomic uint64_t queues[INT4MM_MAX_THREADS]; /* epoch + next piece */
+} region;
+
+/* A thread's part in a region. */
+typedef struct job {
+  int4mm_task *task;
+  void *context;
+  region *region;
+  uint64_t epoch;
+  int64_t first; /* index of piece 0 */
+  int32_t pieces, team, slot;
+} job;
+
+/* The state of a worker; that of a claim or an offer also holds the region's number. */
+enum { IDLE, SLEEPING, BUSY, CLAIMED, OFFERED, STATES = 8 };
+
+typedef struct worker {
+  _Alignas(64) _Atomic uint32_t state;
+  bool asleep; /* when it was claimed */
+  job job;     /* written by who claimed it */
+} worker;
+
+static region regions[REGIONS];
+static worker workers[MAX_WORKERS];
+static atomic_int workers_started;
+static atomic_bool starting_worker;
+static _Atomic int64_t retry_at;    /* CLOCK_MONOTONIC_COARSE, in seconds */
+static atomic_int busy_threads;     /* threads of teams now at work */
+static _Thread_local bool in_piece; /* this thread runs a piece */
+
+/* Of the program's OpenMP where it has one. */
+extern int omp_in_parallel(void) __attribute__((weak));
+
+static void forked(void) { /* only the calling thread came along */
+  atomic_store(&busy_threads, in_piece ? 1 : 0);
+  for (int32_t i = 0; i < atomic_load(&workers_started); i++) atomic_store(&workers[i].state, IDLE);
+  atomic_store(&workers_started, 0);
+  atomic_store(&starting_worker, false);
+  atomic_store(&retry_at, 0);
+  for (int32_t i = 0; i < REGIONS; i++) atomic_store(&regions[i].open, false);
 }
 
-/* At load. It fails for want of memory alone; a fork is then no safer than OpenMP's own. */
+/* At load. It fails for want of memory alone; a forked child then waits for workers that it does not have. */
 __attribute__((constructor)) static void watch_forks(void) {
   (void)pthread_atfork(NULL, NULL, forked);
 }
 
-/* Cores this process may run on; the set grows until the kernel's fits. */
-static int32_t usable_cores(void) {
-  for (int cores = 1024; cores <= 1 << 20; cores *= 2) {
-    cpu_set_t *set = CPU_ALLOC(cores);
-    if (!set) break;
-    size_t size = CPU_ALLOC_SIZE(cores);
-    int failed = sched_getaffinity(0, size, set), error = errno, count = failed ? 0 : CPU_COUNT_S(size, set);
-    CPU_FREE(set);
-    if (count > 0) return count < MAX_THREADS ? count : MAX_THREADS;
-    if (!failed || error != EINVAL) break;
-  }
-  return 1;
+/* ---- waiting ---------------------------------------------------------------------------------------------------- */
+
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value) {
+  syscall(SYS_futex, word, operation, value, NULL, NULL, 0);
 }
 
-static void setup(void) {
-  default_threads = usable_cores();
-  const char *text = getenv("INT4MM_NUM_THREADS");
-  if (text) {
-    char *end;
-    errno = 0;
-    long value = strtol(text, &end, 10);
-    if (end != text && *end == 0 && !errno && value >= 1) {
-      default_threads = value < MAX_THREADS ? (int32_t)value : MAX_THREADS;
+typedef struct spinner {
+  int32_t rounds;
+  int64_t since;
+} spinner;
+
+static int64_t nanoseconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+/* Lets a moment pass; false when it is time to sleep. */
+static bool spin(spinner *s, int64_t yield_ns) {
+  if (s->rounds++ < PAUSES) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+    return true;
+  }
+  int64_t now = nanoseconds();
+  if (!s->since) s->since = now;
+  if (now - s->since > yield_ns) return false;
+  sched_yield();
+  return true;
+}
+
+/* ---- pieces ----------------------------------------------------------------------------------------------------- */
+
+static int64_t start_of_queue(const job *j, int32_t queue) {
+  return (int64_t)j->pieces * queue / j->team;
+}
+
+/* The next piece of a queue; -1 where it is empty or the region closed. */
+static int64_t take_piece(const job *j, int32_t queue) {
+  _Atomic uint64_t *next = &j->region->queues[queue];
+  uint64_t word = atomic_load(next), end = (uint64_t)start_of_queue(j, queue + 1);
+  do {
+    if (word - j->epoch >= end) return -1;
+  } while (!atomic_compare_exchange_weak(next, &word, word + 1));
+  return (int64_t)(word - j->epoch);
+}
+
+/* Runs pieces until none is left to take. A region is not closed while a piece that was taken is not reported. */
+static void run_pieces(const job *j) {
+  for (int32_t i = 0; i < j->team; i++) {
+    int32_t queue = (j->slot + i) % j->team;
+    uint32_t done = 0;
+    for (int64_t piece; (piece = take_piece(j, queue)) >= 0; done++) j->task(j->context, j->first + piece, j->slot);
+    if (done && atomic_fetch_sub(&j->region->pending, done) == (done | CALLER_SLEEPS)) {
+      futex(&j->region->pending, FUTEX_WAKE_PRIVATE, 1);
     }
   }
 }
 
-int32_t int4mm_get_num_threads(void) {
-  pthread_once(&once, setup);
-  int32_t chosen = atomic_load(&chosen_threads);
-  return chosen ? chosen : default_threads;
-}
-
-int32_t int4mm_set_num_threads(int32_t threads) {
-  if (threads < 0 || threads > MAX_THREADS) {
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "set_num_threads: threads is %d, expected 1 to %d, or 0 for the default",
-                       (int)threads, (int)MAX_THREADS);
+static void wait_for_pieces(region *r) {
+  spinner s = {0};
+  for (uint32_t left; (left = atomic_load(&r->pending)) & ~CALLER_SLEEPS;) {
+    if (left & CALLER_SLEEPS) {
+      futex(&r->pending, FUTEX_WAIT_PRIVATE, left);
+    } else if (!spin(&s, CALLER_YIELD_NS)) {
+      atomic_fetch_or(&r->pending, CALLER_SLEEPS);
+    }
   }
-  atomic_store(&chosen_threads, threads);
-  return INT4MM_OK;
 }
 
-int32_t int4mm_threads_for(int64_t work, int64_t grain) {
-  return (int32_t)int4mm_max64(1, int4mm_min64(work / grain, int4mm_get_num_threads()));
-}
+/* ---- workers ---------------------------------------------------------------------------------------------------- */
 
-typedef struct region {
-  int4mm_task *task;
-  void *context;
-  int64_t count;
-  _Atomic int64_t next; /* the next index to hand out */
-} region;
-
-/* The share of one thread. The first `team` indices have gone to the team's members by number, so that equal calls
- * give a thread the same part of the operands, which may still be in its cache. */
-static void work(region *r, int32_t slot, int32_t team) {
-  fenv_t environment;
-  fegetenv(&environment);
-  fesetenv(FE_DFL_ENV);
-  in_region = true;
-  if (slot < team && slot < r->count) r->task(r->context, slot, slot);
+static void take_offer(worker *w) {
+  spinner s = {0};
   for (;;) {
-    int64_t index = team + atomic_fetch_add_explicit(&r->next, 1, memory_order_relaxed);
-    if (index >= r->count) break;
-    r->task(r->context, index, slot);
+    uint32_t state = atomic_load(&w->state);
+    if (state % STATES == OFFERED && atomic_compare_exchange_strong(&w->state, &state, BUSY)) return;
+    if (spin(&s, WORKER_YIELD_NS)) continue;
+    state = IDLE;
+    if (!atomic_compare_exchange_strong(&w->state, &state, SLEEPING)) continue;
+    while (atomic_load(&w->state) == SLEEPING) futex(&w->state, FUTEX_WAIT_PRIVATE, SLEEPING);
+    s = (spinner){0};
   }
-  in_region = false;
-  fesetenv(&environment);
 }
 
-typedef struct helper {
-  pthread_t thread;
-  region *region;
-  int32_t slot;
-} helper;
-
-static void *helper_main(void *argument) {
-  helper *h = argument;
-  work(h->region, h->slot, 0);
+static void *worker_main(void *argument) {
+  worker *w = argument;
+  pthread_setname_np(pthread_self(), "int4mm");
+  fesetenv(FE_DFL_ENV);
+  in_piece = true;
+  for (;;) {
+    take_offer(w);
+    run_pieces(&w->job);
+    atomic_store(&w->state, IDLE);
+  }
   return NULL;
 }
 
-static void run_on_fresh_threads(region *r, int32_t threads) {
-  helper helpers[64];
-  int32_t started = 0, wanted = (int32_t)int4mm_min64(threads - 1, 64);
-  for (; started < wanted; started++) {
-    helpers[started].region = r;
-    helpers[started].slot = started + 1;
-    if (pthread_create(&helpers[started].thread, NULL, helper_main, &helpers[started])) break;
+/* Detached, and deaf to signals, which are for the program's own threads. */
+static bool create_thread(worker *w) {
+  pthread_attr_t attributes;
+  pthread_t thread;
+  sigset_t all, before;
+  if (pthread_attr_init(&attributes)) return false;
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  pthread_attr_setstacksize(&attributes, STACK_BYTES);
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int error = pthread_create(&thread, &attributes, worker_main, w);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  pthread_attr_destroy(&attributes);
+  return !error;
+}
+
+/* One worker more, in this state, unless there are `most`, another thread is starting one or none can be had. */
+static bool start_worker(uint32_t state, int32_t most) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  if (now.tv_sec < atomic_load(&retry_at) || atomic_exchange(&starting_worker, true)) return false;
+  int32_t count = atomic_load(&workers_started);
+  bool started = false;
+  if (count < most && count < MAX_WORKERS) {
+    worker *w = &workers[count];
+    w->asleep = false;
+    atomic_store(&w->state, state);
+    started = create_thread(w);
+    if (started) {
+      atomic_store(&workers_started, count + 1);
+    } else {
+      atomic_store(&retry_at, now.tv_sec + RETRY_S);
+    }
   }
-  work(r, 0, 0);
-  for (int32_t i = 0; i < started; i++) pthread_join(helpers[i].thread, NULL);
+  atomic_store(&starting_worker, false);
+  return started;
 }
 
-static void run(region *r, int32_t threads) {
-#ifdef _OPENMP
-  if (!atomic_load(&pool_lost)) {
-#pragma omp parallel num_threads(threads)
-    work(r, omp_get_thread_num(), omp_get_num_threads());
-    return;
+/* Claims up to `wanted` workers, of `most` at most, and returns how many. */
+static int32_t claim_workers(uint32_t claimed, int32_t wanted, int32_t most) {
+  int32_t count = atomic_load(&workers_started), got = 0;
+  for (int32_t i = 0; i < count && got < wanted; i++) {
+    uint32_t state = atomic_load(&workers[i].state);
+    if (state != IDLE && state != SLEEPING) continue;
+    if (!atomic_compare_exchange_strong(&workers[i].state, &state, claimed)) continue;
+    workers[i].asleep = state == SLEEPING;
+    got++;
   }
-#endif
-  run_on_fresh_threads(r, threads);
+  while (got < wanted && count < most && start_worker(claimed, most)) got++, count++;
+  return got;
 }
 
-static bool nested(void) {
-#ifdef _OPENMP
-  if (omp_in_parallel()) return true;
-#endif
-  return in_region;
+static void offer(const job *j, uint32_t claimed, uint32_t offered) {
+  for (int32_t i = 0, slot = 1; slot < j->team; i++) {
+    worker *w = &workers[i];
+    if (atomic_load(&w->state) != claimed) continue;
+    bool asleep = w->asleep;
+    w->job = *j;
+    w->job.slot = slot++;
+    atomic_store(&w->state, offered);
+    if (asleep) futex(&w->state, FUTEX_WAKE_PRIVATE, 1);
+  }
 }
 
-void int4mm_parallel(int32_t threads, int64_t count, int4mm_task *task, void *context) {
-  region r = {.task = task, .context = context, .count = count};
-  if (count <= 0) return;
-  if (in_region) { /* a piece that is itself a region: the thread's state is set already */
+static void take_back(uint32_t offered) {
+  int32_t count = atomic_load(&workers_started);
+  for (int32_t i = 0; i < count; i++) {
+    uint32_t state = atomic_load(&workers[i].state);
+    if (state == offered) atomic_compare_exchange_strong(&workers[i].state, &state, IDLE);
+  }
+}
+
+/* ---- regions ---------------------------------------------------------------------------------------------------- */
+
+static region *open_region(void) {
+  for (int32_t i = 0; i < REGIONS; i++) {
+    if (!atomic_load(&regions[i].open) && !atomic_exchange(&regions[i].open, true)) return &regions[i];
+  }
+  return NULL;
+}
+
+/* At most MAX_PIECES of a call. */
+static void run_region(region *r, job *j, int32_t wanted, int32_t most) {
+  uint32_t number = (uint32_t)(r - regions) * STATES;
+  j->team = 1 + claim_workers(number + CLAIMED, wanted, most);
+  j->epoch = r->epoch += MAX_PIECES + 1;
+  atomic_store(&r->pending, (uint32_t)j->pieces);
+  for (int32_t i = 0; i < j->team; i++) {
+    atomic_store(&r->queues[i], j->epoch + (uint64_t)start_of_queue(j, i));
+  }
+  offer(j, number + CLAIMED, number + OFFERED);
+  run_pieces(j);
+  if (j->team > 1) take_back(number + OFFERED);
+  wait_for_pieces(r);
+}
+
+static void run(int32_t threads, int32_t most, int64_t count, int4mm_task *task, void *context) {
+  region *r = threads > 1 ? open_region() : NULL;
+  if (!r) {
     for (int64_t i = 0; i < count; i++) task(context, i, 0);
     return;
   }
+  for (int64_t first = 0; first < count; first += MAX_PIECES) {
+    job j = {.task = task, .context = context, .region = r, .first = first};
+    j.pieces = (int32_t)int4mm_min64(MAX_PIECES, count - first);
+    run_region(r, &j, threads - 1, most - 1);
+  }
+  atomic_store(&r->open, false);
+}
+
+void int4mm_parallel(int32_t threads, int64_t count, int4mm_task *task, void *context) {
+  if (count <= 0) return;
+  if (in_piece) { /* a piece that is itself a region: the thread's state is set already */
+    for (int64_t i = 0; i < count; i++) task(context, i, 0);
+    return;
+  }
+  int32_t most = 1;
   threads = (int32_t)int4mm_min64(threads, count);
-  if (threads > 1 && nested()) threads = 1;
+  if (threads > 1 && omp_in_parallel && omp_in_parallel()) threads = 1;
   if (threads > 1) { /* leave room for the calls that other threads of the caller are making */
-    int32_t others = atomic_load(&busy_threads);
-    threads = (int32_t)int4mm_max64(1, int4mm_min64(threads, int4mm_get_num_threads() - others));
+    most = int4mm_get_num_threads();
+    threads = (int32_t)int4mm_max64(1, int4mm_min64(threads, most - atomic_load(&busy_threads)));
   }
   atomic_fetch_add(&busy_threads, threads);
-  if (threads > 1) {
-    run(&r, threads);
-  } else {
-    work(&r, 0, 0);
-  }
+  fenv_t environment;
+  fegetenv(&environment);
+  fesetenv(FE_DFL_ENV);
+  in_piece = true;
+  run(threads, most, count, task, context);
+  in_piece = false;
+  fesetenv(&environment);
   atomic_fetch_sub(&busy_threads, threads);
 }
