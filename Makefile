@@ -72,7 +72,7 @@ SRC     := $(filter-out src/cpu/% src/cuda/%,$(sort $(shell find src -name '*.c'
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 # Programs that are OpenMP's themselves: a peer's threads, and a caller whose own threads make the calls.
 FLAGS_examples/bench/cpu_peers.c := -fopenmp
-FLAGS_spec/c/cpu_threads.c := $(if $(filter thread,$(subst $(comma), ,$(SANITIZE))),,-fopenmp)
+FLAGS_spec/c/cpu_threads.c := -fopenmp
 # A CUDA library that refuses, or plays a GPU in host memory, for the specs; everything else in spec/c is a program.
 FAKE_CUDA := $(BUILD)/spec/c/fake_cuda.so
 CTESTS  := $(patsubst %.c,$(BUILD)/%,$(filter-out spec/c/fake_cuda.c,$(wildcard spec/c/*.c)))
@@ -102,7 +102,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo test ctest bench peers-cpu peers-gpu lint format docs install uninstall clean help deps-dev
+.PHONY: all demo test ctest bench bench-threads peers-cpu peers-gpu lint format docs install uninstall clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -222,6 +222,11 @@ peers-cpu: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1
 	+@$(BUILD_IT) $(BUILD)/examples/bench/cpu_peers
 	@$(BUILD)/examples/bench/cpu_peers $(ARGS)
 
+bench-threads: ## time the CPU backend's threads where cores are short (ARGS="--rounds 5 another/libint4mm.so dnnl")
+	@$(call need,cc headers)
+	+@$(BUILD_IT) $(BUILD)/examples/bench/pool_bench
+	@$(BUILD)/examples/bench/pool_bench $(ARGS) $(abspath $(CORE))
+
 peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" for the options)
 	@$(call need,cc headers luajit argparse cjson)
 	+@$(BUILD_IT)
@@ -267,7 +272,7 @@ clean: ## remove $(BUILD)
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
-	  while IFS='|' read -r target text; do printf '  %-10s %s\n' "$$target" "$$text"; done
+	  while IFS='|' read -r target text; do printf '  %-13s %s\n' "$$target" "$$text"; done
 
 # ---- what a machine may lack -----------------------------------------------------------------------------------------
 

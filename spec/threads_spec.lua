@@ -92,9 +92,22 @@ describe("threads", function()
   it("start with every core when INT4MM_NUM_THREADS is not a count", function()
     local code = 'print(require("int4mm").get_num_threads())'
     local default = helper.luajit(code, { INT4MM_NUM_THREADS = false })
-    for _, value in ipairs { "0", "-2", "many", "" } do
-      assert.equal(default, (helper.luajit(code, { INT4MM_NUM_THREADS = value })), value)
+    assert.equal(default, (helper.luajit(code, { INT4MM_NUM_THREADS = "" })))
+    for _, value in ipairs { "0", "-2", "many", "1x", "2.5", "1025", "99999999999999999999" } do
+      local warning = ('int4mm: INT4MM_NUM_THREADS is "%s", expected 1 to 1024; the default is used\n'):format(value)
+      assert.equal(warning .. default, (helper.luajit(code, { INT4MM_NUM_THREADS = value })), value)
     end
+  end)
+
+  it("are no more than OMP_NUM_THREADS by default", function()
+    local code = 'print(require("int4mm").get_num_threads())'
+    local default = helper.luajit(code, { INT4MM_NUM_THREADS = false, OMP_NUM_THREADS = false })
+    local function threads(openmp, own)
+      return (helper.luajit(code, { INT4MM_NUM_THREADS = own or false, OMP_NUM_THREADS = openmp }))
+    end
+    for _, value in ipairs { "1", "1,4", " 1 " } do assert.equal("1\n", threads(value), value) end
+    for _, value in ipairs { "1000", "0", "-1", "some", "" } do assert.equal(default, threads(value), value) end
+    assert.equal("3\n", threads("1", "3"))
   end)
 
   it("cannot be fewer than none", function()

@@ -153,7 +153,7 @@ end
 
 --- Sets how many threads a call on the CPU may use.
 -- @tparam[opt] number threads 1 or more; nil or 0 puts back the default: the environment's INT4MM_NUM_THREADS, else
---   every core that the process may run on
+--   the least of the cores that the calling thread may run on, the cgroups' CPU quota and OMP_NUM_THREADS
 function device.set_num_threads(threads)
   if threads == nil then threads = 0 end
   check.integer("set_num_threads", "threads", threads, 0, 2 ^ 31 - 1)

@@ -38,6 +38,11 @@ local memory = require "int4mm.internal.memory"
 local ops = require "int4mm.ops"
 local tensor = require "int4mm.tensor"
 
+local warning = binding.lib.int4mm_warning() -- of the environment's variables
+if warning ~= nil then
+  io.stderr:write("int4mm: ", (require("ffi").string(warning):gsub("\n", "\nint4mm: ")), "\n")
+end
+
 return {
   --- The version of the library, as "0.1.0".
   _VERSION = binding.version,

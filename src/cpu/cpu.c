@@ -92,25 +92,24 @@ int32_t int4mm_set_cpu_isa(const char *name) {
 
 /* ---- the environment -------------------------------------------------------------------------------------------- */
 
-static char isa_warning[256], both_warnings[512];
+static char warnings[512];
 
 static void check_environment(void) {
   const char *name = secure_getenv("INT4MM_CPU"), *threads = int4mm_threads_warning();
-  if (name && *name && !named()) {
-    char known[128] = "";
-    list_names(known, sizeof known);
-    if (find(name)) snprintf(known, sizeof known, "an instruction set of this CPU and operating system");
-    snprintf(isa_warning, sizeof isa_warning, "INT4MM_CPU is \"%.40s\", expected %s%s; the best is used", name,
-             find(name) ? "" : "one of ", known);
-  }
-  snprintf(both_warnings, sizeof both_warnings, "%s%s%s", threads ? threads : "", threads && *isa_warning ? "\n" : "",
-           isa_warning);
+  size_t used = 0;
+  if (threads) used = (size_t)snprintf(warnings, sizeof warnings, "%s", threads);
+  if (!name || !*name || named()) return;
+  char known[128] = "";
+  list_names(known, sizeof known);
+  snprintf(warnings + used, sizeof warnings - used, "%sINT4MM_CPU is \"%.40s\", %s%s; the best is used",
+           used ? "\n" : "", name, find(name) ? "which this CPU or operating system lacks" : "expected one of ",
+           find(name) ? "" : known);
 }
 
 const char *int4mm_warning(void) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, check_environment);
-  return *both_warnings ? both_warnings : NULL;
+  return *warnings ? warnings : NULL;
 }
 
 int32_t int4mm_cpu_matmul(const int4mm_problem *problem) {

@@ -171,7 +171,7 @@ static void take_offer(worker *w) {
     if (state % STATES == OFFERED && atomic_compare_exchange_strong(&w->state, &state, BUSY)) return;
     if (spin(&s, WORKER_YIELD_NS)) continue;
     state = IDLE;
-    if (!atomic_compare_exchange_strong(&w->state, &state, SLEEPING)) continue;
+    atomic_compare_exchange_strong(&w->state, &state, SLEEPING);
     while (atomic_load(&w->state) == SLEEPING) futex(&w->state, FUTEX_WAIT_PRIVATE, SLEEPING);
     s = (spinner){0};
   }
