@@ -83,7 +83,7 @@ describe("README.md", function()
   end)
 
   it("names only environment variables that the C core reads", function()
-    local sources, checked = read "src/cuda/loader.c" .. read "src/cpu/threads.c" .. read "src/cpu/cpu.c", 0
+    local sources, checked = read "src/cuda/loader.c" .. read "src/cpu/thread_count.c" .. read "src/cpu/cpu.c", 0
     for name in text:gmatch "`(INT4MM_[%u_]+)`" do
       assert.is_truthy(sources:find('getenv("' .. name .. '")', 1, true), name)
       checked = checked + 1

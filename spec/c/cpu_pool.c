@@ -1,20 +1,24 @@
 /*
  * The pool of threads itself, through int4mm_parallel: every piece once, with threads that cannot be had, that come
  * late, that a fork left behind, and how many there are by default. This program's own pthread_create stands before
- * libc's, so that it may refuse a thread or hold it back. What forks is left out under ThreadSanitizer and where
- * NO_FORK is set.
+ * libc's, so that it may refuse a thread or hold it back, and so does its syscall. What forks is left out under
+ * ThreadSanitizer and where NO_FORK is set.
  */
 #define _GNU_SOURCE /* RTLD_NEXT, CPU_SET */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fenv.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -59,6 +63,26 @@ int pthread_create(pthread_t *restrict thread, const pthread_attr_t *restrict at
   return error;
 }
 
+static pthread_t main_thread;
+static enum { PASS, ARMED, HOLDING } _Atomic wake; /* ARMED: the next worker that wakes a caller is held after it */
+
+long syscall(long number, ...) {
+  static long (*libc_syscall)(long, ...);
+  if (!libc_syscall) *(void **)&libc_syscall = dlsym(RTLD_NEXT, "syscall");
+  long x[6];
+  va_list list;
+  va_start(list, number);
+  for (int i = 0; i < 6; i++) x[i] = va_arg(list, long);
+  va_end(list);
+  long result = libc_syscall(number, x[0], x[1], x[2], x[3], x[4], x[5]);
+  if (number == SYS_futex && (int)x[1] == FUTEX_WAKE_PRIVATE && atomic_load(&wake) == ARMED &&
+      !pthread_equal(pthread_self(), main_thread)) {
+    atomic_store(&wake, HOLDING);
+    while (atomic_load(&wake) == HOLDING) usleep(1000);
+  }
+  return result;
+}
+
 /* ---- regions ---------------------------------------------------------------------------------------------------- */
 
 enum { PIECES = 1000, MAX_COUNT = (1 << 20) + 5 };
@@ -77,15 +101,33 @@ static void see(void *context, int64_t index, int32_t slot) {
   if (seen->threads == 1 && !pthread_equal(pthread_self(), seen->only)) atomic_fetch_add(&seen->outside, 1);
 }
 
-/* Whether a region of `count` pieces on `threads` threads runs each of them once. */
-static bool runs_each_once(int32_t threads, int64_t count) {
+/* Whether a region of `count` pieces on up to `threads` threads, when `asked` are asked for, runs each of them once. */
+static bool runs_each_on(int32_t asked, int32_t threads, int64_t count) {
   region_seen seen = {.times = calloc((size_t)count + 1, 1), .threads = threads, .only = pthread_self()};
   if (!seen.times) return false;
-  int4mm_parallel(threads, count, see, &seen);
+  int4mm_parallel(asked, count, see, &seen);
   bool right = atomic_load(&seen.outside) == 0 && seen.times[count] == 0;
   for (int64_t i = 0; i < count; i++) right = right && seen.times[i] == 1;
   free(seen.times);
   return right;
+}
+
+static bool runs_each_once(int32_t threads, int64_t count) {
+  return runs_each_on(threads, threads, count);
+}
+
+static void meet(void *arrived, int64_t index, int32_t slot) {
+  (void)index, (void)slot;
+  atomic_fetch_add((atomic_int *)arrived, 1);
+  for (int ms = 0; ms < 20000 && atomic_load((atomic_int *)arrived) < 3; ms++) usleep(1000);
+}
+
+/* Whether three pieces run at the same time; they wait for each other for 20 seconds. */
+static bool runs_in_parallel(void) {
+  atomic_int arrived = 0;
+  int64_t seconds = time(NULL);
+  int4mm_parallel(3, 3, meet, &arrived);
+  return time(NULL) - seconds < 20;
 }
 
 static void every_piece_once(void) {
@@ -98,7 +140,7 @@ static void every_piece_once(void) {
 
 static void nested(void *context, int64_t index, int32_t slot) {
   (void)index, (void)slot;
-  bool right = runs_each_once(1, PIECES); /* on this thread */
+  bool right = runs_each_on(4, 1, PIECES); /* on this thread */
   if (!right) atomic_fetch_add((atomic_int *)context, 1);
 }
 
@@ -130,12 +172,12 @@ static void many_callers(void) {
 
 typedef struct surroundings {
   pthread_t caller;
-  atomic_int other_rounding, signals;
+  atomic_int arrived, other_rounding, signals;
 } surroundings;
 
 static void look_around(void *context, int64_t index, int32_t slot) {
-  (void)index, (void)slot;
   surroundings *s = context;
+  meet(&s->arrived, index, slot);
   if (fegetround() != FE_TONEAREST) atomic_fetch_add(&s->other_rounding, 1);
   sigset_t blocked;
   pthread_sigmask(SIG_SETMASK, NULL, &blocked);
@@ -147,7 +189,7 @@ static void look_around(void *context, int64_t index, int32_t slot) {
 static void threads_state(void) {
   surroundings s = {.caller = pthread_self()};
   fesetround(FE_UPWARD);
-  int4mm_parallel(9, PIECES, look_around, &s);
+  int4mm_parallel(3, 3, look_around, &s);
   CHECK(fegetround() == FE_UPWARD);
   fesetround(FE_TONEAREST);
   CHECK(atomic_load(&s.other_rounding) == 0 && atomic_load(&s.signals) == 0);
@@ -155,7 +197,7 @@ static void threads_state(void) {
 
 /* ---- threads that are not there --------------------------------------------------------------------------------- */
 
-/* These two start while the pool is empty. */
+/* While the pool is empty. */
 static void no_threads(void) {
   OK(int4mm_set_num_threads(4));
   atomic_store(&refuse_threads, true);
@@ -163,15 +205,53 @@ static void no_threads(void) {
   CHECK(atomic_load(&threads_refused) > 0);
   atomic_store(&refuse_threads, false);
   usleep(1100000); /* the pool asks again after a second */
+  CHECK(runs_in_parallel());
 }
 
 /* Regions end although their workers have not started; those find closed regions, and others' later. */
 static void late_threads(void) {
-  OK(int4mm_set_num_threads(4));
+  OK(int4mm_set_num_threads(9)); /* more than were started before */
   atomic_store(&hold_threads, true);
-  for (int i = 0; i < 100; i++) CHECK(runs_each_once(4, PIECES));
+  for (int i = 0; i < 100; i++) CHECK(runs_each_once(9, PIECES));
   atomic_store(&hold_threads, false);
-  for (int i = 0; i < 1000; i++) CHECK(runs_each_once(2 + i % 3, 1 + i % 20));
+  for (int i = 0; i < 1000; i++) CHECK(runs_each_once(2 + i % 8, 1 + i % 20));
+}
+
+static atomic_int slow_pieces, pieces_after_end;
+static atomic_bool slow_region_open;
+
+static void slow(void *context, int64_t index, int32_t slot) {
+  (void)context, (void)index;
+  if (!atomic_load(&slow_region_open)) atomic_fetch_add(&pieces_after_end, 1);
+  if (slot > 0 && atomic_fetch_add(&slow_pieces, 1) == 0) usleep(20000); /* the caller falls asleep */
+  if (slot == 0) {                                                       /* when the worker has come */
+    for (int ms = 0; ms < 1000 && !atomic_load(&slow_pieces); ms++) usleep(1000);
+  }
+}
+
+static void let_go(void *context, int64_t index, int32_t slot) {
+  (void)context, (void)slot;
+  if (index > 0) return;
+  atomic_store(&wake, PASS);
+  usleep(20000);
+}
+
+/* A worker that is descheduled between the last piece of a region and looking for another: it has to find that region
+ * closed, although another is open in its place. */
+static void worker_after_the_end(void) {
+  OK(int4mm_set_num_threads(2));
+  for (int held = 0; held < 3;) {
+    atomic_store(&slow_pieces, 0);
+    atomic_store(&slow_region_open, true);
+    atomic_store(&wake, ARMED);
+    int4mm_parallel(2, PIECES, slow, NULL);
+    atomic_store(&slow_region_open, false);
+    usleep(5000);
+    if (atomic_load(&wake) == HOLDING) held++;
+    int4mm_parallel(2, PIECES, let_go, NULL);
+    atomic_store(&wake, PASS);
+  }
+  CHECK(atomic_load(&pieces_after_end) == 0);
 }
 
 /* ---- fork ------------------------------------------------------------------------------------------------------- */
@@ -189,7 +269,7 @@ static bool in_child(bool (*test)(void)) {
 }
 
 static bool many_regions(void) {
-  bool right = true;
+  bool right = runs_in_parallel();
   for (int i = 0; i < 200; i++) right = right && runs_each_once(4, PIECES);
   return right;
 }
@@ -318,10 +398,12 @@ int main(void) {
 #else
   const bool forks = !getenv("NO_FORK");
 #endif
+  main_thread = pthread_self();
   alarm(300); /* a region without end is a failure */
   unsetenv("INT4MM_NUM_THREADS");
   no_threads();
   late_threads();
+  worker_after_the_end();
   every_piece_once();
   inside_a_piece();
   many_callers();
