@@ -43,10 +43,12 @@ static void *held(void *argument) {
   return b.start(b.argument);
 }
 
-static int libc_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument) {
-  static int (*create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
-  if (!create) *(void **)&create = dlsym(RTLD_NEXT, "pthread_create");
-  return create(thread, attributes, start, argument);
+static int (*libc_create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+static long (*libc_syscall)(long, ...);
+
+__attribute__((constructor)) static void find_libc(void) {
+  *(void **)&libc_create = dlsym(RTLD_NEXT, "pthread_create");
+  *(void **)&libc_syscall = dlsym(RTLD_NEXT, "syscall");
 }
 
 int pthread_create(pthread_t *restrict thread, const pthread_attr_t *restrict attributes, void *(*start)(void *),
@@ -67,8 +69,6 @@ static pthread_t main_thread;
 static enum { PASS, ARMED, HOLDING } _Atomic wake; /* ARMED: the next worker that wakes a caller is held after it */
 
 long syscall(long number, ...) {
-  static long (*libc_syscall)(long, ...);
-  if (!libc_syscall) *(void **)&libc_syscall = dlsym(RTLD_NEXT, "syscall");
   long x[6];
   va_list list;
   va_start(list, number);
