@@ -206,14 +206,14 @@ static bool create_thread(worker *w) {
   return !error;
 }
 
-/* One worker more, in this state, unless there are `most`, another thread is starting one or none can be had. */
-static bool start_worker(uint32_t state, int32_t most) {
+/* One worker more, in this state, unless there are `max_threads`, another thread is starting one or none can be had. */
+static bool start_worker(uint32_t state, int32_t max_threads) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
   if (now.tv_sec < atomic_load(&retry_at) || atomic_exchange(&starting_worker, true)) return false;
   int32_t count = atomic_load(&workers_started);
   bool started = false;
-  if (count < most && count < MAX_WORKERS) {
+  if (count < max_threads && count < MAX_WORKERS) {
     worker *w = &workers[count];
     w->asleep = false;
     atomic_store(&w->state, state);
@@ -228,8 +228,8 @@ static bool start_worker(uint32_t state, int32_t most) {
   return started;
 }
 
-/* Claims up to `wanted` workers, of `most` at most, and returns how many. */
-static int32_t claim_workers(uint32_t claimed, int32_t wanted, int32_t most) {
+/* Claims up to `wanted` workers, of `max_threads` in all, and returns how many. */
+static int32_t claim_workers(uint32_t claimed, int32_t wanted, int32_t max_threads) {
   int32_t count = atomic_load(&workers_started), got = 0;
   for (int32_t i = 0; i < count && got < wanted; i++) {
     uint32_t state = atomic_load(&workers[i].state);
@@ -238,7 +238,7 @@ static int32_t claim_workers(uint32_t claimed, int32_t wanted, int32_t most) {
     workers[i].asleep = state == SLEEPING;
     got++;
   }
-  while (got < wanted && count < most && start_worker(claimed, most)) got++, count++;
+  while (got < wanted && count < max_threads && start_worker(claimed, max_threads)) got++, count++;
   return got;
 }
 
@@ -271,10 +271,10 @@ static region *open_region(void) {
   return NULL;
 }
 
-/* At most MAX_PIECES of a call. */
-static void run_region(region *r, job *j, int32_t wanted, int32_t most) {
+/* At max_threads MAX_PIECES of a call. */
+static void run_region(region *r, job *j, int32_t wanted, int32_t max_threads) {
   uint32_t number = (uint32_t)(r - regions) * STATES;
-  j->team = 1 + claim_workers(number + CLAIMED, wanted, most);
+  j->team = 1 + claim_workers(number + CLAIMED, wanted, max_threads);
   j->epoch = r->epoch += MAX_PIECES + 1;
   atomic_store(&r->pending, (uint32_t)j->pieces);
   for (int32_t i = 0; i < j->team; i++) {
@@ -286,7 +286,7 @@ static void run_region(region *r, job *j, int32_t wanted, int32_t most) {
   wait_for_pieces(r);
 }
 
-static void run(int32_t threads, int32_t most, int64_t count, int4mm_task *task, void *context) {
+static void run(int32_t threads, int32_t max_threads, int64_t count, int4mm_task *task, void *context) {
   region *r = threads > 1 ? open_region() : NULL;
   if (!r) {
     for (int64_t i = 0; i < count; i++) task(context, i, 0);
@@ -295,7 +295,7 @@ static void run(int32_t threads, int32_t most, int64_t count, int4mm_task *task,
   for (int64_t first = 0; first < count; first += MAX_PIECES) {
     job j = {.task = task, .context = context, .region = r, .first = first};
     j.pieces = (int32_t)int4mm_min64(MAX_PIECES, count - first);
-    run_region(r, &j, threads - 1, most - 1);
+    run_region(r, &j, threads - 1, max_threads - 1);
   }
   atomic_store(&r->open, false);
 }
@@ -306,19 +306,19 @@ void int4mm_parallel(int32_t threads, int64_t count, int4mm_task *task, void *co
     for (int64_t i = 0; i < count; i++) task(context, i, 0);
     return;
   }
-  int32_t most = 1;
+  int32_t max_threads = 1;
   threads = (int32_t)int4mm_min64(threads, count);
   if (threads > 1 && omp_in_parallel && omp_in_parallel()) threads = 1;
   if (threads > 1) { /* leave room for the calls that other threads of the caller are making */
-    most = int4mm_get_num_threads();
-    threads = (int32_t)int4mm_max64(1, int4mm_min64(threads, most - atomic_load(&busy_threads)));
+    max_threads = int4mm_get_num_threads();
+    threads = (int32_t)int4mm_max64(1, int4mm_min64(threads, max_threads - atomic_load(&busy_threads)));
   }
   atomic_fetch_add(&busy_threads, threads);
   fenv_t environment;
   fegetenv(&environment);
   fesetenv(FE_DFL_ENV);
   in_piece = true;
-  run(threads, most, count, task, context);
+  run(threads, max_threads, count, task, context);
   in_piece = false;
   fesetenv(&environment);
   atomic_fetch_sub(&busy_threads, threads);
