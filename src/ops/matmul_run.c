@@ -1,0 +1,185 @@
+/*
+ * A valid product on its target: the problem as backends see it, and the steps around their kernels.
+ */
+#include "cpu/backend.h"
+#include "dispatch/choose.h"
+#include "ops/matmul.h"
+
+/* ---- the problem ---- */
+
+/* Packed words as a backend sees them: K values along rows or columns, a scale for each of the others. */
+static int4mm_operand make_operand(const int4mm_tensor *words, const int4mm_tensor *scales, int32_t layout,
+                                   int32_t encoding, int64_t K) {
+  return (int4mm_operand){.data = words->data,
+                          .rows = words->shape[0],
+                          .cols = words->shape[1],
+                          .stride = words->stride,
+                          .dtype = words->dtype,
+                          .layout = layout,
+                          .xor_mask = int4mm_xor_mask_of(encoding),
+                          .scales = scales->data,
+                          .group = K};
+}
+
+/* The problem as a backend sees it, with b as it lies in memory; out has no data where it is still to be allocated. */
+static int4mm_problem make_problem(const int4mm_matmul_call *c) {
+  const int4mm_matmul_args *args = c->args;
+  const int4mm_tensor *out = args->out;
+  int32_t layout_b = c->panels ? INT4MM_PANELS_N : c->nk ? INT4MM_K_MAJOR : INT4MM_MN_MAJOR;
+  return (int4mm_problem){.M = c->M,
+                          .N = c->N,
+                          .K = c->K,
+                          .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, args->encoding_a, c->K),
+                          .b = make_operand(args->b_packed, args->scale_b, layout_b, args->encoding_b, c->K),
+                          .bias = args->bias ? args->bias->data : NULL,
+                          .out = out->rank ? int4mm_as_matrix(out)
+                                           : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
+                          .strassen = args->strassen};
+}
+
+/* Points the problem at b transposed to [K/8, N] words, two's complement, in `words`. */
+static void use_transposed(int4mm_problem *p, const uint32_t *words) {
+  int4mm_operand *b = &p->b;
+  b->words = words, b->rows = p->K / 8, b->cols = b->stride = p->N;
+  b->layout = INT4MM_MN_MAJOR, b->xor_mask = 0;
+}
+
+/* ---- the CPU ---- */
+
+static int32_t run_cpu(const int4mm_matmul_call *c) {
+  int4mm_problem problem = make_problem(c);
+  int4mm_tensor transposed = {0};
+  if (c->nk) {
+    int32_t status = int4mm_tensor_alloc(&transposed, 2, c->K / 8, c->N, INT4MM_INT32, INT4MM_CPU);
+    if (status) return status;
+    int4mm_matrix from = int4mm_as_matrix(c->args->b_packed), to = int4mm_as_matrix(&transposed);
+    int4mm_cpu_transpose(&to, &from, problem.b.xor_mask);
+    use_transposed(&problem, transposed.data);
+  }
+  int32_t status = int4mm_cpu_matmul(&problem);
+  int4mm_tensor_release(&transposed);
+  return status;
+}
+
+/* ---- CUDA ---- */
+
+static int32_t alignment_of(const void *address) {
+  uintptr_t bits = (uintptr_t)address | 256;
+  return (int32_t)(bits & -bits);
+}
+
+typedef int32_t chooser(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan);
+
+static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_problem *p, const char *kernel,
+                         chooser *choose, int4mm_plan *plan) {
+  int4mm_gpu_problem g = {.M = p->M,
+                          .N = p->N,
+                          .K = p->K,
+                          .lda = p->a.stride,
+                          .ldb = p->b.stride,
+                          .ldo = p->out.stride,
+                          .align_a = alignment_of(p->a.data),
+                          .align_b = alignment_of(p->b.data),
+                          .align_out = alignment_of(p->out.data),
+                          .out_dtype = p->out.dtype,
+                          .encoding_a = p->a.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
+                          .encoding_b = p->b.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT};
+  int32_t status = target->cuda->arch(target->device, &g.arch, &g.sms);
+  if (!status) status = choose(&g, kernel, plan);
+  if (!status) plan->device = target->device;
+  return status;
+}
+
+static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem,
+                      const int4mm_matmul_args *args, bool non_blocking) {
+  int4mm_plan plan = {0};
+  int32_t status = plan_cuda(target, problem, args->kernel, int4mm_choose_kernel, &plan);
+  if (status || !problem->M || !problem->N) return status;
+  return target->cuda->matmul(target->device, problem, &plan, args->stream, non_blocking);
+}
+
+/* Everything is on the target already. */
+static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
+  const int4mm_matmul_args *args = c->args;
+  const int4mm_cuda_backend *cuda = target->cuda;
+  int4mm_problem problem = make_problem(c);
+  void *scratch = NULL;
+  bool non_blocking;
+  int32_t status = int4mm_use_on_stream(
+      cuda, target->device, args->stream,
+      (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias, args->out}, 6,
+      &non_blocking);
+  size_t words = (size_t)(c->K / 8) * (size_t)c->N;
+  if (!status && c->nk && words) {
+    int4mm_matrix from = int4mm_as_matrix(args->b_packed);
+    status = cuda->scratch(target->device, words * sizeof(uint32_t), &scratch, args->stream);
+    int4mm_matrix to = {scratch, c->K / 8, c->N, c->N, INT4MM_INT32};
+    if (!status) status = cuda->transpose(target->device, &to, &from, problem.b.xor_mask, args->stream);
+  }
+  if (c->nk) use_transposed(&problem, scratch);
+  if (!status) status = launch(target, &problem, args, non_blocking);
+  if (scratch) {
+    int32_t freed = cuda->scratch_free(target->device, scratch, args->stream);
+    if (!status) status = freed;
+  }
+  return status;
+}
+
+/* A copy of a CPU operand on the GPU; nothing for a NULL one. */
+static int32_t stage(int4mm_tensor *staged, const int4mm_tensor *t, int32_t device, void *stream) {
+  if (!t) return INT4MM_OK;
+  int32_t status = int4mm_tensor_alloc_on(staged, t->rank, t->shape[0], t->shape[1], t->dtype, device, stream);
+  return status ? status : int4mm_copy_checked(staged, t, stream);
+}
+
+/* Operands on the CPU: copies over, multiplies, copies back unless out is on the GPU, and returns when done. */
+static int32_t run_staged(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
+  const int4mm_matmul_args *args = c->args;
+  const int4mm_tensor *from[5] = {args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias};
+  int4mm_tensor staged[5] = {{0}}, result = {0};
+  bool out_on_cpu = args->out->device == INT4MM_CPU;
+  int32_t status = INT4MM_OK;
+  for (int i = 0; i < 5 && !status; i++) status = stage(&staged[i], from[i], target->device, args->stream);
+  if (!status && out_on_cpu)
+    status = int4mm_tensor_alloc_on(&result, 2, c->M, c->N, args->out->dtype, target->device, args->stream);
+  if (!status) {
+    int4mm_matmul_args on_gpu = *args;
+    on_gpu.a_packed = &staged[0], on_gpu.b_packed = &staged[1];
+    on_gpu.scale_a = &staged[2], on_gpu.scale_b = &staged[3];
+    on_gpu.bias = args->bias ? &staged[4] : NULL;
+    on_gpu.out = out_on_cpu ? &result : args->out;
+    int4mm_matmul_call moved = *c;
+    moved.args = &on_gpu;
+    status = run_on_gpu(&moved, target);
+  }
+  if (!status)
+    status = out_on_cpu ? int4mm_copy_checked(args->out, &result, args->stream)
+                        : target->cuda->stream_synchronize(target->device, args->stream);
+  for (int i = 0; i < 5; i++) int4mm_tensor_release(&staged[i]);
+  int4mm_tensor_release(&result);
+  return status;
+}
+
+/* ---- a target ---- */
+
+int32_t int4mm_run_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
+  if (!target->cuda) return run_cpu(c);
+  if (c->args->a_packed->device != INT4MM_CPU) return run_on_gpu(c, target);
+  int32_t status = run_staged(c, target);
+  return status == INT4MM_ERR_MEMORY && target->may_fall_back ? run_cpu(c) : status;
+}
+
+int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
+  int4mm_problem problem = make_problem(c);
+  if (c->nk) use_transposed(&problem, NULL);
+  if (!target->cuda) {
+    int4mm_cpu_plan(&problem, plan);
+    return INT4MM_OK;
+  }
+  if (c->args->a_packed->device == INT4MM_CPU) { /* as run_staged lays them out: contiguous, on fresh allocations */
+    problem.a.data = NULL, problem.a.stride = c->K / 8;
+    problem.b.data = NULL, problem.b.stride = c->N;
+    if (!c->args->out->rank || c->args->out->device == INT4MM_CPU) problem.out.data = NULL, problem.out.stride = c->N;
+  }
+  return plan_cuda(target, &problem, c->args->kernel, int4mm_choose_cuda, plan);
+}
