@@ -6,9 +6,10 @@ local binding = require "int4mm.ffi"
 local check = require "int4mm.check"
 local devices = require "int4mm.device"
 local names = require "int4mm.names"
+local numeric = require "int4mm.numeric"
 local tensor = require "int4mm.tensor"
 
-local lib = binding.lib
+local lib, float_argument = binding.lib, numeric.float_argument
 local alloc, encode = tensor.alloc, tensor.encode
 local construct = {}
 
@@ -74,7 +75,7 @@ function construct.random(t, opts)
   local seed = construct.check_seed("random", opts.seed)
   local sequence = check.integer("random", "sequence", opts.sequence or 0, 0, 2 ^ 32 - 1)
   local low, high = check.number("random", "low", opts.low or 0), check.number("random", "high", opts.high or 1)
-  binding.check("random", lib.int4mm_random(t.c, seed, sequence, low, high,
+  binding.check("random", lib.int4mm_random(t.c, seed, sequence, float_argument(0, low), float_argument(1, high),
     devices.stream_handle("random", opts.stream)))
   return t
 end
