@@ -10,11 +10,12 @@
 /* Packed words as a backend sees them: K values along rows or columns, a scale for each of the others. */
 static int4mm_operand make_operand(const int4mm_tensor *words, const int4mm_tensor *scales, int32_t layout,
                                    int32_t encoding, int64_t K) {
-  return (int4mm_operand){.data = words->data,
-                          .rows = words->shape[0],
-                          .cols = words->shape[1],
-                          .stride = words->stride,
-                          .dtype = words->dtype,
+  int4mm_matrix m = int4mm_as_matrix(words);
+  return (int4mm_operand){.data = m.data,
+                          .rows = m.rows,
+                          .cols = m.cols,
+                          .stride = m.stride,
+                          .dtype = m.dtype,
                           .layout = layout,
                           .xor_mask = int4mm_xor_mask_of(encoding),
                           .scales = scales->data,
@@ -46,19 +47,49 @@ static void use_transposed(int4mm_problem *p, const uint32_t *words) {
 
 /* ---- the CPU ---- */
 
-static int32_t run_cpu(const int4mm_matmul_call *c) {
-  int4mm_problem problem = make_problem(c);
+/* Columns n0 .. n0 + columns - 1 of a problem whose b is [N, K/8]. */
+static int4mm_problem columns_of(const int4mm_problem *p, int64_t n0, int64_t columns) {
+  int4mm_problem part = *p;
+  part.N = part.b.rows = part.out.cols = columns;
+  if (p->K) part.b.words += n0 * p->b.stride;
+  part.b.scales += n0;
+  if (p->bias) part.bias += n0;
+  part.out.data = (char *)p->out.data + n0 * (int64_t)int4mm_dtype_size(p->out.dtype);
+  return part;
+}
+
+/* b is [N, K/8] and transposed first, so many columns of the product at a time. */
+static int32_t run_by_columns(const int4mm_problem *p, int64_t columns) {
   int4mm_tensor transposed = {0};
-  if (c->nk) {
-    int32_t status = int4mm_tensor_alloc(&transposed, 2, c->K / 8, c->N, INT4MM_INT32, INT4MM_CPU);
-    if (status) return status;
-    int4mm_matrix from = int4mm_as_matrix(c->args->b_packed), to = int4mm_as_matrix(&transposed);
-    int4mm_cpu_transpose(&to, &from, problem.b.xor_mask);
-    use_transposed(&problem, transposed.data);
+  int32_t status = int4mm_tensor_alloc(&transposed, 2, p->K / 8, columns, INT4MM_INT32, INT4MM_CPU);
+  for (int64_t n0 = 0; !status && n0 < p->N; n0 += columns) {
+    int4mm_problem part = columns_of(p, n0, n0 + columns < p->N ? columns : p->N - n0);
+    int4mm_matrix from = {(void *)part.b.words, part.N, p->K / 8, p->b.stride, INT4MM_INT32};
+    int4mm_matrix to = {transposed.data, p->K / 8, part.N, part.N, INT4MM_INT32};
+    int4mm_cpu_transpose(&to, &from, p->b.xor_mask);
+    use_transposed(&part, transposed.data);
+    status = int4mm_cpu_matmul(&part);
   }
-  int32_t status = int4mm_cpu_matmul(&problem);
   int4mm_tensor_release(&transposed);
   return status;
+}
+
+/* All columns at once, or fewer where there is no memory for as large a copy of b. */
+static int32_t run_nk(const int4mm_problem *p) {
+  enum { MIN_COLUMNS = 256 };
+  int64_t columns = p->N;
+  int32_t status = run_by_columns(p, columns);
+  while (status == INT4MM_ERR_MEMORY && columns > MIN_COLUMNS) {
+    columns = (columns / 2 + MIN_COLUMNS - 1) / MIN_COLUMNS * MIN_COLUMNS;
+    status = run_by_columns(p, columns);
+  }
+  return status;
+}
+
+static int32_t run_cpu(const int4mm_matmul_call *c) {
+  int4mm_problem problem = make_problem(c);
+  if (!c->M || !c->N) return INT4MM_OK;
+  return c->nk ? run_nk(&problem) : int4mm_cpu_matmul(&problem);
 }
 
 /* ---- CUDA ---- */
@@ -98,7 +129,7 @@ static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem
   return target->cuda->matmul(target->device, problem, &plan, args->stream, non_blocking);
 }
 
-/* Everything is on the target already. */
+/* Everything is on the target already. A product without outputs is checked like any other: its kernel is chosen. */
 static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
   const int4mm_matmul_args *args = c->args;
   const int4mm_cuda_backend *cuda = target->cuda;
@@ -109,7 +140,7 @@ static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_tar
       cuda, target->device, args->stream,
       (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias, args->out}, 6,
       &non_blocking);
-  size_t words = (size_t)(c->K / 8) * (size_t)c->N;
+  size_t words = c->M ? (size_t)(c->K / 8) * (size_t)c->N : 0;
   if (!status && c->nk && words) {
     int4mm_matrix from = int4mm_as_matrix(args->b_packed);
     status = cuda->scratch(target->device, words * sizeof(uint32_t), &scratch, args->stream);
@@ -166,7 +197,7 @@ int32_t int4mm_run_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_tar
   if (!target->cuda) return run_cpu(c);
   if (c->args->a_packed->device != INT4MM_CPU) return run_on_gpu(c, target);
   int32_t status = run_staged(c, target);
-  return status == INT4MM_ERR_MEMORY && target->may_fall_back ? run_cpu(c) : status;
+  return status && target->may_fall_back ? run_cpu(c) : status;
 }
 
 int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
