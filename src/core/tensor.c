@@ -81,6 +81,16 @@ static int32_t check_shape(int32_t rank, int64_t rows, int64_t cols, int64_t str
   return INT4MM_OK;
 }
 
+/* Rows, or what int4mm_prepack makes. */
+static int32_t check_layout(const int4mm_tensor *t) {
+  if (t->layout == INT4MM_ROWS) return INT4MM_OK;
+  if (t->layout != INT4MM_PANELS)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "layout is %d: rows are %d, a prepacked weight is %d", (int)t->layout,
+                       INT4MM_ROWS, INT4MM_PANELS);
+  if (t->rank == 2 && t->dtype == INT4MM_INT32 && t->device == INT4MM_CPU && t->stride == t->shape[1]) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "layout is that of a prepacked weight, but only int4mm_prepack makes those");
+}
+
 static int32_t check_vacant(const char *name, const int4mm_tensor *t) {
   if (!t) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", name);
   if (t->rank) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s already holds a tensor: release it first", name);
@@ -92,9 +102,13 @@ int32_t int4mm_check_tensor(const char *name, const int4mm_tensor *t) {
   if (t->rank == 0) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s was freed", name);
   int32_t status = check_shape(t->rank, t->shape[0], t->shape[1], t->stride, t->dtype);
   if (!status) status = check_device(t->device);
+  if (!status) status = check_layout(t);
   if (status) return int4mm_fail(status, "%s is not a tensor: %s", name, int4mm_last_error());
   if (!t->data && t->shape[0] && t->shape[1])
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but its data is NULL", name, int4mm_describe(t).s);
+  if ((uintptr_t)t->data % int4mm_dtype_size(t->dtype))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but its data is at %p, which is not aligned for that", name,
+                       int4mm_describe(t).s, t->data);
   return INT4MM_OK;
 }
 
@@ -121,7 +135,8 @@ int32_t int4mm_check_encoding(const char *name, int32_t encoding) {
 
 int4mm_matrix int4mm_as_matrix(const int4mm_tensor *t) {
   int4mm_matrix m = {t->data, t->shape[0], t->shape[1], t->stride, t->dtype};
-  if (t->rank == 1) m.rows = 1, m.cols = m.stride = t->shape[0];
+  if (t->rank == 1) m.rows = 1, m.cols = t->shape[0];
+  if (m.rows <= 1) m.stride = m.cols; /* there is no next row, however far away */
   return m;
 }
 
@@ -132,11 +147,13 @@ static bool overlap(const int4mm_tensor *s, const int4mm_tensor *t) {
   if (s->device != t->device || !a.rows || !a.cols || !b.rows || !b.cols) return false;
   uint64_t size_a = int4mm_dtype_size(a.dtype), size_b = int4mm_dtype_size(b.dtype);
   uint64_t pitch_a = (uint64_t)a.stride * size_a, pitch_b = (uint64_t)b.stride * size_b;
+  if (a.rows == 1) pitch_a = pitch_b; /* a single row has any pitch */
+  if (b.rows == 1) pitch_b = pitch_a;
   uint64_t width_a = (uint64_t)a.cols * size_a, width_b = (uint64_t)b.cols * size_b;
   uint64_t first_a = (uintptr_t)a.data, end_a = first_a + (uint64_t)(a.rows - 1) * pitch_a + width_a;
   uint64_t first_b = (uintptr_t)b.data, end_b = first_b + (uint64_t)(b.rows - 1) * pitch_b + width_b;
   if (end_a <= first_b || end_b <= first_a) return false;
-  if (pitch_a != pitch_b) return true;
+  if (pitch_a != pitch_b || (a.rows == 1 && b.rows == 1)) return true;
   uint64_t shift = first_b >= first_a ? (first_b - first_a) % pitch_a : (pitch_a - (first_a - first_b) % pitch_a);
   return shift % pitch_a < width_a || shift + width_b > pitch_a;
 }
@@ -330,7 +347,8 @@ int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_
                        (long long)first, (int)dim, int4mm_describe(t).s);
   *view = *t;
   view->shape[dim] = length;
-  if (t->data) view->data = (char *)t->data + (size_t)(dim ? first : first * t->stride) * int4mm_dtype_size(t->dtype);
+  if (t->data && length)
+    view->data = (char *)t->data + (size_t)(dim ? first : first * t->stride) * int4mm_dtype_size(t->dtype);
   if (t->storage) atomic_fetch_add(&t->storage->references, 1);
   return INT4MM_OK;
 }
@@ -342,27 +360,6 @@ void int4mm_tensor_release(int4mm_tensor *t) {
 }
 
 /* ---- copies ---- */
-
-static int32_t check_copy(const int4mm_tensor *dst, const int4mm_tensor *src) {
-  int32_t status = int4mm_check_rows("dst", dst);
-  if (!status) status = int4mm_check_rows("src", src);
-  if (status) return status;
-  if (dst->rank != src->rank || dst->shape[0] != src->shape[0] || dst->shape[1] != src->shape[1])
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "dst is %s but src is %s: the shapes differ", int4mm_describe(dst).s,
-                       int4mm_describe(src).s);
-  if (dst->dtype != src->dtype) {
-    if (dst->device != INT4MM_CPU || src->device != INT4MM_CPU)
-      return int4mm_fail(INT4MM_ERR_ARGUMENT, "dst is %s on %s but src is %s on %s: dtypes convert only on the CPU",
-                         int4mm_dtype_name(dst->dtype), int4mm_device_name(dst->device).s,
-                         int4mm_dtype_name(src->dtype), int4mm_device_name(src->device).s);
-    if (int4mm_is_out_dtype(src->dtype) && !int4mm_is_out_dtype(dst->dtype))
-      return int4mm_fail(INT4MM_ERR_ARGUMENT, "dst is %s but src is %s: a float does not become an integer by a copy",
-                         int4mm_dtype_name(dst->dtype), int4mm_dtype_name(src->dtype));
-  }
-  if (dst->device == src->device && dst->data == src->data && dst->stride == src->stride && dst->dtype == src->dtype)
-    return INT4MM_OK; /* onto itself */
-  return int4mm_check_apart("dst", dst, "src", src);
-}
 
 int32_t int4mm_copy_checked(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) {
   int4mm_matrix d = int4mm_as_matrix(dst), s = int4mm_as_matrix(src);
@@ -379,11 +376,6 @@ int32_t int4mm_copy_checked(const int4mm_tensor *dst, const int4mm_tensor *src, 
   if (status) return status;
   return cuda->copy(dst->device, d.data, (size_t)d.stride * size, src->device, s.data, (size_t)s.stride * size,
                     (size_t)d.cols * size, (size_t)d.rows, stream);
-}
-
-int32_t int4mm_tensor_copy(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) {
-  int32_t status = check_copy(dst, src);
-  return status ? status : int4mm_copy_checked(dst, src, stream);
 }
 
 int32_t int4mm_tensor_fill_bytes(const int4mm_tensor *t, uint8_t byte, void *stream) {

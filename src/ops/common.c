@@ -2,6 +2,7 @@
  * Checks and helpers that the operations share.
  */
 #include <math.h>
+#include <stdio.h>
 
 #include "cpu/backend.h"
 #include "ops/common.h"
@@ -71,23 +72,32 @@ int32_t int4mm_open_cuda(const int4mm_cuda_backend **cuda, void *stream, const i
 
 /* ---- bad values ---- */
 
+static int4mm_text describe_position(const int4mm_tensor *t, int64_t index) {
+  int4mm_text text;
+  if (t->rank == 1)
+    snprintf(text.s, sizeof text.s, "index %lld (counted from 0)", (long long)index);
+  else
+    snprintf(text.s, sizeof text.s, "row %lld, column %lld (counted from 0)", (long long)(index / t->shape[1]),
+             (long long)(index % t->shape[1]));
+  return text;
+}
+
 int32_t int4mm_fail_value(const char *name, const int4mm_tensor *t, int64_t bad, const char *expected, void *stream) {
   int64_t row = bad / t->shape[1], col = bad % t->shape[1];
-  size_t size = int4mm_dtype_size(t->dtype);
   int32_t word = 0;
   int4mm_tensor element = *t, host = {0};
-  element.data = (char *)t->data + (size_t)(row * t->stride + col) * size;
+  element.data = (char *)t->data + (size_t)(row * t->stride + col) * int4mm_dtype_size(t->dtype);
   element.shape[0] = element.shape[1] = 1;
   int32_t status = int4mm_tensor_wrap(&host, &word, 2, 1, 1, 1, t->dtype, INT4MM_CPU);
   if (!status) status = int4mm_copy_checked(&host, &element, stream);
   if (status) return status;
+  int4mm_text position = describe_position(t, bad);
   if (int4mm_is_integer_dtype(t->dtype))
-    return int4mm_fail(INT4MM_ERR_VALUE, "%s holds %d at row %lld, column %lld (counted from 0): %s", name,
-                       t->dtype == INT4MM_INT8 ? (int)*(int8_t *)&word : (int)word, (long long)row, (long long)col,
-                       expected);
+    return int4mm_fail(INT4MM_ERR_VALUE, "%s holds %d at %s: %s", name,
+                       t->dtype == INT4MM_INT8 ? (int)*(int8_t *)&word : (int)word, position.s, expected);
   float value = 0;
   int4mm_matrix from = int4mm_as_matrix(&host), to = {&value, 1, 1, 1, INT4MM_FLOAT32};
   int4mm_cpu_copy(&to, &from);
-  return int4mm_fail(INT4MM_ERR_VALUE, "%s holds %s at row %lld, column %lld (counted from 0): %s", name,
-                     isnan(value) ? "NaN" : (value > 0 ? "+Inf" : "-Inf"), (long long)row, (long long)col, expected);
+  return int4mm_fail(INT4MM_ERR_VALUE, "%s holds %s at %s: %s", name,
+                     isnan(value) ? "NaN" : (value > 0 ? "+Inf" : "-Inf"), position.s, expected);
 }

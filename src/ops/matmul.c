@@ -28,6 +28,13 @@ static int32_t check_options(const int4mm_matmul_args *args) {
   return status;
 }
 
+/* Words of K that are eight times too many were packed along the other dimension. */
+static const char *ask_about_dim(int64_t k8_a, int64_t k8_b) {
+  if (k8_a && k8_b / 8 == k8_a && k8_b % 8 == 0) return "; was b packed along N? dim has to be that of K";
+  if (k8_b && k8_a / 8 == k8_b && k8_a % 8 == 0) return "; was a packed along M? dim has to be that of K";
+  return "";
+}
+
 /* a_packed and b_packed, and with them M, N and K. */
 static int32_t check_operands(const int4mm_matmul_args *args, int4mm_matmul_call *c) {
   const int4mm_tensor *a = args->a_packed, *b = args->b_packed;
@@ -42,8 +49,9 @@ static int32_t check_operands(const int4mm_matmul_args *args, int4mm_matmul_call
                                             "made from: leave layout_b and encoding_b at their defaults");
   int64_t k8 = a->shape[1], k8_b = b->shape[c->nk ? 1 : 0];
   if (k8 != k8_b)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but a_packed is %s: K/8 differs (%lld and %lld)",
-                       int4mm_describe(b).s, int4mm_describe(a).s, (long long)k8, (long long)k8_b);
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but a_packed is %s: K/8 differs (%lld and %lld)%s",
+                       int4mm_describe(b).s, int4mm_describe(a).s, (long long)k8, (long long)k8_b,
+                       ask_about_dim(k8, k8_b));
   if (k8 > INT4MM_MAX_K / 8)
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
                        "a_packed is %s, so K/8 is %lld, expected at most %d: a sum of K products "

@@ -57,9 +57,9 @@ typedef struct pack_run {
   _Atomic int64_t bad; /* smallest index of a bad value seen, or INT64_MAX */
 } pack_run;
 
-static void record_bad(pack_run *j, int64_t index) {
-  int64_t before = atomic_load(&j->bad);
-  while (index < before && !atomic_compare_exchange_weak(&j->bad, &before, index)) {
+static void record_bad(_Atomic int64_t *bad, int64_t index) {
+  int64_t before = atomic_load(bad);
+  while (index < before && !atomic_compare_exchange_weak(bad, &before, index)) {
   }
 }
 
@@ -85,7 +85,7 @@ static void narrow(pack_run *j, int8_t *q, int64_t r, int64_t c, int64_t n) {
   const int4mm_matrix *plain = &j->pack->plain;
   const void *src = at(plain, r, c);
   if (!j->rows->narrow(q, src, plain->dtype, n) && j->pack->check) {
-    record_bad(j, r * plain->cols + c + first_outside(src, plain->dtype, n));
+    record_bad(&j->bad, r * plain->cols + c + first_outside(src, plain->dtype, n));
   }
 }
 
@@ -127,9 +127,11 @@ static void pack_across(void *context, int64_t index, int32_t slot) {
   }
 }
 
+/* Without elements it has no pieces. */
 static pack_run make_run(const int4mm_pack_job *p, const int4mm_rows *rows) {
   pack_run j = {.rows = rows, .pack = p};
   atomic_init(&j.bad, INT64_MAX);
+  if (!p->plain.rows || !p->plain.cols) return j;
   if (p->dim == 1) {
     j.pieces = cut(p->packed.rows, int4mm_ceil_div(p->plain.cols, 8), 1, p->plain.cols);
   } else {
@@ -230,7 +232,7 @@ static void quantize_along(void *context, int64_t index, int32_t slot) {
       const float *x = floats(j, buffer, r, c, n);
       uint32_t bits = j->rows->absmax(x, n);
       if (bits >= 0x7f800000u && p->check) {
-        record_bad(j, r * cols + c + first_not_finite(x, n));
+        record_bad(&j->bad, r * cols + c + first_not_finite(x, n));
         break;
       }
       most = bits > most ? bits : most;
@@ -295,7 +297,7 @@ static void scales_across(void *context, int64_t index, int32_t slot) {
   for (int64_t r = 0; bad && p->check && r < p->plain.rows; r++) {
     for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
       int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), first = first_not_finite(floats(j, buffer, r, c, n), n);
-      if (first < n) record_bad(j, r * p->plain.cols + c + first);
+      if (first < n) record_bad(&j->bad, r * p->plain.cols + c + first);
     }
     bad = atomic_load(&j->bad) == INT64_MAX;
   }
@@ -442,6 +444,36 @@ static void copy_piece(void *context, int64_t index, int32_t slot) {
 void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, const int4mm_matrix *src) {
   copy_run run = {rows, dst, src, cut(dst->rows, dst->cols, 1, dst->cols), 0};
   int4mm_parallel(run.pieces.threads, run.pieces.count, copy_piece, &run);
+}
+
+typedef struct range_run {
+  const int4mm_matrix *src;
+  pieces pieces;
+  _Atomic int64_t bad;
+} range_run;
+
+static void range_piece(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  range_run *run = context;
+  piece s = piece_at(&run->pieces, index);
+  for (int64_t r = s.r0; r < s.r1; r++) {
+    const int32_t *row = at(run->src, r, 0);
+    uint32_t outside = 0;
+    for (int64_t c = s.c0; c < s.c1; c++) outside |= (uint32_t)row[c] + 128u;
+    for (int64_t c = s.c0; outside > 255 && c < s.c1; c++) {
+      if ((uint32_t)row[c] + 128u <= 255) continue;
+      record_bad(&run->bad, r * run->src->cols + c);
+      return;
+    }
+  }
+}
+
+int64_t int4mm_cpu_find_outside_int8(const int4mm_matrix *src) {
+  range_run run = {.src = src, .pieces = cut(src->rows, src->cols, 1, src->cols)};
+  atomic_init(&run.bad, INT64_MAX);
+  int4mm_parallel(run.pieces.threads, run.pieces.count, range_piece, &run);
+  int64_t bad = atomic_load(&run.bad);
+  return bad == INT64_MAX ? -1 : bad;
 }
 
 enum { SQUARE = 16 }; /* words: a cache line */
