@@ -47,6 +47,20 @@ describe("on a device in host memory", function()
     assert.matches("^true\n.*int4_matmul_cuda: out of memory on cuda:0: asked for %d+ bytes.*\ncpu\n$", output)
   end)
 
+  it("a small product goes there from the slowest instruction set alone", function()
+    local output, status = helper.luajit([[
+      local q = require "int4mm"
+      local a, b, scale_a, scale_b = q.generate_test_data(128, 128, 128)
+      for _, isa in ipairs(q.cpu_isas()) do
+        q.set_cpu_isa(isa)
+        local device = q.explain(a, b, scale_a, scale_b).device
+        if device ~= (isa == "scalar" and "cuda:0" or "cpu") then print(isa, device) end
+      end
+    ]], { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_NUM_THREADS = "1" })
+    assert.equal(0, status, output)
+    assert.equal("", output)
+  end)
+
   -- the slowest instruction set, so that a small product is worth the copies
   for mode, trouble in pairs { host = "out of memory", no_kernel = "no kernel image" } do
     it("a product that went there by itself comes back to the CPU: " .. trouble, function()

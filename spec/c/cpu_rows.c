@@ -294,8 +294,8 @@ static void transpose_case(void) {
 }
 
 int main(int argc, char **argv) {
-  const char *wish = getenv("CASES");
-  int cases = argc > 1 ? atoi(argv[1]) : wish ? atoi(wish) : CASES;
+  const char *asked = getenv("CASES");
+  int cases = argc > 1 ? atoi(argv[1]) : asked ? atoi(asked) : CASES;
   state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
   void (*const kinds[])(void) = {pack_case, quantize_case, random_case, copy_case, transpose_case};
   for (int i = 0; i < cases; i++) {

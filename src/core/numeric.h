@@ -75,11 +75,10 @@ INT4MM_FN uint16_t int4mm_to_half(float x) {
   return (uint16_t)(sign | ((mag - 0x38000000u) >> 13));
 }
 
-/* The value of float16 bits; every NaN becomes INT4MM_NAN_BITS. */
+/* The value of float16 bits. A NaN stays one; where it becomes a result it has to be made INT4MM_NAN_BITS. */
 INT4MM_FN float int4mm_from_half(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000u) << 16, mag = h & 0x7fffu;
-  if (mag > 0x7c00u) return int4mm_bits_float(INT4MM_NAN_BITS);
-  if (mag == 0x7c00u) return int4mm_bits_float(sign | 0x7f800000u);
+  if (mag >= 0x7c00u) return int4mm_bits_float(sign | 0x7f800000u | (mag & 0x3ffu) << 13);
   if (mag >= 0x400u) return int4mm_bits_float(sign | ((mag << 13) + 0x38000000u));
   float x = int4mm_mul((float)mag, 5.9604644775390625e-8f); /* 2^-24 */
   return int4mm_bits_float(sign | int4mm_float_bits(x));
@@ -92,9 +91,9 @@ INT4MM_FN uint16_t int4mm_to_bfloat(float x) {
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-/* The value of bfloat16 bits; every NaN becomes INT4MM_NAN_BITS. */
+/* The value of bfloat16 bits, as int4mm_from_half. */
 INT4MM_FN float int4mm_from_bfloat(uint16_t b) {
-  return int4mm_bits_float((b & 0x7fffu) > 0x7f80u ? INT4MM_NAN_BITS : (uint32_t)b << 16);
+  return int4mm_bits_float((uint32_t)b << 16);
 }
 
 /* The contract's float32 value of one output before its rounding to the output type. */

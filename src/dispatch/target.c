@@ -9,7 +9,7 @@
 /* Multiplications and additions per second and thread that the CPU path sustains on large matrices, measured on one
  * Zen 4 core at 3.7 GHz (the others scaled by their width). */
 static double cpu_rate(const char *isa) {
-  if (!strcmp(isa, "avx512vnni") || !strcmp(isa, "avxvnni")) return 400e9;
+  if (!strcmp(isa, "avx512vnni") || !strcmp(isa, "avxvnni") || !strcmp(isa, "avx512vl_vnni")) return 400e9;
   if (!strcmp(isa, "avx2")) return 250e9;
   if (!strcmp(isa, "neon_i8mm")) return 300e9;
   if (!strcmp(isa, "neon_dot")) return 150e9;

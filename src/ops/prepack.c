@@ -4,7 +4,7 @@
 #include "cpu/backend.h"
 #include "ops/common.h"
 
-/* [K/8, N] words, two's complement, contiguous on the device of `b`. */
+/* [K/8, N] words, two's complement, contiguous on the GPU of `b`. */
 static int32_t copy_as_kn(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, uint32_t xor_mask) {
   int64_t k8 = b->shape[nk ? 1 : 0], N = b->shape[nk ? 0 : 1];
   int32_t status = int4mm_tensor_alloc(dst, 2, k8, N, INT4MM_INT32, b->device);
@@ -16,10 +16,6 @@ static int32_t copy_as_kn(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, u
     /* what is left is an XOR: transposing the copy's words as one row into one column, where they are */
     from = (int4mm_matrix){dst->data, 1, k8 * N, k8 * N, INT4MM_INT32};
     to = (int4mm_matrix){dst->data, k8 * N, 1, 1, INT4MM_INT32};
-  }
-  if (b->device == INT4MM_CPU) {
-    int4mm_cpu_transpose(&to, &from, xor_mask);
-    return INT4MM_OK;
   }
   const int4mm_cuda_backend *cuda = int4mm_cuda();
   return cuda ? cuda->transpose(b->device, &to, &from, xor_mask, NULL) : INT4MM_ERR_UNAVAILABLE;

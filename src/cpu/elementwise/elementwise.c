@@ -146,6 +146,18 @@ int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *
   return finish(&j, bad);
 }
 
+/* Which NaN a conversion or a product gives IEEE leaves to the machine: as results all are INT4MM_NAN_BITS. */
+static void make_one_nan(float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    if (x[i] != x[i]) x[i] = int4mm_bits_float(INT4MM_NAN_BITS);
+  }
+}
+
+/* Whether a product of an int4 and one of these scales may be NaN. */
+static bool may_give_nan(const int4mm_rows *rows, const float *scales, int64_t n) {
+  return rows->absmax(scales, n) >= 0x7f800000u;
+}
+
 static void unpack_along(void *context, int64_t index, int32_t slot) {
   (void)slot;
   pack_run *j = context;
@@ -160,6 +172,7 @@ static void unpack_along(void *context, int64_t index, int32_t slot) {
       j->rows->unpack_along(q, at(&p->packed, r, w), words, p->xor_mask);
       if (p->scales) {
         j->rows->dequantize(x, q, p->scales[r], n);
+        if (may_give_nan(j->rows, p->scales + r, 1)) make_one_nan(x, n);
         j->rows->from_float(dst, p->plain.dtype, x, n);
       } else {
         j->rows->widen(dst, p->plain.dtype, q, n);
@@ -179,11 +192,13 @@ static void unpack_across(void *context, int64_t index, int32_t slot) {
     int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
     for (int64_t c = s.c0; c < s.c1; c += BLOCK) {
       int64_t n = int4mm_min64(BLOCK, s.c1 - c);
+      bool nan = p->scales && may_give_nan(j->rows, p->scales + c, n);
       j->rows->unpack_across(q[0], BLOCK, at(&p->packed, w, c), n, p->xor_mask);
       for (int64_t i = 0; i < rows; i++) {
         void *dst = at(&p->plain, 8 * w + i, c);
         if (p->scales) {
           j->rows->dequantize_columns(x, q[i], p->scales + c, n);
+          if (nan) make_one_nan(x, n);
           j->rows->from_float(dst, p->plain.dtype, x, n);
         } else {
           j->rows->widen(dst, p->plain.dtype, q[i], n);
@@ -424,7 +439,10 @@ static void copy_block(const copy_run *run, void *dst, const void *src, int64_t 
     for (int64_t i = 0; i < n; i++) ((int8_t *)dst)[i] = (int8_t)((const int32_t *)src)[i];
   } else if (to == INT4MM_BFLOAT16 && from == INT4MM_INT32) {
     for (int64_t i = 0; i < n; i++) ((uint16_t *)dst)[i] = int_to_bfloat(((const int32_t *)src)[i]);
-  } else {
+  } else if (to == INT4MM_FLOAT32) {
+    run->rows->to_float(dst, src, from, n);
+    if (run->rows->absmax(dst, n) > 0x7f800000u) make_one_nan(dst, n);
+  } else { /* to 16 bits, which have one NaN */
     run->rows->to_float(x, src, from, n);
     run->rows->from_float(dst, to, x, n);
   }
