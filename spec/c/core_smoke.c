@@ -311,6 +311,8 @@ static void test_errors(void) {
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "layout_b is 2");
   args = good, args.out_dtype = INT4MM_INT8;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out_dtype is int8");
+  args = good, args.out_dtype = -9;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out_dtype is -9");
   args = good, args.out = &short_b;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out is [128, 64] int32, expected [32, 64] float16");
   args = good, args.kernel = "tiled";

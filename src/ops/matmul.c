@@ -79,6 +79,8 @@ static int32_t check_out(const int4mm_matmul_args *args, const int4mm_matmul_cal
   if (!out) return int4mm_fail(INT4MM_ERR_ARGUMENT, "out is NULL: give a tensor, or a released one to be allocated");
   if (out->rank == 0) {
     if (int4mm_is_out_dtype(args->out_dtype)) return INT4MM_OK;
+    if (!int4mm_dtype_size(args->out_dtype))
+      return int4mm_fail(INT4MM_ERR_ARGUMENT, "out_dtype is %d, which is not an int4mm_dtype", (int)args->out_dtype);
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "out_dtype is %s, expected float16, bfloat16 or float32",
                        int4mm_dtype_name(args->out_dtype));
   }
