@@ -37,12 +37,13 @@ local mistakes = {
     "b_packed is [4, 10] float32, expected a matrix of int32, eight int4 to a word" },
   { "K differs", function(c) c.b = q.zeros { K / 8 + 1, N, dtype = "int32" } end,
     "b_packed is [5, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 5)" },
-  { "b_packed is packed along N", function(c) c.b = q.zeros { K, N, dtype = "int32" } end,
-    "b_packed is [32, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 32); was b packed along N? dim has to "
-      .. "be that of K" },
-  { "a_packed is packed along M", function(c) c.a = q.zeros { M, K, dtype = "int32" } end,
-    "b_packed is [4, 10] int32 but a_packed is [6, 32] int32: K/8 differs (32 and 4); was a packed along M? dim has to "
-      .. "be that of K" },
+  { "b_packed was packed along its columns", function(c) c.b = q.zeros { K, N, dtype = "int32" } end,
+    "b_packed is [32, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 32); was b packed along dim 1?" },
+  { "b_packed was packed along its columns in the layout nk", function(c)
+    c.b, c.opts = q.zeros { N, K, dtype = "int32" }, { layout_b = "nk" }
+  end, "b_packed is [10, 32] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 32); was b packed along dim 2?" },
+  { "a_packed was packed along its rows", function(c) c.a = q.zeros { 1, K, dtype = "int32" } end,
+    "b_packed is [4, 10] int32 but a_packed is [1, 32] int32: K/8 differs (32 and 4); was a packed along dim 2?" },
   { "K differs in the layout nk", function(c) c.opts = { layout_b = "nk" } end,
     "b_packed is [4, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 10)" },
   { "scale_a is too short", function(c) c.scale_a = q.zeros { M - 1 } end,

@@ -1,6 +1,6 @@
 --- float16, bfloat16 and float32 in plain Lua numbers and bits.
 --
--- Written apart from the C core (src/core/numeric.h) on purpose: the oracle and the specs compare the two. Rounding is to
+-- Written apart from the C core (core/numeric.h) on purpose: the oracle and the specs compare the two. Rounding is to
 -- nearest even, overflow gives infinity, every NaN has the one bit pattern 0x7fff (float32: 0x7fffffff).
 -- @module int4mm.numeric
 

@@ -5,7 +5,6 @@
  *   no_driver, old_driver, no_device   refuses to open, in the words of the CUDA library
  *   other_abi, no_table                is no library for this core
  *   host                               two devices of 1 GiB each in host memory that do the work with the CPU backend
- *   no_kernel                          the same, but no kernel runs on them
  *
  * A device address is a host address with its device in the top bits, so no host code can read through it by mistake,
  * and work that is given memory of the host or of the other device ends the process.
@@ -33,7 +32,7 @@ static bool asked_for(const char *what) {
 
 static int32_t fake_open(int32_t (*fail)(int32_t status, const char *format, ...)) {
   core_fail = fail;
-  if (asked_for("host") || asked_for("no_kernel")) return INT4MM_OK;
+  if (asked_for("host")) return INT4MM_OK;
   if (asked_for("no_driver"))
     return fail(INT4MM_ERR_UNAVAILABLE, "no NVIDIA driver (libcuda.so.1 is not found or does not load)");
   if (asked_for("old_driver"))
@@ -179,7 +178,6 @@ static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const 
   int4mm_problem p = *problem;
   (void)stream, (void)foreign;
   if (plan->device != device) abort();
-  if (asked_for("no_kernel")) return core_fail(INT4MM_ERR_CUDA, "no kernel image is available for execution");
   p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);
   p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
   p.out.data = to_host(device, p.out.data);

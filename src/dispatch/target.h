@@ -9,7 +9,7 @@
 typedef struct int4mm_dispatch_target {
   const int4mm_cuda_backend *cuda; /* NULL: the CPU */
   int32_t device;
-  bool may_fall_back; /* the GPU was a choice of ours: where it fails, the CPU serves */
+  bool may_fall_back; /* the GPU was a choice of ours: where it has no memory or cannot run it, the CPU serves */
   const char *reason; /* of that choice; NULL where the arguments left none */
 } int4mm_dispatch_target;
 

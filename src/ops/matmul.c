@@ -28,10 +28,11 @@ static int32_t check_options(const int4mm_matmul_args *args) {
   return status;
 }
 
-/* Words of K that are eight times too many were packed along the other dimension. */
-static const char *ask_about_dim(int64_t k8_a, int64_t k8_b) {
-  if (k8_a && k8_b / 8 == k8_a && k8_b % 8 == 0) return "; was b packed along N? dim has to be that of K";
-  if (k8_b && k8_a / 8 == k8_b && k8_a % 8 == 0) return "; was a packed along M? dim has to be that of K";
+/* What to add where K/8 differs: an extent of K itself, not of K/8, comes from packing along the other dimension. */
+static const char *other_dim(int64_t k8_a, int64_t k8_b, bool nk) {
+  if (k8_a && k8_b / 8 == k8_a && k8_b % 8 == 0)
+    return nk ? "; was b packed along dim 1?" : "; was b packed along dim 0?";
+  if (k8_b && k8_a / 8 == k8_b && k8_a % 8 == 0) return "; was a packed along dim 1?";
   return "";
 }
 
@@ -51,7 +52,7 @@ static int32_t check_operands(const int4mm_matmul_args *args, int4mm_matmul_call
   if (k8 != k8_b)
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but a_packed is %s: K/8 differs (%lld and %lld)%s",
                        int4mm_describe(b).s, int4mm_describe(a).s, (long long)k8, (long long)k8_b,
-                       ask_about_dim(k8, k8_b));
+                       other_dim(k8, k8_b, c->nk));
   if (k8 > INT4MM_MAX_K / 8)
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
                        "a_packed is %s, so K/8 is %lld, expected at most %d: a sum of K products "

@@ -197,7 +197,8 @@ int32_t int4mm_run_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_tar
   if (!target->cuda) return run_cpu(c);
   if (c->args->a_packed->device != INT4MM_CPU) return run_on_gpu(c, target);
   int32_t status = run_staged(c, target);
-  return status && target->may_fall_back ? run_cpu(c) : status;
+  bool cannot = status == INT4MM_ERR_MEMORY || status == INT4MM_ERR_UNAVAILABLE; /* no room, or no code for this GPU */
+  return cannot && target->may_fall_back ? run_cpu(c) : status;
 }
 
 int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
