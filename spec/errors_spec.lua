@@ -638,7 +638,67 @@ describe("the C core", function()
   end)
 end)
 
+describe("conversions", function()
+  it("refuse an int32 that int8 does not hold, and write nothing", function()
+    local wide = q.zeros { 4, 6, dtype = "int32" }
+    wide:set(3, 2, 300)
+    wide:set(4, 1, -129)
+    local narrow = q.full({ 4, 6, dtype = "int8" }, 5)
+    local sentence = "src holds 300 at row 3, column 2: int8 holds -128 to 127"
+    assert.fails_with("copy_: " .. sentence, function() narrow:copy_(wide) end)
+    assert.fails_with("to: " .. sentence, function() local _ = wide:to "int8" end)
+    assert.same_bits(("\5"):rep(24), narrow)
+    assert.fails_with("to: src holds -200 at index 2: int8 holds -128 to 127", function()
+      local _ = q.tensor({ 127, -200 }, { dtype = "int32" }):to "int8"
+    end)
+    assert.same({ { -128, 127 } }, q.tensor({ { -128, 127 } }, { dtype = "int32" }):to("int8"):totable())
+  end)
+
+  it("give one NaN from a float type to another, and keep bits within one", function()
+    local halves = helper.from_bytes(helper.from_hex "01fc007e017dfeff", "float16", 1, 4)
+    local bfloats = helper.from_bytes(helper.from_hex "81ffc07f817ffeff", "bfloat16", 1, 4)
+    for _, isa in ipairs(q.cpu_isas()) do
+      q.set_cpu_isa(isa)
+      for _, t in ipairs { halves, bfloats } do
+        assert.equal(("ffffff7f"):rep(4), helper.to_hex(helper.bytes(t:to "float32")), isa)
+        assert.equal(("ff7f"):rep(4), helper.to_hex(helper.bytes(t:to(t == halves and "bfloat16" or "float16"))), isa)
+        assert.same_bits(t, t:clone(), isa)
+      end
+      local floats = helper.from_bytes(helper.from_hex "0100807f2301c0ff", "float32", 1, 2)
+      assert.same_bits(floats, q.zeros({ 1, 2 }):copy_(floats), isa)
+    end
+    q.set_cpu_isa(nil)
+  end)
+end)
+
 describe("messages", function()
+  it("have a decimal point whatever the locale", function()
+    local folder = os.tmpname()
+    os.remove(folder)
+    local text, status = helper.shell("mkdir " .. folder .. " && localedef -i de_DE -f UTF-8 " .. folder .. "/comma")
+    if status ~= 0 then return pending("no locale with a comma can be made here: " .. text) end
+    local output = helper.luajit([[
+      local ffi = require "ffi"
+      ffi.cdef "char *setlocale(int, const char *); int snprintf(char *, size_t, const char *, ...);"
+      print(ffi.C.setlocale(1, "comma") ~= nil) -- LC_NUMERIC
+      local text = ffi.new "char[9]"
+      ffi.C.snprintf(text, 9, "%.1f", 1.5)
+      print(ffi.string(text))
+      local q = require "int4mm"
+      print(select(2, pcall(q.random, q.zeros { 3 }, { low = 1.5, high = 0.25 })))
+      ffi.C.snprintf(text, 9, "%.1f", 1.5)
+      print(ffi.string(text))
+    ]], { LOCPATH = folder })
+    helper.shell("rm -r " .. folder)
+    assert.matches("^true\n1,5\n.*random: low is 1%.5 and high 0%.25, expected .*\n1,5\n$", output)
+  end)
+
+  it("of C name no function: Lua does", function()
+    assert.fails_with({ pattern = "^set_num_threads: threads is " }, function() q.set_num_threads(100000) end)
+    assert.equal(1, require("int4mm.lib").lib.int4mm_set_num_threads(-5))
+    assert.matches("^threads is %-5, expected 1 to %d+", ffi.string(require("int4mm.lib").lib.int4mm_last_error()))
+  end)
+
   it("stand at the caller's line even from compiled loops", function()
     local ok, messages = true, {}
     local t = helper.from_bytes(("\0"):rep(16), "int32", 2, 2)

@@ -47,6 +47,37 @@ describe("on a device in host memory", function()
     assert.matches("^true\n.*int4_matmul_cuda: out of memory on cuda:0: asked for %d+ bytes.*\ncpu\n$", output)
   end)
 
+  it("a small product goes there from the slowest instruction set alone", function()
+    local output, status = helper.luajit([[
+      local q = require "int4mm"
+      local a, b, scale_a, scale_b = q.generate_test_data(128, 128, 128)
+      for _, isa in ipairs(q.cpu_isas()) do
+        q.set_cpu_isa(isa)
+        local device = q.explain(a, b, scale_a, scale_b).device
+        if device ~= (isa == "scalar" and "cuda:0" or "cpu") then print(isa, device) end
+      end
+    ]], { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_NUM_THREADS = "1" })
+    assert.equal(0, status, output)
+    assert.equal("", output)
+  end)
+
+  -- the slowest instruction set, so that a small product is worth the copies
+  it("a product that went there by itself and finds no memory comes back to the CPU", function()
+    local output, status = helper.luajit([[
+      local q = require "int4mm"
+      local a, b, scale_a, scale_b = q.generate_test_data(256, 256, 256)
+      print(q.explain(a, b, scale_a, scale_b).device)
+      local held = q.empty { 2^30 - 1000, dtype = "int8", device = "cuda" }
+      print(q.int4_matmul(a, b, scale_a, scale_b):equal(q.int4_matmul_cpu(a, b, scale_a, scale_b)))
+      local out = q.zeros { 256, 256 }
+      q.int4_matmul(a, b, scale_a, scale_b, { out = out })
+      print(out:equal(q.int4_matmul_cpu(a, b, scale_a, scale_b, { out_dtype = "float32" })))
+      print(select(2, pcall(q.int4_matmul_cuda, a, b, scale_a, scale_b)), held.device)
+    ]], { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_NUM_THREADS = "1", INT4MM_CPU = "scalar" })
+    assert.equal(0, status, output)
+    assert.matches("^cuda:0\ntrue\ntrue\n.*int4_matmul_cuda: out of memory", output)
+  end)
+
   --- Output of a script on the device, in which these calls fail (see spec/c/fake_cuda.c).
   local function with_failures(failing, code)
     local output, status = helper.luajit('local q = require "int4mm"\n' .. code,

@@ -222,3 +222,77 @@ describe("a prepacked weight", function()
     assert.same_bits(expected, q.int4_matmul(a, panels, scale_a, scale_b))
   end)
 end)
+
+describe("where memory is short", function()
+  --- Runs code that is given `limit(mib)`, after which the process may take so much more memory, operands `a`, `b`,
+  -- `scale_a`, `scale_b` of M x K x N, and `attempt`, which prints what became of a call.
+  local function short_of_memory(M, K, N, code)
+    return helper.luajit(([[
+      local ffi = require "ffi"
+      ffi.cdef "int setrlimit(int, const uint64_t *);"
+      local q = require "int4mm"
+      q.set_num_threads(1)
+      local a, b, scale_a, scale_b = q.generate_test_data(%d, %d, %d)
+      collectgarbage()
+      collectgarbage()
+      local function limit(mib)
+        local pages = io.open("/proc/self/statm"):read "*n"
+        local bytes = pages * 4096 + mib * 2 ^ 20
+        assert(ffi.C.setrlimit(9, ffi.new("uint64_t[2]", bytes, bytes)) == 0) -- RLIMIT_AS
+      end
+      local function attempt(expected, out, b, opts)
+        opts.out = out:fill_bytes_(0)
+        local ok, message = pcall(q.int4_matmul_cpu, a, b, scale_a, scale_b, opts)
+        print(ok and tostring(out:equal(expected)) or message)
+      end
+    ]]):format(M, K, N) .. code, { INT4MM_CPU = q.cpu_isa() })
+  end
+  local busted_it = helper.sanitized() and pending or it -- a sanitizer takes all address space there is
+
+  busted_it("a product that takes Strassen by itself takes the blocked one instead", function()
+    local output = short_of_memory(2048, 2048, 2048, [[
+      local out = q.empty { 2048, 2048, dtype = "float16" }
+      local expected = q.int4_matmul_cpu(a, b, scale_a, scale_b, { strassen = false })
+      print(q.explain(a, b, scale_a, scale_b).reason)
+      limit(12)
+      attempt(expected, out, b, {})
+      attempt(expected, out, b, { strassen = 2 })
+    ]])
+    if not output:find "Strassen" then return pending(q.cpu_isa() .. " has no Strassen") end
+    assert.matches("Strassen\ntrue\n.*int4_matmul_cpu: no memory for a workspace of %d+ bytes\n$", output)
+  end)
+
+  busted_it("a weight [N, K/8] is transposed in parts", function()
+    local output = short_of_memory(3, 4096, 8000, [[
+      local nk = q.empty { 8000, 512, dtype = "int32" }
+      local from, to = ffi.cast("int32_t *", b:data()), ffi.cast("int32_t *", nk:data())
+      for j = 0, 511 do
+        for n = 0, 7999 do to[n * 512 + j] = from[j * 8000 + n] end
+      end
+      for _, dtype in ipairs { "float32", "float16" } do
+        local out = q.empty { 3, 8000, dtype = dtype }
+        local expected = q.int4_matmul_cpu(a, b, scale_a, scale_b, { out_dtype = dtype, bias = scale_b })
+        if dtype == "float32" then limit(9) end
+        attempt(expected, out, nk, { layout_b = "nk", bias = scale_b })
+      end
+      print(select(2, pcall(q.empty, { 2 ^ 24, dtype = "int8" })))
+    ]])
+    assert.matches("^true\ntrue\n.*empty: out of memory on cpu", output)
+  end)
+
+  busted_it("a weight [N, K/8] is prepacked beside little else", function()
+    local output = short_of_memory(3, 4096, 8000, [[
+      local nk = q.random(q.empty { 8000, 512, dtype = "int32" }, { seed = 3 })
+      limit(29) -- its panels take 16
+      local panels = q.prepack(nk, { layout_b = "nk" })
+      local part = q.empty { 512, 64, dtype = "int32" }
+      local from, to = nk:data(), part:data()
+      for j = 0, 511 do
+        for n = 0, 63 do to[j * 64 + n] = from[(7900 + n) * 512 + j] end
+      end
+      local whole = q.int4_matmul_cpu(a, panels, scale_a, scale_b)
+      print(whole:narrow(2, 7901, 64):clone():equal(q.int4_matmul_cpu(a, part, scale_a, scale_b:narrow(1, 7901, 64))))
+    ]])
+    assert.equal("true\n", output)
+  end)
+end)

@@ -1,5 +1,7 @@
 --- Quantising and dequantising against plain Lua: per row and per column, all float types, ties, zeros, subnormals.
 
+local ffi = require "ffi"
+
 local cases = require "spec.cases"
 local helper = require "spec.helper"
 local q = require "int4mm"
@@ -208,5 +210,26 @@ describe("dequantize", function()
     assert.equal(1 / 0, back[1][1])
     assert.equal(-1 / 0, back[1][2])
     for _, x in ipairs { back[1][3], back[2][1], back[2][2], back[2][3] } do assert(x ~= x) end
+  end)
+
+  it("makes one NaN of all, on every instruction set", function()
+    local values = q.tensor({ { 1, -1, 0, 5, -8, 7, 3 } }, { dtype = "int8" })
+    local nan = { float32 = "ffffff7f", float16 = "ff7f", bfloat16 = "ff7f" }
+    for _, isa in ipairs(q.cpu_isas()) do
+      q.set_cpu_isa(isa)
+      for _, bits in ipairs { 0x7fc00000, 0xffc12345, 0x7f800001, 0xffffffff } do
+        for dim = 1, 2 do
+          local packed = q.pack_int4_to_int32(values, { dim = dim })
+          local n = dim == 1 and 7 or 1
+          local words = ffi.new("uint32_t[7]", bits, bits, bits, bits, bits, bits, bits)
+          local scales = q.wrap(ffi.cast("void *", words), { shape = { n }, owner = words })
+          for dtype, expected in pairs(nan) do
+            local back = q.dequantize(packed, scales, { dim = dim, length = dim == 1 and 1 or 7, dtype = dtype })
+            assert.equal(expected:rep(7), helper.to_hex(helper.bytes(back)), isa .. " " .. dtype)
+          end
+        end
+      end
+    end
+    q.set_cpu_isa(nil)
   end)
 end)

@@ -108,6 +108,66 @@ describe("random", function()
   end)
 end)
 
+describe("a host that flushes subnormals to zero", function()
+  --- Calls f with the floating-point environment that some libraries leave behind: FTZ and DAZ on x86, FZ on AArch64.
+  local function flushing(f)
+    ffi.cdef "int fegetenv(void *); int fesetenv(const void *);"
+    local m = ffi.load "m"
+    local before, hostile = ffi.new "uint32_t[16]", ffi.new "uint32_t[16]"
+    m.fegetenv(before)
+    m.fegetenv(hostile)
+    if ffi.arch == "x64" then hostile[7] = bit.bor(hostile[7], 0x8040) end -- MXCSR
+    if ffi.arch == "arm64" then hostile[0] = bit.bor(hostile[0], 2 ^ 24) end -- FPCR
+    m.fesetenv(hostile)
+    local cell = ffi.new("union { float f; uint32_t u; }")
+    cell.u = 1
+    local flushed = ffi.arch ~= "x64" or cell.f == 0
+    local results = { pcall(f) }
+    m.fesetenv(before)
+    assert(flushed, "nothing is flushed here, so nothing is tested")
+    assert(results[1], results[2])
+    return unpack(results, 2)
+  end
+
+  -- each returns a tensor whose numbers are subnormal, or made of such
+  local steps = {
+    ["random numbers"] = function() return q.random(q.empty { 4099 }, { seed = 3, low = 0, high = 2e-38 }) end,
+    ["a range of subnormals"] = function()
+      return q.random(q.empty { 99 }, { seed = 3, low = -1e-40, high = 3e-39 })
+    end,
+    ["tensors of a table"] = function() return q.tensor { 1e-39, -2e-45, 1e-45, 1.1754943e-38, 2 ^ -150, -1e-310 } end,
+    ["elements read and written"] = function()
+      local t, u = q.tensor { 1e-39, -3e-41 }, q.zeros { 2 }
+      for i = 1, 2 do u:set(i, t:get(i)) end
+      return u
+    end,
+    ["quantising"] = function() return (select(2, q.quantize(q.tensor { { 1e-39, 2e-40 }, { -3e-42, 1e-45 } }))) end,
+    ["dequantising"] = function()
+      return q.dequantize(q.tensor({ { 0x76543210 } }, { dtype = "int32" }), q.tensor { 1e-40 })
+    end,
+    ["conversions"] = function()
+      return q.tensor({ 1e-39, -3e-41 }, { dtype = "bfloat16" }):to("float32"):to("bfloat16"):to "float32"
+    end,
+    ["halves"] = function() return q.tensor({ 6e-8, -3e-6 }, { dtype = "float16" }):to("float32"):to "float16" end,
+  }
+  for _, product in ipairs { "int4_matmul_reference", "int4_matmul_cpu" } do
+    steps[product] = function()
+      local a, b, scale_a, scale_b = q.generate_test_data(3, 16, 5, { seed = 1 })
+      for i = 1, 3 do scale_a:set(i, 1e-38 / i) end
+      for i = 1, 5 do scale_b:set(i, i % 2 == 0 and 1e-40 or 0.5) end
+      return q[product](a, b, scale_a, scale_b, { bias = scale_b, out_dtype = "float32" })
+    end
+  end
+  for name, step in pairs(steps) do
+    it("changes no bit of " .. name, function()
+      local expected = helper.bytes(step())
+      for _ = 1, 60 do -- compiled too
+        assert.same_bits(expected, flushing(step))
+      end
+    end)
+  end
+end)
+
 describe("generate_test_data", function()
   local M, K, N = 13, 48, 21
   local NAMES = { "a_packed", "b_packed", "scale_a", "scale_b", "a", "b" }

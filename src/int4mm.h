@@ -118,7 +118,9 @@ INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor
 /* Gives up this reference; the memory goes with the last one. Harmless on a released tensor. Never fails. */
 INT4MM_API void int4mm_tensor_release(int4mm_tensor *t);
 /* dst = src, element by element. Shapes must agree; devices may differ. Dtypes may differ where both are on the CPU:
- * float to float rounds to nearest even, int to float too, float to int is an error. A copy that touches the CPU
+ * float to float rounds to nearest even (overflow gives infinity, every NaN becomes 0x7fff or 0x7fffffff), int to float
+ * too; float to int is an error, and so is an int32 that int8 does not hold (INT4MM_ERR_VALUE names the first; dst is
+ * left as it was). Equal dtypes keep their bits. A copy that touches the CPU
  * or two GPUs returns when it is done, one on a GPU is enqueued on `stream` (a cudaStream_t, NULL the default stream).
  */
 INT4MM_API int32_t int4mm_tensor_copy(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
@@ -197,7 +199,7 @@ INT4MM_API int32_t int4mm_unpack(const int4mm_tensor *dst, const int4mm_tensor *
  * vector; both may be partly written when it fails. */
 INT4MM_API int32_t int4mm_quantize(const int4mm_tensor *packed, const int4mm_tensor *scales, const int4mm_tensor *src,
                                    int32_t dim, int32_t encoding, int32_t check, void *stream) INT4MM_CHECK;
-/* dst float32, float16 or bfloat16: round(float(q) * scale). */
+/* dst float32, float16 or bfloat16: round(float(q) * scale); NaN is 0x7fff or 0x7fffffff. */
 INT4MM_API int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
                                      int32_t dim, int32_t encoding, void *stream) INT4MM_CHECK;
 /* Fills `t` from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): element i of

@@ -7,9 +7,10 @@ local cdata = require "int4mm.internal.cdata"
 local check = require "int4mm.internal.check"
 local devices = require "int4mm.device"
 local enums = require "int4mm.enums"
+local numeric = require "int4mm.internal.numeric"
 local tensor = require "int4mm.tensor"
 
-local lib = binding.lib
+local lib, float_argument = binding.lib, numeric.float_argument
 local CPU = enums.CPU
 local alloc, encode = tensor.alloc, tensor.encode
 local factory = {}
@@ -79,7 +80,7 @@ function factory.random(t, opts)
   local sequence = check.integer("random", "sequence", check.default(opts.sequence, 0), 0, 2 ^ 32 - 1)
   local low = check.number("random", "low", check.default(opts.low, 0))
   local high = check.number("random", "high", check.default(opts.high, 1))
-  binding.check("random", lib.int4mm_random(t.c, seed, sequence, low, high,
+  binding.check("random", lib.int4mm_random(t.c, seed, sequence, float_argument(0, low), float_argument(1, high),
     devices.stream_handle("random", opts.stream)))
   return t
 end

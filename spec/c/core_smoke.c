@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "core/error.h"
@@ -225,6 +226,103 @@ static void test_views_and_copies(void) {
   release_all((int4mm_tensor *[]){&t, &column, &other, &half, NULL});
 }
 
+/* int32 that int8 does not hold: refused by place, with nothing written; the first one, however many threads look. */
+static void test_narrowing(void) {
+  int4mm_tensor wide = matrix(300, 700, INT4MM_INT32), narrow = matrix(300, 700, INT4MM_INT8), view = {0}, to = {0};
+  int32_t *values = wide.data;
+  for (int i = 0; i < 300 * 700; i++) values[i] = i % 256 - 128;
+  OK(int4mm_tensor_copy(&narrow, &wide, NULL));
+  CHECK(((int8_t *)narrow.data)[300 * 700 - 1] == (300 * 700 - 1) % 256 - 128);
+  OK(int4mm_tensor_fill_bytes(&narrow, 0x55, NULL));
+  values[200 * 700 + 13] = -129, values[299 * 700] = INT32_MIN, values[200 * 700 + 699] = 300;
+  FAILS(int4mm_tensor_copy(&narrow, &wide, NULL), INT4MM_ERR_VALUE,
+        "src holds -129 at row 200, column 13 (counted from 0): int8 holds -128 to 127");
+  for (int i = 0; i < 300 * 700; i++) failures += ((int8_t *)narrow.data)[i] != 0x55;
+  OK(int4mm_tensor_narrow(&view, &wide, 1, 14, 600));
+  OK(int4mm_tensor_narrow(&to, &narrow, 1, 14, 600));
+  OK(int4mm_tensor_copy(&to, &view, NULL));
+  int4mm_tensor_release(&to);
+  int4mm_tensor v = vector(5, INT4MM_INT32), w = vector(5, INT4MM_INT8);
+  OK(int4mm_tensor_fill_bytes(&v, 0, NULL));
+  ((int32_t *)v.data)[3] = 128;
+  FAILS(int4mm_tensor_copy(&w, &v, NULL), INT4MM_ERR_VALUE, "src holds 128 at index 3 (counted from 0): int8 holds");
+  release_all((int4mm_tensor *[]){&wide, &narrow, &view, &v, &w, NULL});
+}
+
+/* ---- descriptors made by hand ---- */
+
+/* What int4mm_tensor_wrap would refuse is refused when it comes in a descriptor. */
+static void test_descriptors(void) {
+  int4mm_tensor plain = matrix(3, 16, INT4MM_INT8), packed = matrix(3, 2, INT4MM_INT32), bad = packed;
+  bad.data = (char *)packed.data + 2;
+  FAILS(int4mm_pack(&bad, &plain, 1, INT4MM_OFFSET, NULL), INT4MM_ERR_ARGUMENT, "packed is [3, 2] int32 but its data");
+  FAILS(int4mm_tensor_fill_bytes(&bad, 0, NULL), INT4MM_ERR_ARGUMENT, "not aligned");
+  bad = packed, bad.layout = 2;
+  FAILS(int4mm_pack(&bad, &plain, 1, INT4MM_OFFSET, NULL), INT4MM_ERR_ARGUMENT, "packed is not a tensor: layout is 2");
+  operands o = make_operands(4, 4, 16, 1);
+  int4mm_tensor out = {0};
+  int4mm_matmul_args args = arguments(&o, &out);
+  int32_t good = o.b.layout;
+  o.b.layout = 2;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "b_packed is not a tensor: layout is 2");
+  o.b.layout = INT4MM_PANELS, o.b.stride++;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "only int4mm_prepack makes those");
+  o.b.layout = good, o.b.stride--;
+  OK(int4mm_matmul(&args));
+  release_all((int4mm_tensor *[]){&plain, &packed, &out, NULL});
+  release_operands(&o);
+}
+
+/* A row that there is alone has any stride: overlap is a matter of elements. */
+static void test_single_rows(void) {
+  float words[40] = {0};
+  int4mm_tensor whole = {0}, left = {0}, row = {0}, right = {0}, first = {0};
+  OK(int4mm_tensor_wrap(&whole, words, 2, 5, 8, 8, INT4MM_FLOAT32, INT4MM_CPU));
+  OK(int4mm_tensor_narrow(&left, &whole, 1, 0, 4));
+  OK(int4mm_tensor_narrow(&row, &whole, 0, 2, 1));
+  OK(int4mm_tensor_narrow(&right, &row, 1, 4, 4));
+  OK(int4mm_tensor_narrow(&first, &left, 0, 2, 1));
+  OK(int4mm_check_apart("right", &right, "left", &left));
+  OK(int4mm_check_apart("left", &left, "right", &right));
+  OK(int4mm_tensor_copy(&right, &first, NULL));
+  FAILS(int4mm_check_apart("row", &row, "left", &left), INT4MM_ERR_ARGUMENT, "row overlaps left");
+  FAILS(int4mm_check_apart("first", &first, "row", &row), INT4MM_ERR_ARGUMENT, "first overlaps row");
+  int4mm_tensor last = {0};
+  OK(int4mm_tensor_narrow(&last, &whole, 0, 5, 0));
+  CHECK(last.data == whole.data);
+}
+
+/* Matrices without elements whose other extent no loop would ever finish. */
+static void test_empty(void) {
+  const int64_t many = (int64_t)1 << 55;
+  uint64_t word = 0;
+  alarm(100);
+  for (int flip = 0; flip < 2; flip++) {
+    int4mm_tensor words = {0}, eighth = {0}, bytes = {0}, floats = {0}, panels = {0}, none = vector(0, INT4MM_FLOAT32);
+    int64_t rows = flip ? many : 0, cols = flip ? 0 : many;
+    OK(int4mm_tensor_wrap(&words, &word, 2, rows, cols, cols, INT4MM_INT32, INT4MM_CPU));
+    OK(int4mm_tensor_wrap(&eighth, &word, 2, rows / 8, cols / 8, cols / 8, INT4MM_INT32, INT4MM_CPU));
+    OK(int4mm_tensor_wrap(&bytes, &word, 2, rows, cols, cols, INT4MM_INT8, INT4MM_CPU));
+    OK(int4mm_tensor_wrap(&floats, &word, 2, rows, cols, cols, INT4MM_FLOAT32, INT4MM_CPU));
+    OK(int4mm_prepack(&panels, &words, flip ? INT4MM_B_NK : INT4MM_B_KN, INT4MM_OFFSET));
+    CHECK(panels.shape[0] == 0 && panels.shape[1] == many);
+    int4mm_tensor_release(&panels);
+    FAILS(int4mm_prepack(&panels, &words, flip ? INT4MM_B_KN : INT4MM_B_NK, INT4MM_OFFSET), INT4MM_ERR_ARGUMENT,
+          "expected at most 4194303");
+    OK(int4mm_pack(&words, &bytes, flip, INT4MM_OFFSET, NULL)); /* along the dimension of no length */
+    OK(int4mm_unpack(&bytes, &words, flip, INT4MM_OFFSET, NULL));
+    OK(int4mm_pack(&eighth, &bytes, !flip, INT4MM_OFFSET, NULL));
+    OK(int4mm_quantize(&eighth, &none, &floats, !flip, INT4MM_OFFSET, 1, NULL));
+    OK(int4mm_dequantize(&floats, &eighth, &none, !flip, INT4MM_OFFSET, NULL));
+    OK(int4mm_tensor_copy(&floats, &words, NULL));
+    OK(int4mm_tensor_copy(&bytes, &words, NULL));
+    OK(int4mm_random(&words, 1, 1, 0, 0, NULL));
+    OK(int4mm_tensor_fill_bytes(&words, 1, NULL));
+    release_all((int4mm_tensor *[]){&words, &eighth, &bytes, &floats, &none, NULL});
+  }
+  alarm(0);
+}
+
 /* ---- argument errors of the product ---- */
 
 static void test_errors(void) {
@@ -251,6 +349,8 @@ static void test_errors(void) {
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "layout_b is 2");
   args = good, args.out_dtype = INT4MM_INT8;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out_dtype is int8");
+  args = good, args.out_dtype = -9;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out_dtype is -9");
   args = good, args.out = &short_b;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "out is [128, 64] int32, expected [32, 64] float16");
   args = good, args.kernel = "tiled";
@@ -310,6 +410,10 @@ int main(void) {
   test_memory();
   test_adopted();
   test_views_and_copies();
+  test_narrowing();
+  test_descriptors();
+  test_single_rows();
+  test_empty();
   test_errors();
   test_packing();
   CHECK(int4mm_allocated(INT4MM_CPU) == 0);

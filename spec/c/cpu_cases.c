@@ -212,8 +212,8 @@ static void set_threads(int32_t threads) {
 }
 
 int main(int argc, char **argv) {
-  const char *wish = getenv("CASES");
-  int cases = argc > 1 ? atoi(argv[1]) : wish ? atoi(wish) : CASES, checked = 0;
+  const char *asked = getenv("CASES");
+  int cases = argc > 1 ? atoi(argv[1]) : asked ? atoi(asked) : CASES, checked = 0;
   state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
   for (int i = 0; i < cases; i++) {
     set_threads(1 + (int32_t)below(4));

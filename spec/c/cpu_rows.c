@@ -56,6 +56,17 @@ static void judge_poison(const int4mm_matrix *m) {
   }
 }
 
+/* The bits of the one NaN of a float dtype. */
+static uint32_t nan_of(int32_t dtype) {
+  return dtype == INT4MM_FLOAT32 ? INT4MM_NAN_BITS : 0x7fff;
+}
+
+/* Scales that are NaN, of whatever payload and sign, or infinite. */
+static float odd_scale(void) {
+  static const uint32_t odd[] = {0x7fc00000, 0xffc12345, 0x7f800001, 0xffffffff, 0x7f800000, 0xff800000};
+  return int4mm_bits_float(odd[below(6)]);
+}
+
 static void put_float(const int4mm_matrix *m, int64_t r, int64_t c, float x) {
   uint16_t half = m->dtype == INT4MM_FLOAT16 ? int4mm_to_half(x) : int4mm_to_bfloat(x);
   if (m->dtype == INT4MM_FLOAT32) {
@@ -188,12 +199,14 @@ static void quantize_case(void) {
   what = "dequantize";
   int4mm_pack_job back = j;
   back.plain = make(R, C, INT4MM_FLOAT16 + (int32_t)below(3));
+  for (int64_t l = below(4) ? lines : 0; l < lines; l += 1 + below(3)) j.scales[l] = odd_scale();
   int4mm_cpu_dequantize(&back);
   for (int64_t r = 0; r < R; r++) {
     for (int64_t c = 0; c < C; c++) {
       float expected = (float)packed_value(&j, r, c) * j.scales[j.dim ? r : c];
       int4mm_matrix one = {&(uint32_t){0}, 1, 1, 1, back.plain.dtype};
       put_float(&one, 0, 0, expected);
+      if (isnan(expected)) *(uint32_t *)one.data = nan_of(one.dtype);
       judge(!memcmp(one.data, at(&back.plain, r, c), int4mm_dtype_size(one.dtype)), "value", r, c);
     }
   }
@@ -248,6 +261,7 @@ static void copy_case(void) {
         put_int(&one, 0, 0, get_int(&src, r, c));
       } else if (src.dtype >= INT4MM_FLOAT16) {
         put_float(&one, 0, 0, get_float(&src, r, c));
+        if (isnan(get_float(&src, r, c))) *(uint32_t *)one.data = nan_of(dst.dtype);
       } else if (dst.dtype == INT4MM_BFLOAT16) { /* one rounding, by hand: to eight bits, nearest even */
         int32_t value = get_int(&src, r, c);
         double x = value, unit = value ? ldexp(1, ilogb(x) - 7) : 1;
@@ -280,8 +294,8 @@ static void transpose_case(void) {
 }
 
 int main(int argc, char **argv) {
-  const char *wish = getenv("CASES");
-  int cases = argc > 1 ? atoi(argv[1]) : wish ? atoi(wish) : CASES;
+  const char *asked = getenv("CASES");
+  int cases = argc > 1 ? atoi(argv[1]) : asked ? atoi(asked) : CASES;
   state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
   void (*const kinds[])(void) = {pack_case, quantize_case, random_case, copy_case, transpose_case};
   for (int i = 0; i < cases; i++) {

@@ -59,6 +59,16 @@ int32_t int4mm_check_shape(int32_t rank, int64_t rows, int64_t cols, int64_t str
   return INT4MM_OK;
 }
 
+/* Rows, or what int4mm_prepack makes. */
+static int32_t check_layout(const int4mm_tensor *t) {
+  if (t->layout == INT4MM_ROWS) return INT4MM_OK;
+  if (t->layout != INT4MM_PANELS)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "layout is %d: rows are %d, a prepacked weight is %d", (int)t->layout,
+                       INT4MM_ROWS, INT4MM_PANELS);
+  if (t->rank == 2 && t->dtype == INT4MM_INT32 && t->device == INT4MM_CPU && t->stride == t->shape[1]) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "layout is that of a prepacked weight, but only int4mm_prepack makes those");
+}
+
 int32_t int4mm_check_vacant(const char *name, const int4mm_tensor *t) {
   if (!t) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", name);
   if (t->rank) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s already holds a tensor: release it first", name);
@@ -70,9 +80,13 @@ int32_t int4mm_check_tensor(const char *name, const int4mm_tensor *t) {
   if (t->rank == 0) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s was freed", name);
   int32_t status = int4mm_check_shape(t->rank, t->shape[0], t->shape[1], t->stride, t->dtype);
   if (!status) status = int4mm_check_device(t->device);
+  if (!status) status = check_layout(t);
   if (status) return int4mm_fail(status, "%s is not a tensor: %s", name, int4mm_last_error());
   if (!t->data && t->shape[0] && t->shape[1])
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but its data is NULL", name, int4mm_describe(t).s);
+  if ((uintptr_t)t->data % int4mm_dtype_size(t->dtype))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but its data is at %p, which is not aligned for that", name,
+                       int4mm_describe(t).s, t->data);
   return INT4MM_OK;
 }
 
@@ -104,11 +118,13 @@ static bool overlap(const int4mm_tensor *s, const int4mm_tensor *t) {
   if (s->device != t->device || !a.rows || !a.cols || !b.rows || !b.cols) return false;
   uint64_t size_a = int4mm_dtype_size(a.dtype), size_b = int4mm_dtype_size(b.dtype);
   uint64_t pitch_a = (uint64_t)a.stride * size_a, pitch_b = (uint64_t)b.stride * size_b;
+  if (a.rows == 1) pitch_a = pitch_b; /* a single row has any pitch */
+  if (b.rows == 1) pitch_b = pitch_a;
   uint64_t width_a = (uint64_t)a.cols * size_a, width_b = (uint64_t)b.cols * size_b;
   uint64_t first_a = (uintptr_t)a.data, end_a = first_a + (uint64_t)(a.rows - 1) * pitch_a + width_a;
   uint64_t first_b = (uintptr_t)b.data, end_b = first_b + (uint64_t)(b.rows - 1) * pitch_b + width_b;
   if (end_a <= first_b || end_b <= first_a) return false;
-  if (pitch_a != pitch_b) return true;
+  if (pitch_a != pitch_b || (a.rows == 1 && b.rows == 1)) return true;
   uint64_t shift = first_b >= first_a ? (first_b - first_a) % pitch_a : (pitch_a - (first_a - first_b) % pitch_a);
   return shift % pitch_a < width_a || shift + width_b > pitch_a;
 }

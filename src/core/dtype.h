@@ -19,4 +19,8 @@ static inline bool int4mm_is_out_dtype(int32_t dtype) {
   return dtype == INT4MM_FLOAT16 || dtype == INT4MM_BFLOAT16 || dtype == INT4MM_FLOAT32;
 }
 
+static inline bool int4mm_is_integer_dtype(int32_t dtype) {
+  return dtype == INT4MM_INT32 || dtype == INT4MM_INT8;
+}
+
 #endif

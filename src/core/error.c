@@ -1,6 +1,8 @@
 /*
  * Status words and each thread's last error sentence.
  */
+#define _GNU_SOURCE /* uselocale */
+#include <locale.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -48,12 +50,21 @@ const char *int4mm_last_error(void) {
   return last_error;
 }
 
+/* Numbers have a decimal point whatever the caller's locale. */
+static void format_text(char *text, size_t size, const char *format, va_list args) {
+  locale_t plain = newlocale(LC_NUMERIC_MASK, "C", NULL), callers = plain ? uselocale(plain) : NULL;
+  vsnprintf(text, size, format, args);
+  if (!plain) return;
+  uselocale(callers);
+  freelocale(plain);
+}
+
 int32_t int4mm_fail(int32_t status, const char *format, ...) {
   char text[ERROR_BYTES]; /* apart, since an argument may be the last error itself */
   va_list args;
   if (held) return status;
   va_start(args, format);
-  vsnprintf(text, sizeof text, format, args);
+  format_text(text, sizeof text, format, args);
   va_end(args);
   memcpy(last_error, text, sizeof text);
   return status;

@@ -59,6 +59,9 @@ INT4MM_FN int32_t int4mm_nibble(uint32_t word, int i) {
   return (int32_t)(word << (28 - 4 * i)) >> 28;
 }
 
+/* A float32 result that is NaN becomes this one quiet NaN, since IEEE leaves its sign and payload to the machine. */
+#define INT4MM_NAN_BITS 0x7fffffffu
+
 /* float32 to float16 bits, round to nearest even; overflow gives infinity, every NaN becomes 0x7fff (what the GPU's
  * conversion gives), so that NaN has one pattern on every backend. */
 INT4MM_FN uint16_t int4mm_to_half(float x) {
@@ -74,6 +77,7 @@ INT4MM_FN uint16_t int4mm_to_half(float x) {
   return (uint16_t)(sign | ((mag - 0x38000000u) >> 13));
 }
 
+/* The value of float16 bits. A NaN stays one; where it becomes a result it has to be made INT4MM_NAN_BITS. */
 INT4MM_FN float int4mm_from_half(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000u) << 16, mag = h & 0x7fffu;
   if (mag >= 0x7c00u) return int4mm_bits_float(sign | 0x7f800000u | (mag & 0x3ffu) << 13);
@@ -89,6 +93,7 @@ INT4MM_FN uint16_t int4mm_to_bfloat(float x) {
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/* The value of bfloat16 bits, as int4mm_from_half. */
 INT4MM_FN float int4mm_from_bfloat(uint16_t b) {
   return int4mm_bits_float((uint32_t)b << 16);
 }
@@ -97,9 +102,6 @@ INT4MM_FN float int4mm_from_bfloat(uint16_t b) {
 INT4MM_FN float int4mm_scale(int32_t acc, float scale_a, float scale_b) {
   return int4mm_mul(int4mm_mul((float)acc, scale_a), scale_b);
 }
-
-/* A float32 result that is NaN becomes this one quiet NaN, since IEEE leaves its sign and payload to the machine. */
-#define INT4MM_NAN_BITS 0x7fffffffu
 
 /* One block of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). */
 INT4MM_FN void int4mm_philox(uint64_t seed, uint64_t block, uint32_t sequence, uint32_t out[4]) {

@@ -18,6 +18,11 @@
 /* XORed into a packed word to turn one nibble encoding into the other. */
 #define INT4MM_ENCODING_XOR 0x88888888u
 
+/* What turns a word in this encoding into two's complement, and back. */
+static inline uint32_t int4mm_xor_mask_of(int32_t encoding) {
+  return encoding == INT4MM_OFFSET ? INT4MM_ENCODING_XOR : 0;
+}
+
 /* K from which kernels that multiply nibbles at 16 times their value need operands of their true size, so that int32
  * holds the sums (kernels/common/unpack.cuh). */
 #define INT4MM_WIDE_K 131072

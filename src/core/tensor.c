@@ -9,7 +9,8 @@
 
 int4mm_matrix int4mm_as_matrix(const int4mm_tensor *t) {
   int4mm_matrix m = {t->data, t->shape[0], t->shape[1], t->stride, t->dtype};
-  if (t->rank == 1) m.rows = 1, m.cols = m.stride = t->shape[0];
+  if (t->rank == 1) m.rows = 1, m.cols = t->shape[0];
+  if (m.rows <= 1) m.stride = m.cols; /* there is no next row, however far away */
   return m;
 }
 
@@ -105,7 +106,8 @@ int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_
                        (long long)first, (int)dim, int4mm_describe(t).s);
   *view = *t;
   view->shape[dim] = length;
-  if (t->data) view->data = (char *)t->data + (size_t)(dim ? first : first * t->stride) * int4mm_dtype_size(t->dtype);
+  if (t->data && length)
+    view->data = (char *)t->data + (size_t)(dim ? first : first * t->stride) * int4mm_dtype_size(t->dtype);
   int4mm_storage_retain(t->storage);
   return INT4MM_OK;
 }

@@ -15,8 +15,11 @@ void int4mm_cpu_unpack(const int4mm_pack_job *job);
 void int4mm_cpu_dequantize(const int4mm_pack_job *job);
 void int4mm_cpu_random(const int4mm_random_job *job);
 /* dst = src for equal shapes; converts among dtypes (float to float and int to float round to nearest even, int to int
- * copies values). The caller has excluded float to int. */
+ * copies values, each NaN becomes the one of its type; equal dtypes keep their bits). The caller has excluded float to
+ * int and values that do not fit. */
 void int4mm_cpu_copy(const int4mm_matrix *dst, const int4mm_matrix *src);
+/* The row-major index of the first int32 of src that int8 does not hold; -1 where there is none. */
+int64_t int4mm_cpu_find_outside_int8(const int4mm_matrix *src);
 /* dst[c, r] = src[r, c] ^ xor_mask for int32 words. */
 void int4mm_cpu_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask);
 /* Panels for a [k8, N] weight: their size in words, and the filling of them (two's complement). Every instruction set

@@ -70,6 +70,7 @@ const char *int4mm_cpu_isa(void) {
 }
 
 const char *int4mm_cpu_isa_at(int32_t index) {
+  if (index < 0) return NULL;
   for (int i = 0; i < TABLES; i++) {
     if (tables[i]->supported() && index-- == 0) return tables[i]->name;
   }
@@ -169,6 +170,7 @@ static void prepack_panel(void *context, int64_t index, int32_t slot) {
 }
 
 void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_t k8, int64_t N, uint32_t xor_mask) {
+  if (!k8) return; /* empty panels, of which there may be many */
   prepack_run run = {panels, b, ldb, k8, N, xor_mask};
   int4mm_parallel(int4mm_threads_for(k8 * N, 1 << 16), int4mm_ceil_div(N, INT4MM_PANEL), prepack_panel, &run);
 }

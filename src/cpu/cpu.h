@@ -23,8 +23,9 @@ static inline int64_t int4mm_min64(int64_t x, int64_t y) {
 static inline int64_t int4mm_max64(int64_t x, int64_t y) {
   return x > y ? x : y;
 }
+/* For x >= 0 and y > 0; right up to INT64_MAX. */
 static inline int64_t int4mm_ceil_div(int64_t x, int64_t y) {
-  return (x + y - 1) / y;
+  return x / y + (x % y != 0);
 }
 static inline int64_t int4mm_round_up(int64_t x, int64_t step) {
   return int4mm_ceil_div(x, step) * step;

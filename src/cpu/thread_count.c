@@ -157,8 +157,8 @@ int32_t int4mm_get_num_threads(void) {
 
 int32_t int4mm_set_num_threads(int32_t threads) {
   if (threads < 0 || threads > INT4MM_MAX_THREADS) {
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "set_num_threads: threads is %d, expected 1 to %d, or 0 for the default",
-                       (int)threads, (int)INT4MM_MAX_THREADS);
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for the default", (int)threads,
+                       (int)INT4MM_MAX_THREADS);
   }
   atomic_store(&chosen_threads, threads);
   return INT4MM_OK;

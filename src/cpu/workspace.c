@@ -47,7 +47,7 @@ void *int4mm_workspace_take(int64_t bytes) {
   block *b = take_kept(whole);
   if (!b) b = fresh(whole);
   if (!b) {
-    int4mm_fail(INT4MM_ERR_MEMORY, "matmul: no memory for a workspace of %lld bytes", (long long)bytes);
+    int4mm_fail(INT4MM_ERR_MEMORY, "no memory for a workspace of %lld bytes", (long long)bytes);
     return NULL;
   }
   return (char *)b + HEADER;

@@ -6,6 +6,7 @@
 #include "core/tensor.h"
 #include "cpu/backend.h"
 #include "dispatch/devices.h"
+#include "ops/common.h"
 #include "ops/copy.h"
 
 static int32_t check_copy(const int4mm_tensor *dst, const int4mm_tensor *src) {
@@ -46,8 +47,17 @@ int32_t int4mm_copy_checked(const int4mm_tensor *dst, const int4mm_tensor *src, 
                     (size_t)d.cols * size, (size_t)d.rows, stream);
 }
 
+/* int8 holds less than int32: nothing is written unless all of it fits. */
+static int32_t check_values(const int4mm_tensor *dst, const int4mm_tensor *src) {
+  if (dst->dtype != INT4MM_INT8 || src->dtype != INT4MM_INT32) return INT4MM_OK;
+  int4mm_matrix values = int4mm_as_matrix(src);
+  int64_t bad = int4mm_cpu_find_outside_int8(&values);
+  return bad < 0 ? INT4MM_OK : int4mm_fail_value("src", src, bad, "int8 holds -128 to 127", NULL);
+}
+
 int32_t int4mm_tensor_copy(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) {
   int32_t status = check_copy(dst, src);
+  if (!status) status = check_values(dst, src);
   return status ? status : int4mm_copy_checked(dst, src, stream);
 }
 

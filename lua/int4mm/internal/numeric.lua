@@ -16,6 +16,7 @@ if not pcall(ffi.typeof, "int4mm_lua_number") then
   ffi.cdef "typedef union { double number; int32_t word[2]; float single; uint32_t bits; } int4mm_lua_number;"
 end
 local scratch = ffi.new("int4mm_lua_number")
+local arguments = ffi.new("uint32_t[2]")
 local high_word = ffi.abi("le") and 1 or 0
 
 -- The largest e with 2^e <= x, for a finite x > 0; -1023 for a subnormal double, which all uses clamp anyway.
@@ -68,8 +69,17 @@ function numeric.to_bfloat(x) return encode(x, 8, -133, 0x7f80) end
 --- The number that bfloat16 bits stand for.
 function numeric.from_bfloat(bits) return decode(bits, 8, -133, 0x7f80) end
 
+-- Subnormal float32 are made by arithmetic on doubles: another library may have set the machine to flush them to zero.
+local SMALLEST_NORMAL, UNIT = 2 ^ -126, 2 ^ -149
+
+local function is_subnormal(x) return x > -SMALLEST_NORMAL and x < SMALLEST_NORMAL and x ~= 0 end
+
 --- A number rounded to float32.
 function numeric.to_float(x)
+  if is_subnormal(x) then
+    local rounded = round_half_even(math.abs(x) / UNIT) * UNIT
+    return x < 0 and -rounded or rounded
+  end
   scratch.single = x
   return scratch.single
 end
@@ -78,6 +88,7 @@ end
 -- @treturn number 0 .. 0xffffffff
 function numeric.float_bits(x)
   if x ~= x then return 0x7fffffff end
+  if is_subnormal(x) then return round_half_even(math.abs(x) / UNIT) + (x < 0 and 0x80000000 or 0) end
   scratch.single = x
   return scratch.bits
 end
@@ -85,9 +96,22 @@ end
 --- The number that float32 bits stand for. A float NaN must not become a Lua value as it is: LuaJIT keeps the types of
 -- its values in the payloads of NaNs and would take 0xffffffff for a nil.
 function numeric.from_float_bits(bits)
-  if band(tobit(bits), 0x7fffffff) > 0x7f800000 then return 0 / 0 end
+  local magnitude = band(tobit(bits), 0x7fffffff)
+  if magnitude > 0x7f800000 then return 0 / 0 end
+  if magnitude < 0x800000 and magnitude > 0 then return (tobit(bits) < 0 and -UNIT or UNIT) * magnitude end
   scratch.bits = bits
   return scratch.single
+end
+
+local float_reference = ffi.typeof "float &"
+
+--- A number as an argument of type float: its float32 as a reference, which is passed on as it is. (A Lua number the
+-- machine converts, and may flush.) It has to be used before the next one of the same `index`.
+-- @tparam number index 0 or 1
+-- @tparam number x
+function numeric.float_argument(index, x)
+  arguments[index] = numeric.float_bits(x)
+  return ffi.cast(float_reference, arguments + index)
 end
 
 return numeric

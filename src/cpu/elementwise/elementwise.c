@@ -57,9 +57,9 @@ typedef struct pack_run {
   _Atomic int64_t bad; /* smallest index of a bad value seen, or INT64_MAX */
 } pack_run;
 
-static void record_bad(pack_run *j, int64_t index) {
-  int64_t before = atomic_load(&j->bad);
-  while (index < before && !atomic_compare_exchange_weak(&j->bad, &before, index)) {
+static void record_bad(_Atomic int64_t *bad, int64_t index) {
+  int64_t before = atomic_load(bad);
+  while (index < before && !atomic_compare_exchange_weak(bad, &before, index)) {
   }
 }
 
@@ -85,7 +85,7 @@ static void narrow(pack_run *j, int8_t *q, int64_t r, int64_t c, int64_t n) {
   const int4mm_matrix *plain = &j->pack->plain;
   const void *src = at(plain, r, c);
   if (!j->rows->narrow(q, src, plain->dtype, n) && j->pack->check) {
-    record_bad(j, r * plain->cols + c + first_outside(src, plain->dtype, n));
+    record_bad(&j->bad, r * plain->cols + c + first_outside(src, plain->dtype, n));
   }
 }
 
@@ -127,9 +127,11 @@ static void pack_across(void *context, int64_t index, int32_t slot) {
   }
 }
 
+/* Without elements it has no pieces. */
 static pack_run make_run(const int4mm_pack_job *p, const int4mm_rows *rows) {
   pack_run j = {.rows = rows, .pack = p};
   atomic_init(&j.bad, INT64_MAX);
+  if (!p->plain.rows || !p->plain.cols) return j;
   if (p->dim == 1) {
     j.pieces = cut(p->packed.rows, int4mm_ceil_div(p->plain.cols, 8), 1, p->plain.cols);
   } else {
@@ -142,6 +144,18 @@ int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *
   pack_run j = make_run(p, rows);
   int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? pack_along : pack_across, &j);
   return finish(&j, bad);
+}
+
+/* Which NaN a conversion or a product gives IEEE leaves to the machine: as results all are INT4MM_NAN_BITS. */
+static void make_one_nan(float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    if (x[i] != x[i]) x[i] = int4mm_bits_float(INT4MM_NAN_BITS);
+  }
+}
+
+/* Whether a product of an int4 and one of these scales may be NaN. */
+static bool may_give_nan(const int4mm_rows *rows, const float *scales, int64_t n) {
+  return rows->absmax(scales, n) >= 0x7f800000u;
 }
 
 static void unpack_along(void *context, int64_t index, int32_t slot) {
@@ -158,6 +172,7 @@ static void unpack_along(void *context, int64_t index, int32_t slot) {
       j->rows->unpack_along(q, at(&p->packed, r, w), words, p->xor_mask);
       if (p->scales) {
         j->rows->dequantize(x, q, p->scales[r], n);
+        if (may_give_nan(j->rows, p->scales + r, 1)) make_one_nan(x, n);
         j->rows->from_float(dst, p->plain.dtype, x, n);
       } else {
         j->rows->widen(dst, p->plain.dtype, q, n);
@@ -177,11 +192,13 @@ static void unpack_across(void *context, int64_t index, int32_t slot) {
     int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
     for (int64_t c = s.c0; c < s.c1; c += BLOCK) {
       int64_t n = int4mm_min64(BLOCK, s.c1 - c);
+      bool nan = p->scales && may_give_nan(j->rows, p->scales + c, n);
       j->rows->unpack_across(q[0], BLOCK, at(&p->packed, w, c), n, p->xor_mask);
       for (int64_t i = 0; i < rows; i++) {
         void *dst = at(&p->plain, 8 * w + i, c);
         if (p->scales) {
           j->rows->dequantize_columns(x, q[i], p->scales + c, n);
+          if (nan) make_one_nan(x, n);
           j->rows->from_float(dst, p->plain.dtype, x, n);
         } else {
           j->rows->widen(dst, p->plain.dtype, q[i], n);
@@ -230,7 +247,7 @@ static void quantize_along(void *context, int64_t index, int32_t slot) {
       const float *x = floats(j, buffer, r, c, n);
       uint32_t bits = j->rows->absmax(x, n);
       if (bits >= 0x7f800000u && p->check) {
-        record_bad(j, r * cols + c + first_not_finite(x, n));
+        record_bad(&j->bad, r * cols + c + first_not_finite(x, n));
         break;
       }
       most = bits > most ? bits : most;
@@ -295,7 +312,7 @@ static void scales_across(void *context, int64_t index, int32_t slot) {
   for (int64_t r = 0; bad && p->check && r < p->plain.rows; r++) {
     for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
       int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), first = first_not_finite(floats(j, buffer, r, c, n), n);
-      if (first < n) record_bad(j, r * p->plain.cols + c + first);
+      if (first < n) record_bad(&j->bad, r * p->plain.cols + c + first);
     }
     bad = atomic_load(&j->bad) == INT64_MAX;
   }
@@ -422,7 +439,10 @@ static void copy_block(const copy_run *run, void *dst, const void *src, int64_t 
     for (int64_t i = 0; i < n; i++) ((int8_t *)dst)[i] = (int8_t)((const int32_t *)src)[i];
   } else if (to == INT4MM_BFLOAT16 && from == INT4MM_INT32) {
     for (int64_t i = 0; i < n; i++) ((uint16_t *)dst)[i] = int_to_bfloat(((const int32_t *)src)[i]);
-  } else {
+  } else if (to == INT4MM_FLOAT32) {
+    run->rows->to_float(dst, src, from, n);
+    if (run->rows->absmax(dst, n) > 0x7f800000u) make_one_nan(dst, n);
+  } else { /* to 16 bits, which have one NaN */
     run->rows->to_float(x, src, from, n);
     run->rows->from_float(dst, to, x, n);
   }
@@ -442,6 +462,36 @@ static void copy_piece(void *context, int64_t index, int32_t slot) {
 void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, const int4mm_matrix *src) {
   copy_run run = {rows, dst, src, cut(dst->rows, dst->cols, 1, dst->cols), 0};
   int4mm_parallel(run.pieces.threads, run.pieces.count, copy_piece, &run);
+}
+
+typedef struct range_run {
+  const int4mm_matrix *src;
+  pieces pieces;
+  _Atomic int64_t bad;
+} range_run;
+
+static void range_piece(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  range_run *run = context;
+  piece s = piece_at(&run->pieces, index);
+  for (int64_t r = s.r0; r < s.r1; r++) {
+    const int32_t *row = at(run->src, r, 0);
+    uint32_t outside = 0;
+    for (int64_t c = s.c0; c < s.c1; c++) outside |= (uint32_t)row[c] + 128u;
+    for (int64_t c = s.c0; outside > 255 && c < s.c1; c++) {
+      if ((uint32_t)row[c] + 128u <= 255) continue;
+      record_bad(&run->bad, r * run->src->cols + c);
+      return;
+    }
+  }
+}
+
+int64_t int4mm_cpu_find_outside_int8(const int4mm_matrix *src) {
+  range_run run = {.src = src, .pieces = cut(src->rows, src->cols, 1, src->cols)};
+  atomic_init(&run.bad, INT64_MAX);
+  int4mm_parallel(run.pieces.threads, run.pieces.count, range_piece, &run);
+  int64_t bad = atomic_load(&run.bad);
+  return bad == INT64_MAX ? -1 : bad;
 }
 
 enum { SQUARE = 16 }; /* words: a cache line */

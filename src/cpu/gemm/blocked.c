@@ -312,7 +312,10 @@ static bool streams(const int4mm_kernels *kernels, const int4mm_problem *p) {
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
   if (streams(kernels, p)) return int4mm_gemm_stream(kernels, p);
   int32_t levels = int4mm_strassen_levels(kernels, p);
-  if (levels > 0) return int4mm_gemm_strassen(kernels, p, levels);
+  if (levels > 0) {
+    int32_t status = int4mm_gemm_strassen(kernels, p, levels);
+    if (status != INT4MM_ERR_MEMORY || p->strassen >= 0) return status;
+  } /* chosen by rule, but its workspace is larger than the memory left */
   return int4mm_gemm_blocked(kernels, p);
 }
 

@@ -1,0 +1,154 @@
+/*
+ * Every call of the C ABI that takes tensors, with descriptors that no function of the library made: ranks, dtypes,
+ * devices and layouts that there are not, sizes and strides up to INT64_MAX, data that is misaligned or NULL. A call
+ * has to serve or to refuse; a refused one writes nothing. Worth running under sanitizers, which see what else it does.
+ *
+ *   hostile_descriptors [calls [seed]]    20000 calls by default, from seed 1
+ */
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "core/dtype.h"
+#include "random.h"
+
+enum { TENSORS = 6, BYTES = 8192 };
+
+/* The memory of each tensor, and what it held before the call. */
+static _Alignas(64) uint8_t memory[TENSORS][BYTES + 64], before[TENSORS][BYTES + 64];
+
+static int64_t extent(void) {
+  static const int64_t hostile[] = {-1,      INT64_MIN, INT64_MAX, INT64_MAX / 2, INT64_MAX / 8 + 1, (int64_t)1 << 36,
+                                    33554432};
+  return below(6) ? below(below(2) ? 3 : 40) : hostile[below(sizeof hostile / sizeof *hostile)];
+}
+
+static int32_t one_of(const int32_t *values, int64_t count) {
+  return values[below(4) ? 0 : below(count)];
+}
+
+/* Bytes from the first element to the last; -1 where there are none. */
+static double span(const int4mm_tensor *t) {
+  double rows = (double)t->shape[0], cols = (double)t->shape[1], size = (double)int4mm_dtype_size(t->dtype);
+  if (rows <= 0 || cols <= 0) return -1;
+  if (t->layout == INT4MM_PANELS) return rows * (cols + 31) * 4;
+  return ((rows - 1) * (double)t->stride + cols) * size;
+}
+
+/* Whatever the fields say, elements that a call may touch are inside the tensor's memory. */
+static void make(int4mm_tensor *t, int i, int32_t rank, int32_t dtype, int64_t rows, int64_t cols) {
+  static const int32_t ranks[] = {-1, 0, 3, 1, 2}, dtypes[] = {-1, 0, 1, 2, 3, 4, 5, INT32_MIN};
+  static const int32_t devices[] = {-1, -2, 64, INT32_MIN, INT32_MAX}, layouts[] = {0, 1, 2, -1};
+  static const int64_t offsets[] = {0, 64, 1, 2, 4, 3};
+  bool valid = below(2);
+  *t = (int4mm_tensor){.data = memory[i] + (below(8) ? 0 : offsets[below(6)]), .device = INT4MM_CPU};
+  t->rank = valid || below(8) ? rank : ranks[below(5)];
+  t->dtype = valid || below(8) ? dtype : dtypes[below(8)];
+  t->device = valid ? INT4MM_CPU : one_of(devices, 5);
+  t->layout = valid ? INT4MM_ROWS : one_of(layouts, 4);
+  t->shape[0] = valid || below(8) ? rows : extent();
+  t->shape[1] = t->rank == 1 ? 1 : valid || below(8) ? cols : extent();
+  t->stride = t->rank == 1 || below(2) ? t->shape[1]
+              : below(3)               ? (int64_t)((uint64_t)t->shape[1] + (uint64_t)below(5))
+                                       : extent();
+  if (t->shape[0] == 1 && t->rank == 2 && below(3) == 0) t->stride = INT64_MAX / (8 * (1 + below(4)));
+  if (below(20) == 0) t->data = NULL;
+  if (span(t) > BYTES) t->shape[0] = 0;
+}
+
+static int served, refused;
+
+static void judge(int32_t status, const char *what) {
+  *(status ? &refused : &served) += 1;
+  bool known = status >= INT4MM_OK && status <= INT4MM_ERR_UNAVAILABLE;
+  bool unchanged = status != INT4MM_ERR_ARGUMENT || !memcmp(memory, before, sizeof memory);
+  if (!known || !unchanged) printf("%s: status %d%s\n", what, (int)status, unchanged ? "" : ", memory was written");
+  CHECK(known && unchanged);
+  CHECK(status == INT4MM_OK || int4mm_last_error()[0]);
+}
+
+static void pack_call(int kind) {
+  int4mm_tensor plain, packed, scales;
+  int64_t rows = extent(), cols = extent();
+  int32_t dim = below(8) ? (int32_t)below(2) : (int32_t)next(),
+          encoding = below(8) ? (int32_t)below(2) : (int32_t)next();
+  static const int32_t integers[] = {INT4MM_INT8, INT4MM_INT32}, floats[] = {4, 2, 3};
+  make(&plain, 0, 2, kind < 2 ? integers[below(2)] : floats[below(3)], rows, cols);
+  int64_t r = plain.shape[0], c = plain.shape[1];
+  make(&packed, 1, 2, INT4MM_INT32, dim == 0 ? r / 8 + (r % 8 > 0) : r, dim == 0 ? c : c / 8 + (c % 8 > 0));
+  make(&scales, 2, 1, INT4MM_FLOAT32, dim == 0 ? c : r, 1);
+  memcpy(before, memory, sizeof memory);
+  if (kind == 0) judge(int4mm_pack(&packed, &plain, dim, encoding, NULL), "pack");
+  if (kind == 1) judge(int4mm_unpack(&plain, &packed, dim, encoding, NULL), "unpack");
+  if (kind == 2) judge(int4mm_quantize(&packed, &scales, &plain, dim, encoding, 1, NULL), "quantize");
+  if (kind == 3) judge(int4mm_dequantize(&plain, &packed, &scales, dim, encoding, NULL), "dequantize");
+}
+
+static void tensor_call(void) {
+  int4mm_tensor a, b, made = {0};
+  make(&a, 0, 1 + (int32_t)below(2), (int32_t)below(5), extent(), extent());
+  make(&b, 1, a.rank, below(2) ? a.dtype : (int32_t)below(5), a.shape[0], a.shape[1]);
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_tensor_copy(&a, &b, NULL), "copy");
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_random(&a, next(), next(), -1, 1, NULL), "random");
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_tensor_fill_bytes(&a, 7, NULL), "fill");
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_tensor_narrow(&made, &a, (int32_t)below(2), below(2) ? a.shape[0] : extent(), below(2) ? 0 : extent()),
+        "narrow");
+  int4mm_tensor_release(&made);
+  judge(int4mm_prepack(&made, &b, (int32_t)below(2), (int32_t)below(2)), "prepack");
+  int4mm_tensor_release(&made);
+}
+
+static void matmul_call(void) {
+  int4mm_tensor t[TENSORS], allocated = {0};
+  int64_t M = below(2) ? 1 : below(70), N = below(2) ? 1 : below(70), k8 = below(3) ? below(5) : extent();
+  bool nk = below(2);
+  static const int32_t outs[] = {4, 2, 3};
+  make(&t[0], 0, 2, INT4MM_INT32, M, k8);
+  make(&t[1], 1, 2, INT4MM_INT32, nk ? N : k8, nk ? k8 : N);
+  make(&t[2], 2, 1, INT4MM_FLOAT32, M, 1);
+  make(&t[3], 3, 1, INT4MM_FLOAT32, N, 1);
+  make(&t[4], 4, 1, INT4MM_FLOAT32, N, 1);
+  make(&t[5], 5, 2, outs[below(3)], M, N);
+  bool with_out = t[5].rank && below(2);
+  int4mm_matmul_args args = {.a_packed = &t[0],
+                             .b_packed = &t[1],
+                             .scale_a = &t[2],
+                             .scale_b = &t[3],
+                             .bias = below(2) ? &t[4] : NULL,
+                             .out = with_out ? &t[5] : &allocated,
+                             .out_dtype = outs[below(3)],
+                             .encoding_a = (int32_t)below(2),
+                             .layout_b = nk,
+                             .backend = INT4MM_USE_CPU, /* no GPU in this test */
+                             .strassen = -1};
+  int32_t *options[] = {&args.out_dtype, &args.encoding_a, &args.encoding_b, &args.layout_b, &args.strassen};
+  if (below(10) == 0) *options[below(5)] = (int32_t)next();
+  memcpy(before, memory, sizeof memory);
+  int4mm_plan plan;
+  judge(int4mm_matmul_plan(&args, &plan), "plan");
+  judge(int4mm_matmul(&args), "matmul");
+  int4mm_tensor_release(&allocated);
+}
+
+int main(int argc, char **argv) {
+  int calls = argc > 1 ? atoi(argv[1]) : 20000;
+  state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+  for (int i = 0; i < TENSORS; i++) memset(memory[i], 0x11 * i, sizeof memory[i]);
+  for (int i = 0; i < calls; i++) {
+    OK(int4mm_set_cpu_isa(int4mm_cpu_isa_at((int32_t)(i % 5)) ? int4mm_cpu_isa_at((int32_t)(i % 5)) : NULL));
+    int kind = (int)below(6);
+    if (kind < 4) pack_call(kind);
+    if (kind == 4) tensor_call();
+    if (kind == 5) matmul_call();
+  }
+  CHECK(!int4mm_cpu_isa_at(INT32_MIN) && !int4mm_cpu_isa_at(-1) && !int4mm_cpu_isa_at(INT32_MAX));
+  CHECK(int4mm_allocated(INT4MM_CPU) == 0);
+  printf("hostile_descriptors: %d calls served, %d refused\n", served, refused);
+  CHECK(served > calls / 10 && refused > calls / 10);
+  return report();
+}

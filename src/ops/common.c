@@ -1,0 +1,104 @@
+/*
+ * Checks and helpers that the operations share.
+ */
+#include <math.h>
+#include <stdio.h>
+
+#include "cpu/backend.h"
+#include "ops/common.h"
+#include "ops/copy.h"
+
+/* ---- checks ---- */
+
+int32_t int4mm_check_matrix(const char *name, const int4mm_tensor *t, bool (*dtype_ok)(int32_t), const char *expected) {
+  int32_t status = int4mm_check_rows(name, t);
+  if (!status && (t->rank != 2 || !dtype_ok(t->dtype)))
+    status =
+        int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected a matrix of %s", name, int4mm_describe(t).s, expected);
+  return status;
+}
+
+int32_t int4mm_check_words(const char *name, const int4mm_tensor *t) {
+  int32_t status = int4mm_check_tensor(name, t);
+  if (!status && (t->rank != 2 || t->dtype != INT4MM_INT32))
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected a matrix of int32, eight int4 to a word", name,
+                         int4mm_describe(t).s);
+  return status;
+}
+
+int32_t int4mm_check_range(const char *name, int32_t value, int32_t low, int32_t high, const char *meaning) {
+  if (value >= low && value <= high) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, expected %s", name, (int)value, meaning);
+}
+
+static bool is_word(int32_t dtype) {
+  return dtype == INT4MM_INT32;
+}
+
+int32_t int4mm_check_packed_pair(const char *name, const int4mm_tensor *plain, bool (*dtype_ok)(int32_t),
+                                 const char *expected, const int4mm_tensor *packed, int32_t dim, int32_t encoding) {
+  int32_t status = int4mm_check_matrix(name, plain, dtype_ok, expected);
+  if (!status) status = int4mm_check_matrix("packed", packed, is_word, "int32");
+  if (!status && dim != 0 && dim != 1)
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "dim is %d: a matrix has dimensions 0 and 1", (int)dim);
+  if (!status) status = int4mm_check_encoding("encoding", encoding);
+  if (status) return status;
+  int64_t expect[2] = {plain->shape[0], plain->shape[1]};
+  expect[dim] = expect[dim] / 8 + (expect[dim] % 8 != 0);
+  if (packed->shape[0] != expect[0] || packed->shape[1] != expect[1])
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "packed is %s but %s is %s: packed along dim %d that is [%lld, %lld]",
+                       int4mm_describe(packed).s, name, int4mm_describe(plain).s, (int)dim, (long long)expect[0],
+                       (long long)expect[1]);
+  status = int4mm_check_same_device("packed", packed, name, plain);
+  return status ? status : int4mm_check_apart("packed", packed, name, plain);
+}
+
+/* ---- jobs and backends ---- */
+
+int4mm_pack_job int4mm_make_pack_job(const int4mm_tensor *packed, const int4mm_tensor *plain,
+                                     const int4mm_tensor *scales, int32_t dim, int32_t encoding, bool check) {
+  return (int4mm_pack_job){.packed = int4mm_as_matrix(packed),
+                           .plain = int4mm_as_matrix(plain),
+                           .scales = scales ? scales->data : NULL,
+                           .dim = dim,
+                           .xor_mask = int4mm_xor_mask_of(encoding),
+                           .check = check};
+}
+
+int32_t int4mm_open_cuda(const int4mm_cuda_backend **cuda, void *stream, const int4mm_tensor *const *tensors,
+                         int count) {
+  *cuda = int4mm_cuda();
+  return *cuda ? int4mm_use_on_stream(*cuda, tensors[0]->device, stream, tensors, count, NULL) : INT4MM_ERR_UNAVAILABLE;
+}
+
+/* ---- bad values ---- */
+
+static int4mm_text describe_position(const int4mm_tensor *t, int64_t index) {
+  int4mm_text text;
+  if (t->rank == 1)
+    snprintf(text.s, sizeof text.s, "index %lld (counted from 0)", (long long)index);
+  else
+    snprintf(text.s, sizeof text.s, "row %lld, column %lld (counted from 0)", (long long)(index / t->shape[1]),
+             (long long)(index % t->shape[1]));
+  return text;
+}
+
+int32_t int4mm_fail_value(const char *name, const int4mm_tensor *t, int64_t bad, const char *expected, void *stream) {
+  int64_t row = bad / t->shape[1], col = bad % t->shape[1];
+  int32_t word = 0;
+  int4mm_tensor element = *t, host = {0};
+  element.data = (char *)t->data + (size_t)(row * t->stride + col) * int4mm_dtype_size(t->dtype);
+  element.shape[0] = element.shape[1] = 1;
+  int32_t status = int4mm_tensor_wrap(&host, &word, 2, 1, 1, 1, t->dtype, INT4MM_CPU);
+  if (!status) status = int4mm_copy_checked(&host, &element, stream);
+  if (status) return status;
+  int4mm_text position = describe_position(t, bad);
+  if (int4mm_is_integer_dtype(t->dtype))
+    return int4mm_fail(INT4MM_ERR_VALUE, "%s holds %d at %s: %s", name,
+                       t->dtype == INT4MM_INT8 ? (int)*(int8_t *)&word : (int)word, position.s, expected);
+  float value = 0;
+  int4mm_matrix from = int4mm_as_matrix(&host), to = {&value, 1, 1, 1, INT4MM_FLOAT32};
+  int4mm_cpu_copy(&to, &from);
+  return int4mm_fail(INT4MM_ERR_VALUE, "%s holds %s at %s: %s", name,
+                     isnan(value) ? "NaN" : (value > 0 ? "+Inf" : "-Inf"), position.s, expected);
+}

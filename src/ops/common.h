@@ -1,0 +1,31 @@
+/*
+ * What the operations share: checks of their arguments, the job of packing and quantising, and the way to a GPU.
+ */
+#ifndef INT4MM_OPS_COMMON_H
+#define INT4MM_OPS_COMMON_H
+
+#include "core/tensor.h"
+#include "dispatch/devices.h"
+
+/* A live matrix of rows whose dtype is one that `dtype_ok` says yes to; `expected` names them. */
+int32_t int4mm_check_matrix(const char *name, const int4mm_tensor *t, bool (*dtype_ok)(int32_t), const char *expected);
+/* A live matrix of int32 words, rows or a prepacked weight. */
+int32_t int4mm_check_words(const char *name, const int4mm_tensor *t);
+/* An enum's value in low .. high, which `meaning` names. */
+int32_t int4mm_check_range(const char *name, int32_t value, int32_t low, int32_t high, const char *meaning);
+
+/* A plain matrix and its packed counterpart, one eighth as long along `dim`: dtypes, shapes, devices, no overlap. */
+int32_t int4mm_check_packed_pair(const char *name, const int4mm_tensor *plain, bool (*dtype_ok)(int32_t),
+                                 const char *expected, const int4mm_tensor *packed, int32_t dim, int32_t encoding);
+/* `scales` may be NULL. */
+int4mm_pack_job int4mm_make_pack_job(const int4mm_tensor *packed, const int4mm_tensor *plain,
+                                     const int4mm_tensor *scales, int32_t dim, int32_t encoding, bool check);
+
+/* The table of the CUDA library, with the tensors made ready for the stream. */
+int32_t int4mm_open_cuda(const int4mm_cuda_backend **cuda, void *stream, const int4mm_tensor *const *tensors,
+                         int count);
+
+/* INT4MM_ERR_VALUE with a sentence about element `bad` of the row-major order, whose value is fetched for it. */
+int32_t int4mm_fail_value(const char *name, const int4mm_tensor *t, int64_t bad, const char *expected, void *stream);
+
+#endif

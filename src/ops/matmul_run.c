@@ -1,0 +1,226 @@
+/*
+ * A valid product on its target: the problem as backends see it, and the steps around their kernels.
+ */
+#include "cpu/backend.h"
+#include "dispatch/choose.h"
+#include "dispatch/devices.h"
+#include "ops/copy.h"
+#include "ops/matmul.h"
+
+/* ---- the problem ---- */
+
+/* Packed words as a backend sees them: K values along rows or columns, a scale for each of the others. */
+static int4mm_operand make_operand(const int4mm_tensor *words, const int4mm_tensor *scales, int32_t layout,
+                                   int32_t encoding, int64_t K) {
+  int4mm_matrix m = int4mm_as_matrix(words);
+  return (int4mm_operand){.data = m.data,
+                          .rows = m.rows,
+                          .cols = m.cols,
+                          .stride = m.stride,
+                          .dtype = m.dtype,
+                          .layout = layout,
+                          .xor_mask = int4mm_xor_mask_of(encoding),
+                          .scales = scales->data,
+                          .group = K};
+}
+
+/* The problem as a backend sees it, with b as it lies in memory; out has no data where it is still to be allocated. */
+static int4mm_problem make_problem(const int4mm_matmul_call *c) {
+  const int4mm_matmul_args *args = c->args;
+  const int4mm_tensor *out = args->out;
+  int32_t layout_b = c->panels ? INT4MM_PANELS_N : c->nk ? INT4MM_K_MAJOR : INT4MM_MN_MAJOR;
+  return (int4mm_problem){.M = c->M,
+                          .N = c->N,
+                          .K = c->K,
+                          .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, args->encoding_a, c->K),
+                          .b = make_operand(args->b_packed, args->scale_b, layout_b, args->encoding_b, c->K),
+                          .bias = args->bias ? args->bias->data : NULL,
+                          .out = out->rank ? int4mm_as_matrix(out)
+                                           : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
+                          .strassen = args->strassen};
+}
+
+/* Points the problem at b transposed to [K/8, N] words, two's complement, in `words`. */
+static void use_transposed(int4mm_problem *p, const uint32_t *words) {
+  int4mm_operand *b = &p->b;
+  b->words = words, b->rows = p->K / 8, b->cols = b->stride = p->N;
+  b->layout = INT4MM_MN_MAJOR, b->xor_mask = 0;
+}
+
+/* ---- the CPU ---- */
+
+/* Columns n0 .. n0 + columns - 1 of a problem whose b is [N, K/8]. */
+static int4mm_problem columns_of(const int4mm_problem *p, int64_t n0, int64_t columns) {
+  int4mm_problem part = *p;
+  part.N = part.b.rows = part.out.cols = columns;
+  if (p->K) part.b.words += n0 * p->b.stride;
+  part.b.scales += n0;
+  if (p->bias) part.bias += n0;
+  part.out.data = (char *)p->out.data + n0 * (int64_t)int4mm_dtype_size(p->out.dtype);
+  return part;
+}
+
+/* b is [N, K/8] and transposed first, so many columns of the product at a time. */
+static int32_t run_by_columns(const int4mm_problem *p, int64_t columns) {
+  int4mm_tensor transposed = {0};
+  int32_t status = int4mm_tensor_alloc(&transposed, 2, p->K / 8, columns, INT4MM_INT32, INT4MM_CPU);
+  for (int64_t n0 = 0; !status && n0 < p->N; n0 += columns) {
+    int4mm_problem part = columns_of(p, n0, n0 + columns < p->N ? columns : p->N - n0);
+    int4mm_matrix from = {(void *)part.b.words, part.N, p->K / 8, p->b.stride, INT4MM_INT32};
+    int4mm_matrix to = {transposed.data, p->K / 8, part.N, part.N, INT4MM_INT32};
+    int4mm_cpu_transpose(&to, &from, p->b.xor_mask);
+    use_transposed(&part, transposed.data);
+    status = int4mm_cpu_matmul(&part);
+  }
+  int4mm_tensor_release(&transposed);
+  return status;
+}
+
+/* All columns at once, or fewer where there is no memory for as large a copy of b. */
+static int32_t run_nk(const int4mm_problem *p) {
+  enum { MIN_COLUMNS = 256 };
+  int64_t columns = p->N;
+  int32_t status = run_by_columns(p, columns);
+  while (status == INT4MM_ERR_MEMORY && columns > MIN_COLUMNS) {
+    columns = (columns / 2 + MIN_COLUMNS - 1) / MIN_COLUMNS * MIN_COLUMNS;
+    status = run_by_columns(p, columns);
+  }
+  return status;
+}
+
+static int32_t run_cpu(const int4mm_matmul_call *c) {
+  int4mm_problem problem = make_problem(c);
+  if (!c->M || !c->N) return INT4MM_OK;
+  return c->nk ? run_nk(&problem) : int4mm_cpu_matmul(&problem);
+}
+
+/* ---- CUDA ---- */
+
+static int32_t alignment_of(const void *address) {
+  uintptr_t bits = (uintptr_t)address | 256;
+  return (int32_t)(bits & -bits);
+}
+
+typedef int32_t chooser(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan);
+
+static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_problem *p, const char *kernel,
+                         chooser *choose, int4mm_plan *plan) {
+  int4mm_gpu_problem g = {.M = p->M,
+                          .N = p->N,
+                          .K = p->K,
+                          .lda = p->a.stride,
+                          .ldb = p->b.stride,
+                          .ldo = p->out.stride,
+                          .align_a = alignment_of(p->a.data),
+                          .align_b = alignment_of(p->b.data),
+                          .align_out = alignment_of(p->out.data),
+                          .out_dtype = p->out.dtype,
+                          .encoding_a = p->a.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
+                          .encoding_b = p->b.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT};
+  int32_t status = target->cuda->arch(target->device, &g.arch, &g.sms);
+  if (!status) status = target->cuda->code_arch(target->device, &g.code_arch);
+  if (!status) status = choose(&g, kernel, plan);
+  if (!status) plan->device = target->device;
+  return status;
+}
+
+static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem,
+                      const int4mm_matmul_args *args, bool non_blocking) {
+  int4mm_plan plan = {0};
+  int32_t status = plan_cuda(target, problem, args->kernel, int4mm_choose_kernel, &plan);
+  if (status || !problem->M || !problem->N) return status;
+  return target->cuda->matmul(target->device, problem, &plan, args->stream, non_blocking);
+}
+
+/* Frees scratch memory after a call that ended with `status`; the call's own failure is the one to tell. */
+static int32_t free_scratch(const int4mm_dispatch_target *target, void *scratch, void *stream, int32_t status) {
+  if (!status) return target->cuda->scratch_free(target->device, scratch, stream);
+  int4mm_hold_error();
+  (void)target->cuda->scratch_free(target->device, scratch, stream);
+  int4mm_unhold_error();
+  return status;
+}
+
+/* Everything is on the target already. A product without outputs is checked like any other: its kernel is chosen. */
+static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
+  const int4mm_matmul_args *args = c->args;
+  const int4mm_cuda_backend *cuda = target->cuda;
+  int4mm_problem problem = make_problem(c);
+  void *scratch = NULL;
+  bool non_blocking;
+  int32_t status = int4mm_use_on_stream(
+      cuda, target->device, args->stream,
+      (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias, args->out}, 6,
+      &non_blocking);
+  size_t words = c->M ? (size_t)(c->K / 8) * (size_t)c->N : 0;
+  if (!status && c->nk && words) {
+    int4mm_matrix from = int4mm_as_matrix(args->b_packed);
+    status = cuda->scratch(target->device, words * sizeof(uint32_t), &scratch, args->stream);
+    int4mm_matrix to = {scratch, c->K / 8, c->N, c->N, INT4MM_INT32};
+    if (!status) status = cuda->transpose(target->device, &to, &from, problem.b.xor_mask, args->stream);
+  }
+  if (c->nk) use_transposed(&problem, scratch);
+  if (!status) status = launch(target, &problem, args, non_blocking);
+  if (scratch) status = free_scratch(target, scratch, args->stream, status);
+  return status;
+}
+
+/* A copy of a CPU operand on the GPU; nothing for a NULL one. */
+static int32_t stage(int4mm_tensor *staged, const int4mm_tensor *t, int32_t device, void *stream) {
+  if (!t) return INT4MM_OK;
+  int32_t status = int4mm_tensor_alloc_on(staged, t->rank, t->shape[0], t->shape[1], t->dtype, device, stream);
+  return status ? status : int4mm_copy_checked(staged, t, stream);
+}
+
+/* Operands on the CPU: copies over, multiplies, copies back unless out is on the GPU, and returns when done. */
+static int32_t run_staged(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
+  const int4mm_matmul_args *args = c->args;
+  const int4mm_tensor *from[5] = {args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias};
+  int4mm_tensor staged[5] = {{0}}, result = {0};
+  bool out_on_cpu = args->out->device == INT4MM_CPU;
+  int32_t status = INT4MM_OK;
+  for (int i = 0; i < 5 && !status; i++) status = stage(&staged[i], from[i], target->device, args->stream);
+  if (!status && out_on_cpu)
+    status = int4mm_tensor_alloc_on(&result, 2, c->M, c->N, args->out->dtype, target->device, args->stream);
+  if (!status) {
+    int4mm_matmul_args on_gpu = *args;
+    on_gpu.a_packed = &staged[0], on_gpu.b_packed = &staged[1];
+    on_gpu.scale_a = &staged[2], on_gpu.scale_b = &staged[3];
+    on_gpu.bias = args->bias ? &staged[4] : NULL;
+    on_gpu.out = out_on_cpu ? &result : args->out;
+    int4mm_matmul_call moved = *c;
+    moved.args = &on_gpu;
+    status = run_on_gpu(&moved, target);
+  }
+  if (!status)
+    status = out_on_cpu ? int4mm_copy_checked(args->out, &result, args->stream)
+                        : target->cuda->stream_synchronize(target->device, args->stream);
+  for (int i = 0; i < 5; i++) int4mm_tensor_release(&staged[i]);
+  int4mm_tensor_release(&result);
+  return status;
+}
+
+/* ---- a target ---- */
+
+int32_t int4mm_run_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
+  if (!target->cuda) return run_cpu(c);
+  if (c->args->a_packed->device != INT4MM_CPU) return run_on_gpu(c, target);
+  int32_t status = run_staged(c, target);
+  bool cannot = status == INT4MM_ERR_MEMORY || status == INT4MM_ERR_UNAVAILABLE; /* no room, or no code for this GPU */
+  return cannot && target->may_fall_back ? run_cpu(c) : status;
+}
+
+int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
+  int4mm_problem problem = make_problem(c);
+  if (c->nk) use_transposed(&problem, NULL);
+  if (!target->cuda) {
+    int4mm_cpu_plan(&problem, plan);
+    return INT4MM_OK;
+  }
+  if (c->args->a_packed->device == INT4MM_CPU) { /* as run_staged lays them out: contiguous, on fresh allocations */
+    problem.a.data = NULL, problem.a.stride = c->K / 8;
+    problem.b.data = NULL, problem.b.stride = c->N;
+    if (!c->args->out->rank || c->args->out->device == INT4MM_CPU) problem.out.data = NULL, problem.out.stride = c->N;
+  }
+  return plan_cuda(target, &problem, c->args->kernel, int4mm_choose_cuda, plan);
+}
