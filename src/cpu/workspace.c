@@ -12,7 +12,7 @@
 
 enum { SLOTS = 4, HUGE_PAGE = 2 << 20, HEADER = 64 };
 
-static size_t most_in(int slot) {
+static size_t max_bytes_of_slot(int slot) {
   return (size_t)(slot == 0 ? 96 : 16) << 20;
 }
 
@@ -22,7 +22,7 @@ typedef struct block {
 
 static _Atomic(block *) slots[SLOTS];
 
-static block *take_kept(size_t bytes) {
+static block *acquire_kept(size_t bytes) {
   for (int i = 0; i < SLOTS; i++) {
     block *kept = atomic_exchange(&slots[i], NULL);
     if (!kept) continue;
@@ -32,7 +32,7 @@ static block *take_kept(size_t bytes) {
   return NULL;
 }
 
-static block *fresh(size_t bytes) {
+static block *allocate(size_t bytes) {
   size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : HEADER;
   bytes = (bytes + alignment - 1) / alignment * alignment;
   block *b = aligned_alloc(alignment, bytes);
@@ -42,10 +42,10 @@ static block *fresh(size_t bytes) {
   return b;
 }
 
-void *int4mm_workspace_take(int64_t bytes) {
+void *int4mm_workspace_acquire(int64_t bytes) {
   size_t whole = (size_t)bytes + HEADER;
-  block *b = take_kept(whole);
-  if (!b) b = fresh(whole);
+  block *b = acquire_kept(whole);
+  if (!b) b = allocate(whole);
   if (!b) {
     int4mm_fail(INT4MM_ERR_MEMORY, "matmul: no memory for a workspace of %lld bytes", (long long)bytes);
     return NULL;
@@ -53,11 +53,11 @@ void *int4mm_workspace_take(int64_t bytes) {
   return (char *)b + HEADER;
 }
 
-void int4mm_workspace_give(void *workspace) {
+void int4mm_workspace_release(void *workspace) {
   block *b = (block *)((char *)workspace - HEADER);
   for (int i = 0; i < SLOTS; i++) {
     block *empty = NULL;
-    if (b->bytes > most_in(i)) break;
+    if (b->bytes > max_bytes_of_slot(i)) break;
     if (atomic_compare_exchange_strong(&slots[i], &empty, b)) return;
   }
   free(b);

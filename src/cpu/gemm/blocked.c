@@ -263,14 +263,14 @@ static void choose_sizes(gemm *g) {
 }
 
 /* Workspace for the sizes chosen, cut into its parts. */
-static bool take_workspace(gemm *g) {
+static bool acquire_workspace(gemm *g) {
   int64_t rows = int4mm_round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
   int64_t a = int4mm_round_up(g->threads * g->unit_rows * g->slice * 8, 64);
   int64_t start = int4mm_round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
   int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
   int64_t b = panels * bytes_of_panel(g, g->slice);
   int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);
-  char *memory = int4mm_workspace_take(a + start + b + lanes + sums);
+  char *memory = int4mm_workspace_acquire(a + start + b + lanes + sums);
   if (!memory) return false;
   g->a = (uint32_t *)memory;
   g->start = (int32_t *)(memory + a);
@@ -284,7 +284,7 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
   gemm g = {.k = kernels, .p = p};
   g.threads = int4mm_threads_for(p->M * p->N, int4mm_max64(1, (1 << 21) / int4mm_max64(p->K, 1)));
   choose_sizes(&g);
-  if (!take_workspace(&g)) return INT4MM_ERR_MEMORY;
+  if (!acquire_workspace(&g)) return INT4MM_ERR_MEMORY;
   int64_t k8 = p->K / 8;
   for (g.n0 = 0; g.n0 < p->N; g.n0 += g.block_cols) {
     g.cols = int4mm_min64(g.block_cols, p->N - g.n0);
@@ -298,7 +298,7 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
       } while (g.j0 < k8);
     }
   }
-  int4mm_workspace_give(g.a);
+  int4mm_workspace_release(g.a);
   return INT4MM_OK;
 }
 

@@ -99,7 +99,7 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
 
 /* Scratch memory, 64-byte aligned and in huge pages where large; NULL after recording INT4MM_ERR_MEMORY. A few blocks
  * are kept for the next call, since fresh pages cost more than the packing that fills them. */
-void *int4mm_workspace_take(int64_t bytes);
-void int4mm_workspace_give(void *workspace);
+void *int4mm_workspace_acquire(int64_t bytes);
+void int4mm_workspace_release(void *workspace);
 
 #endif

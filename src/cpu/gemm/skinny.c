@@ -156,7 +156,7 @@ static void choose_parts(stream_run *s) {
 }
 
 /* Workspace in the order: expanded A, which slices that is, accumulators, sums of the parts of K. */
-static bool take_workspace(stream_run *s) {
+static bool acquire_workspace(stream_run *s) {
   const int4mm_problem *p = s->p;
   s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + APART;
   s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
@@ -165,7 +165,7 @@ static bool take_workspace(stream_run *s) {
   s->acc_size = p->M * (s->width + APART) + PAGE / 4;
   int64_t acc = 4 * s->threads * s->acc_size;
   int64_t sums = s->k_parts > 1 ? 4 * s->k_parts * p->M * s->ld : 0;
-  char *memory = int4mm_workspace_take(a + slices + acc + sums);
+  char *memory = int4mm_workspace_acquire(a + slices + acc + sums);
   if (!memory) return false;
   s->a = (uint32_t *)memory;
   s->slices = (slice *)(memory + a);
@@ -179,9 +179,9 @@ int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *
   stream_run s = {.k = kernels, .p = p};
   s.threads = int4mm_stream_threads(p);
   choose_parts(&s);
-  if (!take_workspace(&s)) return INT4MM_ERR_MEMORY;
+  if (!acquire_workspace(&s)) return INT4MM_ERR_MEMORY;
   int4mm_parallel(s.threads, s.column_parts * s.k_parts, piece, &s);
   if (s.k_parts > 1) int4mm_parallel(1, 1, add_parts, &s);
-  int4mm_workspace_give(s.a);
+  int4mm_workspace_release(s.a);
   return INT4MM_OK;
 }

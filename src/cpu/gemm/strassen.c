@@ -243,14 +243,14 @@ static void choose_sizes(strassen *s) {
   s->block_n = int4mm_min64(s->macro_n, int4mm_max64(1, packed_b / macro_b));
 }
 
-static bool take_workspace(strassen *s) {
+static bool acquire_workspace(strassen *s) {
   int64_t macro_a = s->slices * s->products * block_a(s), macro_b = s->slices * s->products * block_b(s);
   int64_t starts = int4mm_round_up(4 * s->block_m * s->slices * s->products * s->mb, 64);
   int64_t tile = 4 * s->G * s->mb * ld_of_tile(s);
   int64_t blocks = s->G * s->G * int4mm_max64(panel_a(s), panel_b(s));
   s->scratch_bytes = int4mm_round_up(int4mm_max64(tile, blocks), 64);
   char *memory =
-      int4mm_workspace_take(s->block_m * macro_a + s->block_n * macro_b + starts + s->threads * s->scratch_bytes);
+      int4mm_workspace_acquire(s->block_m * macro_a + s->block_n * macro_b + starts + s->threads * s->scratch_bytes);
   if (!memory) return false;
   s->a = (int8_t *)memory;
   s->b = s->a + s->block_m * macro_a;
@@ -264,7 +264,7 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
   s.threads = int4mm_threads_for(p->M * p->N, int4mm_max64(1, (1 << 21) / int4mm_max64(p->K, 1)));
   choose_sizes(&s);
   list_destinations(&s);
-  if (!take_workspace(&s)) return INT4MM_ERR_MEMORY;
+  if (!acquire_workspace(&s)) return INT4MM_ERR_MEMORY;
   for (s.i0 = 0; s.i0 < s.macro_m; s.i0 = s.i1) {
     s.i1 = int4mm_min64(s.i0 + s.block_m, s.macro_m);
     int4mm_parallel(s.threads, (s.i1 - s.i0) * s.slices * (s.mb / kernels->mr), pack_a, &s);
@@ -273,7 +273,7 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
       run_macro_columns(&s);
     }
   }
-  int4mm_workspace_give(s.a);
+  int4mm_workspace_release(s.a);
   return INT4MM_OK;
 }
 
