@@ -304,13 +304,13 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
 
 /* ---- the choice of a path --------------------------------------------------------------------------------------- */
 
-static bool streams(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (int4mm_is_panels(&p->b)) return p->M <= kernels->panel_rows;
-  return p->M <= (int4mm_stream_threads(p) > 1 ? kernels->stream_shared : kernels->stream_rows);
+static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (int4mm_is_panels(&p->b)) return p->M <= kernels->skinny_panel_max_m;
+  return p->M <= (int4mm_skinny_threads(p) > 1 ? kernels->skinny_max_m_threaded : kernels->skinny_max_m);
 }
 
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (streams(kernels, p)) return int4mm_gemm_stream(kernels, p);
+  if (is_skinny(kernels, p)) return int4mm_gemm_skinny(kernels, p);
   int32_t levels = int4mm_strassen_levels(kernels, p);
   if (levels > 0) return int4mm_gemm_strassen(kernels, p, levels);
   return int4mm_gemm_blocked(kernels, p);
@@ -320,10 +320,10 @@ void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, in
   int32_t levels = int4mm_strassen_levels(kernels, p);
   plan->tile_m = kernels->mr;
   plan->tile_n = kernels->nr;
-  if (streams(kernels, p)) {
+  if (is_skinny(kernels, p)) {
     plan->tile_m = (int32_t)p->M;
-    plan->tile_n = kernels->stream_width;
-    snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is streamed once, unpacked in registers%s",
+    plan->tile_n = kernels->skinny_columns;
+    snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is read once, unpacked in registers%s",
              int4mm_is_panels(&p->b) ? " (prepacked)" : "");
   } else if (levels > 0) {
     snprintf(plan->reason, sizeof plan->reason, "large enough for %d level%s of exact Strassen", (int)levels,

@@ -34,14 +34,14 @@ typedef void int4mm_kernel(int64_t k8, const uint32_t *a, const uint32_t *b, int
                            const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead);
 
 typedef struct int4mm_kernels {
-  int32_t mr, nr;        /* nr divides INT4MM_PANEL */
-  int32_t offset;        /* of B in `kernel`: 8, or 0 where both operands are signed */
-  bool bytes_b;          /* `kernel` reads B in bytes */
-  int32_t stream_rows;   /* M up to which `stream` is used by one thread; at most 64 */
-  int32_t stream_shared; /* ... and by several, which it serves less evenly than panels do */
-  int32_t stream_width;  /* columns that `stream` takes at a time; divides INT4MM_PANEL */
-  int32_t panel_rows;    /* M up to which `stream_panel` is used on a prepacked weight */
-  int32_t strassen;      /* levels that `kernel_bytes` serves: 0 to 2 */
+  int32_t mr, nr;                /* nr divides INT4MM_PANEL */
+  int32_t offset;                /* of B in `kernel`: 8, or 0 where both operands are signed */
+  bool bytes_b;                  /* `kernel` reads B in bytes */
+  int32_t skinny_max_m;          /* M up to which `skinny` is used by one thread; at most 64 */
+  int32_t skinny_max_m_threaded; /* ... and by several, which it serves less evenly than panels do */
+  int32_t skinny_columns;        /* columns that `skinny` takes at a time; divides INT4MM_PANEL */
+  int32_t skinny_panel_max_m;    /* M up to which `skinny_panel` is used on a prepacked weight */
+  int32_t strassen;              /* levels that `kernel_bytes` serves: 0 to 2 */
   /* Rows a .. a + (rows - 1) * lda (at most mr) as a panel, zero rows below them; sums[r] = sum of row r. */
   void (*pack_a)(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
                  uint32_t xor_mask);
@@ -57,11 +57,11 @@ typedef struct int4mm_kernels {
   /* A row as dwords of signed bytes, its sum returned. */
   int32_t (*expand)(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask);
   /* acc[m, n] += sum over k of a[m, k] * (b[k, n] + offset) for m < rows: raw words of b read once, in long runs.
-   * a: expanded rows, lda dwords apart; columns: a multiple of stream_width. */
-  void (*stream)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
+   * a: expanded rows, lda dwords apart; columns: a multiple of skinny_columns. */
+  void (*skinny)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
                  int64_t ldb, uint32_t xor_mask, int32_t *acc, int64_t ldacc);
   /* The same for one prepacked panel, INT4MM_PANEL columns. */
-  void (*stream_panel)(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
+  void (*skinny_panel)(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                        int64_t ldacc);
   /* The epilogue: out[m .. m + rows - 1, n .. n + columns - 1] from a tile of sums, whose rows may be read up to the
    * next multiple of 16 columns. */
@@ -86,13 +86,13 @@ int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *problem
 void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *problem, int4mm_plan *plan);
 
 /* Threads worth having for few rows. */
-static inline int32_t int4mm_stream_threads(const int4mm_problem *p) {
+static inline int32_t int4mm_skinny_threads(const int4mm_problem *p) {
   return int4mm_threads_for(p->N * (p->K / 8), 1 << 15);
 }
 
 /* The paths of the driver. */
 int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem *problem);
-int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *problem);
+int32_t int4mm_gemm_skinny(const int4mm_kernels *kernels, const int4mm_problem *problem);
 /* Levels of Strassen for a problem: as it asks, or by measured rules; 0 where they do not fit. */
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *problem);
 int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem *problem, int32_t levels);

@@ -18,7 +18,7 @@ typedef struct slice {
   int32_t start[MAX_ROWS];
 } slice;
 
-typedef struct stream_run {
+typedef struct skinny_run {
   const int4mm_kernels *k;
   const int4mm_problem *p;
   int32_t threads;
@@ -32,44 +32,44 @@ typedef struct stream_run {
   int64_t acc_size;
   int32_t *sums; /* [k_parts][M][ld], when K is split */
   int64_t ld;
-} stream_run;
+} skinny_run;
 
 /* Columns of a raw weight that do not fill a vector, copied into one: words beyond N are not there to be read. */
-static void stream_tail(const stream_run *s, const uint32_t *a, const uint32_t *b, int64_t columns, int64_t k8,
+static void skinny_tail(const skinny_run *s, const uint32_t *a, const uint32_t *b, int64_t columns, int64_t k8,
                         int32_t *acc) {
   enum { DEPTH = 32 };
   uint32_t words[DEPTH * 16];
-  int64_t wide = s->k->stream_width;
+  int64_t wide = s->k->skinny_columns;
   for (int64_t j = 0; j < k8; j += DEPTH) {
     int64_t depth = int4mm_min64(DEPTH, k8 - j);
     for (int64_t i = 0; i < depth; i++) {
       const uint32_t *row = b + (j + i) * s->p->b.stride;
       for (int64_t c = 0; c < wide; c++) words[i * wide + c] = c < columns ? row[c] : 0;
     }
-    s->k->stream(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->b.xor_mask, acc, s->width + APART);
+    s->k->skinny(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->b.xor_mask, acc, s->width + APART);
   }
 }
 
 /* acc += A[:, slice] * B[slice, n .. n + columns - 1], the slice being k8 words from word j on. */
-static void stream_columns(const stream_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
-                           int32_t *acc) {
+static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
+                             int32_t *acc) {
   const int4mm_problem *p = s->p;
   int64_t ldacc = s->width + APART;
   if (int4mm_is_panels(&p->b)) {
     for (int64_t c = 0; c < columns; c += INT4MM_PANEL) {
       const uint32_t *b = int4mm_b_word(p, j, n + c);
-      s->k->stream_panel(p->M, k8, a, s->lda, b, acc + c, ldacc);
+      s->k->skinny_panel(p->M, k8, a, s->lda, b, acc + c, ldacc);
     }
     return;
   }
   const uint32_t *b = p->b.words + j * p->b.stride + n;
-  int64_t whole = columns / s->k->stream_width * s->k->stream_width;
-  if (whole > 0) s->k->stream(p->M, whole, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
-  if (whole < columns) stream_tail(s, a, b + whole, columns - whole, k8, acc + whole);
+  int64_t whole = columns / s->k->skinny_columns * s->k->skinny_columns;
+  if (whole > 0) s->k->skinny(p->M, whole, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
+  if (whole < columns) skinny_tail(s, a, b + whole, columns - whole, k8, acc + whole);
 }
 
 /* The slice of A from word j on as dwords, and in start what accumulators gain by it besides the products. */
-static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, int32_t slot) {
+static const uint32_t *expand_slice(const skinny_run *s, int64_t j, int64_t k8, int32_t slot) {
   const int4mm_problem *p = s->p;
   uint32_t *a = s->a + slot * p->M * s->lda;
   slice *own = &s->slices[slot];
@@ -82,7 +82,7 @@ static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, 
 }
 
 /* Columns n .. n + columns - 1 over words j0 .. j1 - 1 of K. */
-static void run_columns(const stream_run *s, int64_t n, int64_t columns, int64_t j0, int64_t j1, int32_t slot,
+static void run_columns(const skinny_run *s, int64_t n, int64_t columns, int64_t j0, int64_t j1, int32_t slot,
                         int32_t *acc) {
   int64_t j = j0;
   do { /* once even where K is 0 */
@@ -92,21 +92,21 @@ static void run_columns(const stream_run *s, int64_t n, int64_t columns, int64_t
       int32_t start = s->slices[slot].start[m], *row = acc + m * (s->width + APART);
       for (int64_t c = 0; c < s->width; c++) row[c] = j > j0 ? row[c] + start : start;
     }
-    if (k8 > 0) stream_columns(s, a, j, k8, n, columns, acc);
+    if (k8 > 0) multiply_columns(s, a, j, k8, n, columns, acc);
     j += k8;
   } while (j < j1);
 }
 
 /* A thread's accumulators for columns from n on. Modulo pages they lie half a page from the words that are read
  * meanwhile: a load that looks like a recent store by its last 12 bits waits for it. */
-static int32_t *place_of_sums(const stream_run *s, int64_t n, int32_t slot) {
+static int32_t *place_of_sums(const skinny_run *s, int64_t n, int32_t slot) {
   int32_t *acc = s->acc + slot * s->acc_size;
   intptr_t apart = (intptr_t)s->p->b.words + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
   return acc + (apart & (PAGE - 1)) / 64 * 16;
 }
 
 static void piece(void *context, int64_t index, int32_t slot) {
-  const stream_run *s = context;
+  const skinny_run *s = context;
   const int4mm_problem *p = s->p;
   int64_t part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
   int64_t n1 = int4mm_min64(n0 + s->columns, p->N);
@@ -129,7 +129,7 @@ static void piece(void *context, int64_t index, int32_t slot) {
 /* A piece of its own, so that it too has the default floating-point environment. */
 static void add_parts(void *context, int64_t index, int32_t slot) {
   (void)index, (void)slot;
-  const stream_run *s = context;
+  const skinny_run *s = context;
   const int4mm_problem *p = s->p;
   for (int64_t part = 1; part < s->k_parts; part++) {
     for (int64_t m = 0; m < p->M; m++) {
@@ -142,7 +142,7 @@ static void add_parts(void *context, int64_t index, int32_t slot) {
 }
 
 /* Columns are shared out in whole panels; K too when there are fewer panels than threads and K is long. */
-static void choose_parts(stream_run *s) {
+static void choose_parts(skinny_run *s) {
   const int4mm_problem *p = s->p;
   int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), k8 = int4mm_max64(1, p->K / 8);
   int64_t parts = int4mm_min64(panels, s->threads);
@@ -156,7 +156,7 @@ static void choose_parts(stream_run *s) {
 }
 
 /* Workspace in the order: expanded A, which slices that is, accumulators, sums of the parts of K. */
-static bool acquire_workspace(stream_run *s) {
+static bool acquire_workspace(skinny_run *s) {
   const int4mm_problem *p = s->p;
   s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + APART;
   s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
@@ -175,9 +175,9 @@ static bool acquire_workspace(stream_run *s) {
   return true;
 }
 
-int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  stream_run s = {.k = kernels, .p = p};
-  s.threads = int4mm_stream_threads(p);
+int32_t int4mm_gemm_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  skinny_run s = {.k = kernels, .p = p};
+  s.threads = int4mm_skinny_threads(p);
   choose_parts(&s);
   if (!acquire_workspace(&s)) return INT4MM_ERR_MEMORY;
   int4mm_parallel(s.threads, s.column_parts * s.k_parts, piece, &s);

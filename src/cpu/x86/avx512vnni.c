@@ -288,9 +288,10 @@ static inline __m512i upper(__m512i words, __m512i flip16) {
 }
 
 /* `depth` words of K (at most 8) of 16 columns, split once for all rows. Two chains of sums a row. */
-static inline __attribute__((always_inline)) void stream_step(int64_t rows, int depth, const uint32_t *a, int64_t lda,
-                                                              const uint32_t *b, int64_t ldb, __m512i xor_mask,
-                                                              __m512i flip16, int32_t *acc, int64_t ldacc) {
+static inline __attribute__((always_inline)) void skinny_k_block(int64_t rows, int depth, const uint32_t *a,
+                                                                 int64_t lda, const uint32_t *b, int64_t ldb,
+                                                                 __m512i xor_mask, __m512i flip16, int32_t *acc,
+                                                                 int64_t ldacc) {
   __m512i even[8], odd[8];
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
@@ -308,7 +309,7 @@ static inline __attribute__((always_inline)) void stream_step(int64_t rows, int 
 }
 
 /* One row: eight words of A stay in registers along the columns. */
-static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i xor_mask,
+static inline void skinny_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i xor_mask,
                               __m512i flip16, int32_t *acc) {
   __m512i even[8], odd[8];
   UNROLL for (int i = 0; i < 8; i++) {
@@ -328,8 +329,9 @@ static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t
 }
 
 /* A prepacked panel, at most four rows: sums stay in registers and the panel is one run of memory. */
-static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda,
-                                                             const uint32_t *b, int32_t *acc, int64_t ldacc) {
+static inline __attribute__((always_inline)) void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a,
+                                                                    int64_t lda, const uint32_t *b, int32_t *acc,
+                                                                    int64_t ldacc) {
   const __m512i xor_mask = _mm512_set1_epi32(0x08080808), flip16 = _mm512_slli_epi32(xor_mask, 4);
   enum { WIDE = INT4MM_PANEL / LANES };
   __m512i even[4][WIDE], odd[4][WIDE];
@@ -355,28 +357,28 @@ static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k
   }
 }
 
-static void stream_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
+static void skinny_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                          int64_t ldacc) {
-  for (; rows >= 2; rows -= 2, a += 2 * lda, acc += 2 * ldacc) panel_rows(2, k8, a, lda, b, acc, ldacc);
-  if (rows == 1) panel_rows(1, k8, a, lda, b, acc, ldacc);
+  for (; rows >= 2; rows -= 2, a += 2 * lda, acc += 2 * ldacc) skinny_panel_rows(2, k8, a, lda, b, acc, ldacc);
+  if (rows == 1) skinny_panel_rows(1, k8, a, lda, b, acc, ldacc);
 }
 
-static void stream(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
+static void skinny(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
                    int64_t ldb, uint32_t xor_mask, int32_t *acc, int64_t ldacc) {
   const __m512i eights = eights_of(xor_mask), eights16 = _mm512_slli_epi32(eights, 4);
   int64_t j = 0;
   for (; j + 8 <= k8; j += 8, a += 16, b += 8 * ldb) {
     if (rows == 1) {
-      stream_row(columns, a, b, ldb, eights, eights16, acc);
+      skinny_row(columns, a, b, ldb, eights, eights16, acc);
       continue;
     }
     for (int64_t n = 0; n < columns; n += LANES) {
-      stream_step(rows, 8, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
+      skinny_k_block(rows, 8, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
     }
   }
   for (; j < k8; j++, a += 2, b += ldb) {
     for (int64_t n = 0; n < columns; n += LANES) {
-      stream_step(rows, 1, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
+      skinny_k_block(rows, 1, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
     }
   }
 }
@@ -477,9 +479,9 @@ static const int4mm_kernels kernels = {
     .nr = NR,
     .offset = 8,
     .bytes_b = false,
-    .stream_rows = 64,
-    .stream_shared = 11,
-    .stream_width = LANES,
+    .skinny_max_m = 64,
+    .skinny_max_m_threaded = 11,
+    .skinny_columns = LANES,
     .strassen = 2,
     .pack_a = pack_a,
     .pack_b = pack_b,
@@ -488,9 +490,9 @@ static const int4mm_kernels kernels = {
     .combine_a = combine_a,
     .combine_b = combine_b,
     .expand = expand,
-    .stream = stream,
-    .stream_panel = stream_panel,
-    .panel_rows = 4,
+    .skinny = skinny,
+    .skinny_panel = skinny_panel,
+    .skinny_panel_max_m = 4,
     .store = store,
     .product = product,
 };
