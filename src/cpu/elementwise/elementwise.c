@@ -302,7 +302,7 @@ static void scales_across(void *context, int64_t index, int32_t slot) {
 }
 
 /* Asks for n elements of row r, which no hardware foresees: the next row is on another page. */
-static void fetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n) {
+static void prefetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n) {
   const char *row = at(m, r, c);
   for (int64_t i = 0; i < n * (int64_t)int4mm_dtype_size(m->dtype); i += 64) __builtin_prefetch(row + i, 0, 2);
 }
@@ -324,7 +324,7 @@ static void quantize_across(void *context, int64_t index, int32_t slot) {
         for (int64_t k = 0; i < rows && k < n; k += BLOCK) {
           int64_t here = int4mm_min64(BLOCK, n - k);
           const float *x = floats(j, buffer, 8 * w + i, c + k, here);
-          fetch_row(&p->plain, 8 * w + i + 1, c + k, here);
+          prefetch_row(&p->plain, 8 * w + i + 1, c + k, here);
           j->rows->quantize_columns(q[i] + k, x, p->scales + c + k, here);
         }
       }

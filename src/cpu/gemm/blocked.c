@@ -20,7 +20,7 @@ enum {
   L2_WHOLE_BYTES = 512 << 10, /* ... when that is all of it */
   PACK_ROWS = 16,             /* words of K in a piece of packing B */
   PACK_PANELS = 64,           /* panels in it: long runs of a row, which memory gives faster */
-  ROWS_AHEAD = 16 /* rows of a raw weight fetched ahead: each may be another page, which no hardware foresees */
+  PREFETCH_ROWS = 16 /* rows of a raw weight: each may be on another page, which no hardware prefetcher follows */
 };
 
 /* A thread's own range of units, taken from the front by itself and, when they are through with theirs, by others. */
@@ -78,8 +78,8 @@ static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
 
 static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask) {
   for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
-    __builtin_prefetch(src + ROWS_AHEAD * ld);
-    __builtin_prefetch(src + ROWS_AHEAD * ld + INT4MM_PANEL - 1);
+    __builtin_prefetch(src + PREFETCH_ROWS * ld);
+    __builtin_prefetch(src + PREFETCH_ROWS * ld + INT4MM_PANEL - 1);
     if (columns == INT4MM_PANEL) {
       for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = src[i] ^ xor_mask;
     } else {
@@ -142,40 +142,40 @@ static const uint32_t *panel_of_b(const gemm *g, int64_t n, int32_t slot) {
 
 /* The t-th share of what comes after the panel of B of column n, for tile t to ask for while it is computed: the next
  * panel, or the next block of A once row m's has met all of B. */
-static int4mm_ahead ahead_of(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
+static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
   const int4mm_problem *p = g->p;
   int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->unit_rows;
-  int4mm_ahead ahead = {(const char *)b, 0};
+  int4mm_prefetch prefetch = {(const char *)b, 0};
   if (n + INT4MM_PANEL >= g->cols) {
-    if (next >= g->rows || t * share >= 4 * p->a.stride * g->unit_rows) return ahead;
-    ahead.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
-    ahead.step = 64;
+    if (next >= g->rows || t * share >= 4 * p->a.stride * g->unit_rows) return prefetch;
+    prefetch.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
+    prefetch.stride = 64;
   } else if (g->own_b && t < 2) { /* not packed yet: a line of each of its rows */
-    ahead.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
-    ahead.step = 4 * (int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride);
+    prefetch.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
+    prefetch.stride = 4 * (int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride);
   } else if (!g->own_b && t * share < bytes) {
-    ahead.line = (const char *)b + bytes + t * share;
-    ahead.step = 64;
+    prefetch.line = (const char *)b + bytes + t * share;
+    prefetch.stride = 64;
   }
-  return ahead;
+  return prefetch;
 }
 
 /* One tile: rows m on of the super block, row r of this thread's block of A. */
-static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_ahead ahead) {
+static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_prefetch prefetch) {
   const gemm *g = w->g;
   const int4mm_kernels *k = g->k;
   int4mm_target target = {g->sums + w->slot * k->mr * k->nr, 0};
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
   const uint32_t *a = w->a + r * 2 * g->k8;
   bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->sliced && rows == k->mr && columns == k->nr;
-  if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->start + r, ahead)) return;
-  if (last) int4mm_fetch_out(g->p, g->m0 + m, g->n0 + n, rows);
+  if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->start + r, prefetch)) return;
+  if (last) int4mm_prefetch_out(g->p, g->m0 + m, g->n0 + n, rows);
   if (g->sliced) {
     target.tile = g->sums + m * g->block_cols + n;
     target.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, ahead);
+  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, prefetch);
   if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
 }
 
@@ -199,7 +199,7 @@ static void compute_unit(worker *w, int64_t index) {
     int64_t t = 0; /* tiles in this panel */
     const uint32_t *first = b;
     for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
-      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, ahead_of(g, m0, panel, t++, first));
+      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, prefetch_of_tile(g, m0, panel, t++, first));
       b += g->k->bytes_b ? 2 * nr * g->k8 : nr;
     }
   }

@@ -21,17 +21,17 @@ typedef struct int4mm_target {
   int32_t sign; /* 0 store, 1 add, -1 subtract */
 } int4mm_target;
 
-/* k8 lines of 64 bytes, `step` bytes apart, that coming calls will read: hardware does not look across pages. */
-typedef struct int4mm_ahead {
+/* k8 lines of 64 bytes, `step` bytes apart, that next_operands calls will read: hardware does not look across pages. */
+typedef struct int4mm_prefetch {
   const char *line;
-  int64_t step;
-} int4mm_ahead;
+  int64_t stride;
+} int4mm_prefetch;
 
 /* tile (+)= start[r] + sum over k of a[r, k] * b[k, c] for a panel of A and nr columns of B, 2 * k8 dwords deep. ldb:
- * dwords from one row of b to the next. ldt: elements from row to row of every target. ahead: what to ask for on the
+ * dwords from one row of b to the next. ldt: elements from row to row of every target. prefetch: what to ask for on the
  * way. */
 typedef void int4mm_kernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                           const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead);
+                           const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_prefetch prefetch);
 
 typedef struct int4mm_kernels {
   int32_t mr, nr;                /* nr divides INT4MM_PANEL */
@@ -71,11 +71,11 @@ typedef struct int4mm_kernels {
    * of the outputs is NaN, whose bits are then not as they should be. NULL where an instruction set has no such thing.
    */
   bool (*product)(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
-                  const int32_t *start, int4mm_ahead ahead);
+                  const int32_t *start, int4mm_prefetch prefetch);
 } int4mm_kernels;
 
 /* Asks for the lines of out that a tile will write, while its sums are computed: they are in nobody's cache. */
-static inline void int4mm_fetch_out(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows) {
+static inline void int4mm_prefetch_out(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows) {
   int64_t size = p->out.dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->out.stride * size;
   const char *row = (const char *)p->out.data + m * step + n * size;
   for (int64_t r = 0; r < rows; r++, row += step) __builtin_prefetch(row, 1);

@@ -156,23 +156,23 @@ static int64_t ld_of_tile(const strassen *s) {
 }
 
 /* Where the operands of the next product lie, and how much of them has been asked for. */
-typedef struct coming {
+typedef struct next_operands {
   const int8_t *a, *b;
   int64_t at;
-} coming;
+} next_operands;
 
 /* The next lines to ask for, as many as a panel of A has at most. */
-static int4mm_ahead next_lines(const strassen *s, coming *next) {
+static int4mm_prefetch next_prefetch(const strassen *s, next_operands *next) {
   int64_t at = next->at, a = block_a(s);
   next->at += 64 * s->kb8;
-  if (at < a) return (int4mm_ahead){(const char *)next->a + at, 64};
-  if (at < a + block_b(s)) return (int4mm_ahead){(const char *)next->b + at - a, 64};
-  return (int4mm_ahead){(const char *)next->a, 0};
+  if (at < a) return (int4mm_prefetch){(const char *)next->a + at, 64};
+  if (at < a + block_b(s)) return (int4mm_prefetch){(const char *)next->b + at - a, 64};
+  return (int4mm_prefetch){(const char *)next->a, 0};
 }
 
 /* Product r of a slice, all panels, into the tile. */
 static void multiply(const strassen *s, int64_t r, bool first_slice, const int8_t *a, const int8_t *b,
-                     const int32_t *start, int32_t *tile, coming next) {
+                     const int32_t *start, int32_t *tile, next_operands next) {
   int64_t mr = s->k->mr, nr = s->k->nr, ld = ld_of_tile(s);
   int32_t count = s->destination_count[r];
   for (int64_t n = 0; n < s->nb; n += nr) {
@@ -185,7 +185,7 @@ static void multiply(const strassen *s, int64_t r, bool first_slice, const int8_
       }
       const uint32_t *panel = (const uint32_t *)(a + m / mr * panel_a(s));
       s->k->kernel_bytes(s->kb8, panel, (const uint32_t *)(b + n / nr * panel_b(s)), nr, start + m, targets, count, ld,
-                         next_lines(s, &next));
+                         next_prefetch(s, &next));
     }
   }
 }
@@ -207,7 +207,7 @@ static void compute(void *context, int64_t index, int32_t slot) {
     int64_t first_a = (i * s->slices + slice) * s->products, first_b = (j * s->slices + slice) * s->products;
     for (int64_t r = 0; r < s->products; r++) {
       const int8_t *a = s->a + (first_a + r) * block_a(s), *b = s->b + (first_b + r) * block_b(s);
-      coming next = {a + block_a(s), b + block_b(s), 0};
+      next_operands next = {a + block_a(s), b + block_b(s), 0};
       multiply(s, r, slice == 0, a, b, s->start + (first_a + r) * s->mb, tile, next);
     }
   }

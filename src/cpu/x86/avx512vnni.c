@@ -103,7 +103,7 @@ static inline void finish_tile(__m512i acc[MR][VECTORS], const int4mm_target *ta
 }
 
 /* Asks for what finish_tile will read and write: not long before, or the operands push it out of the cache again. */
-static inline void fetch_targets(const int4mm_target *targets, int32_t count, int64_t ldt) {
+static inline void prefetch_tiles(const int4mm_target *targets, int32_t count, int64_t ldt) {
   for (int32_t i = 0; i < count; i++) {
     int32_t *row = targets[i].tile;
     UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
@@ -116,15 +116,15 @@ static inline void fetch_targets(const int4mm_target *targets, int32_t count, in
 typedef struct walk {
   const uint32_t *a, *b;
   int64_t ldb;
-  int4mm_ahead ahead;
+  int4mm_prefetch prefetch;
 } walk;
 
 /* The next k8 words of K, B in words. */
 static inline __attribute__((always_inline)) void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, walk *w) {
   const __m512i xor_mask = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
-  for (int64_t j = 0; j < k8; j++, w->a += 2 * MR, w->b += w->ldb, w->ahead.line += w->ahead.step) {
+  for (int64_t j = 0; j < k8; j++, w->a += 2 * MR, w->b += w->ldb, w->prefetch.line += w->prefetch.stride) {
     __m512i words[VECTORS], part[VECTORS];
-    _mm_prefetch(w->ahead.line, _MM_HINT_T1);
+    _mm_prefetch(w->prefetch.line, _MM_HINT_T1);
     UNROLL for (int v = 0; v < VECTORS; v++) {
       words[v] = _mm512_loadu_si512(w->b + LANES * v);
       part[v] = nibbles(words[v], xor_mask);
@@ -136,8 +136,8 @@ static inline __attribute__((always_inline)) void multiply_words(__m512i acc[MR]
 }
 
 static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
-  walk w = {a, b, ldb, ahead};
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
+  walk w = {a, b, ldb, prefetch};
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
   multiply_words(acc, k8, &w);
@@ -145,21 +145,21 @@ static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64
 }
 
 static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
+                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
   int64_t late = int4mm_max64(0, k8 - LATE);
   for (int64_t j = 0;;) {
-    for (; j < late; j++, a += 2 * MR, b += 2 * ldb, ahead.line += ahead.step) {
+    for (; j < late; j++, a += 2 * MR, b += 2 * ldb, prefetch.line += prefetch.stride) {
       __m512i part[VECTORS];
-      _mm_prefetch(ahead.line, _MM_HINT_T1);
+      _mm_prefetch(prefetch.line, _MM_HINT_T1);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
       rank4(acc, a, part);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + ldb + LANES * v);
       rank4(acc, a + MR, part);
     }
     if (late == k8) break;
-    fetch_targets(targets, count, ldt);
+    prefetch_tiles(targets, count, ldt);
     late = k8;
   }
   finish_tile(acc, targets, count, ldt);
@@ -458,14 +458,14 @@ static inline __attribute__((always_inline)) bool store_tile(const int4mm_proble
 }
 
 static bool product(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
-                    const int32_t *start, int4mm_ahead ahead) {
+                    const int32_t *start, int4mm_prefetch prefetch) {
   int64_t k8 = p->K / 8, late = int4mm_min64(LATE, k8);
-  walk w = {a, b, INT4MM_PANEL, ahead};
+  walk w = {a, b, INT4MM_PANEL, prefetch};
   __m512i acc[MR][VECTORS];
   start_tile(acc, start);
   multiply_words(acc, k8 - late, &w);
   __asm__("" : "+r"(p)); /* or the compiler has out's addresses ready before the loop and no registers for them */
-  int4mm_fetch_out(p, m, n, MR); /* not sooner, or the operands push the lines out of the cache */
+  int4mm_prefetch_out(p, m, n, MR); /* not sooner, or the operands push the lines out of the cache */
   multiply_words(acc, late, &w);
   if (p->out.dtype == INT4MM_FLOAT16) return store_tile(p, m, n, acc, INT4MM_FLOAT16);
   if (p->out.dtype == INT4MM_BFLOAT16) return store_tile(p, m, n, acc, INT4MM_BFLOAT16);
