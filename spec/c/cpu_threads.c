@@ -227,7 +227,7 @@ static bool unloading(void) { /* threads of the pool outlive the library */
   return true;
 }
 
-/* The case in a process that starts anew: OpenMP itself does not outlive a fork. */
+/* The case in a process that acc_init_bytes anew: OpenMP itself does not outlive a fork. */
 static bool in_new_process(const char *name) {
   fflush(NULL);
   pid_t child = fork();

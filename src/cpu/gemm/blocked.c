@@ -36,7 +36,7 @@ typedef struct gemm {
   int64_t slice, block_rows, block_cols; /* the most that a super block has: words of K, rows, columns */
   int64_t unit_rows, unit_cols;          /* of a unit of work: a block of A by some columns */
   uint32_t *a;                           /* each thread's packed block of A: mr-row panels */
-  int32_t *start;                        /* what its rows' accumulators start from */
+  int32_t *acc_init;                     /* initial value of its rows' accumulators */
   uint32_t *b;                           /* packed super block of B */
   int32_t *sums;                         /* [block_rows, block_cols], or a tile for each thread */
   lane *lanes;
@@ -52,7 +52,7 @@ typedef struct worker {
   int32_t slot;
   int64_t packed; /* first row of the block of A that its buffer holds */
   uint32_t *a;
-  int32_t *start;
+  int32_t *acc_init;
 } worker;
 
 /* Dwords of B per word of K and column. */
@@ -71,8 +71,9 @@ static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
   w->packed = m;
   for (int64_t r = 0; r < rows; r += mr) {
     const uint32_t *a = p->a.words + (g->m0 + m + r) * p->a.stride + g->j0;
-    g->k->pack_a(w->a + r * 2 * g->k8, w->start + r, a, p->a.stride, int4mm_min64(mr, rows - r), g->k8, p->a.xor_mask);
-    for (int64_t i = r; i < r + mr; i++) w->start[i] *= -g->k->offset;
+    g->k->pack_a(w->a + r * 2 * g->k8, w->acc_init + r, a, p->a.stride, int4mm_min64(mr, rows - r), g->k8,
+                 p->a.xor_mask);
+    for (int64_t i = r; i < r + mr; i++) w->acc_init[i] *= -g->k->offset;
   }
 }
 
@@ -164,19 +165,19 @@ static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int
 static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_prefetch prefetch) {
   const gemm *g = w->g;
   const int4mm_kernels *k = g->k;
-  int4mm_target target = {g->sums + w->slot * k->mr * k->nr, 0};
+  int4mm_output_tile output = {g->sums + w->slot * k->mr * k->nr, 0};
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
   const uint32_t *a = w->a + r * 2 * g->k8;
   bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->sliced && rows == k->mr && columns == k->nr;
-  if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->start + r, prefetch)) return;
+  if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->acc_init + r, prefetch)) return;
   if (last) int4mm_prefetch_out(g->p, g->m0 + m, g->n0 + n, rows);
   if (g->sliced) {
-    target.tile = g->sums + m * g->block_cols + n;
-    target.sign = g->j0 > 0;
+    output.sums = g->sums + m * g->block_cols + n;
+    output.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, prefetch);
-  if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
+  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->acc_init + r, &output, 1, ldt, prefetch);
+  if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, output.sums, ldt);
 }
 
 static int64_t units_across(const gemm *g) {
@@ -215,7 +216,7 @@ static void compute(void *context, int64_t index, int32_t slot) {
   const gemm *g = context;
   worker w = {.g = g, .slot = slot, .packed = -1};
   w.a = g->a + slot * 2 * g->slice * g->unit_rows;
-  w.start = g->start + slot * g->unit_rows;
+  w.acc_init = g->acc_init + slot * g->unit_rows;
   for (int64_t i = 0; i < g->threads; i++) {
     int64_t at = (index + i) % g->threads, end = first_of_lane(g, at + 1), unit;
     while ((unit = atomic_fetch_add(&g->lanes[at].next, 1)) < end) compute_unit(&w, unit);
@@ -266,17 +267,17 @@ static void choose_sizes(gemm *g) {
 static bool acquire_workspace(gemm *g) {
   int64_t rows = int4mm_round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
   int64_t a = int4mm_round_up(g->threads * g->unit_rows * g->slice * 8, 64);
-  int64_t start = int4mm_round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
+  int64_t acc_init = int4mm_round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
   int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
   int64_t b = panels * bytes_of_panel(g, g->slice);
   int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);
-  char *memory = int4mm_workspace_acquire(a + start + b + lanes + sums);
+  char *memory = int4mm_workspace_acquire(a + acc_init + b + lanes + sums);
   if (!memory) return false;
   g->a = (uint32_t *)memory;
-  g->start = (int32_t *)(memory + a);
-  g->b = (uint32_t *)(memory + a + start);
-  g->lanes = (lane *)(memory + a + start + b);
-  g->sums = (int32_t *)(memory + a + start + b + lanes);
+  g->acc_init = (int32_t *)(memory + a);
+  g->b = (uint32_t *)(memory + a + acc_init);
+  g->lanes = (lane *)(memory + a + acc_init + b);
+  g->sums = (int32_t *)(memory + a + acc_init + b + lanes);
   return true;
 }
 

@@ -16,10 +16,10 @@
 #include "cpu/cpu.h"
 
 /* Where a kernel's mr x nr sums go: stored, added or subtracted. */
-typedef struct int4mm_target {
-  int32_t *tile;
+typedef struct int4mm_output_tile {
+  int32_t *sums;
   int32_t sign; /* 0 store, 1 add, -1 subtract */
-} int4mm_target;
+} int4mm_output_tile;
 
 /* k8 lines of 64 bytes, `step` bytes apart, that next_operands calls will read: hardware does not look across pages. */
 typedef struct int4mm_prefetch {
@@ -27,11 +27,11 @@ typedef struct int4mm_prefetch {
   int64_t stride;
 } int4mm_prefetch;
 
-/* tile (+)= start[r] + sum over k of a[r, k] * b[k, c] for a panel of A and nr columns of B, 2 * k8 dwords deep. ldb:
- * dwords from one row of b to the next. ldt: elements from row to row of every target. prefetch: what to ask for on the
- * way. */
-typedef void int4mm_kernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                           const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_prefetch prefetch);
+/* tile (+)= acc_init[r] + sum over k of a[r, k] * b[k, c] for a panel of A and nr columns of B, 2 * k8 dwords deep.
+ * ldb: dwords from one row of b to the next. ldt: elements from row to row of every output tile. prefetch: what to ask
+ * for on the way. */
+typedef void int4mm_kernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
+                           const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch);
 
 typedef struct int4mm_kernels {
   int32_t mr, nr;                /* nr divides INT4MM_PANEL */
@@ -71,7 +71,7 @@ typedef struct int4mm_kernels {
    * of the outputs is NaN, whose bits are then not as they should be. NULL where an instruction set has no such thing.
    */
   bool (*product)(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
-                  const int32_t *start, int4mm_prefetch prefetch);
+                  const int32_t *acc_init, int4mm_prefetch prefetch);
 } int4mm_kernels;
 
 /* Asks for the lines of out that a tile will write, while its sums are computed: they are in nobody's cache. */

@@ -15,7 +15,7 @@ enum {
 /* The slice of A that a thread has expanded for itself: fetching it from another core would take longer. */
 typedef struct slice {
   int64_t first; /* word of K; -1 for none */
-  int32_t start[MAX_ROWS];
+  int32_t acc_init[MAX_ROWS];
 } slice;
 
 typedef struct skinny_run {
@@ -68,7 +68,7 @@ static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, 
   if (whole < columns) skinny_tail(s, a, b + whole, columns - whole, k8, acc + whole);
 }
 
-/* The slice of A from word j on as dwords, and in start what accumulators gain by it besides the products. */
+/* The slice of A from word j on as dwords, and in acc_init what accumulators gain by it besides the products. */
 static const uint32_t *expand_slice(const skinny_run *s, int64_t j, int64_t k8, int32_t slot) {
   const int4mm_problem *p = s->p;
   uint32_t *a = s->a + slot * p->M * s->lda;
@@ -76,7 +76,8 @@ static const uint32_t *expand_slice(const skinny_run *s, int64_t j, int64_t k8, 
   if (own->first == j) return a;
   own->first = j;
   for (int64_t m = 0; m < p->M; m++) {
-    own->start[m] = -s->k->offset * s->k->expand(a + m * s->lda, p->a.words + m * p->a.stride + j, k8, p->a.xor_mask);
+    own->acc_init[m] =
+        -s->k->offset * s->k->expand(a + m * s->lda, p->a.words + m * p->a.stride + j, k8, p->a.xor_mask);
   }
   return a;
 }
@@ -89,8 +90,8 @@ static void run_columns(const skinny_run *s, int64_t n, int64_t columns, int64_t
     int64_t k8 = int4mm_min64(SLICE_K8, j1 - j);
     const uint32_t *a = expand_slice(s, j, k8, slot);
     for (int64_t m = 0; m < s->p->M; m++) {
-      int32_t start = s->slices[slot].start[m], *row = acc + m * (s->width + APART);
-      for (int64_t c = 0; c < s->width; c++) row[c] = j > j0 ? row[c] + start : start;
+      int32_t acc_init = s->slices[slot].acc_init[m], *row = acc + m * (s->width + APART);
+      for (int64_t c = 0; c < s->width; c++) row[c] = j > j0 ? row[c] + acc_init : acc_init;
     }
     if (k8 > 0) multiply_columns(s, a, j, k8, n, columns, acc);
     j += k8;

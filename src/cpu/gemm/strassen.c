@@ -47,7 +47,7 @@ typedef struct strassen {
   int64_t macro_m, macro_n; /* macro tiles down and across the output */
   int64_t block_m, block_n; /* macro tiles whose operands are packed at a time */
   int8_t *a, *b;            /* packed: [macro tile][slice][product][panel][2 * kb8][mr or nr] dwords */
-  int32_t *start;           /* [macro tile][slice][product][mb] */
+  int32_t *acc_init;        /* [macro tile][slice][product][mb] */
   char *scratch;            /* of each thread: a tile of sums, or blocks of operands before they are combined */
   int64_t scratch_bytes;
   destination destinations[MAX_PRODUCTS][4 * 4];
@@ -113,11 +113,11 @@ static void pack_slice_of_a(const strassen *s, int64_t i, int64_t slice, int64_t
   int64_t first = ((i - s->i0) * s->slices + slice) * s->products;
   s->k->combine_a(s->a + first * block_a(s) + panel * bytes, block_a(s), blocks, bytes, bytes, s->levels);
   for (int64_t r = 0; r < s->products; r++) {
-    int32_t *start = s->start + (first + r) * s->mb + panel * mr;
+    int32_t *acc_init = s->acc_init + (first + r) * s->mb + panel * mr;
     for (int64_t m = 0; m < mr; m++) {
       int32_t sum = 0;
       for (int64_t q = 0; q < G * G; q++) sum += sign_of(from_a, s->levels, r, q / G, q % G) * sums[q][m];
-      start[m] = -s->k->offset * (int32_t)G * sum;
+      acc_init[m] = -s->k->offset * (int32_t)G * sum;
     }
   }
 }
@@ -172,19 +172,19 @@ static int4mm_prefetch next_prefetch(const strassen *s, next_operands *next) {
 
 /* Product r of a slice, all panels, into the tile. */
 static void multiply(const strassen *s, int64_t r, bool first_slice, const int8_t *a, const int8_t *b,
-                     const int32_t *start, int32_t *tile, next_operands next) {
+                     const int32_t *acc_init, int32_t *tile, next_operands next) {
   int64_t mr = s->k->mr, nr = s->k->nr, ld = ld_of_tile(s);
   int32_t count = s->destination_count[r];
   for (int64_t n = 0; n < s->nb; n += nr) {
     for (int64_t m = 0; m < s->mb; m += mr) {
-      int4mm_target targets[MAX_BLOCKS];
+      int4mm_output_tile tiles[MAX_BLOCKS];
       for (int32_t i = 0; i < count; i++) {
         const destination *d = &s->destinations[r][i];
-        targets[i].tile = tile + (d->row * s->mb + m) * ld + d->col * s->nb + n;
-        targets[i].sign = d->first && first_slice ? 0 : d->sign;
+        tiles[i].sums = tile + (d->row * s->mb + m) * ld + d->col * s->nb + n;
+        tiles[i].sign = d->first && first_slice ? 0 : d->sign;
       }
       const uint32_t *panel = (const uint32_t *)(a + m / mr * panel_a(s));
-      s->k->kernel_bytes(s->kb8, panel, (const uint32_t *)(b + n / nr * panel_b(s)), nr, start + m, targets, count, ld,
+      s->k->kernel_bytes(s->kb8, panel, (const uint32_t *)(b + n / nr * panel_b(s)), nr, acc_init + m, tiles, count, ld,
                          next_prefetch(s, &next));
     }
   }
@@ -208,7 +208,7 @@ static void compute(void *context, int64_t index, int32_t slot) {
     for (int64_t r = 0; r < s->products; r++) {
       const int8_t *a = s->a + (first_a + r) * block_a(s), *b = s->b + (first_b + r) * block_b(s);
       next_operands next = {a + block_a(s), b + block_b(s), 0};
-      multiply(s, r, slice == 0, a, b, s->start + (first_a + r) * s->mb, tile, next);
+      multiply(s, r, slice == 0, a, b, s->acc_init + (first_a + r) * s->mb, tile, next);
     }
   }
   store_tile(s, s->i0 + i, s->j0 + j, tile);
@@ -245,17 +245,17 @@ static void choose_sizes(strassen *s) {
 
 static bool acquire_workspace(strassen *s) {
   int64_t macro_a = s->slices * s->products * block_a(s), macro_b = s->slices * s->products * block_b(s);
-  int64_t starts = int4mm_round_up(4 * s->block_m * s->slices * s->products * s->mb, 64);
+  int64_t acc_init_bytes = int4mm_round_up(4 * s->block_m * s->slices * s->products * s->mb, 64);
   int64_t tile = 4 * s->G * s->mb * ld_of_tile(s);
   int64_t blocks = s->G * s->G * int4mm_max64(panel_a(s), panel_b(s));
   s->scratch_bytes = int4mm_round_up(int4mm_max64(tile, blocks), 64);
-  char *memory =
-      int4mm_workspace_acquire(s->block_m * macro_a + s->block_n * macro_b + starts + s->threads * s->scratch_bytes);
+  char *memory = int4mm_workspace_acquire(s->block_m * macro_a + s->block_n * macro_b + acc_init_bytes +
+                                          s->threads * s->scratch_bytes);
   if (!memory) return false;
   s->a = (int8_t *)memory;
   s->b = s->a + s->block_m * macro_a;
-  s->start = (int32_t *)(s->b + s->block_n * macro_b);
-  s->scratch = (char *)s->start + starts;
+  s->acc_init = (int32_t *)(s->b + s->block_n * macro_b);
+  s->scratch = (char *)s->acc_init + acc_init_bytes;
   return true;
 }
 

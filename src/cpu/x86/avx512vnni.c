@@ -20,9 +20,9 @@
 enum {
   MR = 8,
   VECTORS = 2,
-  LANES = 16,
+  LANES = 16, /* int32 of a vector */
   NR = VECTORS * LANES,
-  LATE = 16 /* words of K before the end at which targets are */
+  PREFETCH_K8 = 16 /* words of K before the end of a tile: when its output is prefetched */
 };
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -65,9 +65,9 @@ static inline __attribute__((always_inline)) void rank4(__m512i acc[MR][VECTORS]
   four_rows(acc + 4, a + 4, b);
 }
 
-static inline void start_tile(__m512i acc[MR][VECTORS], const int32_t *start) {
+static inline void init_tile(__m512i acc[MR][VECTORS], const int32_t *acc_init) {
   UNROLL for (int r = 0; r < MR; r++) {
-    UNROLL for (int v = 0; v < VECTORS; v++) acc[r][v] = _mm512_set1_epi32(start[r]);
+    UNROLL for (int v = 0; v < VECTORS; v++) acc[r][v] = _mm512_set1_epi32(acc_init[r]);
   }
 }
 
@@ -78,8 +78,8 @@ static inline int32_t *next_row(int32_t *row, int64_t ldt) {
   return row;
 }
 
-static inline __attribute__((always_inline)) void add_tile(__m512i acc[MR][VECTORS], int32_t *row, int64_t ldt,
-                                                           int sign) {
+static inline __attribute__((always_inline)) void accumulate_tile(__m512i acc[MR][VECTORS], int32_t *row, int64_t ldt,
+                                                                  int sign) {
   UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
     UNROLL for (int v = 0; v < VECTORS; v++) {
       __m512i *at = (__m512i *)(row + LANES * v), sum = acc[r][v];
@@ -90,22 +90,22 @@ static inline __attribute__((always_inline)) void add_tile(__m512i acc[MR][VECTO
   }
 }
 
-static inline void finish_tile(__m512i acc[MR][VECTORS], const int4mm_target *targets, int32_t count, int64_t ldt) {
+static inline void store_tiles(__m512i acc[MR][VECTORS], const int4mm_output_tile *tiles, int32_t count, int64_t ldt) {
   for (int32_t i = 0; i < count; i++) {
-    if (targets[i].sign == 0) {
-      add_tile(acc, targets[i].tile, ldt, 0);
-    } else if (targets[i].sign > 0) {
-      add_tile(acc, targets[i].tile, ldt, 1);
+    if (tiles[i].sign == 0) {
+      accumulate_tile(acc, tiles[i].sums, ldt, 0);
+    } else if (tiles[i].sign > 0) {
+      accumulate_tile(acc, tiles[i].sums, ldt, 1);
     } else {
-      add_tile(acc, targets[i].tile, ldt, -1);
+      accumulate_tile(acc, tiles[i].sums, ldt, -1);
     }
   }
 }
 
-/* Asks for what finish_tile will read and write: not long before, or the operands push it out of the cache again. */
-static inline void prefetch_tiles(const int4mm_target *targets, int32_t count, int64_t ldt) {
+/* Asks for what store_tiles will read and write: not long before, or the operands push it out of the cache again. */
+static inline void prefetch_tiles(const int4mm_output_tile *tiles, int32_t count, int64_t ldt) {
   for (int32_t i = 0; i < count; i++) {
-    int32_t *row = targets[i].tile;
+    int32_t *row = tiles[i].sums;
     UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
       UNROLL for (int v = 0; v < VECTORS; v++) __builtin_prefetch(row + LANES * v, 1);
     }
@@ -135,20 +135,20 @@ static inline __attribute__((always_inline)) void multiply_words(__m512i acc[MR]
   }
 }
 
-static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
+static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
+                         const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
   walk w = {a, b, ldb, prefetch};
   __m512i acc[MR][VECTORS];
-  start_tile(acc, start);
+  init_tile(acc, acc_init);
   multiply_words(acc, k8, &w);
-  finish_tile(acc, targets, count, ldt);
+  store_tiles(acc, tiles, count, ldt);
 }
 
-static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
+static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
+                         const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
   __m512i acc[MR][VECTORS];
-  start_tile(acc, start);
-  int64_t late = int4mm_max64(0, k8 - LATE);
+  init_tile(acc, acc_init);
+  int64_t late = int4mm_max64(0, k8 - PREFETCH_K8);
   for (int64_t j = 0;;) {
     for (; j < late; j++, a += 2 * MR, b += 2 * ldb, prefetch.line += prefetch.stride) {
       __m512i part[VECTORS];
@@ -159,10 +159,10 @@ static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64
       rank4(acc, a + MR, part);
     }
     if (late == k8) break;
-    prefetch_tiles(targets, count, ldt);
+    prefetch_tiles(tiles, count, ldt);
     late = k8;
   }
-  finish_tile(acc, targets, count, ldt);
+  store_tiles(acc, tiles, count, ldt);
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
@@ -458,11 +458,11 @@ static inline __attribute__((always_inline)) bool store_tile(const int4mm_proble
 }
 
 static bool product(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
-                    const int32_t *start, int4mm_prefetch prefetch) {
-  int64_t k8 = p->K / 8, late = int4mm_min64(LATE, k8);
+                    const int32_t *acc_init, int4mm_prefetch prefetch) {
+  int64_t k8 = p->K / 8, late = int4mm_min64(PREFETCH_K8, k8);
   walk w = {a, b, INT4MM_PANEL, prefetch};
   __m512i acc[MR][VECTORS];
-  start_tile(acc, start);
+  init_tile(acc, acc_init);
   multiply_words(acc, k8 - late, &w);
   __asm__("" : "+r"(p)); /* or the compiler has out's addresses ready before the loop and no registers for them */
   int4mm_prefetch_out(p, m, n, MR); /* not sooner, or the operands push the lines out of the cache */
