@@ -13,8 +13,8 @@
 
 enum {
   MAX_K8 = 2048,              /* words of K in one slice: 16384 nibbles */
-  SLICE_K8 = 1024,            /* ... when there are several */
-  SLICED_BLOCK = 1024,        /* rows and columns of a super block then: 4 MiB of sums */
+  BLOCK_K8 = 1024,            /* ... when there are several */
+  SUPER_BLOCK = 1024,         /* rows and columns of a super block then: 4 MiB of sums */
   PACKED_BYTES = 16 << 20,    /* of a packed super block of B */
   L2_BYTES = 384 << 10,       /* of packed A that stays in the second-level cache */
   L2_WHOLE_BYTES = 512 << 10, /* ... when that is all of it */
@@ -24,24 +24,24 @@ enum {
 };
 
 /* A thread's own range of units, taken from the front by itself and, when they are through with theirs, by others. */
-typedef struct lane {
+typedef struct work_queue {
   _Atomic int64_t next;
   char apart[56]; /* a cache line each */
-} lane;
+} work_queue;
 
 typedef struct gemm {
   const int4mm_kernels *k;
   const int4mm_problem *p;
   int32_t threads;
-  int64_t slice, block_rows, block_cols; /* the most that a super block has: words of K, rows, columns */
-  int64_t unit_rows, unit_cols;          /* of a unit of work: a block of A by some columns */
-  uint32_t *a;                           /* each thread's packed block of A: mr-row panels */
-  int32_t *acc_init;                     /* initial value of its rows' accumulators */
-  uint32_t *b;                           /* packed super block of B */
-  int32_t *sums;                         /* [block_rows, block_cols], or a tile for each thread */
-  lane *lanes;
-  bool sliced;
-  bool own_b; /* each thread packs a panel of B just before its only use */
+  int64_t kc8, block_rows, block_cols; /* the most that a super block has: words of K, rows, columns */
+  int64_t mc, nc;                      /* of a unit of work: a block of A by some columns */
+  uint32_t *a;                         /* each thread's packed block of A: mr-row panels */
+  int32_t *acc_init;                   /* initial value of its rows' accumulators */
+  uint32_t *b;                         /* packed super block of B */
+  int32_t *sums;                       /* [block_rows, block_cols], or a tile for each thread */
+  work_queue *queues;
+  bool splits_k;
+  bool packs_b_per_thread; /* each thread packs a panel of B just before its only use */
   /* the super block at hand */
   int64_t m0, n0, j0, rows, cols, k8;
 } gemm;
@@ -125,7 +125,7 @@ static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
 
 /* Whether B is packed for all threads before they compute. */
 static bool packs_b(const gemm *g) {
-  return !g->own_b && (g->k->bytes_b || !int4mm_is_panels(&g->p->b));
+  return !g->packs_b_per_thread && (g->k->bytes_b || !int4mm_is_panels(&g->p->b));
 }
 
 /* ---- computing -------------------------------------------------------------------------------------------------- */
@@ -133,7 +133,7 @@ static bool packs_b(const gemm *g) {
 /* The panel of B that starts at column n of the super block, packed by this thread where nobody did. */
 static const uint32_t *panel_of_b(const gemm *g, int64_t n, int32_t slot) {
   int64_t panel = n / INT4MM_PANEL, dwords = bytes_of_panel(g, g->k8) / 4;
-  if (g->own_b) {
+  if (g->packs_b_per_thread) {
     uint32_t *own = g->b + slot * dwords;
     pack_panel_of_b(g, own, panel, 0, g->k8);
     return own;
@@ -145,16 +145,16 @@ static const uint32_t *panel_of_b(const gemm *g, int64_t n, int32_t slot) {
  * panel, or the next block of A once row m's has met all of B. */
 static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
   const int4mm_problem *p = g->p;
-  int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->unit_rows;
+  int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->mc;
   int4mm_prefetch prefetch = {(const char *)b, 0};
   if (n + INT4MM_PANEL >= g->cols) {
-    if (next >= g->rows || t * share >= 4 * p->a.stride * g->unit_rows) return prefetch;
+    if (next >= g->rows || t * share >= 4 * p->a.stride * g->mc) return prefetch;
     prefetch.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
     prefetch.stride = 64;
-  } else if (g->own_b && t < 2) { /* not packed yet: a line of each of its rows */
+  } else if (g->packs_b_per_thread && t < 2) { /* not packed yet: a line of each of its rows */
     prefetch.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
     prefetch.stride = 4 * (int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride);
-  } else if (!g->own_b && t * share < bytes) {
+  } else if (!g->packs_b_per_thread && t * share < bytes) {
     prefetch.line = (const char *)b + bytes + t * share;
     prefetch.stride = 64;
   }
@@ -168,32 +168,34 @@ static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_
   int4mm_output_tile output = {g->sums + w->slot * k->mr * k->nr, 0};
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
   const uint32_t *a = w->a + r * 2 * g->k8;
-  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->sliced && rows == k->mr && columns == k->nr;
-  if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->acc_init + r, prefetch)) return;
+  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->splits_k && rows == k->mr && columns == k->nr;
+  if (whole && k->microkernel_fused &&
+      k->microkernel_fused(g->p, g->m0 + m, g->n0 + n, a, b, w->acc_init + r, prefetch))
+    return;
   if (last) int4mm_prefetch_out(g->p, g->m0 + m, g->n0 + n, rows);
-  if (g->sliced) {
+  if (g->splits_k) {
     output.sums = g->sums + m * g->block_cols + n;
     output.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->acc_init + r, &output, 1, ldt, prefetch);
+  k->microkernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->acc_init + r, &output, 1, ldt, prefetch);
   if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, output.sums, ldt);
 }
 
-static int64_t units_across(const gemm *g) {
-  return int4mm_ceil_div(g->cols, g->unit_cols);
+static int64_t blocks_across(const gemm *g) {
+  return int4mm_ceil_div(g->cols, g->nc);
 }
 
-static int64_t units_of(const gemm *g) {
-  return int4mm_ceil_div(g->rows, g->unit_rows) * units_across(g);
+static int64_t block_count(const gemm *g) {
+  return int4mm_ceil_div(g->rows, g->mc) * blocks_across(g);
 }
 
 /* A block of A against some columns of B. */
-static void compute_unit(worker *w, int64_t index) {
+static void macro_kernel(worker *w, int64_t index) {
   const gemm *g = w->g;
-  int64_t mr = g->k->mr, nr = g->k->nr, m0 = index / units_across(g) * g->unit_rows;
-  int64_t rows = int4mm_min64(g->unit_rows, g->rows - m0);
-  int64_t n0 = index % units_across(g) * g->unit_cols, n1 = int4mm_min64(n0 + g->unit_cols, g->cols);
+  int64_t mr = g->k->mr, nr = g->k->nr, m0 = index / blocks_across(g) * g->mc;
+  int64_t rows = int4mm_min64(g->mc, g->rows - m0);
+  int64_t n0 = index % blocks_across(g) * g->nc, n1 = int4mm_min64(n0 + g->nc, g->cols);
   pack_block_of_a(w, m0, rows);
   for (int64_t panel = n0; panel < n1; panel += INT4MM_PANEL) {
     const uint32_t *b = panel_of_b(g, panel, w->slot);
@@ -206,78 +208,78 @@ static void compute_unit(worker *w, int64_t index) {
   }
 }
 
-static int64_t first_of_lane(const gemm *g, int64_t i) {
-  return units_of(g) * i / g->threads;
+static int64_t first_of_queue(const gemm *g, int64_t i) {
+  return block_count(g) * i / g->threads;
 }
 
-/* The units of a lane, one by one, then what is left of the others': threads keep to their own blocks of A while all
- * are equally fast, and end together where they are not. */
+/* The units of a work_queue, one by one, then what is left of the others': threads keep to their own blocks of A while
+ * all are equally fast, and end together where they are not. */
 static void compute(void *context, int64_t index, int32_t slot) {
   const gemm *g = context;
   worker w = {.g = g, .slot = slot, .packed = -1};
-  w.a = g->a + slot * 2 * g->slice * g->unit_rows;
-  w.acc_init = g->acc_init + slot * g->unit_rows;
+  w.a = g->a + slot * 2 * g->kc8 * g->mc;
+  w.acc_init = g->acc_init + slot * g->mc;
   for (int64_t i = 0; i < g->threads; i++) {
-    int64_t at = (index + i) % g->threads, end = first_of_lane(g, at + 1), unit;
-    while ((unit = atomic_fetch_add(&g->lanes[at].next, 1)) < end) compute_unit(&w, unit);
+    int64_t at = (index + i) % g->threads, end = first_of_queue(g, at + 1), unit;
+    while ((unit = atomic_fetch_add(&g->queues[at].next, 1)) < end) macro_kernel(&w, unit);
   }
 }
 
 static void run_block(gemm *g) {
   int64_t strips = int4mm_ceil_div(int4mm_ceil_div(g->cols, INT4MM_PANEL), PACK_PANELS);
   if (packs_b(g)) int4mm_parallel(g->threads, strips * int4mm_ceil_div(g->k8, PACK_ROWS), pack_strip_of_b, g);
-  for (int64_t i = 0; i < g->threads; i++) atomic_init(&g->lanes[i].next, first_of_lane(g, i));
+  for (int64_t i = 0; i < g->threads; i++) atomic_init(&g->queues[i].next, first_of_queue(g, i));
   int4mm_parallel(g->threads, g->threads, compute, g);
 }
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
 
 /* A unit has as much of A as the second-level cache holds; its columns are few enough for threads to end together. */
-static void choose_units(gemm *g) {
+static void choose_blocks(gemm *g) {
   enum { UNITS = 64 }; /* a thread at least, where the product is large enough */
   int64_t mr = g->k->mr, rows = int4mm_min64(g->p->M, g->block_rows), cols = int4mm_min64(g->p->N, g->block_cols);
-  int64_t most = int4mm_max64(mr, L2_BYTES / (8 * g->slice) / mr * mr);
-  if (rows * 8 * g->slice <= L2_WHOLE_BYTES) most = int4mm_max64(most, rows);
-  int64_t blocks = int4mm_ceil_div(rows, most);
+  int64_t max_rows = int4mm_max64(mr, L2_BYTES / (8 * g->kc8) / mr * mr);
+  if (rows * 8 * g->kc8 <= L2_WHOLE_BYTES) max_rows = int4mm_max64(max_rows, rows);
+  int64_t blocks = int4mm_ceil_div(rows, max_rows);
   if (blocks > 1) blocks = int4mm_round_up(blocks, int4mm_min64(g->threads, int4mm_ceil_div(rows, 8 * mr)));
-  g->unit_rows = int4mm_round_up(int4mm_ceil_div(rows, blocks), mr);
-  g->unit_cols = int4mm_round_up(cols, INT4MM_PANEL);
+  g->mc = int4mm_round_up(int4mm_ceil_div(rows, blocks), mr);
+  g->nc = int4mm_round_up(cols, INT4MM_PANEL);
   if (g->threads == 1) return;
-  int64_t across = int4mm_ceil_div(UNITS * g->threads, int4mm_ceil_div(rows, g->unit_rows));
-  g->unit_cols = int4mm_round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
+  int64_t across = int4mm_ceil_div(UNITS * g->threads, int4mm_ceil_div(rows, g->mc));
+  g->nc = int4mm_round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
 }
 
 static void choose_sizes(gemm *g) {
   const int4mm_problem *p = g->p;
   int64_t k8 = p->K / 8;
-  g->sliced = k8 > MAX_K8;
-  g->slice = g->sliced ? SLICE_K8 : int4mm_max64(k8, 1);
-  g->block_rows = g->sliced ? SLICED_BLOCK : p->M;
-  g->block_cols = SLICED_BLOCK;
-  if (!g->sliced) {
-    g->block_cols = int4mm_max64(SLICED_BLOCK, PACKED_BYTES / (4 * g->slice * b_width(g)) / 64 * 64);
+  g->splits_k = k8 > MAX_K8;
+  g->kc8 = g->splits_k ? BLOCK_K8 : int4mm_max64(k8, 1);
+  g->block_rows = g->splits_k ? SUPER_BLOCK : p->M;
+  g->block_cols = SUPER_BLOCK;
+  if (!g->splits_k) {
+    g->block_cols = int4mm_max64(SUPER_BLOCK, PACKED_BYTES / (4 * g->kc8 * b_width(g)) / 64 * 64);
   }
   g->block_rows = int4mm_min64(g->block_rows, int4mm_round_up(p->M, g->k->mr));
   g->block_cols = int4mm_min64(g->block_cols, int4mm_round_up(p->N, INT4MM_PANEL));
-  choose_units(g);
-  g->own_b = packs_b(g) && g->unit_rows >= p->M;
+  choose_blocks(g);
+  g->packs_b_per_thread = packs_b(g) && g->mc >= p->M;
 }
 
 /* Workspace for the sizes chosen, cut into its parts. */
 static bool acquire_workspace(gemm *g) {
   int64_t rows = int4mm_round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
-  int64_t a = int4mm_round_up(g->threads * g->unit_rows * g->slice * 8, 64);
-  int64_t acc_init = int4mm_round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
-  int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
-  int64_t b = panels * bytes_of_panel(g, g->slice);
-  int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);
-  char *memory = int4mm_workspace_acquire(a + acc_init + b + lanes + sums);
+  int64_t a = int4mm_round_up(g->threads * g->mc * g->kc8 * 8, 64);
+  int64_t acc_init = int4mm_round_up(g->threads * g->mc * 4, 64), queues = g->threads * (int64_t)sizeof(work_queue);
+  int64_t panels = g->packs_b_per_thread ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
+  int64_t b = panels * bytes_of_panel(g, g->kc8);
+  int64_t sums = 4 * (g->splits_k ? rows * g->block_cols : g->threads * tile);
+  char *memory = int4mm_workspace_acquire(a + acc_init + b + queues + sums);
   if (!memory) return false;
   g->a = (uint32_t *)memory;
   g->acc_init = (int32_t *)(memory + a);
   g->b = (uint32_t *)(memory + a + acc_init);
-  g->lanes = (lane *)(memory + a + acc_init + b);
-  g->sums = (int32_t *)(memory + a + acc_init + b + lanes);
+  g->queues = (work_queue *)(memory + a + acc_init + b);
+  g->sums = (int32_t *)(memory + a + acc_init + b + queues);
   return true;
 }
 
@@ -293,7 +295,7 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
       g.rows = int4mm_min64(g.block_rows, p->M - g.m0);
       g.j0 = 0;
       do { /* once even where K is 0 */
-        g.k8 = int4mm_min64(g.slice, k8 - g.j0);
+        g.k8 = int4mm_min64(g.kc8, k8 - g.j0);
         run_block(&g);
         g.j0 += g.k8;
       } while (g.j0 < k8);

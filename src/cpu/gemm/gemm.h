@@ -30,8 +30,8 @@ typedef struct int4mm_prefetch {
 /* tile (+)= acc_init[r] + sum over k of a[r, k] * b[k, c] for a panel of A and nr columns of B, 2 * k8 dwords deep.
  * ldb: dwords from one row of b to the next. ldt: elements from row to row of every output tile. prefetch: what to ask
  * for on the way. */
-typedef void int4mm_kernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
-                           const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch);
+typedef void int4mm_microkernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
+                                const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch);
 
 typedef struct int4mm_kernels {
   int32_t mr, nr;                /* nr divides INT4MM_PANEL */
@@ -41,15 +41,16 @@ typedef struct int4mm_kernels {
   int32_t skinny_max_m_threaded; /* ... and by several, which it serves less evenly than panels do */
   int32_t skinny_columns;        /* columns that `skinny` takes at a time; divides INT4MM_PANEL */
   int32_t skinny_panel_max_m;    /* M up to which `skinny_panel` is used on a prepacked weight */
-  int32_t strassen;              /* levels that `kernel_bytes` serves: 0 to 2 */
+  int32_t strassen;              /* levels that `microkernel_bytes` serves: 0 to 2 */
   /* Rows a .. a + (rows - 1) * lda (at most mr) as a panel, zero rows below them; sums[r] = sum of row r. */
   void (*pack_a)(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
                  uint32_t xor_mask);
   /* k8 rows of at most nr columns of words as bytes + offset; whatever in the columns beyond. */
   void (*pack_b)(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                  int32_t offset);
-  int4mm_kernel *kernel;
-  int4mm_kernel *kernel_bytes; /* for Strassen: any signed byte of A, any unsigned one of B; NULL without it */
+  int4mm_microkernel *microkernel;
+  int4mm_microkernel
+      *microkernel_bytes; /* for Strassen: any signed byte of A, any unsigned one of B; NULL without it */
   /* The seven or 49 combinations of 2 x 2 or 4 x 4 blocks, `step` bytes apart; b's plus offset. */
   void (*combine_a)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels);
   void (*combine_b)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels,
@@ -70,8 +71,8 @@ typedef struct int4mm_kernels {
   /* `kernel` and `store` in one for a whole tile and all of K, B in words: the sums stay in registers. False where one
    * of the outputs is NaN, whose bits are then not as they should be. NULL where an instruction set has no such thing.
    */
-  bool (*product)(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
-                  const int32_t *acc_init, int4mm_prefetch prefetch);
+  bool (*microkernel_fused)(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
+                            const int32_t *acc_init, int4mm_prefetch prefetch);
 } int4mm_kernels;
 
 /* Asks for the lines of out that a tile will write, while its sums are computed: they are in nobody's cache. */

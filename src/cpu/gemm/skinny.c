@@ -9,7 +9,7 @@ enum {
   SLICE_K8 = 4096,       /* words of K whose expanded A is kept at a time */
   ACC_BYTES = 128 << 10, /* of accumulators that a thread works on */
   PAGE = 4096,
-  APART = 16 /* dwords between rows of scratch: powers of two would share the sets of the cache */
+  ROW_PAD = 16 /* dwords between rows of scratch: powers of two would share the sets of the cache */
 };
 
 /* The slice of A that a thread has expanded for itself: fetching it from another core would take longer. */
@@ -28,7 +28,7 @@ typedef struct skinny_run {
   uint32_t *a;   /* [threads][M][lda]: a slice of A, expanded */
   int64_t lda;
   slice *slices; /* [threads]: which */
-  int32_t *acc;  /* [threads], acc_size apart: [M][width + APART] */
+  int32_t *acc;  /* [threads], acc_size distance: [M][width + ROW_PAD] */
   int64_t acc_size;
   int32_t *sums; /* [k_parts][M][ld], when K is split */
   int64_t ld;
@@ -46,7 +46,7 @@ static void skinny_tail(const skinny_run *s, const uint32_t *a, const uint32_t *
       const uint32_t *row = b + (j + i) * s->p->b.stride;
       for (int64_t c = 0; c < wide; c++) words[i * wide + c] = c < columns ? row[c] : 0;
     }
-    s->k->skinny(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->b.xor_mask, acc, s->width + APART);
+    s->k->skinny(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->b.xor_mask, acc, s->width + ROW_PAD);
   }
 }
 
@@ -54,7 +54,7 @@ static void skinny_tail(const skinny_run *s, const uint32_t *a, const uint32_t *
 static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
                              int32_t *acc) {
   const int4mm_problem *p = s->p;
-  int64_t ldacc = s->width + APART;
+  int64_t ldacc = s->width + ROW_PAD;
   if (int4mm_is_panels(&p->b)) {
     for (int64_t c = 0; c < columns; c += INT4MM_PANEL) {
       const uint32_t *b = int4mm_b_word(p, j, n + c);
@@ -90,7 +90,7 @@ static void run_columns(const skinny_run *s, int64_t n, int64_t columns, int64_t
     int64_t k8 = int4mm_min64(SLICE_K8, j1 - j);
     const uint32_t *a = expand_slice(s, j, k8, slot);
     for (int64_t m = 0; m < s->p->M; m++) {
-      int32_t acc_init = s->slices[slot].acc_init[m], *row = acc + m * (s->width + APART);
+      int32_t acc_init = s->slices[slot].acc_init[m], *row = acc + m * (s->width + ROW_PAD);
       for (int64_t c = 0; c < s->width; c++) row[c] = j > j0 ? row[c] + acc_init : acc_init;
     }
     if (k8 > 0) multiply_columns(s, a, j, k8, n, columns, acc);
@@ -100,10 +100,10 @@ static void run_columns(const skinny_run *s, int64_t n, int64_t columns, int64_t
 
 /* A thread's accumulators for columns from n on. Modulo pages they lie half a page from the words that are read
  * meanwhile: a load that looks like a recent store by its last 12 bits waits for it. */
-static int32_t *place_of_sums(const skinny_run *s, int64_t n, int32_t slot) {
+static int32_t *acc_of_thread(const skinny_run *s, int64_t n, int32_t slot) {
   int32_t *acc = s->acc + slot * s->acc_size;
-  intptr_t apart = (intptr_t)s->p->b.words + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
-  return acc + (apart & (PAGE - 1)) / 64 * 16;
+  intptr_t distance = (intptr_t)s->p->b.words + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
+  return acc + (distance & (PAGE - 1)) / 64 * 16;
 }
 
 static void piece(void *context, int64_t index, int32_t slot) {
@@ -111,8 +111,8 @@ static void piece(void *context, int64_t index, int32_t slot) {
   const int4mm_problem *p = s->p;
   int64_t part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
   int64_t n1 = int4mm_min64(n0 + s->columns, p->N);
-  int64_t j0 = part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + APART;
-  int32_t *acc = place_of_sums(s, n0, slot);
+  int64_t j0 = part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + ROW_PAD;
+  int32_t *acc = acc_of_thread(s, n0, slot);
   for (int64_t n = n0; n < n1; n += s->width) {
     int64_t columns = int4mm_min64(s->width, n1 - n);
     run_columns(s, n, columns, j0, j1, slot, acc);
@@ -152,18 +152,18 @@ static void choose_parts(skinny_run *s) {
   s->k_parts = int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
   s->k8 = int4mm_ceil_div(k8, s->k_parts);
   s->k_parts = int4mm_ceil_div(k8, s->k8);
-  int64_t most = ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL;
-  s->width = int4mm_min64(s->columns, most);
+  int64_t max_width = ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL;
+  s->width = int4mm_min64(s->columns, max_width);
 }
 
 /* Workspace in the order: expanded A, which slices that is, accumulators, sums of the parts of K. */
 static bool acquire_workspace(skinny_run *s) {
   const int4mm_problem *p = s->p;
-  s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + APART;
+  s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + ROW_PAD;
   s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
   int64_t a = int4mm_round_up(4 * s->threads * p->M * s->lda, 64);
   int64_t slices = int4mm_round_up(s->threads * (int64_t)sizeof(slice), 64);
-  s->acc_size = p->M * (s->width + APART) + PAGE / 4;
+  s->acc_size = p->M * (s->width + ROW_PAD) + PAGE / 4;
   int64_t acc = 4 * s->threads * s->acc_size;
   int64_t sums = s->k_parts > 1 ? 4 * s->k_parts * p->M * s->ld : 0;
   char *memory = int4mm_workspace_acquire(a + slices + acc + sums);

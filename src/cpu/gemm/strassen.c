@@ -25,11 +25,11 @@ enum {
 };
 
 /* Signs with which product r goes into blocks 11, 12, 21, 22 of the output. */
-static const int8_t into[7][4] = {{1, 0, 0, 1},  {0, 0, 1, -1}, {0, 1, 0, 1}, {1, 0, 1, 0},
-                                  {-1, 1, 0, 0}, {0, 0, 0, 1},  {1, 0, 0, 0}};
+static const int8_t output_signs[7][4] = {{1, 0, 0, 1},  {0, 0, 1, -1}, {0, 1, 0, 1}, {1, 0, 1, 0},
+                                          {-1, 1, 0, 0}, {0, 0, 0, 1},  {1, 0, 0, 0}};
 /* Signs of blocks 11, 12, 21, 22 of A in combination r, as combine_part_a has them. */
-static const int8_t from_a[7][4] = {{1, 0, 0, 1}, {0, 0, 1, 1},  {1, 0, 0, 0}, {0, 0, 0, 1},
-                                    {1, 1, 0, 0}, {-1, 0, 1, 0}, {0, 1, 0, -1}};
+static const int8_t a_signs[7][4] = {{1, 0, 0, 1}, {0, 0, 1, 1},  {1, 0, 0, 0}, {0, 0, 0, 1},
+                                     {1, 1, 0, 0}, {-1, 0, 1, 0}, {0, 1, 0, -1}};
 
 typedef struct destination {
   int8_t row, col; /* of the block */
@@ -66,7 +66,7 @@ static void list_destinations(strassen *s) {
   for (int64_t r = 0; r < s->products; r++) {
     int32_t count = 0;
     for (int64_t q = 0; q < s->G * s->G; q++) {
-      int sign = sign_of(into, s->levels, r, q / s->G, q % s->G);
+      int sign = sign_of(output_signs, s->levels, r, q / s->G, q % s->G);
       if (!sign) continue;
       s->destinations[r][count++] =
           (destination){(int8_t)(q / s->G), (int8_t)(q % s->G), (int8_t)sign, !seen[q]}; /* a first one is positive */
@@ -116,7 +116,7 @@ static void pack_slice_of_a(const strassen *s, int64_t i, int64_t slice, int64_t
     int32_t *acc_init = s->acc_init + (first + r) * s->mb + panel * mr;
     for (int64_t m = 0; m < mr; m++) {
       int32_t sum = 0;
-      for (int64_t q = 0; q < G * G; q++) sum += sign_of(from_a, s->levels, r, q / G, q % G) * sums[q][m];
+      for (int64_t q = 0; q < G * G; q++) sum += sign_of(a_signs, s->levels, r, q / G, q % G) * sums[q][m];
       acc_init[m] = -s->k->offset * (int32_t)G * sum;
     }
   }
@@ -184,8 +184,8 @@ static void multiply(const strassen *s, int64_t r, bool first_slice, const int8_
         tiles[i].sign = d->first && first_slice ? 0 : d->sign;
       }
       const uint32_t *panel = (const uint32_t *)(a + m / mr * panel_a(s));
-      s->k->kernel_bytes(s->kb8, panel, (const uint32_t *)(b + n / nr * panel_b(s)), nr, acc_init + m, tiles, count, ld,
-                         next_prefetch(s, &next));
+      s->k->microkernel_bytes(s->kb8, panel, (const uint32_t *)(b + n / nr * panel_b(s)), nr, acc_init + m, tiles,
+                              count, ld, next_prefetch(s, &next));
     }
   }
 }
@@ -282,7 +282,7 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *p) {
   if (p->K > MAX_K) return 0;
   if (p->strassen >= 0) return p->strassen < kernels->strassen ? p->strassen : kernels->strassen;
-  int64_t least = int4mm_min64(int4mm_min64(p->M, p->N), p->K);
-  int32_t levels = least >= 2048 ? 2 : least >= 1024 ? 1 : 0;
+  int64_t min_size = int4mm_min64(int4mm_min64(p->M, p->N), p->K);
+  int32_t levels = min_size >= 2048 ? 2 : min_size >= 1024 ? 1 : 0;
   return levels < kernels->strassen ? levels : kernels->strassen;
 }

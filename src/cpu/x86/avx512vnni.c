@@ -135,8 +135,8 @@ static inline __attribute__((always_inline)) void multiply_words(__m512i acc[MR]
   }
 }
 
-static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
-                         const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
+static void microkernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
+                              const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
   walk w = {a, b, ldb, prefetch};
   __m512i acc[MR][VECTORS];
   init_tile(acc, acc_init);
@@ -144,8 +144,8 @@ static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64
   store_tiles(acc, tiles, count, ldt);
 }
 
-static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
-                         const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
+static void microkernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
+                              const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
   __m512i acc[MR][VECTORS];
   init_tile(acc, acc_init);
   int64_t late = int4mm_max64(0, k8 - PREFETCH_K8);
@@ -457,8 +457,8 @@ static inline __attribute__((always_inline)) bool store_tile(const int4mm_proble
   return nan == 0;
 }
 
-static bool product(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
-                    const int32_t *acc_init, int4mm_prefetch prefetch) {
+static bool microkernel_fused(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
+                              const int32_t *acc_init, int4mm_prefetch prefetch) {
   int64_t k8 = p->K / 8, late = int4mm_min64(PREFETCH_K8, k8);
   walk w = {a, b, INT4MM_PANEL, prefetch};
   __m512i acc[MR][VECTORS];
@@ -485,8 +485,8 @@ static const int4mm_kernels kernels = {
     .strassen = 2,
     .pack_a = pack_a,
     .pack_b = pack_b,
-    .kernel = kernel_words,
-    .kernel_bytes = kernel_bytes,
+    .microkernel = microkernel_words,
+    .microkernel_bytes = microkernel_bytes,
     .combine_a = combine_a,
     .combine_b = combine_b,
     .expand = expand,
@@ -494,7 +494,7 @@ static const int4mm_kernels kernels = {
     .skinny_panel = skinny_panel,
     .skinny_panel_max_m = 4,
     .store = store,
-    .product = product,
+    .microkernel_fused = microkernel_fused,
 };
 
 static int32_t matmul(const int4mm_problem *problem) {
