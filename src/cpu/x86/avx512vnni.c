@@ -167,12 +167,13 @@ static void microkernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, 
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Signed bytes from the low nibbles of bytes; eights: 8 where the nibbles are two's complement, 0 where value + 8. */
-static inline __m512i sign(__m512i words, __m512i eights) {
-  return _mm512_sub_epi8(nibbles(words, eights), _mm512_set1_epi8(8));
+/* Signed bytes from the low nibbles of bytes; to_offset: 8 where the nibbles are two's complement, 0 where value + 8.
+ */
+static inline __m512i signed_bytes(__m512i words, __m512i to_offset) {
+  return _mm512_sub_epi8(nibbles(words, to_offset), _mm512_set1_epi8(8));
 }
 
-static inline __m512i eights_of(uint32_t xor_mask) {
+static inline __m512i offset_mask(uint32_t xor_mask) {
   return _mm512_set1_epi32((int32_t)(~xor_mask & 0x08080808u));
 }
 
@@ -194,13 +195,13 @@ static inline void join_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m512
 
 /* Eight rows of `count` words (at most 16): word i of all becomes one line, its even nibbles' dwords and its odd ones'.
  * sums[0] and sums[1] gather those of the first four rows and of the others, a row to a dword of each lane. */
-static inline void pack_words(uint32_t *panel, __m512i x[8], int count, __m512i eights, __m512i sums[2]) {
+static inline void pack_words(uint32_t *panel, __m512i x[8], int count, __m512i to_offset, __m512i sums[2]) {
   const __m512i ones = _mm512_set1_epi8(1);
   transpose4(x);
   transpose4(x + 4);
   UNROLL for (int i = 0; i < 4; i++) {
-    __m512i even = sign(x[i], eights), odd = sign(high(x[i]), eights), line[4];
-    __m512i even4 = sign(x[4 + i], eights), odd4 = sign(high(x[4 + i]), eights);
+    __m512i even = signed_bytes(x[i], to_offset), odd = signed_bytes(high(x[i]), to_offset), line[4];
+    __m512i even4 = signed_bytes(x[4 + i], to_offset), odd4 = signed_bytes(high(x[4 + i]), to_offset);
     sums[0] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[0], ones, even), ones, odd);
     sums[1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[1], ones, even4), ones, odd4);
     join_lanes(even, even4, odd, odd4, line);
@@ -217,7 +218,8 @@ static inline __m128i add_lanes(__m512i x) {
 
 static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
                    uint32_t xor_mask) {
-  const __m512i eights = eights_of(xor_mask), zeros = _mm512_andnot_si512(eights, _mm512_set1_epi32(0x08080808));
+  const __m512i to_offset = offset_mask(xor_mask),
+                zeros = _mm512_andnot_si512(to_offset, _mm512_set1_epi32(0x08080808));
   __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, x[8];
   int64_t j = 0;
   for (; rows == MR && j + 16 <= k8; j += 16, panel += 32 * MR) {
@@ -225,33 +227,33 @@ static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t ld
       x[r] = _mm512_loadu_si512(a + r * lda + j);
       __builtin_prefetch(a + (MR + r) * lda + j); /* rows are short runs, which no hardware foresees */
     }
-    pack_words(panel, x, 16, eights, sum);
+    pack_words(panel, x, 16, to_offset, sum);
   }
   for (; j < k8; j += 16, panel += 32 * MR) { /* words that are not there must read as zeros in this encoding */
     int count = (int)int4mm_min64(16, k8 - j);
     __mmask16 mask = (__mmask16)((1u << count) - 1);
     __m512i none = _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 4));
     UNROLL for (int r = 0; r < MR; r++) x[r] = r < rows ? _mm512_mask_loadu_epi32(none, mask, a + r * lda + j) : none;
-    pack_words(panel, x, count, eights, sum);
+    pack_words(panel, x, count, to_offset, sum);
   }
   _mm_storeu_si128((__m128i *)sums, add_lanes(sum[0]));
   _mm_storeu_si128((__m128i *)(sums + 4), add_lanes(sum[1]));
 }
 
 /* Signed bytes from two's complement nibbles in the low halves of bytes: x ^ 8 - 8. */
-static inline __m256i sign256(__m256i nibble) {
+static inline __m256i signed_bytes256(__m256i nibble) {
   const __m256i eight = _mm256_set1_epi8(8);
   return _mm256_sub_epi8(_mm256_xor_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), eight), eight);
 }
 
 static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask) {
-  const __m256i ones = _mm256_set1_epi8(1), flips = _mm256_set1_epi32((int32_t)xor_mask);
+  const __m256i ones = _mm256_set1_epi8(1), xor_mask_vector = _mm256_set1_epi32((int32_t)xor_mask);
   __m256i sum = _mm256_setzero_si256();
   for (int64_t j = 0; j < k8; j += 8) {
     int64_t count = int4mm_min64(8, k8 - j);
     __mmask8 mask = (__mmask8)((1u << count) - 1);
-    __m256i x = _mm256_maskz_xor_epi32(mask, _mm256_maskz_loadu_epi32(mask, a + j), flips);
-    __m256i even = sign256(x), odd = sign256(_mm256_srli_epi32(x, 4));
+    __m256i x = _mm256_maskz_xor_epi32(mask, _mm256_maskz_loadu_epi32(mask, a + j), xor_mask_vector);
+    __m256i even = signed_bytes256(x), odd = signed_bytes256(_mm256_srli_epi32(x, 4));
     sum = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(sum, ones, even), ones, odd);
     /* interleave: the two dwords of a word lie side by side */
     __m256i first = _mm256_unpacklo_epi32(even, odd), second = _mm256_unpackhi_epi32(even, odd);
@@ -267,14 +269,14 @@ static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t 
 
 static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                    int32_t offset) {
-  const __m512i eights = eights_of(xor_mask);
+  const __m512i to_offset = offset_mask(xor_mask);
   const __m512i rest = _mm512_set1_epi8((char)(offset - 8));
   for (int64_t j = 0; j < k8; j++, b += ldb, panel += 2 * NR) {
     UNROLL for (int v = 0; v < VECTORS; v++) {
       int64_t here = int4mm_max64(0, int4mm_min64(LANES, columns - LANES * v));
       __m512i words = _mm512_maskz_loadu_epi32((__mmask16)((1u << here) - 1), b + LANES * v);
-      _mm512_storeu_si512(panel + LANES * v, _mm512_add_epi8(nibbles(words, eights), rest));
-      _mm512_storeu_si512(panel + NR + LANES * v, _mm512_add_epi8(nibbles(high(words), eights), rest));
+      _mm512_storeu_si512(panel + LANES * v, _mm512_add_epi8(nibbles(words, to_offset), rest));
+      _mm512_storeu_si512(panel + NR + LANES * v, _mm512_add_epi8(nibbles(high(words), to_offset), rest));
     }
   }
 }
@@ -283,20 +285,20 @@ static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t colu
 
 /* High nibbles where they are, value + 8 times 16: their sums are shifted once instead of each word. A slice of K is
  * short enough for int32 to hold them. */
-static inline __m512i upper(__m512i words, __m512i flip16) {
-  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), flip16, 0x6a);
+static inline __m512i upper(__m512i words, __m512i xor_mask16) {
+  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), xor_mask16, 0x6a);
 }
 
 /* `depth` words of K (at most 8) of 16 columns, split once for all rows. Two chains of sums a row. */
 static inline __attribute__((always_inline)) void skinny_k_block(int64_t rows, int depth, const uint32_t *a,
                                                                  int64_t lda, const uint32_t *b, int64_t ldb,
-                                                                 __m512i xor_mask, __m512i flip16, int32_t *acc,
+                                                                 __m512i xor_mask, __m512i xor_mask16, int32_t *acc,
                                                                  int64_t ldacc) {
   __m512i even[8], odd[8];
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
     even[i] = nibbles(words, xor_mask);
-    odd[i] = upper(words, flip16);
+    odd[i] = upper(words, xor_mask16);
   }
   for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
     __m512i sum = _mm512_loadu_si512(acc), other = _mm512_setzero_si512();
@@ -310,7 +312,7 @@ static inline __attribute__((always_inline)) void skinny_k_block(int64_t rows, i
 
 /* One row: eight words of A stay in registers along the columns. */
 static inline void skinny_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i xor_mask,
-                              __m512i flip16, int32_t *acc) {
+                              __m512i xor_mask16, int32_t *acc) {
   __m512i even[8], odd[8];
   UNROLL for (int i = 0; i < 8; i++) {
     even[i] = _mm512_set1_epi32((int32_t)a[2 * i]);
@@ -322,7 +324,7 @@ static inline void skinny_row(int64_t columns, const uint32_t *a, const uint32_t
       __m512i words = _mm512_loadu_si512(b + i * ldb + n);
       _mm_prefetch((const char *)(b + (i + 8) * ldb + n), _MM_HINT_T1);
       sum = _mm512_dpbusd_epi32(sum, nibbles(words, xor_mask), even[i]);
-      other = _mm512_dpbusd_epi32(other, upper(words, flip16), odd[i]);
+      other = _mm512_dpbusd_epi32(other, upper(words, xor_mask16), odd[i]);
     }
     _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
   }
@@ -332,7 +334,7 @@ static inline void skinny_row(int64_t columns, const uint32_t *a, const uint32_t
 static inline __attribute__((always_inline)) void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a,
                                                                     int64_t lda, const uint32_t *b, int32_t *acc,
                                                                     int64_t ldacc) {
-  const __m512i xor_mask = _mm512_set1_epi32(0x08080808), flip16 = _mm512_slli_epi32(xor_mask, 4);
+  const __m512i xor_mask = _mm512_set1_epi32(0x08080808), xor_mask16 = _mm512_slli_epi32(xor_mask, 4);
   enum { WIDE = INT4MM_PANEL / LANES };
   __m512i even[4][WIDE], odd[4][WIDE];
   UNROLL for (int m = 0; m < rows; m++) {
@@ -343,7 +345,7 @@ static inline __attribute__((always_inline)) void skinny_panel_rows(int rows, in
   }
   for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
     UNROLL for (int v = 0; v < WIDE; v++) {
-      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, xor_mask), up = upper(words, flip16);
+      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, xor_mask), up = upper(words, xor_mask16);
       UNROLL for (int m = 0; m < rows; m++) {
         even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
         odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], up, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
@@ -365,20 +367,20 @@ static void skinny_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t ld
 
 static void skinny(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
                    int64_t ldb, uint32_t xor_mask, int32_t *acc, int64_t ldacc) {
-  const __m512i eights = eights_of(xor_mask), eights16 = _mm512_slli_epi32(eights, 4);
+  const __m512i to_offset = offset_mask(xor_mask), to_offset16 = _mm512_slli_epi32(to_offset, 4);
   int64_t j = 0;
   for (; j + 8 <= k8; j += 8, a += 16, b += 8 * ldb) {
     if (rows == 1) {
-      skinny_row(columns, a, b, ldb, eights, eights16, acc);
+      skinny_row(columns, a, b, ldb, to_offset, to_offset16, acc);
       continue;
     }
     for (int64_t n = 0; n < columns; n += LANES) {
-      skinny_k_block(rows, 8, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
+      skinny_k_block(rows, 8, a, lda, b + n, ldb, to_offset, to_offset16, acc + n, ldacc);
     }
   }
   for (; j < k8; j++, a += 2, b += ldb) {
     for (int64_t n = 0; n < columns; n += LANES) {
-      skinny_k_block(rows, 1, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
+      skinny_k_block(rows, 1, a, lda, b + n, ldb, to_offset, to_offset16, acc + n, ldacc);
     }
   }
 }
