@@ -179,7 +179,7 @@ static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_
     ldt = g->block_cols;
   }
   k->microkernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->acc_init + r, &output, 1, ldt, prefetch);
-  if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, output.sums, ldt);
+  if (last) k->epilogue(g->p, g->m0 + m, g->n0 + n, rows, columns, output.sums, ldt);
 }
 
 static int64_t blocks_across(const gemm *g) {

@@ -66,8 +66,8 @@ typedef struct int4mm_kernels {
                        int64_t ldacc);
   /* The epilogue: out[m .. m + rows - 1, n .. n + columns - 1] from a tile of sums, whose rows may be read up to the
    * next multiple of 16 columns. */
-  void (*store)(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows, int64_t columns, const int32_t *tile,
-                int64_t ldt);
+  void (*epilogue)(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows, int64_t columns, const int32_t *tile,
+                   int64_t ldt);
   /* `kernel` and `store` in one for a whole tile and all of K, B in words: the sums stay in registers. False where one
    * of the outputs is NaN, whose bits are then not as they should be. NULL where an instruction set has no such thing.
    */

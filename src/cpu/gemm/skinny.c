@@ -117,7 +117,7 @@ static void piece(void *context, int64_t index, int32_t slot) {
     int64_t columns = int4mm_min64(s->width, n1 - n);
     run_columns(s, n, columns, j0, j1, slot, acc);
     if (s->k_parts == 1) {
-      s->k->store(p, 0, n, p->M, columns, acc, ldacc);
+      s->k->epilogue(p, 0, n, p->M, columns, acc, ldacc);
       continue;
     }
     for (int64_t m = 0; m < p->M; m++) {
@@ -139,7 +139,7 @@ static void add_parts(void *context, int64_t index, int32_t slot) {
       for (int64_t n = 0; n < p->N; n++) sums[n] += more[n];
     }
   }
-  s->k->store(p, 0, 0, p->M, p->N, s->sums, s->ld);
+  s->k->epilogue(p, 0, 0, p->M, p->N, s->sums, s->ld);
 }
 
 /* Columns are shared out in whole panels; K too when there are fewer panels than threads and K is long. */

@@ -195,7 +195,7 @@ static void store_tile(const strassen *s, int64_t i, int64_t j, const int32_t *t
   int64_t m = i * s->G * s->mb, n = j * s->G * s->nb, rows = int4mm_min64(s->G * s->mb, p->M - m);
   int64_t columns = int4mm_min64(s->G * s->nb, p->N - n), ld = ld_of_tile(s);
   for (int64_t r = 0; r < rows; r += 8) {
-    s->k->store(p, m + r, n, int4mm_min64(8, rows - r), columns, tile + r * ld, ld);
+    s->k->epilogue(p, m + r, n, int4mm_min64(8, rows - r), columns, tile + r * ld, ld);
   }
 }
 

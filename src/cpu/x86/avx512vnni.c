@@ -7,6 +7,7 @@
 #error "compile this file with the flags that flags.mk gives it"
 #endif
 #include <immintrin.h>
+#include <string.h>
 
 #define INT4MM_ROWS_TABLE int4mm_rows_avx512
 #include "cpu/elementwise/rows.inc"
@@ -26,6 +27,7 @@ enum {
 };
 
 #define UNROLL _Pragma("GCC unroll 16")
+#define INLINE static inline __attribute__((always_inline))
 
 /* Low nibbles of all bytes, XORed with 8 where that turns two's complement into value + 8: one instruction. */
 static inline __m512i nibbles(__m512i words, __m512i xor_mask) {
@@ -59,8 +61,7 @@ static inline void dot_dword(__m512i *acc, __m512i b, const uint32_t *a) {
 }
 
 /* One dword deep: MR rows of A broadcast against two vectors of B. */
-static inline __attribute__((always_inline)) void rank4(__m512i acc[MR][VECTORS], const uint32_t *a,
-                                                        const __m512i b[VECTORS]) {
+INLINE void rank4(__m512i acc[MR][VECTORS], const uint32_t *a, const __m512i b[VECTORS]) {
   four_rows(acc, a, b);
   four_rows(acc + 4, a + 4, b);
 }
@@ -78,8 +79,7 @@ static inline int32_t *next_row(int32_t *row, int64_t ldt) {
   return row;
 }
 
-static inline __attribute__((always_inline)) void accumulate_tile(__m512i acc[MR][VECTORS], int32_t *row, int64_t ldt,
-                                                                  int sign) {
+INLINE void accumulate_tile(__m512i acc[MR][VECTORS], int32_t *row, int64_t ldt, int sign) {
   UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
     UNROLL for (int v = 0; v < VECTORS; v++) {
       __m512i *at = (__m512i *)(row + LANES * v), sum = acc[r][v];
@@ -120,7 +120,7 @@ typedef struct walk {
 } walk;
 
 /* The next k8 words of K, B in words. */
-static inline __attribute__((always_inline)) void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, walk *w) {
+INLINE void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, walk *w) {
   const __m512i xor_mask = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
   for (int64_t j = 0; j < k8; j++, w->a += 2 * MR, w->b += w->ldb, w->prefetch.line += w->prefetch.stride) {
     __m512i words[VECTORS], part[VECTORS];
@@ -290,10 +290,8 @@ static inline __m512i upper(__m512i words, __m512i xor_mask16) {
 }
 
 /* `depth` words of K (at most 8) of 16 columns, split once for all rows. Two chains of sums a row. */
-static inline __attribute__((always_inline)) void skinny_k_block(int64_t rows, int depth, const uint32_t *a,
-                                                                 int64_t lda, const uint32_t *b, int64_t ldb,
-                                                                 __m512i xor_mask, __m512i xor_mask16, int32_t *acc,
-                                                                 int64_t ldacc) {
+INLINE void skinny_k_block(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
+                           __m512i xor_mask, __m512i xor_mask16, int32_t *acc, int64_t ldacc) {
   __m512i even[8], odd[8];
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
@@ -331,9 +329,8 @@ static inline void skinny_row(int64_t columns, const uint32_t *a, const uint32_t
 }
 
 /* A prepacked panel, at most four rows: sums stay in registers and the panel is one run of memory. */
-static inline __attribute__((always_inline)) void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a,
-                                                                    int64_t lda, const uint32_t *b, int32_t *acc,
-                                                                    int64_t ldacc) {
+INLINE void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
+                              int64_t ldacc) {
   const __m512i xor_mask = _mm512_set1_epi32(0x08080808), xor_mask16 = _mm512_slli_epi32(xor_mask, 4);
   enum { WIDE = INT4MM_PANEL / LANES };
   __m512i even[4][WIDE], odd[4][WIDE];
@@ -387,71 +384,57 @@ static void skinny(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a,
 
 /* ---- epilogue --------------------------------------------------------------------------------------------------- */
 
-/* 16 numbers, no NaN, as outputs of one type. No masked stores: Zen 4 takes a hundred cycles over those that also
- * convert. */
-static inline void store_numbers(void *out, int32_t dtype, __m512 x) {
-  __m512i bits = _mm512_castps_si512(x);
-  if (dtype == INT4MM_FLOAT32) {
-    _mm512_storeu_si512(out, bits);
-  } else if (dtype == INT4MM_FLOAT16) {
-    _mm256_storeu_si256(out, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  } else {
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    _mm256_storeu_si256(out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
-  }
-}
+typedef __m512i i32_vector;
+typedef __m512 f32_vector;
 
-/* The same where there may be a NaN: it is made one that store_numbers turns into the type's only one. */
-static inline void store_vector(void *out, int32_t dtype, __m512 x) {
-  const uint32_t one = dtype == INT4MM_BFLOAT16 ? 0x7fff0000u : INT4MM_NAN_BITS;
+INLINE i32_vector i32_load(const int32_t *p) {
+  return _mm512_loadu_si512(p);
+}
+INLINE f32_vector f32_load(const float *p) {
+  return _mm512_loadu_ps(p);
+}
+INLINE f32_vector f32_from_i32(i32_vector x) {
+  return _mm512_cvtepi32_ps(x);
+}
+INLINE f32_vector f32_set1(float x) {
+  return _mm512_set1_ps(x);
+}
+INLINE f32_vector f32_mul(f32_vector x, f32_vector y) {
+  return _mm512_mul_ps(x, y);
+}
+INLINE f32_vector f32_add(f32_vector x, f32_vector y) {
+  return _mm512_add_ps(x, y);
+}
+INLINE f32_vector f32_replace_nan(f32_vector x, uint32_t bits) {
   __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  __m512i bits = _mm512_mask_set1_epi32(_mm512_castps_si512(x), nan, (int32_t)one);
-  store_numbers(out, dtype, _mm512_castsi512_ps(bits));
+  return _mm512_castsi512_ps(_mm512_mask_set1_epi32(_mm512_castps_si512(x), nan, (int32_t)bits));
+}
+INLINE void f32_store(void *out, f32_vector x) {
+  _mm512_storeu_ps(out, x);
+}
+INLINE void f32_store_half(void *out, f32_vector x) {
+  _mm256_storeu_si256(out, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE void f32_store_bfloat(void *out, f32_vector x) {
+  __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  _mm256_storeu_si256(out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
 }
 
-/* Up to 16 columns of all rows; inlined once for each output type. */
-static inline __attribute__((always_inline)) void store_columns(const int4mm_problem *p, int64_t m, int64_t n,
-                                                                int64_t rows, int64_t columns, const int32_t *tile,
-                                                                int64_t ldt, int32_t dtype) {
-  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2;
-  const __mmask16 mask = (__mmask16)((1u << columns) - 1);
-  __m512 scale_b = _mm512_maskz_loadu_ps(mask, p->b.scales + n), bias = _mm512_setzero_ps();
-  if (p->bias) bias = _mm512_maskz_loadu_ps(mask, p->bias + n);
-  char *out = (char *)p->out.data + (m * p->out.stride + n) * size, part[64];
-  for (int64_t r = 0; r < rows; r++, out += p->out.stride * size, tile += ldt) {
-    __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(tile));
-    x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(p->a.scales[m + r])), scale_b);
-    if (p->bias) x = _mm512_add_ps(x, bias);
-    if (columns == LANES) {
-      store_vector(out, dtype, x);
-    } else {
-      store_vector(part, dtype, x);
-      memcpy(out, part, (size_t)(columns * size));
-    }
-  }
-}
+#include "cpu/gemm/epilogue.inc"
 
-#include "cpu/gemm/store.inc"
+/* ---- microkernel and epilogue in one ---------------------------------------------------------------------------- */
 
-/* ---- a whole tile ----------------------------------------------------------------------------------------------- */
-
-/* Sums to outputs; true where none is NaN. */
-static inline __attribute__((always_inline)) bool store_tile(const int4mm_problem *p, int64_t m, int64_t n,
-                                                             __m512i acc[MR][VECTORS], int32_t dtype) {
-  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->out.stride * size;
-  const __m512 scale0 = _mm512_loadu_ps(p->b.scales + n), scale1 = _mm512_loadu_ps(p->b.scales + n + LANES);
-  const float *scale_a = p->a.scales + m, *bias = p->bias ? p->bias + n : NULL;
+/* A whole tile from registers to outputs; true where none is NaN. */
+INLINE bool store_tile(const int4mm_problem *p, int64_t m, int64_t n, __m512i acc[MR][VECTORS], int32_t dtype) {
+  const int64_t size = out_size(dtype), step = p->out.stride * size;
+  const float *scale_a = p->a.scales + m, *scale_b = p->b.scales + n, *bias = p->bias ? p->bias + n : NULL;
+  const column_scales left = load_column_scales(scale_b, bias);
+  const column_scales right = load_column_scales(scale_b + LANES, bias ? bias + LANES : NULL);
   char *out = (char *)p->out.data + m * step + n * size;
   __mmask16 nan = 0;
   UNROLL for (int r = 0; r < MR; r++, out += step) {
-    __m512 scale = _mm512_set1_ps(scale_a[r]);
-    __m512 x0 = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][0]), scale), scale0);
-    __m512 x1 = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][1]), scale), scale1);
-    if (bias) {
-      x0 = _mm512_add_ps(x0, _mm512_loadu_ps(bias));
-      x1 = _mm512_add_ps(x1, _mm512_loadu_ps(bias + LANES));
-    }
+    __m512 x0 = scale_acc(acc[r][0], scale_a[r], &left), x1 = scale_acc(acc[r][1], scale_a[r], &right);
     nan |= _mm512_cmp_ps_mask(x0, x1, _CMP_UNORD_Q);
     store_numbers(out, dtype, x0);
     store_numbers(out + LANES * size, dtype, x1);
@@ -495,7 +478,7 @@ static const int4mm_kernels kernels = {
     .skinny = skinny,
     .skinny_panel = skinny_panel,
     .skinny_panel_max_m = 4,
-    .store = store,
+    .epilogue = epilogue,
     .microkernel_fused = microkernel_fused,
 };
 
