@@ -79,7 +79,8 @@ int32_t int4mm_set_cpu_isa(const char *name) {
 
 int32_t int4mm_cpu_matmul(const int4mm_problem *problem) {
   if (problem->M == 0 || problem->N == 0) return INT4MM_OK;
-  return int4mm_cpu_current()->matmul(problem);
+  const int4mm_cpu_table *table = int4mm_cpu_current();
+  return table->matmul(table->kernels, problem);
 }
 
 int32_t int4mm_cpu_pack(const int4mm_pack_job *job, int64_t *bad) {
@@ -143,5 +144,5 @@ void int4mm_cpu_plan(const int4mm_problem *problem, int4mm_plan *plan) {
   memset(plan, 0, sizeof *plan);
   plan->device = INT4MM_CPU;
   snprintf(plan->name, sizeof plan->name, "%s", table->name);
-  table->plan(problem, plan);
+  table->plan(table->kernels, problem, plan);
 }

@@ -29,12 +29,15 @@ static inline int64_t int4mm_round_up(int64_t x, int64_t step) {
   return int4mm_ceil_div(x, step) * step;
 }
 
+typedef struct int4mm_kernels int4mm_kernels; /* gemm/gemm.h */
+
 /* What an instruction set offers. Every table gives the same bits. */
 typedef struct int4mm_cpu_table {
   const char *name;
   bool (*supported)(void); /* by this CPU and operating system */
-  int32_t (*matmul)(const int4mm_problem *problem);
-  void (*plan)(const int4mm_problem *problem, int4mm_plan *plan);
+  int32_t (*matmul)(const int4mm_kernels *kernels, const int4mm_problem *problem);
+  void (*plan)(const int4mm_kernels *kernels, const int4mm_problem *problem, int4mm_plan *plan);
+  const int4mm_kernels *kernels; /* what both are made of; NULL where they need none */
   const int4mm_rows *rows;
 } int4mm_cpu_table;
 

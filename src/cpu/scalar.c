@@ -80,16 +80,17 @@ static void tile(void *context, int64_t index, int32_t slot) {
   }
 }
 
-static int32_t matmul(const int4mm_problem *problem) {
+static int32_t matmul(const int4mm_kernels *kernels, const int4mm_problem *problem) {
+  (void)kernels;
   int4mm_problem p = *problem;
   int64_t pieces = int4mm_ceil_div(p.M, ROWS) * int4mm_ceil_div(p.N, INT4MM_PANEL);
   int4mm_parallel(int4mm_threads_for(p.M * p.N, int4mm_max64(1, (1 << 16) / (p.K + 1))), pieces, tile, &p);
   return INT4MM_OK;
 }
 
-static void plan(const int4mm_problem *p, int4mm_plan *out) {
-  (void)p;
+static void plan(const int4mm_kernels *kernels, const int4mm_problem *p, int4mm_plan *out) {
+  (void)kernels, (void)p;
   snprintf(out->reason, sizeof out->reason, "plain C, an output at a time");
 }
 
-const int4mm_cpu_table int4mm_cpu_scalar = {"scalar", supported, matmul, plan, &int4mm_rows_scalar};
+const int4mm_cpu_table int4mm_cpu_scalar = {"scalar", supported, matmul, plan, NULL, &int4mm_rows_scalar};

@@ -33,7 +33,7 @@ typedef struct int4mm_prefetch {
 typedef void int4mm_microkernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
                                 const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch);
 
-typedef struct int4mm_kernels {
+struct int4mm_kernels {
   int32_t mr, nr;                /* nr divides INT4MM_PANEL */
   int32_t offset;                /* of B in `kernel`: 8, or 0 where both operands are signed */
   bool bytes_b;                  /* `kernel` reads B in bytes */
@@ -73,7 +73,7 @@ typedef struct int4mm_kernels {
    */
   bool (*microkernel_fused)(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
                             const int32_t *acc_init, int4mm_prefetch prefetch);
-} int4mm_kernels;
+};
 
 /* Asks for the lines of out that a tile will write, while its sums are computed: they are in nobody's cache. */
 static inline void int4mm_prefetch_out(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows) {

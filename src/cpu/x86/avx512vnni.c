@@ -281,57 +281,68 @@ static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t colu
   }
 }
 
-/* ---- small M ---------------------------------------------------------------------------------------------------- */
+/* ---- few rows --------------------------------------------------------------------------------------------------- */
 
-/* High nibbles where they are, value + 8 times 16: their sums are shifted once instead of each word. A slice of K is
- * short enough for int32 to hold them. */
-static inline __m512i upper(__m512i words, __m512i xor_mask16) {
+enum { DEPTH = 8 }; /* words of K in a k-block: 16 registers of bytes */
+
+/* What XORed in makes nibbles value + 8, for the low and the high ones of bytes. */
+typedef struct skinny_mask {
+  __m512i low, high;
+} skinny_mask;
+
+INLINE skinny_mask skinny_mask_of(uint32_t xor_mask) {
+  __m512i low = offset_mask(xor_mask);
+  return (skinny_mask){low, _mm512_slli_epi32(low, 4)};
+}
+
+/* High nibbles left in place, 16 times value + 8: their sum is shifted once, not each word. int32 holds it, since a
+ * k-block and a slice of K are short. */
+INLINE __m512i high_nibbles16(__m512i words, __m512i xor_mask16) {
   return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), xor_mask16, 0x6a);
 }
 
-/* `depth` words of K (at most 8) of 16 columns, split once for all rows. Two chains of sums a row. */
 INLINE void skinny_k_block(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
-                           __m512i xor_mask, __m512i xor_mask16, int32_t *acc, int64_t ldacc) {
-  __m512i even[8], odd[8];
+                           skinny_mask mask, int32_t *acc, int64_t ldacc) {
+  __m512i even[DEPTH], odd[DEPTH];
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
-    even[i] = nibbles(words, xor_mask);
-    odd[i] = upper(words, xor_mask16);
+    even[i] = nibbles(words, mask.low);
+    odd[i] = high_nibbles16(words, mask.high);
   }
-  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
-    __m512i sum = _mm512_loadu_si512(acc), other = _mm512_setzero_si512();
+  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) { /* two chains of sums: latency */
+    __m512i sum = _mm512_loadu_si512(acc), odd_sum = _mm512_setzero_si512();
     UNROLL for (int i = 0; i < depth; i++) {
       dot_dword(&sum, even[i], a + 2 * i);
-      dot_dword(&other, odd[i], a + 2 * i + 1);
+      dot_dword(&odd_sum, odd[i], a + 2 * i + 1);
     }
-    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
+    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4)));
   }
 }
 
-/* One row: eight words of A stay in registers along the columns. */
-static inline void skinny_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i xor_mask,
-                              __m512i xor_mask16, int32_t *acc) {
-  __m512i even[8], odd[8];
-  UNROLL for (int i = 0; i < 8; i++) {
+INLINE void skinny_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, skinny_mask mask,
+                       int32_t *acc) {
+  __m512i even[DEPTH], odd[DEPTH];
+  UNROLL for (int i = 0; i < DEPTH; i++) {
     even[i] = _mm512_set1_epi32((int32_t)a[2 * i]);
     odd[i] = _mm512_set1_epi32((int32_t)a[2 * i + 1]);
   }
   for (int64_t n = 0; n < columns; n += LANES) {
-    __m512i sum = _mm512_loadu_si512(acc + n), other = _mm512_setzero_si512();
-    UNROLL for (int i = 0; i < 8; i++) {
+    __m512i sum = _mm512_loadu_si512(acc + n), odd_sum = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < DEPTH; i++) {
       __m512i words = _mm512_loadu_si512(b + i * ldb + n);
-      _mm_prefetch((const char *)(b + (i + 8) * ldb + n), _MM_HINT_T1);
-      sum = _mm512_dpbusd_epi32(sum, nibbles(words, xor_mask), even[i]);
-      other = _mm512_dpbusd_epi32(other, upper(words, xor_mask16), odd[i]);
+      _mm_prefetch((const char *)(b + (i + DEPTH) * ldb + n), _MM_HINT_T1);
+      sum = _mm512_dpbusd_epi32(sum, nibbles(words, mask.low), even[i]);
+      odd_sum = _mm512_dpbusd_epi32(odd_sum, high_nibbles16(words, mask.high), odd[i]);
     }
-    _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
+    _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4)));
   }
 }
 
-/* A prepacked panel, at most four rows: sums stay in registers and the panel is one run of memory. */
+/* A prepacked panel, at most four rows: accumulators stay in registers along all of K, since the panel is contiguous.
+ */
 INLINE void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                               int64_t ldacc) {
-  const __m512i xor_mask = _mm512_set1_epi32(0x08080808), xor_mask16 = _mm512_slli_epi32(xor_mask, 4);
+  const skinny_mask mask = skinny_mask_of(0);
   enum { WIDE = INT4MM_PANEL / LANES };
   __m512i even[4][WIDE], odd[4][WIDE];
   UNROLL for (int m = 0; m < rows; m++) {
@@ -342,10 +353,11 @@ INLINE void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t l
   }
   for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
     UNROLL for (int v = 0; v < WIDE; v++) {
-      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, xor_mask), up = upper(words, xor_mask16);
+      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, mask.low),
+              high = high_nibbles16(words, mask.high);
       UNROLL for (int m = 0; m < rows; m++) {
         even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
-        odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], up, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
+        odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], high, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
       }
     }
   }
@@ -362,25 +374,8 @@ static void skinny_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t ld
   if (rows == 1) skinny_panel_rows(1, k8, a, lda, b, acc, ldacc);
 }
 
-static void skinny(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
-                   int64_t ldb, uint32_t xor_mask, int32_t *acc, int64_t ldacc) {
-  const __m512i to_offset = offset_mask(xor_mask), to_offset16 = _mm512_slli_epi32(to_offset, 4);
-  int64_t j = 0;
-  for (; j + 8 <= k8; j += 8, a += 16, b += 8 * ldb) {
-    if (rows == 1) {
-      skinny_row(columns, a, b, ldb, to_offset, to_offset16, acc);
-      continue;
-    }
-    for (int64_t n = 0; n < columns; n += LANES) {
-      skinny_k_block(rows, 8, a, lda, b + n, ldb, to_offset, to_offset16, acc + n, ldacc);
-    }
-  }
-  for (; j < k8; j++, a += 2, b += ldb) {
-    for (int64_t n = 0; n < columns; n += LANES) {
-      skinny_k_block(rows, 1, a, lda, b + n, ldb, to_offset, to_offset16, acc + n, ldacc);
-    }
-  }
-}
+#define SKINNY_PANEL 1
+#include "cpu/gemm/skinny.inc"
 
 /* ---- epilogue --------------------------------------------------------------------------------------------------- */
 
@@ -467,6 +462,7 @@ static const int4mm_kernels kernels = {
     .skinny_max_m = 64,
     .skinny_max_m_threaded = 11,
     .skinny_columns = LANES,
+    .skinny_panel_max_m = 4,
     .strassen = 2,
     .pack_a = pack_a,
     .pack_b = pack_b,
@@ -477,17 +473,9 @@ static const int4mm_kernels kernels = {
     .expand = expand,
     .skinny = skinny,
     .skinny_panel = skinny_panel,
-    .skinny_panel_max_m = 4,
     .epilogue = epilogue,
     .microkernel_fused = microkernel_fused,
 };
 
-static int32_t matmul(const int4mm_problem *problem) {
-  return int4mm_gemm(&kernels, problem);
-}
-
-static void plan(const int4mm_problem *problem, int4mm_plan *out) {
-  int4mm_gemm_plan(&kernels, problem, out);
-}
-
-const int4mm_cpu_table int4mm_cpu_avx512vnni = {"avx512vnni", int4mm_has_avx512vnni, matmul, plan, &int4mm_rows_avx512};
+const int4mm_cpu_table int4mm_cpu_avx512vnni = {"avx512vnni", int4mm_has_avx512vnni, int4mm_gemm, int4mm_gemm_plan,
+                                                &kernels,     &int4mm_rows_avx512};
