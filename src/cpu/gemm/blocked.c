@@ -1,10 +1,13 @@
 /*
- * Large products: both operands packed, the output cut into tiles that threads take as they come.
+ * The blocked driver: both operands packed, the output cut into blocks that the threads share.
  *
- * Blocking follows Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", TOMS 2008): a block of A
- * stays in the second-level cache while panels of B stream past it. K is not split while it fits (MAX_K8), so that a
- * tile of sums goes from registers through the first-level cache into the epilogue; beyond that, sums of a super block
- * are kept in memory from one slice of K to the next.
+ * Blocking follows Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", TOMS 2008): a packed
+ * mc x kc block of A stays in the second-level cache while panels of B pass through the first. K is one k-block as long
+ * as it is short enough (MAX_K8), so that the sums of a tile go from the microkernel to the epilogue through registers
+ * or the first-level cache; beyond that the sums of a whole super block stay in memory from k-block to k-block.
+ *
+ * Loops, from the outside in: super blocks of N and M, k-blocks, mc x nc blocks (one macro-kernel call each, shared
+ * among the threads), panels of B, tiles of nr columns and mr rows (one microkernel call each).
  */
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,45 +15,47 @@
 #include "cpu/gemm/gemm.h"
 
 enum {
-  MAX_K8 = 2048,              /* words of K in one slice: 16384 nibbles */
-  BLOCK_K8 = 1024,            /* ... when there are several */
+  MAX_K8 = 2048,              /* words of K up to which there is one k-block: 16384 values */
+  BLOCK_K8 = 1024,            /* words of K in a k-block where there are several */
   SUPER_BLOCK = 1024,         /* rows and columns of a super block then: 4 MiB of sums */
-  PACKED_BYTES = 16 << 20,    /* of a packed super block of B */
-  L2_BYTES = 384 << 10,       /* of packed A that stays in the second-level cache */
-  L2_WHOLE_BYTES = 512 << 10, /* ... when that is all of it */
+  PACKED_BYTES = 16 << 20,    /* of B, packed: a super block */
+  L2_BYTES = 384 << 10,       /* of A, packed: a block that the second-level cache holds */
+  L2_WHOLE_BYTES = 512 << 10, /* the same where one block is all of A */
   PACK_ROWS = 16,             /* words of K in a piece of packing B */
-  PACK_PANELS = 64,           /* panels in it: long runs of a row, which memory gives faster */
+  PACK_PANELS = 64,           /* panels in such a piece: long sequential reads are the fastest */
   PREFETCH_ROWS = 16 /* rows of a raw weight: each may be on another page, which no hardware prefetcher follows */
 };
 
-/* A thread's own range of units, taken from the front by itself and, when they are through with theirs, by others. */
+/* A range of blocks with an atomic counter. Each thread has one; a thread whose queue is empty takes from the others'.
+ */
 typedef struct work_queue {
   _Atomic int64_t next;
-  char apart[56]; /* a cache line each */
+  char padding[56]; /* to a cache line, against false sharing */
 } work_queue;
 
 typedef struct gemm {
   const int4mm_kernels *k;
   const int4mm_problem *p;
   int32_t threads;
-  int64_t kc8, block_rows, block_cols; /* the most that a super block has: words of K, rows, columns */
-  int64_t mc, nc;                      /* of a unit of work: a block of A by some columns */
-  uint32_t *a;                         /* each thread's packed block of A: mr-row panels */
-  int32_t *acc_init;                   /* initial value of its rows' accumulators */
-  uint32_t *b;                         /* packed super block of B */
-  int32_t *sums;                       /* [block_rows, block_cols], or a tile for each thread */
+  int64_t block_rows, block_cols; /* largest super block */
+  int64_t kc8;                    /* words of K in the largest k-block */
+  int64_t mc, nc;                 /* rows and columns of a macro-kernel's block of the output */
+  uint32_t *a;                    /* [threads][mc / mr] panels: a packed block of A */
+  int32_t *acc_init;              /* [threads][mc]: zero-point correction of its rows */
+  uint32_t *b;                    /* a packed super block of B, or a panel for each thread */
+  int32_t *sums;                  /* [block_rows, block_cols] where K is split, else a tile for each thread */
   work_queue *queues;
-  bool splits_k;
-  bool packs_b_per_thread; /* each thread packs a panel of B just before its only use */
-  /* the super block at hand */
+  bool split_k;        /* there are several k-blocks */
+  bool thread_local_b; /* each thread packs each panel of B just before its only use */
+  /* the super block and k-block being computed: origin and size */
   int64_t m0, n0, j0, rows, cols, k8;
 } gemm;
 
-/* A thread's part of a gemm. */
+/* A thread's view of a gemm. */
 typedef struct worker {
   const gemm *g;
   int32_t slot;
-  int64_t packed; /* first row of the block of A that its buffer holds */
+  int64_t packed; /* first row of the block of A in its buffer; -1: none */
   uint32_t *a;
   int32_t *acc_init;
 } worker;
@@ -62,7 +67,7 @@ static int64_t b_width(const gemm *g) {
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Rows m .. m + rows - 1 of the super block's A, into this thread's buffer: it stays in the second-level cache. */
+/* Packs rows m .. m + rows - 1 of the super block's A into the thread's buffer, unless they are there. */
 static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
   const gemm *g = w->g;
   const int4mm_problem *p = g->p;
@@ -93,7 +98,7 @@ static int64_t bytes_of_panel(const gemm *g, int64_t k8) {
   return 4 * INT4MM_PANEL * k8 * b_width(g);
 }
 
-/* Words j .. j + k8 - 1 of K of one 64-column panel, which is at dst. */
+/* Packs words j .. j + k8 - 1 of K of one panel of INT4MM_PANEL columns, which starts at dst. */
 static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t j, int64_t k8) {
   const int4mm_problem *p = g->p;
   int64_t n = g->n0 + panel * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, p->N - n);
@@ -109,7 +114,7 @@ static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t
   }
 }
 
-/* A strip of B, read along its rows. */
+/* One piece of packing B for all threads: PACK_PANELS panels by PACK_ROWS words of K, read along the rows. */
 static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
   (void)slot;
   const gemm *g = context;
@@ -123,26 +128,26 @@ static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
   }
 }
 
-/* Whether B is packed for all threads before they compute. */
+/* Whether B is packed for all threads before they compute. Otherwise it is prepacked, or packed by each thread. */
 static bool packs_b(const gemm *g) {
-  return !g->packs_b_per_thread && (g->k->bytes_b || !int4mm_is_panels(&g->p->b));
+  return !g->thread_local_b && (g->k->bytes_b || !int4mm_is_panels(&g->p->b));
 }
 
 /* ---- computing -------------------------------------------------------------------------------------------------- */
 
-/* The panel of B that starts at column n of the super block, packed by this thread where nobody did. */
+/* The panel of B that starts at column n of the super block, as the microkernel reads it. */
 static const uint32_t *panel_of_b(const gemm *g, int64_t n, int32_t slot) {
   int64_t panel = n / INT4MM_PANEL, dwords = bytes_of_panel(g, g->k8) / 4;
-  if (g->packs_b_per_thread) {
-    uint32_t *own = g->b + slot * dwords;
-    pack_panel_of_b(g, own, panel, 0, g->k8);
-    return own;
+  if (g->thread_local_b) {
+    uint32_t *local = g->b + slot * dwords;
+    pack_panel_of_b(g, local, panel, 0, g->k8);
+    return local;
   }
   return packs_b(g) ? g->b + panel * dwords : int4mm_b_word(g->p, g->j0, g->n0 + n);
 }
 
-/* The t-th share of what comes after the panel of B of column n, for tile t to ask for while it is computed: the next
- * panel, or the next block of A once row m's has met all of B. */
+/* What tile t of a panel prefetches: its share of the next panel of B, or, with the last panel, of the next block of A.
+ * m, n: the block's first row and the panel's first column; b: the panel. */
 static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
   const int4mm_problem *p = g->p;
   int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->mc;
@@ -151,29 +156,29 @@ static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int
     if (next >= g->rows || t * share >= 4 * p->a.stride * g->mc) return prefetch;
     prefetch.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
     prefetch.stride = 64;
-  } else if (g->packs_b_per_thread && t < 2) { /* not packed yet: a line of each of its rows */
+  } else if (g->thread_local_b && t < 2) { /* the next one is not packed yet: a line of each raw row */
     prefetch.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
     prefetch.stride = 4 * (int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride);
-  } else if (!g->packs_b_per_thread && t * share < bytes) {
+  } else if (!g->thread_local_b && t * share < bytes) {
     prefetch.line = (const char *)b + bytes + t * share;
     prefetch.stride = 64;
   }
   return prefetch;
 }
 
-/* One tile: rows m on of the super block, row r of this thread's block of A. */
+/* One tile, from row m and column n of the super block; r: its first row in the thread's block of A. */
 static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_prefetch prefetch) {
   const gemm *g = w->g;
   const int4mm_kernels *k = g->k;
   int4mm_output_tile output = {g->sums + w->slot * k->mr * k->nr, 0};
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
   const uint32_t *a = w->a + r * 2 * g->k8;
-  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->splits_k && rows == k->mr && columns == k->nr;
+  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->split_k && rows == k->mr && columns == k->nr;
   if (whole && k->microkernel_fused &&
       k->microkernel_fused(g->p, g->m0 + m, g->n0 + n, a, b, w->acc_init + r, prefetch))
     return;
   if (last) int4mm_prefetch_out(g->p, g->m0 + m, g->n0 + n, rows);
-  if (g->splits_k) {
+  if (g->split_k) {
     output.sums = g->sums + m * g->block_cols + n;
     output.sign = g->j0 > 0;
     ldt = g->block_cols;
@@ -190,7 +195,7 @@ static int64_t block_count(const gemm *g) {
   return int4mm_ceil_div(g->rows, g->mc) * blocks_across(g);
 }
 
-/* A block of A against some columns of B. */
+/* Computes block `index` of the super block: at most mc rows by nc columns. */
 static void macro_kernel(worker *w, int64_t index) {
   const gemm *g = w->g;
   int64_t mr = g->k->mr, nr = g->k->nr, m0 = index / blocks_across(g) * g->mc;
@@ -199,8 +204,8 @@ static void macro_kernel(worker *w, int64_t index) {
   pack_block_of_a(w, m0, rows);
   for (int64_t panel = n0; panel < n1; panel += INT4MM_PANEL) {
     const uint32_t *b = panel_of_b(g, panel, w->slot);
-    int64_t t = 0; /* tiles in this panel */
     const uint32_t *first = b;
+    int64_t t = 0; /* tiles of this panel so far */
     for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
       for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, prefetch_of_tile(g, m0, panel, t++, first));
       b += g->k->bytes_b ? 2 * nr * g->k8 : nr;
@@ -212,16 +217,16 @@ static int64_t first_of_queue(const gemm *g, int64_t i) {
   return block_count(g) * i / g->threads;
 }
 
-/* The units of a work_queue, one by one, then what is left of the others': threads keep to their own blocks of A while
- * all are equally fast, and end together where they are not. */
+/* A thread's work: the blocks of its own queue, then what is left in the others'. Queues keep neighbouring blocks,
+ * which share packed A, on one thread; taking from others balances threads of unequal speed. */
 static void compute(void *context, int64_t index, int32_t slot) {
   const gemm *g = context;
   worker w = {.g = g, .slot = slot, .packed = -1};
   w.a = g->a + slot * 2 * g->kc8 * g->mc;
   w.acc_init = g->acc_init + slot * g->mc;
   for (int64_t i = 0; i < g->threads; i++) {
-    int64_t at = (index + i) % g->threads, end = first_of_queue(g, at + 1), unit;
-    while ((unit = atomic_fetch_add(&g->queues[at].next, 1)) < end) macro_kernel(&w, unit);
+    int64_t at = (index + i) % g->threads, end = first_of_queue(g, at + 1), block;
+    while ((block = atomic_fetch_add(&g->queues[at].next, 1)) < end) macro_kernel(&w, block);
   }
 }
 
@@ -234,9 +239,9 @@ static void run_block(gemm *g) {
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
 
-/* A unit has as much of A as the second-level cache holds; its columns are few enough for threads to end together. */
+/* mc: as many rows of A as the second-level cache holds. nc: narrow enough for the threads to finish together. */
 static void choose_blocks(gemm *g) {
-  enum { UNITS = 64 }; /* a thread at least, where the product is large enough */
+  enum { BLOCKS = 64 }; /* for each thread, where the product is large enough */
   int64_t mr = g->k->mr, rows = int4mm_min64(g->p->M, g->block_rows), cols = int4mm_min64(g->p->N, g->block_cols);
   int64_t max_rows = int4mm_max64(mr, L2_BYTES / (8 * g->kc8) / mr * mr);
   if (rows * 8 * g->kc8 <= L2_WHOLE_BYTES) max_rows = int4mm_max64(max_rows, rows);
@@ -245,34 +250,34 @@ static void choose_blocks(gemm *g) {
   g->mc = int4mm_round_up(int4mm_ceil_div(rows, blocks), mr);
   g->nc = int4mm_round_up(cols, INT4MM_PANEL);
   if (g->threads == 1) return;
-  int64_t across = int4mm_ceil_div(UNITS * g->threads, int4mm_ceil_div(rows, g->mc));
+  int64_t across = int4mm_ceil_div(BLOCKS * g->threads, int4mm_ceil_div(rows, g->mc));
   g->nc = int4mm_round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
 }
 
 static void choose_sizes(gemm *g) {
   const int4mm_problem *p = g->p;
   int64_t k8 = p->K / 8;
-  g->splits_k = k8 > MAX_K8;
-  g->kc8 = g->splits_k ? BLOCK_K8 : int4mm_max64(k8, 1);
-  g->block_rows = g->splits_k ? SUPER_BLOCK : p->M;
+  g->split_k = k8 > MAX_K8;
+  g->kc8 = g->split_k ? BLOCK_K8 : int4mm_max64(k8, 1);
+  g->block_rows = g->split_k ? SUPER_BLOCK : p->M;
   g->block_cols = SUPER_BLOCK;
-  if (!g->splits_k) {
+  if (!g->split_k) {
     g->block_cols = int4mm_max64(SUPER_BLOCK, PACKED_BYTES / (4 * g->kc8 * b_width(g)) / 64 * 64);
   }
   g->block_rows = int4mm_min64(g->block_rows, int4mm_round_up(p->M, g->k->mr));
   g->block_cols = int4mm_min64(g->block_cols, int4mm_round_up(p->N, INT4MM_PANEL));
   choose_blocks(g);
-  g->packs_b_per_thread = packs_b(g) && g->mc >= p->M;
+  g->thread_local_b = packs_b(g) && g->mc >= p->M;
 }
 
-/* Workspace for the sizes chosen, cut into its parts. */
+/* Workspace for the sizes chosen, in the order: A, acc_init, B, queues, sums. */
 static bool acquire_workspace(gemm *g) {
   int64_t rows = int4mm_round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
   int64_t a = int4mm_round_up(g->threads * g->mc * g->kc8 * 8, 64);
   int64_t acc_init = int4mm_round_up(g->threads * g->mc * 4, 64), queues = g->threads * (int64_t)sizeof(work_queue);
-  int64_t panels = g->packs_b_per_thread ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
+  int64_t panels = g->thread_local_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
   int64_t b = panels * bytes_of_panel(g, g->kc8);
-  int64_t sums = 4 * (g->splits_k ? rows * g->block_cols : g->threads * tile);
+  int64_t sums = 4 * (g->split_k ? rows * g->block_cols : g->threads * tile);
   char *memory = int4mm_workspace_acquire(a + acc_init + b + queues + sums);
   if (!memory) return false;
   g->a = (uint32_t *)memory;
@@ -294,7 +299,7 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
     for (g.m0 = 0; g.m0 < p->M; g.m0 += g.block_rows) {
       g.rows = int4mm_min64(g.block_rows, p->M - g.m0);
       g.j0 = 0;
-      do { /* once even where K is 0 */
+      do { /* once where K is 0: out is the epilogue of zeros */
         g.k8 = int4mm_min64(g.kc8, k8 - g.j0);
         run_block(&g);
         g.j0 += g.k8;
@@ -305,7 +310,7 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
   return INT4MM_OK;
 }
 
-/* ---- the choice of a path --------------------------------------------------------------------------------------- */
+/* ---- the choice of a driver -------------------------------------------------------------------------------------- */
 
 static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
   if (int4mm_is_panels(&p->b)) return p->M <= kernels->skinny_panel_max_m;
