@@ -1,6 +1,6 @@
 /*
- * The default of every machine: plain C, no -m flags. Its product is deliberately direct, so that it can judge the
- * others: no packing, no blocking of K, an accumulator for each output.
+ * The scalar instruction set, which every machine has: plain C, no -m flags. Its product is deliberately direct, so
+ * that the others can be tested against it: no packing, no blocking of K, one accumulator for each output.
  */
 #define INT4MM_ROWS_TABLE int4mm_rows_scalar
 #include "cpu/elementwise/rows.inc"
@@ -9,7 +9,7 @@
 
 #include "cpu/cpu.h"
 
-enum { ROWS = 16 }; /* of out in a piece; its columns are one panel's */
+enum { ROWS = 16 }; /* rows of out in a piece; its columns are a panel */
 
 static bool supported(void) {
   return true;

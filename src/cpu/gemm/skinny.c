@@ -1,40 +1,42 @@
 /*
- * Small M: the weight is the traffic, so it is read once, as it lies, in long runs, and never packed. Accumulators wait
- * in the second-level cache; a thread has a range of columns, or, where columns are few, a range of K.
+ * The skinny driver, for few rows. Reading the weight takes most of the time, so it is read once, in its own layout, in
+ * long sequential runs, and never packed. Accumulators stay in the second-level cache. Threads divide the columns, and
+ * K too where there are too few columns.
  */
 #include "cpu/gemm/gemm.h"
 
 enum {
   MAX_ROWS = 64,
-  SLICE_K8 = 4096,       /* words of K whose expanded A is kept at a time */
-  ACC_BYTES = 128 << 10, /* of accumulators that a thread works on */
+  SLICE_K8 = 4096,       /* words of K of an expanded slice of A */
+  ACC_BYTES = 128 << 10, /* of a thread's accumulators */
   PAGE = 4096,
-  ROW_PAD = 16 /* dwords between rows of scratch: powers of two would share the sets of the cache */
+  ROW_PAD = 16 /* dwords after each row of scratch: rows a power of two apart would map to the same cache sets */
 };
 
-/* The slice of A that a thread has expanded for itself: fetching it from another core would take longer. */
+/* Which slice of A a thread's buffer holds. Each thread expands its own: that is faster than reading another core's. */
 typedef struct slice {
-  int64_t first; /* word of K; -1 for none */
-  int32_t acc_init[MAX_ROWS];
+  int64_t first;              /* word of K; -1: none */
+  int32_t acc_init[MAX_ROWS]; /* zero-point correction of the slice */
 } slice;
 
 typedef struct skinny_run {
   const int4mm_kernels *k;
   const int4mm_problem *p;
   int32_t threads;
-  int64_t columns, column_parts; /* of a piece */
-  int64_t k8, k_parts;
-  int64_t width; /* columns whose accumulators are kept at a time */
-  uint32_t *a;   /* [threads][M][lda]: a slice of A, expanded */
+  int64_t columns, column_parts; /* columns of a piece; pieces along N */
+  int64_t k8, k_parts;           /* words of K of a piece; pieces along K */
+  int64_t width;                 /* columns of a thread's accumulators */
+  uint32_t *a;                   /* [threads][M][lda]: expanded slices of A */
   int64_t lda;
-  slice *slices; /* [threads]: which */
-  int32_t *acc;  /* [threads], acc_size distance: [M][width + ROW_PAD] */
+  slice *slices; /* [threads]: which slices these are */
+  int32_t *acc;  /* [threads][acc_size], in each [M][width + ROW_PAD] */
   int64_t acc_size;
-  int32_t *sums; /* [k_parts][M][ld], when K is split */
+  int32_t *sums; /* [k_parts][M][ld]: partial sums, where K is split */
   int64_t ld;
 } skinny_run;
 
-/* Columns of a raw weight that do not fill a vector, copied into one: words beyond N are not there to be read. */
+/* The last columns of a raw weight, fewer than skinny_columns: copied to a buffer, since reading beyond N would be out
+ * of bounds. */
 static void skinny_tail(const skinny_run *s, const uint32_t *a, const uint32_t *b, int64_t columns, int64_t k8,
                         int32_t *acc) {
   enum { DEPTH = 32 };
@@ -50,7 +52,7 @@ static void skinny_tail(const skinny_run *s, const uint32_t *a, const uint32_t *
   }
 }
 
-/* acc += A[:, slice] * B[slice, n .. n + columns - 1], the slice being k8 words from word j on. */
+/* acc += A[:, slice] * (B + offset)[slice, n .. n + columns - 1]; the slice is k8 words of K from word j on. */
 static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
                              int32_t *acc) {
   const int4mm_problem *p = s->p;
@@ -68,25 +70,25 @@ static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, 
   if (whole < columns) skinny_tail(s, a, b + whole, columns - whole, k8, acc + whole);
 }
 
-/* The slice of A from word j on as dwords, and in acc_init what accumulators gain by it besides the products. */
+/* The slice of A from word j on, expanded, and its zero-point correction. */
 static const uint32_t *expand_slice(const skinny_run *s, int64_t j, int64_t k8, int32_t slot) {
   const int4mm_problem *p = s->p;
   uint32_t *a = s->a + slot * p->M * s->lda;
-  slice *own = &s->slices[slot];
-  if (own->first == j) return a;
-  own->first = j;
+  slice *local = &s->slices[slot];
+  if (local->first == j) return a;
+  local->first = j;
   for (int64_t m = 0; m < p->M; m++) {
-    own->acc_init[m] =
+    local->acc_init[m] =
         -s->k->offset * s->k->expand(a + m * s->lda, p->a.words + m * p->a.stride + j, k8, p->a.xor_mask);
   }
   return a;
 }
 
-/* Columns n .. n + columns - 1 over words j0 .. j1 - 1 of K. */
+/* acc = A * B for columns n .. n + columns - 1 over words j0 .. j1 - 1 of K. */
 static void run_columns(const skinny_run *s, int64_t n, int64_t columns, int64_t j0, int64_t j1, int32_t slot,
                         int32_t *acc) {
   int64_t j = j0;
-  do { /* once even where K is 0 */
+  do { /* once where K is 0: acc is 0 */
     int64_t k8 = int4mm_min64(SLICE_K8, j1 - j);
     const uint32_t *a = expand_slice(s, j, k8, slot);
     for (int64_t m = 0; m < s->p->M; m++) {
@@ -98,8 +100,8 @@ static void run_columns(const skinny_run *s, int64_t n, int64_t columns, int64_t
   } while (j < j1);
 }
 
-/* A thread's accumulators for columns from n on. Modulo pages they lie half a page from the words that are read
- * meanwhile: a load that looks like a recent store by its last 12 bits waits for it. */
+/* A thread's accumulators for columns from n on, placed half a page, modulo a page, from the words of B that are read
+ * with them: a load whose address has the last 12 bits of a recent store's is delayed (4K aliasing). */
 static int32_t *acc_of_thread(const skinny_run *s, int64_t n, int32_t slot) {
   int32_t *acc = s->acc + slot * s->acc_size;
   intptr_t distance = (intptr_t)s->p->b.words + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
@@ -109,9 +111,9 @@ static int32_t *acc_of_thread(const skinny_run *s, int64_t n, int32_t slot) {
 static void piece(void *context, int64_t index, int32_t slot) {
   const skinny_run *s = context;
   const int4mm_problem *p = s->p;
-  int64_t part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
+  int64_t k_part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
   int64_t n1 = int4mm_min64(n0 + s->columns, p->N);
-  int64_t j0 = part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + ROW_PAD;
+  int64_t j0 = k_part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + ROW_PAD;
   int32_t *acc = acc_of_thread(s, n0, slot);
   for (int64_t n = n0; n < n1; n += s->width) {
     int64_t columns = int4mm_min64(s->width, n1 - n);
@@ -121,13 +123,14 @@ static void piece(void *context, int64_t index, int32_t slot) {
       continue;
     }
     for (int64_t m = 0; m < p->M; m++) {
-      int32_t *sums = s->sums + (part * p->M + m) * s->ld + n;
+      int32_t *sums = s->sums + (k_part * p->M + m) * s->ld + n;
       for (int64_t c = 0; c < columns; c++) sums[c] = acc[m * ldacc + c];
     }
   }
 }
 
-/* A piece of its own, so that it too has the default floating-point environment. */
+/* Reduces the partial sums of K. Run through int4mm_parallel, since the epilogue needs the default floating-point
+ * environment. */
 static void add_parts(void *context, int64_t index, int32_t slot) {
   (void)index, (void)slot;
   const skinny_run *s = context;
@@ -135,14 +138,16 @@ static void add_parts(void *context, int64_t index, int32_t slot) {
   for (int64_t part = 1; part < s->k_parts; part++) {
     for (int64_t m = 0; m < p->M; m++) {
       int32_t *sums = s->sums + m * s->ld;
-      const int32_t *more = s->sums + (part * p->M + m) * s->ld;
-      for (int64_t n = 0; n < p->N; n++) sums[n] += more[n];
+      const int32_t *partial = s->sums + (part * p->M + m) * s->ld;
+      for (int64_t n = 0; n < p->N; n++) sums[n] += partial[n];
     }
   }
   s->k->epilogue(p, 0, 0, p->M, p->N, s->sums, s->ld);
 }
 
-/* Columns are shared out in whole panels; K too when there are fewer panels than threads and K is long. */
+/* Divides the columns, in whole panels, among the threads; K too where there are fewer panels than threads and K is
+ * long.
+ */
 static void choose_parts(skinny_run *s) {
   const int4mm_problem *p = s->p;
   int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), k8 = int4mm_max64(1, p->K / 8);
@@ -156,7 +161,7 @@ static void choose_parts(skinny_run *s) {
   s->width = int4mm_min64(s->columns, max_width);
 }
 
-/* Workspace in the order: expanded A, which slices that is, accumulators, sums of the parts of K. */
+/* Workspace, in the order: expanded A, slices, accumulators, partial sums. */
 static bool acquire_workspace(skinny_run *s) {
   const int4mm_problem *p = s->p;
   s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + ROW_PAD;

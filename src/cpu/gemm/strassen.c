@@ -1,14 +1,14 @@
 /*
- * Exact Strassen for large products: seven block products in place of eight, a level or two deep.
+ * The Strassen driver: seven block products in place of eight, one or two levels deep. Exact.
  *
- * It is exact here. Blocks of int4 are added before they are multiplied: sums of two lie in [-16, 15], of four in
- * [-32, 30], which bytes hold; products of those sum in int32 modulo 2^32, and the final combination is the true sum,
- * which fits. So the result is the classical one bit for bit, with an eighth fewer products a level.
+ * Blocks of int4 are added before they are multiplied. Sums of two lie in [-16, 15] and of four in [-32, 30], which
+ * bytes hold; their products are summed in int32 modulo 2^32, and the final combination is the true sum, which fits.
+ * So the result equals the classical one bit for bit, with an eighth fewer products for each level.
  *
  * The form follows Huang, Smith, Henry and van de Geijn ("Strassen's algorithm reloaded", SC 2016): no temporary
- * matrices; operands are combined while they are packed, and the kernel adds its tile into every block of the output
- * that wants it. The output is cut into macro tiles of G x G blocks (G = 2 or 4) that stay in the second-level cache,
- * each a Strassen product of its own over all of K, so sizes are free: tiles at the edges are padded with zeros.
+ * matrices; operands are combined while they are packed, and the microkernel updates each block of the output that its
+ * product contributes to. The output is cut into macro tiles of G x G blocks (G = 2 or 4) that stay in the second-level
+ * cache, each a Strassen product of its own over all of K, so any size is possible: edge tiles are padded with zeros.
  */
 #include <string.h>
 
@@ -16,25 +16,26 @@
 
 enum {
   MAX_LEVELS = 2,
-  MAX_K = 32768,             /* combined operands of one macro tile hold all of K: this bounds the workspace */
+  MAX_K = 32768,             /* bounds the workspace: combined operands of a macro tile hold all of K */
   MAX_BLOCKS = 16,           /* G * G */
   MAX_PRODUCTS = 49,         /* 7 ^ levels */
-  PACKED_A_BYTES = 56 << 20, /* of combined A at a time */
-  PACKED_B_BYTES = 16 << 20,
-  TILE_PAD = 16 /* columns: rows of a tile a power of two apart would share sets of the cache */
+  PACKED_A_BYTES = 56 << 20, /* of combined A packed at a time */
+  PACKED_B_BYTES = 16 << 20, /* the same of B */
+  TILE_PAD = 16 /* columns after each row of a tile: rows a power of two apart would map to the same cache sets */
 };
 
-/* Signs with which product r goes into blocks 11, 12, 21, 22 of the output. */
+/* Signs of product r in blocks 11, 12, 21, 22 of the output. */
 static const int8_t output_signs[7][4] = {{1, 0, 0, 1},  {0, 0, 1, -1}, {0, 1, 0, 1}, {1, 0, 1, 0},
                                           {-1, 1, 0, 0}, {0, 0, 0, 1},  {1, 0, 0, 0}};
-/* Signs of blocks 11, 12, 21, 22 of A in combination r, as combine_part_a has them. */
+/* Signs of blocks 11, 12, 21, 22 of A in combination r; combine_part_a computes the same. */
 static const int8_t a_signs[7][4] = {{1, 0, 0, 1}, {0, 0, 1, 1},  {1, 0, 0, 0}, {0, 0, 0, 1},
                                      {1, 1, 0, 0}, {-1, 0, 1, 0}, {0, 1, 0, -1}};
 
+/* A block of the output to which a product contributes. */
 typedef struct destination {
-  int8_t row, col; /* of the block */
+  int8_t row, col;
   int8_t sign;
-  bool first; /* nothing has gone into the block before */
+  bool first; /* the first product of the block, which is stored rather than added */
 } destination;
 
 typedef struct strassen {
@@ -42,20 +43,20 @@ typedef struct strassen {
   const int4mm_problem *p;
   int32_t threads, levels;
   int64_t G, products;
-  int64_t mb, nb;           /* rows and columns of a block */
+  int64_t mb, nb;           /* rows and columns of a block of the output */
   int64_t kb8, slices;      /* words of K in a block; K is cut into slices of G blocks */
   int64_t macro_m, macro_n; /* macro tiles down and across the output */
-  int64_t block_m, block_n; /* macro tiles whose operands are packed at a time */
+  int64_t block_m, block_n; /* macro tiles whose operands are packed together */
   int8_t *a, *b;            /* packed: [macro tile][slice][product][panel][2 * kb8][mr or nr] dwords */
   int32_t *acc_init;        /* [macro tile][slice][product][mb] */
   char *scratch;            /* of each thread: a tile of sums, or blocks of operands before they are combined */
   int64_t scratch_bytes;
   destination destinations[MAX_PRODUCTS][4 * 4];
   int32_t destination_count[MAX_PRODUCTS];
-  int64_t i0, i1, j0, j1; /* macro tiles at hand */
+  int64_t i0, i1, j0, j1; /* macro tiles being computed */
 } strassen;
 
-/* Sign of block (row, col) of G x G in combination r by a table for one level; two levels multiply. */
+/* Sign of block (row, col) of G x G in combination r. The tables are for one level; for two, signs multiply. */
 static int sign_of(const int8_t table[7][4], int32_t levels, int64_t r, int64_t row, int64_t col) {
   if (levels == 1) return table[r][row * 2 + col];
   return table[r / 7][row / 2 * 2 + col / 2] * table[r % 7][row % 2 * 2 + col % 2];
@@ -68,8 +69,8 @@ static void list_destinations(strassen *s) {
     for (int64_t q = 0; q < s->G * s->G; q++) {
       int sign = sign_of(output_signs, s->levels, r, q / s->G, q % s->G);
       if (!sign) continue;
-      s->destinations[r][count++] =
-          (destination){(int8_t)(q / s->G), (int8_t)(q % s->G), (int8_t)sign, !seen[q]}; /* a first one is positive */
+      s->destinations[r][count++] = (destination){(int8_t)(q / s->G), (int8_t)(q % s->G), (int8_t)sign,
+                                                  !seen[q]}; /* the first sign of each block is 1 */
       seen[q] = true;
     }
     s->destination_count[r] = count;
@@ -90,14 +91,14 @@ static int64_t block_b(const strassen *s) {
   return s->nb / s->k->nr * panel_b(s);
 }
 
-/* Words of K in block h of a slice: the last ones may be short or empty. */
+/* Words of K in block h of a slice; the last blocks may be short or empty. */
 static int64_t words_of(const strassen *s, int64_t slice, int64_t h) {
   return int4mm_max64(0, int4mm_min64(s->kb8, s->p->K / 8 - (slice * s->G + h) * s->kb8));
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Panel `panel` of the combined blocks of macro row i, one slice. */
+/* Packs panel `panel` of every block of a slice of macro row i, and combines them. blocks: scratch. */
 static void pack_slice_of_a(const strassen *s, int64_t i, int64_t slice, int64_t panel, int8_t *blocks) {
   const int4mm_problem *p = s->p;
   int64_t G = s->G, mr = s->k->mr, bytes = panel_a(s);
@@ -155,22 +156,22 @@ static int64_t ld_of_tile(const strassen *s) {
   return s->G * s->nb + TILE_PAD;
 }
 
-/* Where the operands of the next product lie, and how much of them has been asked for. */
+/* The packed operands of the next product, and the bytes of them that have been prefetched. */
 typedef struct next_operands {
   const int8_t *a, *b;
-  int64_t at;
+  int64_t prefetched;
 } next_operands;
 
-/* The next lines to ask for, as many as a panel of A has at most. */
+/* The next lines to prefetch: as many as a microkernel call has words of K. */
 static int4mm_prefetch next_prefetch(const strassen *s, next_operands *next) {
-  int64_t at = next->at, a = block_a(s);
-  next->at += 64 * s->kb8;
+  int64_t at = next->prefetched, a = block_a(s);
+  next->prefetched += 64 * s->kb8;
   if (at < a) return (int4mm_prefetch){(const char *)next->a + at, 64};
   if (at < a + block_b(s)) return (int4mm_prefetch){(const char *)next->b + at - a, 64};
   return (int4mm_prefetch){(const char *)next->a, 0};
 }
 
-/* Product r of a slice, all panels, into the tile. */
+/* Adds product r of a slice to its blocks of the macro tile. */
 static void multiply(const strassen *s, int64_t r, bool first_slice, const int8_t *a, const int8_t *b,
                      const int32_t *acc_init, int32_t *tile, next_operands next) {
   int64_t mr = s->k->mr, nr = s->k->nr, ld = ld_of_tile(s);
@@ -222,8 +223,9 @@ static void run_macro_columns(strassen *s) {
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
 
-/* The blocks were measured on Zen 4 (1 MB of second-level cache) at 2048^3 and 4096^3: square tiles with 256 KiB of
- * sums beat larger ones by 3 to 5%. More threads take more macro columns at a time, so that each finds work. */
+/* Block sizes are from measurements on Zen 4 (1 MB of second-level cache) at 2048^3 and 4096^3: square tiles with 256
+ * KiB of sums are 3 to 5% faster than larger ones. With more threads more macro columns are packed together, so that
+ * there are macro tiles for all. */
 static void choose_sizes(strassen *s) {
   static const int64_t rows[MAX_LEVELS + 1] = {0, 128, 64}, cols[MAX_LEVELS + 1] = {0, 128, 64};
   const int4mm_problem *p = s->p;
@@ -235,8 +237,8 @@ static void choose_sizes(strassen *s) {
   s->mb = int4mm_round_up(int4mm_ceil_div(p->M, s->macro_m * s->G), mr);
   s->nb = int4mm_round_up(int4mm_ceil_div(p->N, s->macro_n * s->G), nr);
   s->slices = int4mm_max64(1, int4mm_ceil_div(k8, s->levels == 1 ? 512 : 1024));
-  s->kb8 =
-      int4mm_max64(2, int4mm_round_up(int4mm_ceil_div(k8, s->slices * s->G), 2)); /* even: whole vectors of bytes */
+  s->kb8 = int4mm_max64(
+      2, int4mm_round_up(int4mm_ceil_div(k8, s->slices * s->G), 2)); /* even: combinations work on whole vectors */
   int64_t macro_a = s->slices * s->products * block_a(s), macro_b = s->slices * s->products * block_b(s);
   int64_t packed_b = int4mm_max64(PACKED_B_BYTES, (int64_t)s->threads * PACKED_B_BYTES / 4);
   s->block_m = int4mm_min64(s->macro_m, int4mm_max64(1, PACKED_A_BYTES / macro_a));
@@ -277,7 +279,7 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
   return INT4MM_OK;
 }
 
-/* Where Strassen wins, measured on Zen 4 against the blocked product, on one thread and on two, best of many calls: one
+/* The rule is from measurements on Zen 4 against the blocked driver, on one thread and on two, best of many calls: one
  * level gains 6 and 2% at 1024^3, 9 and 5% at 1536^3, 8 and 6% at 2048^3; two gain 14 and 8% there, 18% at 4096^3. */
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *p) {
   if (p->K > MAX_K) return 0;

@@ -1,5 +1,6 @@
 /*
- * AVX512-VNNI: 16 columns of B by 8 k to a register, split into bytes in place.
+ * AVX512-VNNI. A register holds 16 columns by 8 k of B, and is unpacked to bytes without a shuffle: its even nibbles by
+ * a mask, its odd ones by a shift and a mask.
  *
  * Needs -mavx512f -mavx512bw -mavx512vl -mavx512vnni.
  */
@@ -29,19 +30,19 @@ enum {
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
-/* Low nibbles of all bytes, XORed with 8 where that turns two's complement into value + 8: one instruction. */
-static inline __m512i nibbles(__m512i words, __m512i xor_mask) {
+/* The low nibbles of all bytes, XORed with xor_mask, in one instruction. */
+static inline __m512i low_nibbles(__m512i words, __m512i xor_mask) {
   return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32(0x0f0f0f0f), xor_mask, 0x6a); /* (x & y) ^ z */
 }
 
-static inline __m512i high(__m512i words) {
-  return _mm512_srli_epi32(words, 4);
+static inline __m512i high_nibbles(__m512i words, __m512i xor_mask) {
+  return low_nibbles(_mm512_srli_epi32(words, 4), xor_mask);
 }
 
-/* ---- kernels ---------------------------------------------------------------------------------------------------- */
+/* ---- microkernels ----------------------------------------------------------------------------------------------- */
 
-/* Four rows of A, a dword of each, broadcast against two vectors of B. All in one: gcc 12 makes a loop that is 1 to 3%
- * slower when it may order these itself. */
+/* One dword of four rows of A, broadcast, times two vectors of B. One asm statement: with intrinsics, gcc 12 orders the
+ * instructions so that the loop is 1 to 3% slower. */
 static inline void four_rows(__m512i acc[4][VECTORS], const uint32_t *a, const __m512i b[VECTORS]) {
   __m512i x;
 #define ROW(a, sum0, sum1)                                                                                             \
@@ -55,12 +56,12 @@ static inline void four_rows(__m512i acc[4][VECTORS], const uint32_t *a, const _
 #undef ROW
 }
 
-/* One dword of A for all lanes. */
+/* One dword of A, broadcast from memory, times one vector of B. */
 static inline void dot_dword(__m512i *acc, __m512i b, const uint32_t *a) {
   __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*acc) : "v"(b), "m"(*a));
 }
 
-/* One dword deep: MR rows of A broadcast against two vectors of B. */
+/* A rank-4 update of the tile: one dword of MR rows of A times two vectors of B. */
 INLINE void rank4(__m512i acc[MR][VECTORS], const uint32_t *a, const __m512i b[VECTORS]) {
   four_rows(acc, a, b);
   four_rows(acc + 4, a + 4, b);
@@ -72,7 +73,8 @@ static inline void init_tile(__m512i acc[MR][VECTORS], const int32_t *acc_init) 
   }
 }
 
-/* The next row; hidden from the compiler, which would keep the addresses of all rows in vector registers. */
+/* The next row of a tile. The asm hides the addition from gcc, which would keep the addresses of all rows in
+ * vector registers. */
 static inline int32_t *next_row(int32_t *row, int64_t ldt) {
   row += ldt;
   __asm__("" : "+r"(row));
@@ -102,7 +104,7 @@ static inline void store_tiles(__m512i acc[MR][VECTORS], const int4mm_output_til
   }
 }
 
-/* Asks for what store_tiles will read and write: not long before, or the operands push it out of the cache again. */
+/* Prefetches what store_tiles reads and writes. Called shortly before, or the operands evict it again. */
 static inline void prefetch_tiles(const int4mm_output_tile *tiles, int32_t count, int64_t ldt) {
   for (int32_t i = 0; i < count; i++) {
     int32_t *row = tiles[i].sums;
@@ -112,35 +114,35 @@ static inline void prefetch_tiles(const int4mm_output_tile *tiles, int32_t count
   }
 }
 
-/* The operands of a tile, on their way along K. */
-typedef struct walk {
+/* Where a microkernel is along K. */
+typedef struct operands {
   const uint32_t *a, *b;
   int64_t ldb;
   int4mm_prefetch prefetch;
-} walk;
+} operands;
 
-/* The next k8 words of K, B in words. */
-INLINE void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, walk *w) {
-  const __m512i xor_mask = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
-  for (int64_t j = 0; j < k8; j++, w->a += 2 * MR, w->b += w->ldb, w->prefetch.line += w->prefetch.stride) {
+/* Accumulates the next k8 words of K, B in words. */
+INLINE void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, operands *o) {
+  const __m512i xor_mask = _mm512_set1_epi32(0x08080808); /* B in words is two's complement */
+  for (int64_t j = 0; j < k8; j++, o->a += 2 * MR, o->b += o->ldb, o->prefetch.line += o->prefetch.stride) {
     __m512i words[VECTORS], part[VECTORS];
-    _mm_prefetch(w->prefetch.line, _MM_HINT_T1);
+    _mm_prefetch(o->prefetch.line, _MM_HINT_T1);
     UNROLL for (int v = 0; v < VECTORS; v++) {
-      words[v] = _mm512_loadu_si512(w->b + LANES * v);
-      part[v] = nibbles(words[v], xor_mask);
+      words[v] = _mm512_loadu_si512(o->b + LANES * v);
+      part[v] = low_nibbles(words[v], xor_mask);
     }
-    rank4(acc, w->a, part);
-    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = nibbles(high(words[v]), xor_mask);
-    rank4(acc, w->a + MR, part);
+    rank4(acc, o->a, part);
+    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = high_nibbles(words[v], xor_mask);
+    rank4(acc, o->a + MR, part);
   }
 }
 
 static void microkernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
                               const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
-  walk w = {a, b, ldb, prefetch};
+  operands o = {a, b, ldb, prefetch};
   __m512i acc[MR][VECTORS];
   init_tile(acc, acc_init);
-  multiply_words(acc, k8, &w);
+  multiply_words(acc, k8, &o);
   store_tiles(acc, tiles, count, ldt);
 }
 
@@ -167,17 +169,17 @@ static void microkernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, 
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Signed bytes from the low nibbles of bytes; to_offset: 8 where the nibbles are two's complement, 0 where value + 8.
- */
-static inline __m512i signed_bytes(__m512i words, __m512i to_offset) {
-  return _mm512_sub_epi8(nibbles(words, to_offset), _mm512_set1_epi8(8));
+/* Signed bytes from nibbles that are value + 8. */
+static inline __m512i signed_bytes(__m512i nibbles) {
+  return _mm512_sub_epi8(nibbles, _mm512_set1_epi8(8));
 }
 
+/* What XORed into low nibbles of this encoding gives value + 8. */
 static inline __m512i offset_mask(uint32_t xor_mask) {
   return _mm512_set1_epi32((int32_t)(~xor_mask & 0x08080808u));
 }
 
-/* Four rows of 16 words, transposed in lanes of four: lane l of x[i] becomes word 4 * l + i of the four rows. */
+/* Transposes four rows of 16 words within 128-bit lanes: lane l of x[i] becomes word 4 * l + i of the four rows. */
 static inline void transpose4(__m512i x[4]) {
   __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
   __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
@@ -185,7 +187,7 @@ static inline void transpose4(__m512i x[4]) {
   x[2] = _mm512_unpacklo_epi64(b, d), x[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-/* Lane l of a, b, c and d, joined, is the whole of line l. */
+/* line[l] = the 128-bit lanes l of a, b, c and d. */
 static inline void join_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m512i line[4]) {
   __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), ab2 = _mm512_shuffle_i32x4(a, b, 0xee);
   __m512i cd = _mm512_shuffle_i32x4(c, d, 0x44), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
@@ -193,15 +195,17 @@ static inline void join_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m512
   line[2] = _mm512_shuffle_i32x4(ab2, cd2, 0x88), line[3] = _mm512_shuffle_i32x4(ab2, cd2, 0xdd);
 }
 
-/* Eight rows of `count` words (at most 16): word i of all becomes one line, its even nibbles' dwords and its odd ones'.
- * sums[0] and sums[1] gather those of the first four rows and of the others, a row to a dword of each lane. */
+/* Packs eight rows of `count` words (at most 16): word i of all rows becomes one line of the panel, the even nibbles'
+ * dwords and then the odd ones'. sums[0] accumulates the sums of rows 0 to 3, one for each dword of a lane, sums[1]
+ * those of rows 4 to 7. */
 static inline void pack_words(uint32_t *panel, __m512i x[8], int count, __m512i to_offset, __m512i sums[2]) {
   const __m512i ones = _mm512_set1_epi8(1);
   transpose4(x);
   transpose4(x + 4);
   UNROLL for (int i = 0; i < 4; i++) {
-    __m512i even = signed_bytes(x[i], to_offset), odd = signed_bytes(high(x[i]), to_offset), line[4];
-    __m512i even4 = signed_bytes(x[4 + i], to_offset), odd4 = signed_bytes(high(x[4 + i]), to_offset);
+    __m512i even = signed_bytes(low_nibbles(x[i], to_offset)), even4 = signed_bytes(low_nibbles(x[4 + i], to_offset));
+    __m512i odd = signed_bytes(high_nibbles(x[i], to_offset)), odd4 = signed_bytes(high_nibbles(x[4 + i], to_offset));
+    __m512i line[4];
     sums[0] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[0], ones, even), ones, odd);
     sums[1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[1], ones, even4), ones, odd4);
     join_lanes(even, even4, odd, odd4, line);
@@ -225,11 +229,11 @@ static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t ld
   for (; rows == MR && j + 16 <= k8; j += 16, panel += 32 * MR) {
     UNROLL for (int r = 0; r < MR; r++) {
       x[r] = _mm512_loadu_si512(a + r * lda + j);
-      __builtin_prefetch(a + (MR + r) * lda + j); /* rows are short runs, which no hardware foresees */
+      __builtin_prefetch(a + (MR + r) * lda + j); /* short runs, which no hardware prefetcher follows */
     }
     pack_words(panel, x, 16, to_offset, sum);
   }
-  for (; j < k8; j += 16, panel += 32 * MR) { /* words that are not there must read as zeros in this encoding */
+  for (; j < k8; j += 16, panel += 32 * MR) { /* missing words are zeros in this encoding */
     int count = (int)int4mm_min64(16, k8 - j);
     __mmask16 mask = (__mmask16)((1u << count) - 1);
     __m512i none = _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 4));
@@ -240,7 +244,7 @@ static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t ld
   _mm_storeu_si128((__m128i *)(sums + 4), add_lanes(sum[1]));
 }
 
-/* Signed bytes from two's complement nibbles in the low halves of bytes: x ^ 8 - 8. */
+/* Signed bytes from two's complement low nibbles: (x ^ 8) - 8. */
 static inline __m256i signed_bytes256(__m256i nibble) {
   const __m256i eight = _mm256_set1_epi8(8);
   return _mm256_sub_epi8(_mm256_xor_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), eight), eight);
@@ -255,7 +259,7 @@ static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t 
     __m256i x = _mm256_maskz_xor_epi32(mask, _mm256_maskz_loadu_epi32(mask, a + j), xor_mask_vector);
     __m256i even = signed_bytes256(x), odd = signed_bytes256(_mm256_srli_epi32(x, 4));
     sum = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(sum, ones, even), ones, odd);
-    /* interleave: the two dwords of a word lie side by side */
+    /* interleaved: the two dwords of a word are adjacent */
     __m256i first = _mm256_unpacklo_epi32(even, odd), second = _mm256_unpackhi_epi32(even, odd);
     uint32_t mask16 = (1u << 2 * count) - 1;
     _mm256_mask_storeu_epi32(dwords + 2 * j, (__mmask8)mask16, _mm256_permute2x128_si256(first, second, 0x20));
@@ -275,8 +279,8 @@ static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t colu
     UNROLL for (int v = 0; v < VECTORS; v++) {
       int64_t here = int4mm_max64(0, int4mm_min64(LANES, columns - LANES * v));
       __m512i words = _mm512_maskz_loadu_epi32((__mmask16)((1u << here) - 1), b + LANES * v);
-      _mm512_storeu_si512(panel + LANES * v, _mm512_add_epi8(nibbles(words, to_offset), rest));
-      _mm512_storeu_si512(panel + NR + LANES * v, _mm512_add_epi8(nibbles(high(words), to_offset), rest));
+      _mm512_storeu_si512(panel + LANES * v, _mm512_add_epi8(low_nibbles(words, to_offset), rest));
+      _mm512_storeu_si512(panel + NR + LANES * v, _mm512_add_epi8(high_nibbles(words, to_offset), rest));
     }
   }
 }
@@ -306,7 +310,7 @@ INLINE void skinny_k_block(int64_t rows, int depth, const uint32_t *a, int64_t l
   __m512i even[DEPTH], odd[DEPTH];
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
-    even[i] = nibbles(words, mask.low);
+    even[i] = low_nibbles(words, mask.low);
     odd[i] = high_nibbles16(words, mask.high);
   }
   for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) { /* two chains of sums: latency */
@@ -331,7 +335,7 @@ INLINE void skinny_row(int64_t columns, const uint32_t *a, const uint32_t *b, in
     UNROLL for (int i = 0; i < DEPTH; i++) {
       __m512i words = _mm512_loadu_si512(b + i * ldb + n);
       _mm_prefetch((const char *)(b + (i + DEPTH) * ldb + n), _MM_HINT_T1);
-      sum = _mm512_dpbusd_epi32(sum, nibbles(words, mask.low), even[i]);
+      sum = _mm512_dpbusd_epi32(sum, low_nibbles(words, mask.low), even[i]);
       odd_sum = _mm512_dpbusd_epi32(odd_sum, high_nibbles16(words, mask.high), odd[i]);
     }
     _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4)));
@@ -353,8 +357,8 @@ INLINE void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t l
   }
   for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
     UNROLL for (int v = 0; v < WIDE; v++) {
-      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, mask.low),
-              high = high_nibbles16(words, mask.high);
+      __m512i words = _mm512_loadu_si512(b + LANES * v);
+      __m512i low = low_nibbles(words, mask.low), high = high_nibbles16(words, mask.high);
       UNROLL for (int m = 0; m < rows; m++) {
         even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
         odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], high, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
@@ -418,9 +422,9 @@ INLINE void f32_store_bfloat(void *out, f32_vector x) {
 
 #include "cpu/gemm/epilogue.inc"
 
-/* ---- microkernel and epilogue in one ---------------------------------------------------------------------------- */
+/* ---- the fused microkernel -------------------------------------------------------------------------------------- */
 
-/* A whole tile from registers to outputs; true where none is NaN. */
+/* Stores a whole tile from registers; true where no output is NaN. */
 INLINE bool store_tile(const int4mm_problem *p, int64_t m, int64_t n, __m512i acc[MR][VECTORS], int32_t dtype) {
   const int64_t size = out_size(dtype), step = p->out.stride * size;
   const float *scale_a = p->a.scales + m, *scale_b = p->b.scales + n, *bias = p->bias ? p->bias + n : NULL;
@@ -440,13 +444,13 @@ INLINE bool store_tile(const int4mm_problem *p, int64_t m, int64_t n, __m512i ac
 static bool microkernel_fused(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
                               const int32_t *acc_init, int4mm_prefetch prefetch) {
   int64_t k8 = p->K / 8, late = int4mm_min64(PREFETCH_K8, k8);
-  walk w = {a, b, INT4MM_PANEL, prefetch};
+  operands o = {a, b, INT4MM_PANEL, prefetch};
   __m512i acc[MR][VECTORS];
   init_tile(acc, acc_init);
-  multiply_words(acc, k8 - late, &w);
-  __asm__("" : "+r"(p)); /* or the compiler has out's addresses ready before the loop and no registers for them */
-  int4mm_prefetch_out(p, m, n, MR); /* not sooner, or the operands push the lines out of the cache */
-  multiply_words(acc, late, &w);
+  multiply_words(acc, k8 - late, &o);
+  __asm__("" : "+r"(p)); /* keeps gcc from computing out's addresses before the loop, which needs all registers */
+  int4mm_prefetch_out(p, m, n, MR); /* not sooner, or the operands evict the lines */
+  multiply_words(acc, late, &o);
   if (p->out.dtype == INT4MM_FLOAT16) return store_tile(p, m, n, acc, INT4MM_FLOAT16);
   if (p->out.dtype == INT4MM_BFLOAT16) return store_tile(p, m, n, acc, INT4MM_BFLOAT16);
   return store_tile(p, m, n, acc, INT4MM_FLOAT32);
