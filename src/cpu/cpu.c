@@ -1,5 +1,5 @@
 /*
- * The CPU backend's front: chooses the table of an instruction set once, and forwards.
+ * The entry points of the CPU backend: choose the table of an instruction set once, and forward to it.
  */
 #include <stdatomic.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /*
- * Inside the CPU backend: the table of an instruction set, threads, and the walk over a weight's words.
+ * Inside the CPU backend: the table of an instruction set, threads, and addresses in a weight.
  *
  * Division of labour: cpu.c chooses a table once and forwards to it; threads.c is the only place that starts threads;
  * one file per instruction set fills a table. Each such file is compiled with its own -m flags (flags.mk), so nothing
@@ -37,7 +37,7 @@ typedef struct int4mm_cpu_table {
   bool (*supported)(void); /* by this CPU and operating system */
   int32_t (*matmul)(const int4mm_kernels *kernels, const int4mm_problem *problem);
   void (*plan)(const int4mm_kernels *kernels, const int4mm_problem *problem, int4mm_plan *plan);
-  const int4mm_kernels *kernels; /* what both are made of; NULL where they need none */
+  const int4mm_kernels *kernels; /* for matmul and plan; NULL where they need none */
   const int4mm_rows *rows;
 } int4mm_cpu_table;
 
@@ -71,9 +71,10 @@ void int4mm_parallel(int32_t threads, int64_t count, int4mm_task *task, void *co
  */
 int32_t int4mm_threads_for(int64_t work, int64_t grain);
 
-/* ---- a weight's words ------------------------------------------------------------------------------------------- */
+/* ---- addresses in a weight --------------------------------------------------------------------------------------- */
 
-/* Word (j, n) of b and the words beside it up to the next multiple of INT4MM_PANEL columns: raw or panels alike. */
+/* The address of word (j, n) of b, raw or prepacked. The words up to the next multiple of INT4MM_PANEL columns follow.
+ */
 static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
   if (!int4mm_is_panels(&p->b)) return p->b.words + j * p->b.stride + n;
   return p->b.words + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
