@@ -249,8 +249,7 @@ static void quantize_along(void *context, int64_t index, int32_t slot) {
   }
 }
 
-/* Columns are quantised in two sweeps along the rows, in memory order: the largest of each column, then the quotients.
- */
+/* Columns are quantised in two sweeps in memory order: the largest of each column, then the quotients. */
 
 typedef uint32_t float_bits __attribute__((may_alias));
 

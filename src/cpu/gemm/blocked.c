@@ -26,8 +26,7 @@ enum {
   PREFETCH_ROWS = 16 /* rows of a raw weight: each may be on another page, which no hardware prefetcher follows */
 };
 
-/* A range of blocks with an atomic counter. Each thread has one; a thread whose queue is empty takes from the others'.
- */
+/* A range of blocks with an atomic counter. Each thread has one; one whose queue is empty takes from the others'. */
 typedef struct work_queue {
   _Atomic int64_t next;
   char padding[56]; /* to a cache line, against false sharing */

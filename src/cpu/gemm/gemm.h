@@ -78,8 +78,7 @@ struct int4mm_kernels {
   void (*skinny_panel)(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                        int64_t ldacc);
 
-  /* out[m .. m + rows - 1, n .. n + columns - 1] from sums. Rows of acc are read up to the next multiple of 16 columns.
-   */
+  /* out[m .. m + rows - 1, n .. n + columns - 1] from sums. Rows of acc are read up to a multiple of 16 columns. */
   void (*epilogue)(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows, int64_t columns, const int32_t *acc,
                    int64_t ldacc);
 };

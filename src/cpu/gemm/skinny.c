@@ -145,9 +145,7 @@ static void add_parts(void *context, int64_t index, int32_t slot) {
   s->k->epilogue(p, 0, 0, p->M, p->N, s->sums, s->ld);
 }
 
-/* Divides the columns, in whole panels, among the threads; K too where there are fewer panels than threads and K is
- * long.
- */
+/* Divides the columns, in whole panels, among the threads, and a long K where there are fewer panels than threads. */
 static void choose_parts(skinny_run *s) {
   const int4mm_problem *p = s->p;
   int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), k8 = int4mm_max64(1, p->K / 8);

@@ -62,6 +62,7 @@ static int sign_of(const int8_t table[7][4], int32_t levels, int64_t r, int64_t 
   return table[r / 7][row / 2 * 2 + col / 2] * table[r % 7][row % 2 * 2 + col % 2];
 }
 
+/* The first product of each block has the sign 1, so that it can be stored. */
 static void list_destinations(strassen *s) {
   bool seen[MAX_BLOCKS] = {false};
   for (int64_t r = 0; r < s->products; r++) {
@@ -69,8 +70,7 @@ static void list_destinations(strassen *s) {
     for (int64_t q = 0; q < s->G * s->G; q++) {
       int sign = sign_of(output_signs, s->levels, r, q / s->G, q % s->G);
       if (!sign) continue;
-      s->destinations[r][count++] = (destination){(int8_t)(q / s->G), (int8_t)(q % s->G), (int8_t)sign,
-                                                  !seen[q]}; /* the first sign of each block is 1 */
+      s->destinations[r][count++] = (destination){(int8_t)(q / s->G), (int8_t)(q % s->G), (int8_t)sign, !seen[q]};
       seen[q] = true;
     }
     s->destination_count[r] = count;
@@ -237,8 +237,8 @@ static void choose_sizes(strassen *s) {
   s->mb = int4mm_round_up(int4mm_ceil_div(p->M, s->macro_m * s->G), mr);
   s->nb = int4mm_round_up(int4mm_ceil_div(p->N, s->macro_n * s->G), nr);
   s->slices = int4mm_max64(1, int4mm_ceil_div(k8, s->levels == 1 ? 512 : 1024));
-  s->kb8 = int4mm_max64(
-      2, int4mm_round_up(int4mm_ceil_div(k8, s->slices * s->G), 2)); /* even: combinations work on whole vectors */
+  /* even, since combinations work on whole vectors */
+  s->kb8 = int4mm_max64(2, int4mm_round_up(int4mm_ceil_div(k8, s->slices * s->G), 2));
   int64_t macro_a = s->slices * s->products * block_a(s), macro_b = s->slices * s->products * block_b(s);
   int64_t packed_b = int4mm_max64(PACKED_B_BYTES, (int64_t)s->threads * PACKED_B_BYTES / 4);
   s->block_m = int4mm_min64(s->macro_m, int4mm_max64(1, PACKED_A_BYTES / macro_a));

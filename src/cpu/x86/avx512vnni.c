@@ -150,9 +150,9 @@ static void microkernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, 
                               const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
   __m512i acc[MR][VECTORS];
   init_tile(acc, acc_init);
-  int64_t late = int4mm_max64(0, k8 - PREFETCH_K8);
+  int64_t end = int4mm_max64(0, k8 - PREFETCH_K8); /* first to where the output is prefetched, then to k8 */
   for (int64_t j = 0;;) {
-    for (; j < late; j++, a += 2 * MR, b += 2 * ldb, prefetch.line += prefetch.stride) {
+    for (; j < end; j++, a += 2 * MR, b += 2 * ldb, prefetch.line += prefetch.stride) {
       __m512i part[VECTORS];
       _mm_prefetch(prefetch.line, _MM_HINT_T1);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
@@ -160,9 +160,9 @@ static void microkernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, 
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + ldb + LANES * v);
       rank4(acc, a + MR, part);
     }
-    if (late == k8) break;
+    if (end == k8) break;
     prefetch_tiles(tiles, count, ldt);
-    late = k8;
+    end = k8;
   }
   store_tiles(acc, tiles, count, ldt);
 }
@@ -342,8 +342,7 @@ INLINE void skinny_row(int64_t columns, const uint32_t *a, const uint32_t *b, in
   }
 }
 
-/* A prepacked panel, at most four rows: accumulators stay in registers along all of K, since the panel is contiguous.
- */
+/* A prepacked panel, at most four rows: accumulators stay in registers along all of K. */
 INLINE void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                               int64_t ldacc) {
   const skinny_mask mask = skinny_mask_of(0);
