@@ -129,7 +129,7 @@ static void judge(const char *what, const operands *o, const int4mm_problem *p, 
   memcpy(&g, (const char *)got + i * size, (size_t)size);
   fprintf(stderr,
           "%s: [%" PRId64 ", %" PRId64 ", %" PRId64 "] (M, N, K), strides %" PRId64 " %" PRId64 " %" PRId64
-          ", flips %d %d, dtype %s, bias %d, panels %d, strassen %d, threads %d: out[%" PRId64 ", %" PRId64
+          ", xor masks %d %d, dtype %s, bias %d, panels %d, strassen %d, threads %d: out[%" PRId64 ", %" PRId64
           "] is 0x%x, expected 0x%x\n",
           what, p->M, p->N, p->K, p->a.stride, p->b.stride, p->out.stride, p->a.xor_mask != 0, p->b.xor_mask != 0,
           int4mm_dtype_name(p->out.dtype), p->bias != NULL, int4mm_is_panels(&p->b), p->strassen,
@@ -212,8 +212,8 @@ static void set_threads(int32_t threads) {
 }
 
 int main(int argc, char **argv) {
-  const char *asked = getenv("CASES");
-  int cases = argc > 1 ? atoi(argv[1]) : asked ? atoi(asked) : CASES, checked = 0;
+  const char *given = getenv("CASES");
+  int cases = argc > 1 ? atoi(argv[1]) : given ? atoi(given) : CASES, checked = 0;
   state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
   for (int i = 0; i < cases; i++) {
     set_threads(1 + (int32_t)below(4));

@@ -22,7 +22,6 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "core.h"
 #include "cpu/cpu.h"
 
 /* ---- threads under control -------------------------------------------------------------------------------------- */

@@ -190,10 +190,10 @@ static void quantize_case(void) {
   j.scales = malloc((size_t)lines * 4);
   judge(int4mm_cpu_quantize(&j, &bad) == INT4MM_OK, "status", 0, 0);
   for (int64_t l = 0; l < lines; l++) {
-    float most = 0;
+    float largest = 0;
     for (int64_t i = 0; i < (j.dim ? C : R); i++)
-      most = fmaxf(most, fabsf(get_float(&j.plain, j.dim ? l : i, j.dim ? i : l)));
-    judge(j.scales[l] == most / 7.0f, "scale", l, 0);
+      largest = fmaxf(largest, fabsf(get_float(&j.plain, j.dim ? l : i, j.dim ? i : l)));
+    judge(j.scales[l] == largest / 7.0f, "scale", l, 0);
   }
   judge_packed(&j, quantized_value);
   what = "dequantize";
@@ -294,8 +294,8 @@ static void transpose_case(void) {
 }
 
 int main(int argc, char **argv) {
-  const char *asked = getenv("CASES");
-  int cases = argc > 1 ? atoi(argv[1]) : asked ? atoi(asked) : CASES;
+  const char *given = getenv("CASES");
+  int cases = argc > 1 ? atoi(argv[1]) : given ? atoi(given) : CASES;
   state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
   void (*const kinds[])(void) = {pack_case, quantize_case, random_case, copy_case, transpose_case};
   for (int i = 0; i < cases; i++) {

@@ -42,7 +42,7 @@ static int4mm_problem problem(void *out) {
                           .out = {out, M, N, N, INT4MM_FLOAT16}};
 }
 
-/* Whether products of both kinds, packed and streamed, come out right. */
+/* Whether products of both kinds, blocked and skinny, come out right. */
 static bool product_is_right(void) {
   uint16_t *out = malloc(OUT_BYTES);
   if (!out) return false;
@@ -227,7 +227,7 @@ static bool unloading(void) { /* threads of the pool outlive the library */
   return true;
 }
 
-/* The case in a process that starts anew: OpenMP itself does not outlive a fork. */
+/* The case in a process that acc_init_bytes anew: OpenMP itself does not outlive a fork. */
 static bool in_new_process(const char *name) {
   fflush(NULL);
   pid_t child = fork();

@@ -1,12 +1,12 @@
 /*
- * The CPU backend as the rest of the core calls it. Arguments are known to be valid.
+ * The CPU backend as src/ops/ calls it. Arguments are valid: nothing is checked again. Errors are recorded.
  */
 #ifndef INT4MM_CPU_BACKEND_H
 #define INT4MM_CPU_BACKEND_H
 
 #include "core/problem.h"
 
-/* OK or INT4MM_ERR_MEMORY. */
+/* The product: OK, or INT4MM_ERR_MEMORY before anything is written. */
 int32_t int4mm_cpu_matmul(const int4mm_problem *problem);
 /* OK, or INT4MM_ERR_VALUE with *bad set to the row-major index (r * cols + c) of the first bad element of plain. */
 int32_t int4mm_cpu_pack(const int4mm_pack_job *job, int64_t *bad);
@@ -22,11 +22,11 @@ void int4mm_cpu_copy(const int4mm_matrix *dst, const int4mm_matrix *src);
 int64_t int4mm_cpu_find_outside_int8(const int4mm_matrix *src);
 /* dst[c, r] = src[r, c] ^ xor_mask for int32 words. */
 void int4mm_cpu_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask);
-/* Panels for a [k8, N] weight: their size in words, and the filling of them (two's complement). Every instruction set
- * reads the same panels. */
+/* Prepacks a [k8, N] weight into panels of two's complement words, which every instruction set reads; and the size of
+ * the panels in words. */
 int64_t int4mm_cpu_panel_words(int64_t k8, int64_t N);
 void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_t k8, int64_t N, uint32_t xor_mask);
-/* Describes what int4mm_cpu_matmul would do: name, tiles, reason. */
+/* What int4mm_cpu_matmul would do: instruction set, tile, reason. */
 void int4mm_cpu_plan(const int4mm_problem *problem, int4mm_plan *plan);
 
 #endif

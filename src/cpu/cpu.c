@@ -1,5 +1,5 @@
 /*
- * The CPU backend's front: chooses the table of an instruction set once, and forwards.
+ * The entry points of the CPU backend: choose the table of an instruction set once, and forward to it.
  */
 #define _GNU_SOURCE /* secure_getenv */
 #include <pthread.h>
@@ -115,7 +115,8 @@ const char *int4mm_warning(void) {
 
 int32_t int4mm_cpu_matmul(const int4mm_problem *problem) {
   if (problem->M == 0 || problem->N == 0) return INT4MM_OK;
-  return int4mm_cpu_current()->matmul(problem);
+  const int4mm_cpu_table *table = int4mm_cpu_current();
+  return table->matmul(table->kernels, problem);
 }
 
 int32_t int4mm_cpu_pack(const int4mm_pack_job *job, int64_t *bad) {
@@ -180,5 +181,5 @@ void int4mm_cpu_plan(const int4mm_problem *problem, int4mm_plan *plan) {
   memset(plan, 0, sizeof *plan);
   plan->device = INT4MM_CPU;
   snprintf(plan->name, sizeof plan->name, "%s", table->name);
-  table->plan(problem, plan);
+  table->plan(table->kernels, problem, plan);
 }

@@ -1,5 +1,5 @@
 /*
- * Inside the CPU backend: the table of an instruction set, threads, and the walk over a weight's words.
+ * Inside the CPU backend: the table of an instruction set, threads, and addresses in a weight.
  *
  * Division of labour: cpu.c chooses a table once and forwards to it; threads.c is the only place that starts threads,
  * and thread_count.c says how many there may be;
@@ -31,12 +31,15 @@ static inline int64_t int4mm_round_up(int64_t x, int64_t step) {
   return int4mm_ceil_div(x, step) * step;
 }
 
+typedef struct int4mm_kernels int4mm_kernels; /* gemm/gemm.h */
+
 /* What an instruction set offers. Every table gives the same bits. */
 typedef struct int4mm_cpu_table {
   const char *name;
   bool (*supported)(void); /* by this CPU and operating system */
-  int32_t (*matmul)(const int4mm_problem *problem);
-  void (*plan)(const int4mm_problem *problem, int4mm_plan *plan);
+  int32_t (*matmul)(const int4mm_kernels *kernels, const int4mm_problem *problem);
+  void (*plan)(const int4mm_kernels *kernels, const int4mm_problem *problem, int4mm_plan *plan);
+  const int4mm_kernels *kernels; /* for matmul and plan; NULL where they need none */
   const int4mm_rows *rows;
 } int4mm_cpu_table;
 
@@ -80,9 +83,10 @@ int32_t int4mm_cgroup_cpus(const char *root, const char *membership);
 /* What is wrong with INT4MM_NUM_THREADS; NULL when nothing is. */
 const char *int4mm_threads_warning(void);
 
-/* ---- a weight's words ------------------------------------------------------------------------------------------- */
+/* ---- addresses in a weight --------------------------------------------------------------------------------------- */
 
-/* Word (j, n) of b and the words beside it up to the next multiple of INT4MM_PANEL columns: raw or panels alike. */
+/* The address of word (j, n) of b, raw or prepacked. The words up to the next multiple of INT4MM_PANEL columns follow.
+ */
 static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
   if (!int4mm_is_panels(&p->b)) return p->b.words + j * p->b.stride + n;
   return p->b.words + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;

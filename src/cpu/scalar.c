@@ -1,6 +1,6 @@
 /*
- * The default of every machine: plain C, no -m flags. Its product is deliberately direct, so that it can judge the
- * others: no packing, no blocking of K, an accumulator for each output.
+ * The scalar instruction set, which every machine has: plain C, no -m flags. Its product is deliberately direct, so
+ * that the others can be tested against it: no packing, no blocking of K, one accumulator for each output.
  */
 #define INT4MM_ROWS_TABLE int4mm_rows_scalar
 #include "cpu/elementwise/rows.inc"
@@ -9,23 +9,56 @@
 
 #include "cpu/cpu.h"
 
-enum { ROWS = 16 }; /* of out in a piece; its columns are one panel's */
+enum { ROWS = 16 }; /* rows of out in a piece; its columns are a panel */
 
 static bool supported(void) {
   return true;
 }
 
-static void store(const int4mm_problem *p, int64_t m, int64_t n0, int64_t columns, const int32_t *acc) {
-  float x[INT4MM_PANEL];
-  for (int64_t i = 0; i < columns; i++) {
-    x[i] = int4mm_scale(acc[i], p->a.scales[m], p->b.scales[n0 + i]);
-    if (p->bias) x[i] = int4mm_add(x[i], p->bias[n0 + i]);
-    if (x[i] != x[i]) x[i] = int4mm_bits_float(INT4MM_NAN_BITS);
-  }
-  int64_t first = m * p->out.stride + n0;
-  char *out = (char *)p->out.data + (p->out.dtype == INT4MM_FLOAT32 ? 4 : 2) * first;
-  rows_from_float(out, p->out.dtype, x, columns);
+/* ---- epilogue --------------------------------------------------------------------------------------------------- */
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 1 };
+typedef int32_t i32_vector;
+typedef float f32_vector;
+
+INLINE i32_vector i32_load(const int32_t *p) {
+  return *p;
 }
+INLINE f32_vector f32_load(const float *p) {
+  return *p;
+}
+INLINE f32_vector f32_from_i32(i32_vector x) {
+  return (float)x;
+}
+INLINE f32_vector f32_set1(float x) {
+  return x;
+}
+INLINE f32_vector f32_mul(f32_vector x, f32_vector y) {
+  return int4mm_mul(x, y);
+}
+INLINE f32_vector f32_add(f32_vector x, f32_vector y) {
+  return int4mm_add(x, y);
+}
+INLINE f32_vector f32_replace_nan(f32_vector x, uint32_t bits) {
+  return x == x ? x : int4mm_bits_float(bits);
+}
+INLINE void f32_store(void *out, f32_vector x) {
+  memcpy(out, &x, sizeof x);
+}
+INLINE void f32_store_half(void *out, f32_vector x) {
+  uint16_t half = int4mm_to_half(x);
+  memcpy(out, &half, sizeof half);
+}
+INLINE void f32_store_bfloat(void *out, f32_vector x) {
+  uint16_t bfloat = int4mm_to_bfloat(x);
+  memcpy(out, &bfloat, sizeof bfloat);
+}
+
+#include "cpu/gemm/epilogue.inc"
+
+/* ---- product ---------------------------------------------------------------------------------------------------- */
 
 static void tile(void *context, int64_t index, int32_t slot) {
   (void)slot;
@@ -43,20 +76,21 @@ static void tile(void *context, int64_t index, int32_t slot) {
         for (int64_t n = 0; n < columns; n++) acc[n] += a * int4mm_nibble(b[n] ^ p->b.xor_mask, i);
       }
     }
-    store(p, m, n0, columns, acc);
+    epilogue(p, m, n0, 1, columns, acc, INT4MM_PANEL);
   }
 }
 
-static int32_t matmul(const int4mm_problem *problem) {
+static int32_t matmul(const int4mm_kernels *kernels, const int4mm_problem *problem) {
+  (void)kernels;
   int4mm_problem p = *problem;
   int64_t pieces = int4mm_ceil_div(p.M, ROWS) * int4mm_ceil_div(p.N, INT4MM_PANEL);
   int4mm_parallel(int4mm_threads_for(p.M * p.N, int4mm_max64(1, (1 << 16) / (p.K + 1))), pieces, tile, &p);
   return INT4MM_OK;
 }
 
-static void plan(const int4mm_problem *p, int4mm_plan *out) {
-  (void)p;
+static void plan(const int4mm_kernels *kernels, const int4mm_problem *p, int4mm_plan *out) {
+  (void)kernels, (void)p;
   snprintf(out->reason, sizeof out->reason, "plain C, an output at a time");
 }
 
-const int4mm_cpu_table int4mm_cpu_scalar = {"scalar", supported, matmul, plan, &int4mm_rows_scalar};
+const int4mm_cpu_table int4mm_cpu_scalar = {"scalar", supported, matmul, plan, NULL, &int4mm_rows_scalar};

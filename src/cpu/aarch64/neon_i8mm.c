@@ -5,4 +5,5 @@
 #define INT4MM_I8MM 1
 #include "cpu/aarch64/neon.inc"
 
-const int4mm_cpu_table int4mm_cpu_neon_i8mm = {"neon_i8mm", int4mm_has_neon_i8mm, matmul, plan, &int4mm_rows_scalar};
+const int4mm_cpu_table int4mm_cpu_neon_i8mm = {"neon_i8mm", int4mm_has_neon_i8mm, int4mm_gemm, int4mm_gemm_plan,
+                                               &kernels,    &int4mm_rows_scalar};

@@ -1,6 +1,7 @@
 /*
- * Pack, unpack, quantize, dequantize, random, copy and transpose: cuts the matrices into pieces for the threads and
- * each piece into blocks of at most BLOCK elements, whose intermediate values stay in the first-level cache.
+ * Pack, unpack, quantize, dequantize, random, copy and transpose over whole matrices. They divide a matrix into pieces
+ * for the threads, and a piece into blocks of at most BLOCK elements, whose intermediate values stay in the first-level
+ * cache; the loops over a block are those of rows.h.
  */
 #include <stdatomic.h>
 #include <string.h>
@@ -10,39 +11,41 @@
 #include "cpu/elementwise/rows.h"
 
 enum {
-  BLOCK = 1024,       /* elements of a row at a time, a multiple of 64 */
-  WIDE = 4 * BLOCK,   /* columns whose maxima are gathered at a time */
-  GRAIN = 1 << 16,    /* elements worth a thread */
-  MAX_TASKS = 1 << 20 /* bounds the cut of very tall matrices */
+  BLOCK = 1024,       /* elements of a row in a block, a multiple of 64 */
+  WIDE = 4 * BLOCK,   /* columns in a block of the sweeps over columns */
+  GRAIN = 1 << 16,    /* elements for which a thread pays */
+  MAX_TASKS = 1 << 20 /* bounds the number of pieces of very tall matrices */
 };
 
-/* Pieces of a matrix: bands of `band` rows by runs of `run` columns. */
+/* A division of a matrix into pieces of piece_rows x piece_cols, row-major, `across` of them in a row. */
 typedef struct pieces {
-  int64_t rows, cols, band, run, runs, count;
+  int64_t rows, cols, piece_rows, piece_cols, across, count;
   int32_t threads;
 } pieces;
 
+/* Rows r0 .. r1 - 1, columns c0 .. c1 - 1. */
 typedef struct piece {
   int64_t r0, r1, c0, c1;
 } piece;
 
-static pieces cut(int64_t rows, int64_t cols, int64_t band_step, int64_t work_per_row) {
+/* piece_rows is a multiple of row_step. work_per_row: elements that a row stands for. */
+static pieces cut(int64_t rows, int64_t cols, int64_t row_step, int64_t work_per_row) {
   pieces p = {.rows = rows, .cols = cols};
   if (rows <= 0 || cols <= 0) return p;
   p.threads = int4mm_threads_for(rows * work_per_row, GRAIN);
-  p.run = cols;
-  p.band = int4mm_ceil_div(int4mm_max64(1, GRAIN / int4mm_max64(1, work_per_row)), band_step) * band_step;
-  p.band = int4mm_max64(p.band, int4mm_ceil_div(int4mm_ceil_div(rows, MAX_TASKS), band_step) * band_step);
-  if (rows <= band_step * p.threads && cols > BLOCK)
-    p.run = int4mm_ceil_div(int4mm_ceil_div(cols, 4 * p.threads), BLOCK) * BLOCK;
-  p.runs = int4mm_ceil_div(cols, p.run);
-  p.count = int4mm_ceil_div(rows, p.band) * p.runs;
+  p.piece_cols = cols;
+  p.piece_rows = int4mm_ceil_div(int4mm_max64(1, GRAIN / int4mm_max64(1, work_per_row)), row_step) * row_step;
+  p.piece_rows = int4mm_max64(p.piece_rows, int4mm_ceil_div(int4mm_ceil_div(rows, MAX_TASKS), row_step) * row_step);
+  if (rows <= row_step * p.threads && cols > BLOCK)
+    p.piece_cols = int4mm_ceil_div(int4mm_ceil_div(cols, 4 * p.threads), BLOCK) * BLOCK;
+  p.across = int4mm_ceil_div(cols, p.piece_cols);
+  p.count = int4mm_ceil_div(rows, p.piece_rows) * p.across;
   return p;
 }
 
 static piece piece_at(const pieces *p, int64_t index) {
-  int64_t r0 = index / p->runs * p->band, c0 = index % p->runs * p->run;
-  piece s = {r0, int4mm_min64(r0 + p->band, p->rows), c0, int4mm_min64(c0 + p->run, p->cols)};
+  int64_t r0 = index / p->across * p->piece_rows, c0 = index % p->across * p->piece_cols;
+  piece s = {r0, int4mm_min64(r0 + p->piece_rows, p->rows), c0, int4mm_min64(c0 + p->piece_cols, p->cols)};
   return s;
 }
 
@@ -80,7 +83,7 @@ static int64_t first_outside(const void *src, int32_t dtype, int64_t n) {
   return n;
 }
 
-/* n values of a row of `plain` as int4; where they are not, the first is recorded. */
+/* n values of a row of `plain` as int4; records the first that is not one. */
 static void narrow(pack_run *j, int8_t *q, int64_t r, int64_t c, int64_t n) {
   const int4mm_matrix *plain = &j->pack->plain;
   const void *src = at(plain, r, c);
@@ -241,7 +244,7 @@ static void quantize_along(void *context, int64_t index, int32_t slot) {
   int8_t q[BLOCK];
   float buffer[BLOCK];
   for (int64_t r = s.r0; r < s.r1; r++) {
-    uint32_t most = 0;
+    uint32_t absmax = 0;
     for (int64_t c = 0; c < cols; c += BLOCK) {
       int64_t n = int4mm_min64(BLOCK, cols - c);
       const float *x = floats(j, buffer, r, c, n);
@@ -250,9 +253,9 @@ static void quantize_along(void *context, int64_t index, int32_t slot) {
         record_bad(&j->bad, r * cols + c + first_not_finite(x, n));
         break;
       }
-      most = bits > most ? bits : most;
+      absmax = bits > absmax ? bits : absmax;
     }
-    float scale = int4mm_bits_float(most) / 7.0f;
+    float scale = int4mm_bits_float(absmax) / 7.0f;
     p->scales[r] = scale;
     for (int64_t c = 0; c < cols; c += BLOCK) {
       int64_t n = int4mm_min64(BLOCK, cols - c), words = int4mm_ceil_div(n, 8);
@@ -263,12 +266,11 @@ static void quantize_along(void *context, int64_t index, int32_t slot) {
   }
 }
 
-/* Columns are quantised in two sweeps along the rows, as memory lies: the largest of each column, then the quotients.
- */
+/* Columns are quantised in two sweeps in memory order: the largest of each column, then the quotients. */
 
 typedef uint32_t float_bits __attribute__((may_alias));
 
-/* The first sweep: bands of rows. The largest values so far wait in `scales`, as bits. */
+/* The first sweep, over pieces of whole rows. `scales` holds the largest values so far, as bits. */
 static void absmax_across(void *context, int64_t index, int32_t slot) {
   (void)slot;
   pack_run *j = context;
@@ -277,28 +279,28 @@ static void absmax_across(void *context, int64_t index, int32_t slot) {
   float buffer[BLOCK];
   for (int64_t c = s.c0; c < s.c1; c += WIDE) {
     int64_t n = int4mm_min64(WIDE, s.c1 - c);
-    uint32_t most[WIDE];
-    memset(most, 0, (size_t)n * 4);
+    uint32_t absmax[WIDE];
+    memset(absmax, 0, (size_t)n * 4);
     if (j->pack->plain.dtype == INT4MM_FLOAT32) {
-      j->rows->absmax_columns(most, at(&j->pack->plain, s.r0, c), j->pack->plain.stride, s.r1 - s.r0, n);
+      j->rows->absmax_columns(absmax, at(&j->pack->plain, s.r0, c), j->pack->plain.stride, s.r1 - s.r0, n);
     } else {
       for (int64_t r = s.r0; r < s.r1; r++) {
         for (int64_t i = 0; i < n; i += BLOCK) {
           int64_t here = int4mm_min64(BLOCK, n - i);
-          j->rows->absmax_columns(most + i, floats(j, buffer, r, c + i, here), 0, 1, here);
+          j->rows->absmax_columns(absmax + i, floats(j, buffer, r, c + i, here), 0, 1, here);
         }
       }
     }
     for (int64_t i = 0; i < n; i++) {
       uint32_t before = __atomic_load_n(&shared[c + i], __ATOMIC_RELAXED);
-      while (most[i] > before &&
-             !__atomic_compare_exchange_n(&shared[c + i], &before, most[i], true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+      while (absmax[i] > before && !__atomic_compare_exchange_n(&shared[c + i], &before, absmax[i], true,
+                                                                __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
       }
     }
   }
 }
 
-/* From largest values to scales; a piece of its own, so that it has the default floating-point environment. */
+/* From largest values to scales. Run through int4mm_parallel for the default floating-point environment. */
 static void scales_across(void *context, int64_t index, int32_t slot) {
   (void)index, (void)slot;
   pack_run *j = context;
@@ -318,13 +320,13 @@ static void scales_across(void *context, int64_t index, int32_t slot) {
   }
 }
 
-/* Asks for n elements of row r, which no hardware foresees: the next row is on another page. */
-static void fetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n) {
+/* Prefetches n elements of row r: the next row is on another page, where no hardware prefetcher follows. */
+static void prefetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n) {
   const char *row = at(m, r, c);
   for (int64_t i = 0; i < n * (int64_t)int4mm_dtype_size(m->dtype); i += 64) __builtin_prefetch(row + i, 0, 2);
 }
 
-/* The second sweep: whole words, from the last rows back to the first, since the last are still in the caches. */
+/* The second sweep, over whole words, from the last rows to the first: the last are still in the caches. */
 static void quantize_across(void *context, int64_t index, int32_t slot) {
   (void)slot;
   pack_run *j = context;
@@ -341,7 +343,7 @@ static void quantize_across(void *context, int64_t index, int32_t slot) {
         for (int64_t k = 0; i < rows && k < n; k += BLOCK) {
           int64_t here = int4mm_min64(BLOCK, n - k);
           const float *x = floats(j, buffer, 8 * w + i, c + k, here);
-          fetch_row(&p->plain, 8 * w + i + 1, c + k, here);
+          prefetch_row(&p->plain, 8 * w + i + 1, c + k, here);
           j->rows->quantize_columns(q[i] + k, x, p->scales + c + k, here);
         }
       }
@@ -369,9 +371,9 @@ int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_j
   /* rows stay whole: each needs its maximum first */
   int64_t cols = int4mm_max64(p->plain.cols, 1);
   j.pieces = cut(p->plain.rows, cols, 1, cols);
-  j.pieces.run = cols;
-  j.pieces.count = p->plain.rows > 0 ? int4mm_ceil_div(p->plain.rows, j.pieces.band) : 0;
-  j.pieces.runs = 1;
+  j.pieces.piece_cols = cols;
+  j.pieces.count = p->plain.rows > 0 ? int4mm_ceil_div(p->plain.rows, j.pieces.piece_rows) : 0;
+  j.pieces.across = 1;
   int4mm_parallel(j.pieces.threads, j.pieces.count, quantize_along, &j);
   return finish(&j, bad);
 }
@@ -384,7 +386,7 @@ typedef struct random_run {
   pieces pieces;
 } random_run;
 
-/* n elements from the row-major position `first` on, which need not start a block of the generator. */
+/* n elements from the row-major position `first` on, which may be within a block of the generator. */
 static void random_block(const random_run *run, void *dst, uint64_t first, int64_t n) {
   const int4mm_random_job *job = run->job;
   uint32_t words[BLOCK + 8];
@@ -421,7 +423,7 @@ typedef struct copy_run {
   uint32_t xor_mask;
 } copy_run;
 
-/* int32 to bfloat16 rounds once: what float32 would round away first is kept as a sticky bit that it can hold. */
+/* int32 to bfloat16 with one rounding: bits that float32 does not hold are reduced to a sticky bit that it does. */
 static uint16_t int_to_bfloat(int32_t value) {
   uint32_t mag = value < 0 ? 0u - (uint32_t)value : (uint32_t)value;
   if (mag >> 24) mag = (mag & ~0xffu) | (uint32_t)((mag & 0xffu) != 0) << 8;
@@ -496,7 +498,7 @@ int64_t int4mm_cpu_find_outside_int8(const int4mm_matrix *src) {
 
 enum { SQUARE = 16 }; /* words: a cache line */
 
-/* One square; a whole one has constant bounds, which lets the compiler keep it in registers. */
+/* One square. A whole one has constant bounds, so that the compiler keeps it in registers. */
 static inline void transpose_square(uint32_t *restrict dst, int64_t ldd, const uint32_t *restrict src, int64_t lds,
                                     int64_t rows, int64_t cols, uint32_t xor_mask) {
   for (int64_t c = 0; c < cols; c++) {

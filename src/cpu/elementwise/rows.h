@@ -1,7 +1,7 @@
 /*
- * Elementwise work on short runs of numbers: what pack, unpack, quantize, dequantize, random and copy are made of. The
- * loops are written once, in rows_body.h, in plain C that compilers vectorise, and compiled once for each instruction
- * set's flags; elementwise.c composes them over blocks that stay in the first-level cache.
+ * Elementwise loops over short runs of numbers, the parts of pack, unpack, quantize, dequantize, random and copy. They
+ * are written once, in rows.inc, and compiled for each instruction set; elementwise.c applies them to blocks that stay
+ * in the first-level cache.
  */
 #ifndef INT4MM_CPU_ROWS_H
 #define INT4MM_CPU_ROWS_H
@@ -13,10 +13,10 @@ typedef struct int4mm_rows {
   /* q = src (int8 or int32); false when one of them is outside [-8, 7]. */
   bool (*narrow)(int8_t *q, const void *src, int32_t dtype, int64_t n);
   void (*widen)(void *dst, int32_t dtype, const int8_t *q, int64_t n); /* dst int8 or int32 */
-  /* n words of eight values each, lying along q ... */
+  /* n words of eight values each, which are contiguous in q ... */
   void (*pack_along)(uint32_t *words, const int8_t *q, int64_t n, uint32_t xor_mask);
   void (*unpack_along)(int8_t *q, const uint32_t *words, int64_t n, uint32_t xor_mask);
-  /* ... or across eight rows of q, `pitch` bytes apart */
+  /* ... or in the same column of eight rows of q, `pitch` bytes apart */
   void (*pack_across)(uint32_t *words, const int8_t *q, int64_t pitch, int64_t n, uint32_t xor_mask);
   void (*unpack_across)(int8_t *q, int64_t pitch, const uint32_t *words, int64_t n, uint32_t xor_mask);
 
@@ -27,7 +27,8 @@ typedef struct int4mm_rows {
   uint32_t (*absmax)(const float *x, int64_t n);
   /* bits[i] = max(bits[i], |x[i]|, |x[stride + i]|, ...) over rows */
   void (*absmax_columns)(uint32_t *bits, const float *x, int64_t stride, int64_t rows, int64_t n);
-  /* q = clamp(round_half_even(x / scale), -7, 7), 0 where the scale is 0, absmax / 7; one scale, or one a column */
+  /* q = clamp(round_half_even(x / scale), -7, 7), 0 where the scale is 0, absmax / 7; one scale, or one for each column
+   */
   void (*quantize)(int8_t *q, const float *x, float scale, int64_t n);
   void (*quantize_columns)(int8_t *q, const float *x, const float *scales, int64_t n);
   void (*dequantize)(float *x, const int8_t *q, float scale, int64_t n);

@@ -1,10 +1,13 @@
 /*
- * Large products: both operands packed, the output cut into tiles that threads take as they come.
+ * The blocked driver: both operands packed, the output cut into blocks that the threads share.
  *
- * Blocking follows Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", TOMS 2008): a block of A
- * stays in the second-level cache while panels of B stream past it. K is not split while it fits (MAX_K8), so that a
- * tile of sums goes from registers through the first-level cache into the epilogue; beyond that, sums of a super block
- * are kept in memory from one slice of K to the next.
+ * Blocking follows Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", TOMS 2008): a packed
+ * mc x kc block of A stays in the second-level cache while panels of B pass through the first. K is one k-block as long
+ * as it is short enough (MAX_K8), so that the sums of a tile go from the microkernel to the epilogue through registers
+ * or the first-level cache; beyond that the sums of a whole super block stay in memory from k-block to k-block.
+ *
+ * Loops, from the outside in: super blocks of N and M, k-blocks, mc x nc blocks (one macro-kernel call each, shared
+ * among the threads), panels of B, tiles of nr columns and mr rows (one microkernel call each).
  */
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,47 +15,48 @@
 #include "cpu/gemm/gemm.h"
 
 enum {
-  MAX_K8 = 2048,              /* words of K in one slice: 16384 nibbles */
-  SLICE_K8 = 1024,            /* ... when there are several */
-  SLICED_BLOCK = 1024,        /* rows and columns of a super block then: 4 MiB of sums */
-  PACKED_BYTES = 16 << 20,    /* of a packed super block of B */
-  L2_BYTES = 384 << 10,       /* of packed A that stays in the second-level cache */
-  L2_WHOLE_BYTES = 512 << 10, /* ... when that is all of it */
+  MAX_K8 = 2048,              /* words of K up to which there is one k-block: 16384 values */
+  BLOCK_K8 = 1024,            /* words of K in a k-block where there are several */
+  SUPER_BLOCK = 1024,         /* rows and columns of a super block then: 4 MiB of sums */
+  PACKED_BYTES = 16 << 20,    /* of B, packed: a super block */
+  L2_BYTES = 384 << 10,       /* of A, packed: a block that the second-level cache holds */
+  L2_WHOLE_BYTES = 512 << 10, /* the same where one block is all of A */
   PACK_ROWS = 16,             /* words of K in a piece of packing B */
-  PACK_PANELS = 64,           /* panels in it: long runs of a row, which memory gives faster */
-  ROWS_AHEAD = 16 /* rows of a raw weight fetched ahead: each may be another page, which no hardware foresees */
+  PACK_PANELS = 64,           /* panels in such a piece: long sequential reads are the fastest */
+  PREFETCH_ROWS = 16 /* rows of a raw weight: each may be on another page, which no hardware prefetcher follows */
 };
 
-/* A thread's own range of units, taken from the front by itself and, when they are through with theirs, by others. */
-typedef struct lane {
+/* A range of blocks with an atomic counter. Each thread has one; one whose queue is empty takes from the others'. */
+typedef struct work_queue {
   _Atomic int64_t next;
-  char apart[56]; /* a cache line each */
-} lane;
+  char padding[56]; /* to a cache line, against false sharing */
+} work_queue;
 
 typedef struct gemm {
   const int4mm_kernels *k;
   const int4mm_problem *p;
   int32_t threads;
-  int64_t slice, block_rows, block_cols; /* the most that a super block has: words of K, rows, columns */
-  int64_t unit_rows, unit_cols;          /* of a unit of work: a block of A by some columns */
-  uint32_t *a;                           /* each thread's packed block of A: mr-row panels */
-  int32_t *start;                        /* what its rows' accumulators start from */
-  uint32_t *b;                           /* packed super block of B */
-  int32_t *sums;                         /* [block_rows, block_cols], or a tile for each thread */
-  lane *lanes;
-  bool sliced;
-  bool own_b; /* each thread packs a panel of B just before its only use */
-  /* the super block at hand */
+  int64_t block_rows, block_cols; /* largest super block */
+  int64_t kc8;                    /* words of K in the largest k-block */
+  int64_t mc, nc;                 /* rows and columns of a macro-kernel's block of the output */
+  uint32_t *a;                    /* [threads][mc / mr] panels: a packed block of A */
+  int32_t *acc_init;              /* [threads][mc]: zero-point correction of its rows */
+  uint32_t *b;                    /* a packed super block of B, or a panel for each thread */
+  int32_t *sums;                  /* [block_rows, block_cols] where K is split, else a tile for each thread */
+  work_queue *queues;
+  bool split_k;        /* there are several k-blocks */
+  bool thread_local_b; /* each thread packs each panel of B just before its only use */
+  /* the super block and k-block being computed: origin and size */
   int64_t m0, n0, j0, rows, cols, k8;
 } gemm;
 
-/* A thread's part of a gemm. */
+/* A thread's view of a gemm. */
 typedef struct worker {
   const gemm *g;
   int32_t slot;
-  int64_t packed; /* first row of the block of A that its buffer holds */
+  int64_t packed; /* first row of the block of A in its buffer; -1: none */
   uint32_t *a;
-  int32_t *start;
+  int32_t *acc_init;
 } worker;
 
 /* Dwords of B per word of K and column. */
@@ -62,7 +66,7 @@ static int64_t b_width(const gemm *g) {
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Rows m .. m + rows - 1 of the super block's A, into this thread's buffer: it stays in the second-level cache. */
+/* Packs rows m .. m + rows - 1 of the super block's A into the thread's buffer, unless they are there. */
 static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
   const gemm *g = w->g;
   const int4mm_problem *p = g->p;
@@ -71,15 +75,16 @@ static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
   w->packed = m;
   for (int64_t r = 0; r < rows; r += mr) {
     const uint32_t *a = p->a.words + (g->m0 + m + r) * p->a.stride + g->j0;
-    g->k->pack_a(w->a + r * 2 * g->k8, w->start + r, a, p->a.stride, int4mm_min64(mr, rows - r), g->k8, p->a.xor_mask);
-    for (int64_t i = r; i < r + mr; i++) w->start[i] *= -g->k->offset;
+    g->k->pack_a(w->a + r * 2 * g->k8, w->acc_init + r, a, p->a.stride, int4mm_min64(mr, rows - r), g->k8,
+                 p->a.xor_mask);
+    for (int64_t i = r; i < r + mr; i++) w->acc_init[i] *= -g->k->offset;
   }
 }
 
 static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask) {
   for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
-    __builtin_prefetch(src + ROWS_AHEAD * ld);
-    __builtin_prefetch(src + ROWS_AHEAD * ld + INT4MM_PANEL - 1);
+    __builtin_prefetch(src + PREFETCH_ROWS * ld);
+    __builtin_prefetch(src + PREFETCH_ROWS * ld + INT4MM_PANEL - 1);
     if (columns == INT4MM_PANEL) {
       for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = src[i] ^ xor_mask;
     } else {
@@ -92,7 +97,7 @@ static int64_t bytes_of_panel(const gemm *g, int64_t k8) {
   return 4 * INT4MM_PANEL * k8 * b_width(g);
 }
 
-/* Words j .. j + k8 - 1 of K of one 64-column panel, which is at dst. */
+/* Packs words j .. j + k8 - 1 of K of one panel of INT4MM_PANEL columns, which starts at dst. */
 static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t j, int64_t k8) {
   const int4mm_problem *p = g->p;
   int64_t n = g->n0 + panel * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, p->N - n);
@@ -108,7 +113,7 @@ static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t
   }
 }
 
-/* A strip of B, read along its rows. */
+/* One piece of packing B for all threads: PACK_PANELS panels by PACK_ROWS words of K, read along the rows. */
 static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
   (void)slot;
   const gemm *g = context;
@@ -122,161 +127,163 @@ static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
   }
 }
 
-/* Whether B is packed for all threads before they compute. */
+/* Whether B is packed for all threads before they compute. Otherwise it is prepacked, or packed by each thread. */
 static bool packs_b(const gemm *g) {
-  return !g->own_b && (g->k->bytes_b || !int4mm_is_panels(&g->p->b));
+  return !g->thread_local_b && (g->k->bytes_b || !int4mm_is_panels(&g->p->b));
 }
 
 /* ---- computing -------------------------------------------------------------------------------------------------- */
 
-/* The panel of B that starts at column n of the super block, packed by this thread where nobody did. */
+/* The panel of B that starts at column n of the super block, as the microkernel reads it. */
 static const uint32_t *panel_of_b(const gemm *g, int64_t n, int32_t slot) {
   int64_t panel = n / INT4MM_PANEL, dwords = bytes_of_panel(g, g->k8) / 4;
-  if (g->own_b) {
-    uint32_t *own = g->b + slot * dwords;
-    pack_panel_of_b(g, own, panel, 0, g->k8);
-    return own;
+  if (g->thread_local_b) {
+    uint32_t *local = g->b + slot * dwords;
+    pack_panel_of_b(g, local, panel, 0, g->k8);
+    return local;
   }
   return packs_b(g) ? g->b + panel * dwords : int4mm_b_word(g->p, g->j0, g->n0 + n);
 }
 
-/* The t-th share of what comes after the panel of B of column n, for tile t to ask for while it is computed: the next
- * panel, or the next block of A once row m's has met all of B. */
-static int4mm_ahead ahead_of(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
+/* What tile t of a panel prefetches: its share of the next panel of B, or, with the last panel, of the next block of A.
+ * m, n: the block's first row and the panel's first column; b: the panel. */
+static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int64_t t, const uint32_t *b) {
   const int4mm_problem *p = g->p;
-  int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->unit_rows;
-  int4mm_ahead ahead = {(const char *)b, 0};
+  int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->mc;
+  int4mm_prefetch prefetch = {(const char *)b, 0};
   if (n + INT4MM_PANEL >= g->cols) {
-    if (next >= g->rows || t * share >= 4 * p->a.stride * g->unit_rows) return ahead;
-    ahead.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
-    ahead.step = 64;
-  } else if (g->own_b && t < 2) { /* not packed yet: a line of each of its rows */
-    ahead.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
-    ahead.step = 4 * (int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride);
-  } else if (!g->own_b && t * share < bytes) {
-    ahead.line = (const char *)b + bytes + t * share;
-    ahead.step = 64;
+    if (next >= g->rows || t * share >= 4 * p->a.stride * g->mc) return prefetch;
+    prefetch.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
+    prefetch.stride = 64;
+  } else if (g->thread_local_b && t < 2) { /* the next one is not packed yet: a line of each raw row */
+    prefetch.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
+    prefetch.stride = 4 * (int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride);
+  } else if (!g->thread_local_b && t * share < bytes) {
+    prefetch.line = (const char *)b + bytes + t * share;
+    prefetch.stride = 64;
   }
-  return ahead;
+  return prefetch;
 }
 
-/* One tile: rows m on of the super block, row r of this thread's block of A. */
-static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_ahead ahead) {
+/* One tile, from row m and column n of the super block; r: its first row in the thread's block of A. */
+static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_prefetch prefetch) {
   const gemm *g = w->g;
   const int4mm_kernels *k = g->k;
-  int4mm_target target = {g->sums + w->slot * k->mr * k->nr, 0};
+  int4mm_output_tile output = {g->sums + w->slot * k->mr * k->nr, 0};
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
   const uint32_t *a = w->a + r * 2 * g->k8;
-  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->sliced && rows == k->mr && columns == k->nr;
-  if (whole && k->product && k->product(g->p, g->m0 + m, g->n0 + n, a, b, w->start + r, ahead)) return;
-  if (last) int4mm_fetch_out(g->p, g->m0 + m, g->n0 + n, rows);
-  if (g->sliced) {
-    target.tile = g->sums + m * g->block_cols + n;
-    target.sign = g->j0 > 0;
+  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->split_k && rows == k->mr && columns == k->nr;
+  if (whole && k->microkernel_fused &&
+      k->microkernel_fused(g->p, g->m0 + m, g->n0 + n, a, b, w->acc_init + r, prefetch))
+    return;
+  if (last) int4mm_prefetch_out(g->p, g->m0 + m, g->n0 + n, rows);
+  if (g->split_k) {
+    output.sums = g->sums + m * g->block_cols + n;
+    output.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->kernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->start + r, &target, 1, ldt, ahead);
-  if (last) k->store(g->p, g->m0 + m, g->n0 + n, rows, columns, target.tile, ldt);
+  k->microkernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->acc_init + r, &output, 1, ldt, prefetch);
+  if (last) k->epilogue(g->p, g->m0 + m, g->n0 + n, rows, columns, output.sums, ldt);
 }
 
-static int64_t units_across(const gemm *g) {
-  return int4mm_ceil_div(g->cols, g->unit_cols);
+static int64_t blocks_across(const gemm *g) {
+  return int4mm_ceil_div(g->cols, g->nc);
 }
 
-static int64_t units_of(const gemm *g) {
-  return int4mm_ceil_div(g->rows, g->unit_rows) * units_across(g);
+static int64_t block_count(const gemm *g) {
+  return int4mm_ceil_div(g->rows, g->mc) * blocks_across(g);
 }
 
-/* A block of A against some columns of B. */
-static void compute_unit(worker *w, int64_t index) {
+/* Computes block `index` of the super block: at most mc rows by nc columns. */
+static void macro_kernel(worker *w, int64_t index) {
   const gemm *g = w->g;
-  int64_t mr = g->k->mr, nr = g->k->nr, m0 = index / units_across(g) * g->unit_rows;
-  int64_t rows = int4mm_min64(g->unit_rows, g->rows - m0);
-  int64_t n0 = index % units_across(g) * g->unit_cols, n1 = int4mm_min64(n0 + g->unit_cols, g->cols);
+  int64_t mr = g->k->mr, nr = g->k->nr, m0 = index / blocks_across(g) * g->mc;
+  int64_t rows = int4mm_min64(g->mc, g->rows - m0);
+  int64_t n0 = index % blocks_across(g) * g->nc, n1 = int4mm_min64(n0 + g->nc, g->cols);
   pack_block_of_a(w, m0, rows);
   for (int64_t panel = n0; panel < n1; panel += INT4MM_PANEL) {
     const uint32_t *b = panel_of_b(g, panel, w->slot);
-    int64_t t = 0; /* tiles in this panel */
     const uint32_t *first = b;
+    int64_t t = 0; /* tiles of this panel so far */
     for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
-      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, ahead_of(g, m0, panel, t++, first));
+      for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, prefetch_of_tile(g, m0, panel, t++, first));
       b += g->k->bytes_b ? 2 * nr * g->k8 : nr;
     }
   }
 }
 
-static int64_t first_of_lane(const gemm *g, int64_t i) {
-  return units_of(g) * i / g->threads;
+static int64_t first_of_queue(const gemm *g, int64_t i) {
+  return block_count(g) * i / g->threads;
 }
 
-/* The units of a lane, one by one, then what is left of the others': threads keep to their own blocks of A while all
- * are equally fast, and end together where they are not. */
+/* A thread's work: the blocks of its own queue, then what is left in the others'. Queues keep neighbouring blocks,
+ * which share packed A, on one thread; taking from others balances threads of unequal speed. */
 static void compute(void *context, int64_t index, int32_t slot) {
   const gemm *g = context;
   worker w = {.g = g, .slot = slot, .packed = -1};
-  w.a = g->a + slot * 2 * g->slice * g->unit_rows;
-  w.start = g->start + slot * g->unit_rows;
+  w.a = g->a + slot * 2 * g->kc8 * g->mc;
+  w.acc_init = g->acc_init + slot * g->mc;
   for (int64_t i = 0; i < g->threads; i++) {
-    int64_t at = (index + i) % g->threads, end = first_of_lane(g, at + 1), unit;
-    while ((unit = atomic_fetch_add(&g->lanes[at].next, 1)) < end) compute_unit(&w, unit);
+    int64_t at = (index + i) % g->threads, end = first_of_queue(g, at + 1), block;
+    while ((block = atomic_fetch_add(&g->queues[at].next, 1)) < end) macro_kernel(&w, block);
   }
 }
 
 static void run_block(gemm *g) {
   int64_t strips = int4mm_ceil_div(int4mm_ceil_div(g->cols, INT4MM_PANEL), PACK_PANELS);
   if (packs_b(g)) int4mm_parallel(g->threads, strips * int4mm_ceil_div(g->k8, PACK_ROWS), pack_strip_of_b, g);
-  for (int64_t i = 0; i < g->threads; i++) atomic_init(&g->lanes[i].next, first_of_lane(g, i));
+  for (int64_t i = 0; i < g->threads; i++) atomic_init(&g->queues[i].next, first_of_queue(g, i));
   int4mm_parallel(g->threads, g->threads, compute, g);
 }
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
 
-/* A unit has as much of A as the second-level cache holds; its columns are few enough for threads to end together. */
-static void choose_units(gemm *g) {
-  enum { UNITS = 64 }; /* a thread at least, where the product is large enough */
+/* mc: as many rows of A as the second-level cache holds. nc: narrow enough for the threads to finish together. */
+static void choose_blocks(gemm *g) {
+  enum { BLOCKS = 64 }; /* for each thread, where the product is large enough */
   int64_t mr = g->k->mr, rows = int4mm_min64(g->p->M, g->block_rows), cols = int4mm_min64(g->p->N, g->block_cols);
-  int64_t most = int4mm_max64(mr, L2_BYTES / (8 * g->slice) / mr * mr);
-  if (rows * 8 * g->slice <= L2_WHOLE_BYTES) most = int4mm_max64(most, rows);
-  int64_t blocks = int4mm_ceil_div(rows, most);
+  int64_t max_rows = int4mm_max64(mr, L2_BYTES / (8 * g->kc8) / mr * mr);
+  if (rows * 8 * g->kc8 <= L2_WHOLE_BYTES) max_rows = int4mm_max64(max_rows, rows);
+  int64_t blocks = int4mm_ceil_div(rows, max_rows);
   if (blocks > 1) blocks = int4mm_round_up(blocks, int4mm_min64(g->threads, int4mm_ceil_div(rows, 8 * mr)));
-  g->unit_rows = int4mm_round_up(int4mm_ceil_div(rows, blocks), mr);
-  g->unit_cols = int4mm_round_up(cols, INT4MM_PANEL);
+  g->mc = int4mm_round_up(int4mm_ceil_div(rows, blocks), mr);
+  g->nc = int4mm_round_up(cols, INT4MM_PANEL);
   if (g->threads == 1) return;
-  int64_t across = int4mm_ceil_div(UNITS * g->threads, int4mm_ceil_div(rows, g->unit_rows));
-  g->unit_cols = int4mm_round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
+  int64_t across = int4mm_ceil_div(BLOCKS * g->threads, int4mm_ceil_div(rows, g->mc));
+  g->nc = int4mm_round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
 }
 
 static void choose_sizes(gemm *g) {
   const int4mm_problem *p = g->p;
   int64_t k8 = p->K / 8;
-  g->sliced = k8 > MAX_K8;
-  g->slice = g->sliced ? SLICE_K8 : int4mm_max64(k8, 1);
-  g->block_rows = g->sliced ? SLICED_BLOCK : p->M;
-  g->block_cols = SLICED_BLOCK;
-  if (!g->sliced) {
-    g->block_cols = int4mm_max64(SLICED_BLOCK, PACKED_BYTES / (4 * g->slice * b_width(g)) / 64 * 64);
+  g->split_k = k8 > MAX_K8;
+  g->kc8 = g->split_k ? BLOCK_K8 : int4mm_max64(k8, 1);
+  g->block_rows = g->split_k ? SUPER_BLOCK : p->M;
+  g->block_cols = SUPER_BLOCK;
+  if (!g->split_k) {
+    g->block_cols = int4mm_max64(SUPER_BLOCK, PACKED_BYTES / (4 * g->kc8 * b_width(g)) / 64 * 64);
   }
   g->block_rows = int4mm_min64(g->block_rows, int4mm_round_up(p->M, g->k->mr));
   g->block_cols = int4mm_min64(g->block_cols, int4mm_round_up(p->N, INT4MM_PANEL));
-  choose_units(g);
-  g->own_b = packs_b(g) && g->unit_rows >= p->M;
+  choose_blocks(g);
+  g->thread_local_b = packs_b(g) && g->mc >= p->M;
 }
 
-/* Workspace for the sizes chosen, cut into its parts. */
-static bool take_workspace(gemm *g) {
+/* Workspace for the sizes chosen, in the order: A, acc_init, B, queues, sums. */
+static bool acquire_workspace(gemm *g) {
   int64_t rows = int4mm_round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
-  int64_t a = int4mm_round_up(g->threads * g->unit_rows * g->slice * 8, 64);
-  int64_t start = int4mm_round_up(g->threads * g->unit_rows * 4, 64), lanes = g->threads * (int64_t)sizeof(lane);
-  int64_t panels = g->own_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
-  int64_t b = panels * bytes_of_panel(g, g->slice);
-  int64_t sums = 4 * (g->sliced ? rows * g->block_cols : g->threads * tile);
-  char *memory = int4mm_workspace_take(a + start + b + lanes + sums);
+  int64_t a = int4mm_round_up(g->threads * g->mc * g->kc8 * 8, 64);
+  int64_t acc_init = int4mm_round_up(g->threads * g->mc * 4, 64), queues = g->threads * (int64_t)sizeof(work_queue);
+  int64_t panels = g->thread_local_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
+  int64_t b = panels * bytes_of_panel(g, g->kc8);
+  int64_t sums = 4 * (g->split_k ? rows * g->block_cols : g->threads * tile);
+  char *memory = int4mm_workspace_acquire(a + acc_init + b + queues + sums);
   if (!memory) return false;
   g->a = (uint32_t *)memory;
-  g->start = (int32_t *)(memory + a);
-  g->b = (uint32_t *)(memory + a + start);
-  g->lanes = (lane *)(memory + a + start + b);
-  g->sums = (int32_t *)(memory + a + start + b + lanes);
+  g->acc_init = (int32_t *)(memory + a);
+  g->b = (uint32_t *)(memory + a + acc_init);
+  g->queues = (work_queue *)(memory + a + acc_init + b);
+  g->sums = (int32_t *)(memory + a + acc_init + b + queues);
   return true;
 }
 
@@ -284,33 +291,33 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
   gemm g = {.k = kernels, .p = p};
   g.threads = int4mm_threads_for(p->M * p->N, int4mm_max64(1, (1 << 21) / int4mm_max64(p->K, 1)));
   choose_sizes(&g);
-  if (!take_workspace(&g)) return INT4MM_ERR_MEMORY;
+  if (!acquire_workspace(&g)) return INT4MM_ERR_MEMORY;
   int64_t k8 = p->K / 8;
   for (g.n0 = 0; g.n0 < p->N; g.n0 += g.block_cols) {
     g.cols = int4mm_min64(g.block_cols, p->N - g.n0);
     for (g.m0 = 0; g.m0 < p->M; g.m0 += g.block_rows) {
       g.rows = int4mm_min64(g.block_rows, p->M - g.m0);
       g.j0 = 0;
-      do { /* once even where K is 0 */
-        g.k8 = int4mm_min64(g.slice, k8 - g.j0);
+      do { /* once where K is 0: out is the epilogue of zeros */
+        g.k8 = int4mm_min64(g.kc8, k8 - g.j0);
         run_block(&g);
         g.j0 += g.k8;
       } while (g.j0 < k8);
     }
   }
-  int4mm_workspace_give(g.a);
+  int4mm_workspace_release(g.a);
   return INT4MM_OK;
 }
 
-/* ---- the choice of a path --------------------------------------------------------------------------------------- */
+/* ---- the choice of a driver -------------------------------------------------------------------------------------- */
 
-static bool streams(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (int4mm_is_panels(&p->b)) return p->M <= kernels->panel_rows;
-  return p->M <= (int4mm_stream_threads(p) > 1 ? kernels->stream_shared : kernels->stream_rows);
+static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (int4mm_is_panels(&p->b)) return p->M <= kernels->skinny_panel_max_m;
+  return p->M <= (int4mm_skinny_threads(p) > 1 ? kernels->skinny_max_m_threaded : kernels->skinny_max_m);
 }
 
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (streams(kernels, p)) return int4mm_gemm_stream(kernels, p);
+  if (is_skinny(kernels, p)) return int4mm_gemm_skinny(kernels, p);
   int32_t levels = int4mm_strassen_levels(kernels, p);
   if (levels > 0) {
     int32_t status = int4mm_gemm_strassen(kernels, p, levels);
@@ -323,10 +330,10 @@ void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, in
   int32_t levels = int4mm_strassen_levels(kernels, p);
   plan->tile_m = kernels->mr;
   plan->tile_n = kernels->nr;
-  if (streams(kernels, p)) {
+  if (is_skinny(kernels, p)) {
     plan->tile_m = (int32_t)p->M;
-    plan->tile_n = kernels->stream_width;
-    snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is streamed once, unpacked in registers%s",
+    plan->tile_n = kernels->skinny_columns;
+    snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is read once, unpacked in registers%s",
              int4mm_is_panels(&p->b) ? " (prepacked)" : "");
   } else if (levels > 0) {
     snprintf(plan->reason, sizeof plan->reason, "large enough for %d level%s of exact Strassen", (int)levels,

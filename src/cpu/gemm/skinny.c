@@ -1,148 +1,152 @@
 /*
- * Small M: the weight is the traffic, so it is read once, as it lies, in long runs, and never packed. Accumulators wait
- * in the second-level cache; a thread has a range of columns, or, where columns are few, a range of K.
+ * The skinny driver, for few rows. Reading the weight takes most of the time, so it is read once, in its own layout, in
+ * long sequential runs, and never packed. Accumulators stay in the second-level cache. Threads divide the columns, and
+ * K too where there are too few columns.
  */
 #include "cpu/gemm/gemm.h"
 
 enum {
   MAX_ROWS = 64,
-  SLICE_K8 = 4096,       /* words of K whose expanded A is kept at a time */
-  ACC_BYTES = 128 << 10, /* of accumulators that a thread works on */
+  SLICE_K8 = 4096,       /* words of K of an expanded slice of A */
+  ACC_BYTES = 128 << 10, /* of a thread's accumulators */
   PAGE = 4096,
-  APART = 16 /* dwords between rows of scratch: powers of two would share the sets of the cache */
+  ROW_PAD = 16 /* dwords after each row of scratch: rows a power of two apart would map to the same cache sets */
 };
 
-/* The slice of A that a thread has expanded for itself: fetching it from another core would take longer. */
+/* Which slice of A a thread's buffer holds. Each thread expands its own: that is faster than reading another core's. */
 typedef struct slice {
-  int64_t first; /* word of K; -1 for none */
-  int32_t start[MAX_ROWS];
+  int64_t first;              /* word of K; -1: none */
+  int32_t acc_init[MAX_ROWS]; /* zero-point correction of the slice */
 } slice;
 
-typedef struct stream_run {
+typedef struct skinny_run {
   const int4mm_kernels *k;
   const int4mm_problem *p;
   int32_t threads;
-  int64_t columns, column_parts; /* of a piece */
-  int64_t k8, k_parts;
-  int64_t width; /* columns whose accumulators are kept at a time */
-  uint32_t *a;   /* [threads][M][lda]: a slice of A, expanded */
+  int64_t columns, column_parts; /* columns of a piece; pieces along N */
+  int64_t k8, k_parts;           /* words of K of a piece; pieces along K */
+  int64_t width;                 /* columns of a thread's accumulators */
+  uint32_t *a;                   /* [threads][M][lda]: expanded slices of A */
   int64_t lda;
-  slice *slices; /* [threads]: which */
-  int32_t *acc;  /* [threads], acc_size apart: [M][width + APART] */
+  slice *slices; /* [threads]: which slices these are */
+  int32_t *acc;  /* [threads][acc_size], in each [M][width + ROW_PAD] */
   int64_t acc_size;
-  int32_t *sums; /* [k_parts][M][ld], when K is split */
+  int32_t *sums; /* [k_parts][M][ld]: partial sums, where K is split */
   int64_t ld;
-} stream_run;
+} skinny_run;
 
-/* Columns of a raw weight that do not fill a vector, copied into one: words beyond N are not there to be read. */
-static void stream_tail(const stream_run *s, const uint32_t *a, const uint32_t *b, int64_t columns, int64_t k8,
+/* The last columns of a raw weight, fewer than skinny_columns: copied to a buffer, since reading beyond N would be out
+ * of bounds. */
+static void skinny_tail(const skinny_run *s, const uint32_t *a, const uint32_t *b, int64_t columns, int64_t k8,
                         int32_t *acc) {
   enum { DEPTH = 32 };
   uint32_t words[DEPTH * 16];
-  int64_t wide = s->k->stream_width;
+  int64_t wide = s->k->skinny_columns;
   for (int64_t j = 0; j < k8; j += DEPTH) {
     int64_t depth = int4mm_min64(DEPTH, k8 - j);
     for (int64_t i = 0; i < depth; i++) {
       const uint32_t *row = b + (j + i) * s->p->b.stride;
       for (int64_t c = 0; c < wide; c++) words[i * wide + c] = c < columns ? row[c] : 0;
     }
-    s->k->stream(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->b.xor_mask, acc, s->width + APART);
+    s->k->skinny(s->p->M, wide, depth, a + 2 * j, s->lda, words, wide, s->p->b.xor_mask, acc, s->width + ROW_PAD);
   }
 }
 
-/* acc += A[:, slice] * B[slice, n .. n + columns - 1], the slice being k8 words from word j on. */
-static void stream_columns(const stream_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
-                           int32_t *acc) {
+/* acc += A[:, slice] * (B + offset)[slice, n .. n + columns - 1]; the slice is k8 words of K from word j on. */
+static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
+                             int32_t *acc) {
   const int4mm_problem *p = s->p;
-  int64_t ldacc = s->width + APART;
+  int64_t ldacc = s->width + ROW_PAD;
   if (int4mm_is_panels(&p->b)) {
     for (int64_t c = 0; c < columns; c += INT4MM_PANEL) {
       const uint32_t *b = int4mm_b_word(p, j, n + c);
-      s->k->stream_panel(p->M, k8, a, s->lda, b, acc + c, ldacc);
+      s->k->skinny_panel(p->M, k8, a, s->lda, b, acc + c, ldacc);
     }
     return;
   }
   const uint32_t *b = p->b.words + j * p->b.stride + n;
-  int64_t whole = columns / s->k->stream_width * s->k->stream_width;
-  if (whole > 0) s->k->stream(p->M, whole, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
-  if (whole < columns) stream_tail(s, a, b + whole, columns - whole, k8, acc + whole);
+  int64_t whole = columns / s->k->skinny_columns * s->k->skinny_columns;
+  if (whole > 0) s->k->skinny(p->M, whole, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
+  if (whole < columns) skinny_tail(s, a, b + whole, columns - whole, k8, acc + whole);
 }
 
-/* The slice of A from word j on as dwords, and in start what accumulators gain by it besides the products. */
-static const uint32_t *expand_slice(const stream_run *s, int64_t j, int64_t k8, int32_t slot) {
+/* The slice of A from word j on, expanded, and its zero-point correction. */
+static const uint32_t *expand_slice(const skinny_run *s, int64_t j, int64_t k8, int32_t slot) {
   const int4mm_problem *p = s->p;
   uint32_t *a = s->a + slot * p->M * s->lda;
-  slice *own = &s->slices[slot];
-  if (own->first == j) return a;
-  own->first = j;
+  slice *local = &s->slices[slot];
+  if (local->first == j) return a;
+  local->first = j;
   for (int64_t m = 0; m < p->M; m++) {
-    own->start[m] = -s->k->offset * s->k->expand(a + m * s->lda, p->a.words + m * p->a.stride + j, k8, p->a.xor_mask);
+    local->acc_init[m] =
+        -s->k->offset * s->k->expand(a + m * s->lda, p->a.words + m * p->a.stride + j, k8, p->a.xor_mask);
   }
   return a;
 }
 
-/* Columns n .. n + columns - 1 over words j0 .. j1 - 1 of K. */
-static void run_columns(const stream_run *s, int64_t n, int64_t columns, int64_t j0, int64_t j1, int32_t slot,
+/* acc = A * B for columns n .. n + columns - 1 over words j0 .. j1 - 1 of K. */
+static void run_columns(const skinny_run *s, int64_t n, int64_t columns, int64_t j0, int64_t j1, int32_t slot,
                         int32_t *acc) {
   int64_t j = j0;
-  do { /* once even where K is 0 */
+  do { /* once where K is 0: acc is 0 */
     int64_t k8 = int4mm_min64(SLICE_K8, j1 - j);
     const uint32_t *a = expand_slice(s, j, k8, slot);
     for (int64_t m = 0; m < s->p->M; m++) {
-      int32_t start = s->slices[slot].start[m], *row = acc + m * (s->width + APART);
-      for (int64_t c = 0; c < s->width; c++) row[c] = j > j0 ? row[c] + start : start;
+      int32_t acc_init = s->slices[slot].acc_init[m], *row = acc + m * (s->width + ROW_PAD);
+      for (int64_t c = 0; c < s->width; c++) row[c] = j > j0 ? row[c] + acc_init : acc_init;
     }
-    if (k8 > 0) stream_columns(s, a, j, k8, n, columns, acc);
+    if (k8 > 0) multiply_columns(s, a, j, k8, n, columns, acc);
     j += k8;
   } while (j < j1);
 }
 
-/* A thread's accumulators for columns from n on. Modulo pages they lie half a page from the words that are read
- * meanwhile: a load that looks like a recent store by its last 12 bits waits for it. */
-static int32_t *place_of_sums(const stream_run *s, int64_t n, int32_t slot) {
+/* A thread's accumulators for columns from n on, placed half a page, modulo a page, from the words of B that are read
+ * with them: a load whose address has the last 12 bits of a recent store's is delayed (4K aliasing). */
+static int32_t *acc_of_thread(const skinny_run *s, int64_t n, int32_t slot) {
   int32_t *acc = s->acc + slot * s->acc_size;
-  intptr_t apart = (intptr_t)s->p->b.words + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
-  return acc + (apart & (PAGE - 1)) / 64 * 16;
+  intptr_t distance = (intptr_t)s->p->b.words + 4 * n - (intptr_t)acc + PAGE / 2 - 32 * s->p->M;
+  return acc + (distance & (PAGE - 1)) / 64 * 16;
 }
 
 static void piece(void *context, int64_t index, int32_t slot) {
-  const stream_run *s = context;
+  const skinny_run *s = context;
   const int4mm_problem *p = s->p;
-  int64_t part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
+  int64_t k_part = index / s->column_parts, n0 = index % s->column_parts * s->columns;
   int64_t n1 = int4mm_min64(n0 + s->columns, p->N);
-  int64_t j0 = part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + APART;
-  int32_t *acc = place_of_sums(s, n0, slot);
+  int64_t j0 = k_part * s->k8, j1 = int4mm_min64(j0 + s->k8, p->K / 8), ldacc = s->width + ROW_PAD;
+  int32_t *acc = acc_of_thread(s, n0, slot);
   for (int64_t n = n0; n < n1; n += s->width) {
     int64_t columns = int4mm_min64(s->width, n1 - n);
     run_columns(s, n, columns, j0, j1, slot, acc);
     if (s->k_parts == 1) {
-      s->k->store(p, 0, n, p->M, columns, acc, ldacc);
+      s->k->epilogue(p, 0, n, p->M, columns, acc, ldacc);
       continue;
     }
     for (int64_t m = 0; m < p->M; m++) {
-      int32_t *sums = s->sums + (part * p->M + m) * s->ld + n;
+      int32_t *sums = s->sums + (k_part * p->M + m) * s->ld + n;
       for (int64_t c = 0; c < columns; c++) sums[c] = acc[m * ldacc + c];
     }
   }
 }
 
-/* A piece of its own, so that it too has the default floating-point environment. */
+/* Reduces the partial sums of K. Run through int4mm_parallel, since the epilogue needs the default floating-point
+ * environment. */
 static void add_parts(void *context, int64_t index, int32_t slot) {
   (void)index, (void)slot;
-  const stream_run *s = context;
+  const skinny_run *s = context;
   const int4mm_problem *p = s->p;
   for (int64_t part = 1; part < s->k_parts; part++) {
     for (int64_t m = 0; m < p->M; m++) {
       int32_t *sums = s->sums + m * s->ld;
-      const int32_t *more = s->sums + (part * p->M + m) * s->ld;
-      for (int64_t n = 0; n < p->N; n++) sums[n] += more[n];
+      const int32_t *partial = s->sums + (part * p->M + m) * s->ld;
+      for (int64_t n = 0; n < p->N; n++) sums[n] += partial[n];
     }
   }
-  s->k->store(p, 0, 0, p->M, p->N, s->sums, s->ld);
+  s->k->epilogue(p, 0, 0, p->M, p->N, s->sums, s->ld);
 }
 
-/* Columns are shared out in whole panels; K too when there are fewer panels than threads and K is long. */
-static void choose_parts(stream_run *s) {
+/* Divides the columns, in whole panels, among the threads, and a long K where there are fewer panels than threads. */
+static void choose_parts(skinny_run *s) {
   const int4mm_problem *p = s->p;
   int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), k8 = int4mm_max64(1, p->K / 8);
   int64_t parts = int4mm_min64(panels, s->threads);
@@ -151,21 +155,21 @@ static void choose_parts(stream_run *s) {
   s->k_parts = int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
   s->k8 = int4mm_ceil_div(k8, s->k_parts);
   s->k_parts = int4mm_ceil_div(k8, s->k8);
-  int64_t most = ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL;
-  s->width = int4mm_min64(s->columns, most);
+  int64_t max_width = ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL;
+  s->width = int4mm_min64(s->columns, max_width);
 }
 
-/* Workspace in the order: expanded A, which slices that is, accumulators, sums of the parts of K. */
-static bool take_workspace(stream_run *s) {
+/* Workspace, in the order: expanded A, slices, accumulators, partial sums. */
+static bool acquire_workspace(skinny_run *s) {
   const int4mm_problem *p = s->p;
-  s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + APART;
+  s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + ROW_PAD;
   s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
   int64_t a = int4mm_round_up(4 * s->threads * p->M * s->lda, 64);
   int64_t slices = int4mm_round_up(s->threads * (int64_t)sizeof(slice), 64);
-  s->acc_size = p->M * (s->width + APART) + PAGE / 4;
+  s->acc_size = p->M * (s->width + ROW_PAD) + PAGE / 4;
   int64_t acc = 4 * s->threads * s->acc_size;
   int64_t sums = s->k_parts > 1 ? 4 * s->k_parts * p->M * s->ld : 0;
-  char *memory = int4mm_workspace_take(a + slices + acc + sums);
+  char *memory = int4mm_workspace_acquire(a + slices + acc + sums);
   if (!memory) return false;
   s->a = (uint32_t *)memory;
   s->slices = (slice *)(memory + a);
@@ -175,13 +179,13 @@ static bool take_workspace(stream_run *s) {
   return true;
 }
 
-int32_t int4mm_gemm_stream(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  stream_run s = {.k = kernels, .p = p};
-  s.threads = int4mm_stream_threads(p);
+int32_t int4mm_gemm_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  skinny_run s = {.k = kernels, .p = p};
+  s.threads = int4mm_skinny_threads(p);
   choose_parts(&s);
-  if (!take_workspace(&s)) return INT4MM_ERR_MEMORY;
+  if (!acquire_workspace(&s)) return INT4MM_ERR_MEMORY;
   int4mm_parallel(s.threads, s.column_parts * s.k_parts, piece, &s);
   if (s.k_parts > 1) int4mm_parallel(1, 1, add_parts, &s);
-  int4mm_workspace_give(s.a);
+  int4mm_workspace_release(s.a);
   return INT4MM_OK;
 }

@@ -1,5 +1,6 @@
 /*
- * AVX512-VNNI: 16 columns of B by 8 k to a register, split into bytes in place.
+ * AVX512-VNNI. A register holds 16 columns by 8 k of B, and is unpacked to bytes without a shuffle: its even nibbles by
+ * a mask, its odd ones by a shift and a mask.
  *
  * Needs -mavx512f -mavx512bw -mavx512vl -mavx512vnni.
  */
@@ -7,6 +8,7 @@
 #error "compile this file with the flags that flags.mk gives it"
 #endif
 #include <immintrin.h>
+#include <string.h>
 
 #define INT4MM_ROWS_TABLE int4mm_rows_avx512
 #include "cpu/elementwise/rows.inc"
@@ -20,26 +22,27 @@
 enum {
   MR = 8,
   VECTORS = 2,
-  LANES = 16,
+  LANES = 16, /* int32 of a vector */
   NR = VECTORS * LANES,
-  LATE = 16 /* words of K before the end at which targets are */
+  PREFETCH_K8 = 16 /* words of K before the end of a tile: when its output is prefetched */
 };
 
 #define UNROLL _Pragma("GCC unroll 16")
+#define INLINE static inline __attribute__((always_inline))
 
-/* Low nibbles of all bytes, XORed with 8 where that turns two's complement into value + 8: one instruction. */
-static inline __m512i nibbles(__m512i words, __m512i xor_mask) {
+/* The low nibbles of all bytes, XORed with xor_mask, in one instruction. */
+static inline __m512i low_nibbles(__m512i words, __m512i xor_mask) {
   return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32(0x0f0f0f0f), xor_mask, 0x6a); /* (x & y) ^ z */
 }
 
-static inline __m512i high(__m512i words) {
-  return _mm512_srli_epi32(words, 4);
+static inline __m512i high_nibbles(__m512i words, __m512i xor_mask) {
+  return low_nibbles(_mm512_srli_epi32(words, 4), xor_mask);
 }
 
-/* ---- kernels ---------------------------------------------------------------------------------------------------- */
+/* ---- microkernels ----------------------------------------------------------------------------------------------- */
 
-/* Four rows of A, a dword of each, broadcast against two vectors of B. All in one: gcc 12 makes a loop that is 1 to 3%
- * slower when it may order these itself. */
+/* One dword of four rows of A, broadcast, times two vectors of B. One asm statement: with intrinsics, gcc 12 orders the
+ * instructions so that the loop is 1 to 3% slower. */
 static inline void four_rows(__m512i acc[4][VECTORS], const uint32_t *a, const __m512i b[VECTORS]) {
   __m512i x;
 #define ROW(a, sum0, sum1)                                                                                             \
@@ -53,33 +56,32 @@ static inline void four_rows(__m512i acc[4][VECTORS], const uint32_t *a, const _
 #undef ROW
 }
 
-/* One dword of A for all lanes. */
+/* One dword of A, broadcast from memory, times one vector of B. */
 static inline void dot_dword(__m512i *acc, __m512i b, const uint32_t *a) {
   __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(*acc) : "v"(b), "m"(*a));
 }
 
-/* One dword deep: MR rows of A broadcast against two vectors of B. */
-static inline __attribute__((always_inline)) void rank4(__m512i acc[MR][VECTORS], const uint32_t *a,
-                                                        const __m512i b[VECTORS]) {
+/* A rank-4 update of the tile: one dword of MR rows of A times two vectors of B. */
+INLINE void rank4(__m512i acc[MR][VECTORS], const uint32_t *a, const __m512i b[VECTORS]) {
   four_rows(acc, a, b);
   four_rows(acc + 4, a + 4, b);
 }
 
-static inline void start_tile(__m512i acc[MR][VECTORS], const int32_t *start) {
+static inline void init_tile(__m512i acc[MR][VECTORS], const int32_t *acc_init) {
   UNROLL for (int r = 0; r < MR; r++) {
-    UNROLL for (int v = 0; v < VECTORS; v++) acc[r][v] = _mm512_set1_epi32(start[r]);
+    UNROLL for (int v = 0; v < VECTORS; v++) acc[r][v] = _mm512_set1_epi32(acc_init[r]);
   }
 }
 
-/* The next row; hidden from the compiler, which would keep the addresses of all rows in vector registers. */
+/* The next row of a tile. The asm hides the addition from gcc, which would keep the addresses of all rows in
+ * vector registers. */
 static inline int32_t *next_row(int32_t *row, int64_t ldt) {
   row += ldt;
   __asm__("" : "+r"(row));
   return row;
 }
 
-static inline __attribute__((always_inline)) void add_tile(__m512i acc[MR][VECTORS], int32_t *row, int64_t ldt,
-                                                           int sign) {
+INLINE void accumulate_tile(__m512i acc[MR][VECTORS], int32_t *row, int64_t ldt, int sign) {
   UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
     UNROLL for (int v = 0; v < VECTORS; v++) {
       __m512i *at = (__m512i *)(row + LANES * v), sum = acc[r][v];
@@ -90,93 +92,94 @@ static inline __attribute__((always_inline)) void add_tile(__m512i acc[MR][VECTO
   }
 }
 
-static inline void finish_tile(__m512i acc[MR][VECTORS], const int4mm_target *targets, int32_t count, int64_t ldt) {
+static inline void store_tiles(__m512i acc[MR][VECTORS], const int4mm_output_tile *tiles, int32_t count, int64_t ldt) {
   for (int32_t i = 0; i < count; i++) {
-    if (targets[i].sign == 0) {
-      add_tile(acc, targets[i].tile, ldt, 0);
-    } else if (targets[i].sign > 0) {
-      add_tile(acc, targets[i].tile, ldt, 1);
+    if (tiles[i].sign == 0) {
+      accumulate_tile(acc, tiles[i].sums, ldt, 0);
+    } else if (tiles[i].sign > 0) {
+      accumulate_tile(acc, tiles[i].sums, ldt, 1);
     } else {
-      add_tile(acc, targets[i].tile, ldt, -1);
+      accumulate_tile(acc, tiles[i].sums, ldt, -1);
     }
   }
 }
 
-/* Asks for what finish_tile will read and write: not long before, or the operands push it out of the cache again. */
-static inline void fetch_targets(const int4mm_target *targets, int32_t count, int64_t ldt) {
+/* Prefetches what store_tiles reads and writes. Called shortly before, or the operands evict it again. */
+static inline void prefetch_tiles(const int4mm_output_tile *tiles, int32_t count, int64_t ldt) {
   for (int32_t i = 0; i < count; i++) {
-    int32_t *row = targets[i].tile;
+    int32_t *row = tiles[i].sums;
     UNROLL for (int r = 0; r < MR; r++, row = next_row(row, ldt)) {
       UNROLL for (int v = 0; v < VECTORS; v++) __builtin_prefetch(row + LANES * v, 1);
     }
   }
 }
 
-/* The operands of a tile, on their way along K. */
-typedef struct walk {
+/* Where a microkernel is along K. */
+typedef struct operands {
   const uint32_t *a, *b;
   int64_t ldb;
-  int4mm_ahead ahead;
-} walk;
+  int4mm_prefetch prefetch;
+} operands;
 
-/* The next k8 words of K, B in words. */
-static inline __attribute__((always_inline)) void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, walk *w) {
-  const __m512i xor_mask = _mm512_set1_epi32(0x08080808); /* panels are two's complement */
-  for (int64_t j = 0; j < k8; j++, w->a += 2 * MR, w->b += w->ldb, w->ahead.line += w->ahead.step) {
+/* Accumulates the next k8 words of K, B in words. */
+INLINE void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, operands *o) {
+  const __m512i xor_mask = _mm512_set1_epi32(0x08080808); /* B in words is two's complement */
+  for (int64_t j = 0; j < k8; j++, o->a += 2 * MR, o->b += o->ldb, o->prefetch.line += o->prefetch.stride) {
     __m512i words[VECTORS], part[VECTORS];
-    _mm_prefetch(w->ahead.line, _MM_HINT_T1);
+    _mm_prefetch(o->prefetch.line, _MM_HINT_T1);
     UNROLL for (int v = 0; v < VECTORS; v++) {
-      words[v] = _mm512_loadu_si512(w->b + LANES * v);
-      part[v] = nibbles(words[v], xor_mask);
+      words[v] = _mm512_loadu_si512(o->b + LANES * v);
+      part[v] = low_nibbles(words[v], xor_mask);
     }
-    rank4(acc, w->a, part);
-    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = nibbles(high(words[v]), xor_mask);
-    rank4(acc, w->a + MR, part);
+    rank4(acc, o->a, part);
+    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = high_nibbles(words[v], xor_mask);
+    rank4(acc, o->a + MR, part);
   }
 }
 
-static void kernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
-  walk w = {a, b, ldb, ahead};
+static void microkernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
+                              const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
+  operands o = {a, b, ldb, prefetch};
   __m512i acc[MR][VECTORS];
-  start_tile(acc, start);
-  multiply_words(acc, k8, &w);
-  finish_tile(acc, targets, count, ldt);
+  init_tile(acc, acc_init);
+  multiply_words(acc, k8, &o);
+  store_tiles(acc, tiles, count, ldt);
 }
 
-static void kernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *start,
-                         const int4mm_target *targets, int32_t count, int64_t ldt, int4mm_ahead ahead) {
+static void microkernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
+                              const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
   __m512i acc[MR][VECTORS];
-  start_tile(acc, start);
-  int64_t late = int4mm_max64(0, k8 - LATE);
+  init_tile(acc, acc_init);
+  int64_t end = int4mm_max64(0, k8 - PREFETCH_K8); /* first to where the output is prefetched, then to k8 */
   for (int64_t j = 0;;) {
-    for (; j < late; j++, a += 2 * MR, b += 2 * ldb, ahead.line += ahead.step) {
+    for (; j < end; j++, a += 2 * MR, b += 2 * ldb, prefetch.line += prefetch.stride) {
       __m512i part[VECTORS];
-      _mm_prefetch(ahead.line, _MM_HINT_T1);
+      _mm_prefetch(prefetch.line, _MM_HINT_T1);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + LANES * v);
       rank4(acc, a, part);
       UNROLL for (int v = 0; v < VECTORS; v++) part[v] = _mm512_loadu_si512(b + ldb + LANES * v);
       rank4(acc, a + MR, part);
     }
-    if (late == k8) break;
-    fetch_targets(targets, count, ldt);
-    late = k8;
+    if (end == k8) break;
+    prefetch_tiles(tiles, count, ldt);
+    end = k8;
   }
-  finish_tile(acc, targets, count, ldt);
+  store_tiles(acc, tiles, count, ldt);
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Signed bytes from the low nibbles of bytes; eights: 8 where the nibbles are two's complement, 0 where value + 8. */
-static inline __m512i sign(__m512i words, __m512i eights) {
-  return _mm512_sub_epi8(nibbles(words, eights), _mm512_set1_epi8(8));
+/* Signed bytes from nibbles that are value + 8. */
+static inline __m512i signed_bytes(__m512i nibbles) {
+  return _mm512_sub_epi8(nibbles, _mm512_set1_epi8(8));
 }
 
-static inline __m512i eights_of(uint32_t xor_mask) {
+/* What XORed into low nibbles of this encoding gives value + 8. */
+static inline __m512i offset_mask(uint32_t xor_mask) {
   return _mm512_set1_epi32((int32_t)(~xor_mask & 0x08080808u));
 }
 
-/* Four rows of 16 words, transposed in lanes of four: lane l of x[i] becomes word 4 * l + i of the four rows. */
+/* Transposes four rows of 16 words within 128-bit lanes: lane l of x[i] becomes word 4 * l + i of the four rows. */
 static inline void transpose4(__m512i x[4]) {
   __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
   __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
@@ -184,7 +187,7 @@ static inline void transpose4(__m512i x[4]) {
   x[2] = _mm512_unpacklo_epi64(b, d), x[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-/* Lane l of a, b, c and d, joined, is the whole of line l. */
+/* line[l] = the 128-bit lanes l of a, b, c and d. */
 static inline void join_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m512i line[4]) {
   __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), ab2 = _mm512_shuffle_i32x4(a, b, 0xee);
   __m512i cd = _mm512_shuffle_i32x4(c, d, 0x44), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
@@ -192,15 +195,17 @@ static inline void join_lanes(__m512i a, __m512i b, __m512i c, __m512i d, __m512
   line[2] = _mm512_shuffle_i32x4(ab2, cd2, 0x88), line[3] = _mm512_shuffle_i32x4(ab2, cd2, 0xdd);
 }
 
-/* Eight rows of `count` words (at most 16): word i of all becomes one line, its even nibbles' dwords and its odd ones'.
- * sums[0] and sums[1] gather those of the first four rows and of the others, a row to a dword of each lane. */
-static inline void pack_words(uint32_t *panel, __m512i x[8], int count, __m512i eights, __m512i sums[2]) {
+/* Packs eight rows of `count` words (at most 16): word i of all rows becomes one line of the panel, the even nibbles'
+ * dwords and then the odd ones'. sums[0] accumulates the sums of rows 0 to 3, one for each dword of a lane, sums[1]
+ * those of rows 4 to 7. */
+static inline void pack_words(uint32_t *panel, __m512i x[8], int count, __m512i to_offset, __m512i sums[2]) {
   const __m512i ones = _mm512_set1_epi8(1);
   transpose4(x);
   transpose4(x + 4);
   UNROLL for (int i = 0; i < 4; i++) {
-    __m512i even = sign(x[i], eights), odd = sign(high(x[i]), eights), line[4];
-    __m512i even4 = sign(x[4 + i], eights), odd4 = sign(high(x[4 + i]), eights);
+    __m512i even = signed_bytes(low_nibbles(x[i], to_offset)), even4 = signed_bytes(low_nibbles(x[4 + i], to_offset));
+    __m512i odd = signed_bytes(high_nibbles(x[i], to_offset)), odd4 = signed_bytes(high_nibbles(x[4 + i], to_offset));
+    __m512i line[4];
     sums[0] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[0], ones, even), ones, odd);
     sums[1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[1], ones, even4), ones, odd4);
     join_lanes(even, even4, odd, odd4, line);
@@ -217,43 +222,44 @@ static inline __m128i add_lanes(__m512i x) {
 
 static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t lda, int64_t rows, int64_t k8,
                    uint32_t xor_mask) {
-  const __m512i eights = eights_of(xor_mask), zeros = _mm512_andnot_si512(eights, _mm512_set1_epi32(0x08080808));
+  const __m512i to_offset = offset_mask(xor_mask),
+                zeros = _mm512_andnot_si512(to_offset, _mm512_set1_epi32(0x08080808));
   __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, x[8];
   int64_t j = 0;
   for (; rows == MR && j + 16 <= k8; j += 16, panel += 32 * MR) {
     UNROLL for (int r = 0; r < MR; r++) {
       x[r] = _mm512_loadu_si512(a + r * lda + j);
-      __builtin_prefetch(a + (MR + r) * lda + j); /* rows are short runs, which no hardware foresees */
+      __builtin_prefetch(a + (MR + r) * lda + j); /* short runs, which no hardware prefetcher follows */
     }
-    pack_words(panel, x, 16, eights, sum);
+    pack_words(panel, x, 16, to_offset, sum);
   }
-  for (; j < k8; j += 16, panel += 32 * MR) { /* words that are not there must read as zeros in this encoding */
+  for (; j < k8; j += 16, panel += 32 * MR) { /* missing words are zeros in this encoding */
     int count = (int)int4mm_min64(16, k8 - j);
     __mmask16 mask = (__mmask16)((1u << count) - 1);
     __m512i none = _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 4));
     UNROLL for (int r = 0; r < MR; r++) x[r] = r < rows ? _mm512_mask_loadu_epi32(none, mask, a + r * lda + j) : none;
-    pack_words(panel, x, count, eights, sum);
+    pack_words(panel, x, count, to_offset, sum);
   }
   _mm_storeu_si128((__m128i *)sums, add_lanes(sum[0]));
   _mm_storeu_si128((__m128i *)(sums + 4), add_lanes(sum[1]));
 }
 
-/* Signed bytes from two's complement nibbles in the low halves of bytes: x ^ 8 - 8. */
-static inline __m256i sign256(__m256i nibble) {
+/* Signed bytes from two's complement low nibbles: (x ^ 8) - 8. */
+static inline __m256i signed_bytes256(__m256i nibble) {
   const __m256i eight = _mm256_set1_epi8(8);
   return _mm256_sub_epi8(_mm256_xor_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), eight), eight);
 }
 
 static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask) {
-  const __m256i ones = _mm256_set1_epi8(1), flips = _mm256_set1_epi32((int32_t)xor_mask);
+  const __m256i ones = _mm256_set1_epi8(1), xor_mask_vector = _mm256_set1_epi32((int32_t)xor_mask);
   __m256i sum = _mm256_setzero_si256();
   for (int64_t j = 0; j < k8; j += 8) {
     int64_t count = int4mm_min64(8, k8 - j);
     __mmask8 mask = (__mmask8)((1u << count) - 1);
-    __m256i x = _mm256_maskz_xor_epi32(mask, _mm256_maskz_loadu_epi32(mask, a + j), flips);
-    __m256i even = sign256(x), odd = sign256(_mm256_srli_epi32(x, 4));
+    __m256i x = _mm256_maskz_xor_epi32(mask, _mm256_maskz_loadu_epi32(mask, a + j), xor_mask_vector);
+    __m256i even = signed_bytes256(x), odd = signed_bytes256(_mm256_srli_epi32(x, 4));
     sum = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(sum, ones, even), ones, odd);
-    /* interleave: the two dwords of a word lie side by side */
+    /* interleaved: the two dwords of a word are adjacent */
     __m256i first = _mm256_unpacklo_epi32(even, odd), second = _mm256_unpackhi_epi32(even, odd);
     uint32_t mask16 = (1u << 2 * count) - 1;
     _mm256_mask_storeu_epi32(dwords + 2 * j, (__mmask8)mask16, _mm256_permute2x128_si256(first, second, 0x20));
@@ -267,70 +273,79 @@ static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t 
 
 static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                    int32_t offset) {
-  const __m512i eights = eights_of(xor_mask);
+  const __m512i to_offset = offset_mask(xor_mask);
   const __m512i rest = _mm512_set1_epi8((char)(offset - 8));
   for (int64_t j = 0; j < k8; j++, b += ldb, panel += 2 * NR) {
     UNROLL for (int v = 0; v < VECTORS; v++) {
       int64_t here = int4mm_max64(0, int4mm_min64(LANES, columns - LANES * v));
       __m512i words = _mm512_maskz_loadu_epi32((__mmask16)((1u << here) - 1), b + LANES * v);
-      _mm512_storeu_si512(panel + LANES * v, _mm512_add_epi8(nibbles(words, eights), rest));
-      _mm512_storeu_si512(panel + NR + LANES * v, _mm512_add_epi8(nibbles(high(words), eights), rest));
+      _mm512_storeu_si512(panel + LANES * v, _mm512_add_epi8(low_nibbles(words, to_offset), rest));
+      _mm512_storeu_si512(panel + NR + LANES * v, _mm512_add_epi8(high_nibbles(words, to_offset), rest));
     }
   }
 }
 
-/* ---- small M ---------------------------------------------------------------------------------------------------- */
+/* ---- few rows --------------------------------------------------------------------------------------------------- */
 
-/* High nibbles where they are, value + 8 times 16: their sums are shifted once instead of each word. A slice of K is
- * short enough for int32 to hold them. */
-static inline __m512i upper(__m512i words, __m512i flip16) {
-  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), flip16, 0x6a);
+enum { DEPTH = 8 }; /* words of K in a k-block: 16 registers of bytes */
+
+/* What XORed in makes nibbles value + 8, for the low and the high ones of bytes. */
+typedef struct skinny_mask {
+  __m512i low, high;
+} skinny_mask;
+
+INLINE skinny_mask skinny_mask_of(uint32_t xor_mask) {
+  __m512i low = offset_mask(xor_mask);
+  return (skinny_mask){low, _mm512_slli_epi32(low, 4)};
 }
 
-/* `depth` words of K (at most 8) of 16 columns, split once for all rows. Two chains of sums a row. */
-static inline __attribute__((always_inline)) void stream_step(int64_t rows, int depth, const uint32_t *a, int64_t lda,
-                                                              const uint32_t *b, int64_t ldb, __m512i xor_mask,
-                                                              __m512i flip16, int32_t *acc, int64_t ldacc) {
-  __m512i even[8], odd[8];
+/* High nibbles left in place, 16 times value + 8: their sum is shifted once, not each word. int32 holds it, since a
+ * k-block and a slice of K are short. */
+INLINE __m512i high_nibbles16(__m512i words, __m512i xor_mask16) {
+  return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), xor_mask16, 0x6a);
+}
+
+INLINE void skinny_k_block(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
+                           skinny_mask mask, int32_t *acc, int64_t ldacc) {
+  __m512i even[DEPTH], odd[DEPTH];
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
-    even[i] = nibbles(words, xor_mask);
-    odd[i] = upper(words, flip16);
+    even[i] = low_nibbles(words, mask.low);
+    odd[i] = high_nibbles16(words, mask.high);
   }
-  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
-    __m512i sum = _mm512_loadu_si512(acc), other = _mm512_setzero_si512();
+  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) { /* two chains of sums: latency */
+    __m512i sum = _mm512_loadu_si512(acc), odd_sum = _mm512_setzero_si512();
     UNROLL for (int i = 0; i < depth; i++) {
       dot_dword(&sum, even[i], a + 2 * i);
-      dot_dword(&other, odd[i], a + 2 * i + 1);
+      dot_dword(&odd_sum, odd[i], a + 2 * i + 1);
     }
-    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
+    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4)));
   }
 }
 
-/* One row: eight words of A stay in registers along the columns. */
-static inline void stream_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, __m512i xor_mask,
-                              __m512i flip16, int32_t *acc) {
-  __m512i even[8], odd[8];
-  UNROLL for (int i = 0; i < 8; i++) {
+INLINE void skinny_row(int64_t columns, const uint32_t *a, const uint32_t *b, int64_t ldb, skinny_mask mask,
+                       int32_t *acc) {
+  __m512i even[DEPTH], odd[DEPTH];
+  UNROLL for (int i = 0; i < DEPTH; i++) {
     even[i] = _mm512_set1_epi32((int32_t)a[2 * i]);
     odd[i] = _mm512_set1_epi32((int32_t)a[2 * i + 1]);
   }
   for (int64_t n = 0; n < columns; n += LANES) {
-    __m512i sum = _mm512_loadu_si512(acc + n), other = _mm512_setzero_si512();
-    UNROLL for (int i = 0; i < 8; i++) {
+    __m512i sum = _mm512_loadu_si512(acc + n), odd_sum = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < DEPTH; i++) {
       __m512i words = _mm512_loadu_si512(b + i * ldb + n);
-      _mm_prefetch((const char *)(b + (i + 8) * ldb + n), _MM_HINT_T1);
-      sum = _mm512_dpbusd_epi32(sum, nibbles(words, xor_mask), even[i]);
-      other = _mm512_dpbusd_epi32(other, upper(words, flip16), odd[i]);
+      _mm_prefetch((const char *)(b + (i + DEPTH) * ldb + n), _MM_HINT_T1);
+      sum = _mm512_dpbusd_epi32(sum, low_nibbles(words, mask.low), even[i]);
+      odd_sum = _mm512_dpbusd_epi32(odd_sum, high_nibbles16(words, mask.high), odd[i]);
     }
-    _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(other, 4)));
+    _mm512_storeu_si512(acc + n, _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4)));
   }
 }
 
-/* A prepacked panel, at most four rows: sums stay in registers and the panel is one run of memory. */
-static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda,
-                                                             const uint32_t *b, int32_t *acc, int64_t ldacc) {
-  const __m512i xor_mask = _mm512_set1_epi32(0x08080808), flip16 = _mm512_slli_epi32(xor_mask, 4);
+/* A prepacked panel, at most four rows: accumulators stay in registers along all of K. */
+INLINE void skinny_panel_rows(int rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
+                              int64_t ldacc) {
+  const skinny_mask mask = skinny_mask_of(0);
   enum { WIDE = INT4MM_PANEL / LANES };
   __m512i even[4][WIDE], odd[4][WIDE];
   UNROLL for (int m = 0; m < rows; m++) {
@@ -341,10 +356,11 @@ static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k
   }
   for (int64_t j = 0; j < k8; j++, a += 2, b += INT4MM_PANEL) {
     UNROLL for (int v = 0; v < WIDE; v++) {
-      __m512i words = _mm512_loadu_si512(b + LANES * v), low = nibbles(words, xor_mask), up = upper(words, flip16);
+      __m512i words = _mm512_loadu_si512(b + LANES * v);
+      __m512i low = low_nibbles(words, mask.low), high = high_nibbles16(words, mask.high);
       UNROLL for (int m = 0; m < rows; m++) {
         even[m][v] = _mm512_dpbusd_epi32(even[m][v], low, _mm512_set1_epi32((int32_t)a[m * lda]));
-        odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], up, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
+        odd[m][v] = _mm512_dpbusd_epi32(odd[m][v], high, _mm512_set1_epi32((int32_t)a[m * lda + 1]));
       }
     }
   }
@@ -355,99 +371,68 @@ static inline __attribute__((always_inline)) void panel_rows(int rows, int64_t k
   }
 }
 
-static void stream_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
+static void skinny_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                          int64_t ldacc) {
-  for (; rows >= 2; rows -= 2, a += 2 * lda, acc += 2 * ldacc) panel_rows(2, k8, a, lda, b, acc, ldacc);
-  if (rows == 1) panel_rows(1, k8, a, lda, b, acc, ldacc);
+  for (; rows >= 2; rows -= 2, a += 2 * lda, acc += 2 * ldacc) skinny_panel_rows(2, k8, a, lda, b, acc, ldacc);
+  if (rows == 1) skinny_panel_rows(1, k8, a, lda, b, acc, ldacc);
 }
 
-static void stream(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
-                   int64_t ldb, uint32_t xor_mask, int32_t *acc, int64_t ldacc) {
-  const __m512i eights = eights_of(xor_mask), eights16 = _mm512_slli_epi32(eights, 4);
-  int64_t j = 0;
-  for (; j + 8 <= k8; j += 8, a += 16, b += 8 * ldb) {
-    if (rows == 1) {
-      stream_row(columns, a, b, ldb, eights, eights16, acc);
-      continue;
-    }
-    for (int64_t n = 0; n < columns; n += LANES) {
-      stream_step(rows, 8, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
-    }
-  }
-  for (; j < k8; j++, a += 2, b += ldb) {
-    for (int64_t n = 0; n < columns; n += LANES) {
-      stream_step(rows, 1, a, lda, b + n, ldb, eights, eights16, acc + n, ldacc);
-    }
-  }
-}
+#define SKINNY_PANEL 1
+#include "cpu/gemm/skinny.inc"
 
 /* ---- epilogue --------------------------------------------------------------------------------------------------- */
 
-/* 16 numbers, no NaN, as outputs of one type. No masked stores: Zen 4 takes a hundred cycles over those that also
- * convert. */
-static inline void store_numbers(void *out, int32_t dtype, __m512 x) {
-  __m512i bits = _mm512_castps_si512(x);
-  if (dtype == INT4MM_FLOAT32) {
-    _mm512_storeu_si512(out, bits);
-  } else if (dtype == INT4MM_FLOAT16) {
-    _mm256_storeu_si256(out, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  } else {
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    _mm256_storeu_si256(out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
-  }
-}
+typedef __m512i i32_vector;
+typedef __m512 f32_vector;
 
-/* The same where there may be a NaN: it is made one that store_numbers turns into the type's only one. */
-static inline void store_vector(void *out, int32_t dtype, __m512 x) {
-  const uint32_t one = dtype == INT4MM_BFLOAT16 ? 0x7fff0000u : INT4MM_NAN_BITS;
+INLINE i32_vector i32_load(const int32_t *p) {
+  return _mm512_loadu_si512(p);
+}
+INLINE f32_vector f32_load(const float *p) {
+  return _mm512_loadu_ps(p);
+}
+INLINE f32_vector f32_from_i32(i32_vector x) {
+  return _mm512_cvtepi32_ps(x);
+}
+INLINE f32_vector f32_set1(float x) {
+  return _mm512_set1_ps(x);
+}
+INLINE f32_vector f32_mul(f32_vector x, f32_vector y) {
+  return _mm512_mul_ps(x, y);
+}
+INLINE f32_vector f32_add(f32_vector x, f32_vector y) {
+  return _mm512_add_ps(x, y);
+}
+INLINE f32_vector f32_replace_nan(f32_vector x, uint32_t bits) {
   __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  __m512i bits = _mm512_mask_set1_epi32(_mm512_castps_si512(x), nan, (int32_t)one);
-  store_numbers(out, dtype, _mm512_castsi512_ps(bits));
+  return _mm512_castsi512_ps(_mm512_mask_set1_epi32(_mm512_castps_si512(x), nan, (int32_t)bits));
+}
+INLINE void f32_store(void *out, f32_vector x) {
+  _mm512_storeu_ps(out, x);
+}
+INLINE void f32_store_half(void *out, f32_vector x) {
+  _mm256_storeu_si256(out, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE void f32_store_bfloat(void *out, f32_vector x) {
+  __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  _mm256_storeu_si256(out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
 }
 
-/* Up to 16 columns of all rows; inlined once for each output type. */
-static inline __attribute__((always_inline)) void store_columns(const int4mm_problem *p, int64_t m, int64_t n,
-                                                                int64_t rows, int64_t columns, const int32_t *tile,
-                                                                int64_t ldt, int32_t dtype) {
-  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2;
-  const __mmask16 mask = (__mmask16)((1u << columns) - 1);
-  __m512 scale_b = _mm512_maskz_loadu_ps(mask, p->b.scales + n), bias = _mm512_setzero_ps();
-  if (p->bias) bias = _mm512_maskz_loadu_ps(mask, p->bias + n);
-  char *out = (char *)p->out.data + (m * p->out.stride + n) * size, part[64];
-  for (int64_t r = 0; r < rows; r++, out += p->out.stride * size, tile += ldt) {
-    __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(tile));
-    x = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(p->a.scales[m + r])), scale_b);
-    if (p->bias) x = _mm512_add_ps(x, bias);
-    if (columns == LANES) {
-      store_vector(out, dtype, x);
-    } else {
-      store_vector(part, dtype, x);
-      memcpy(out, part, (size_t)(columns * size));
-    }
-  }
-}
+#include "cpu/gemm/epilogue.inc"
 
-#include "cpu/gemm/store.inc"
+/* ---- the fused microkernel -------------------------------------------------------------------------------------- */
 
-/* ---- a whole tile ----------------------------------------------------------------------------------------------- */
-
-/* Sums to outputs; true where none is NaN. */
-static inline __attribute__((always_inline)) bool store_tile(const int4mm_problem *p, int64_t m, int64_t n,
-                                                             __m512i acc[MR][VECTORS], int32_t dtype) {
-  const int64_t size = dtype == INT4MM_FLOAT32 ? 4 : 2, step = p->out.stride * size;
-  const __m512 scale0 = _mm512_loadu_ps(p->b.scales + n), scale1 = _mm512_loadu_ps(p->b.scales + n + LANES);
-  const float *scale_a = p->a.scales + m, *bias = p->bias ? p->bias + n : NULL;
+/* Stores a whole tile from registers; true where no output is NaN. */
+INLINE bool store_tile(const int4mm_problem *p, int64_t m, int64_t n, __m512i acc[MR][VECTORS], int32_t dtype) {
+  const int64_t size = out_size(dtype), step = p->out.stride * size;
+  const float *scale_a = p->a.scales + m, *scale_b = p->b.scales + n, *bias = p->bias ? p->bias + n : NULL;
+  const column_scales left = load_column_scales(scale_b, bias);
+  const column_scales right = load_column_scales(scale_b + LANES, bias ? bias + LANES : NULL);
   char *out = (char *)p->out.data + m * step + n * size;
   __mmask16 nan = 0;
   UNROLL for (int r = 0; r < MR; r++, out += step) {
-    __m512 scale = _mm512_set1_ps(scale_a[r]);
-    __m512 x0 = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][0]), scale), scale0);
-    __m512 x1 = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][1]), scale), scale1);
-    if (bias) {
-      x0 = _mm512_add_ps(x0, _mm512_loadu_ps(bias));
-      x1 = _mm512_add_ps(x1, _mm512_loadu_ps(bias + LANES));
-    }
+    __m512 x0 = scale_acc(acc[r][0], scale_a[r], &left), x1 = scale_acc(acc[r][1], scale_a[r], &right);
     nan |= _mm512_cmp_ps_mask(x0, x1, _CMP_UNORD_Q);
     store_numbers(out, dtype, x0);
     store_numbers(out + LANES * size, dtype, x1);
@@ -455,16 +440,16 @@ static inline __attribute__((always_inline)) bool store_tile(const int4mm_proble
   return nan == 0;
 }
 
-static bool product(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
-                    const int32_t *start, int4mm_ahead ahead) {
-  int64_t k8 = p->K / 8, late = int4mm_min64(LATE, k8);
-  walk w = {a, b, INT4MM_PANEL, ahead};
+static bool microkernel_fused(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
+                              const int32_t *acc_init, int4mm_prefetch prefetch) {
+  int64_t k8 = p->K / 8, late = int4mm_min64(PREFETCH_K8, k8);
+  operands o = {a, b, INT4MM_PANEL, prefetch};
   __m512i acc[MR][VECTORS];
-  start_tile(acc, start);
-  multiply_words(acc, k8 - late, &w);
-  __asm__("" : "+r"(p)); /* or the compiler has out's addresses ready before the loop and no registers for them */
-  int4mm_fetch_out(p, m, n, MR); /* not sooner, or the operands push the lines out of the cache */
-  multiply_words(acc, late, &w);
+  init_tile(acc, acc_init);
+  multiply_words(acc, k8 - late, &o);
+  __asm__("" : "+r"(p)); /* keeps gcc from computing out's addresses before the loop, which needs all registers */
+  int4mm_prefetch_out(p, m, n, MR); /* not sooner, or the operands evict the lines */
+  multiply_words(acc, late, &o);
   if (p->out.dtype == INT4MM_FLOAT16) return store_tile(p, m, n, acc, INT4MM_FLOAT16);
   if (p->out.dtype == INT4MM_BFLOAT16) return store_tile(p, m, n, acc, INT4MM_BFLOAT16);
   return store_tile(p, m, n, acc, INT4MM_FLOAT32);
@@ -477,30 +462,23 @@ static const int4mm_kernels kernels = {
     .nr = NR,
     .offset = 8,
     .bytes_b = false,
-    .stream_rows = 64,
-    .stream_shared = 11,
-    .stream_width = LANES,
+    .skinny_max_m = 64,
+    .skinny_max_m_threaded = 11,
+    .skinny_columns = LANES,
+    .skinny_panel_max_m = 4,
     .strassen = 2,
     .pack_a = pack_a,
     .pack_b = pack_b,
-    .kernel = kernel_words,
-    .kernel_bytes = kernel_bytes,
+    .microkernel = microkernel_words,
+    .microkernel_bytes = microkernel_bytes,
     .combine_a = combine_a,
     .combine_b = combine_b,
     .expand = expand,
-    .stream = stream,
-    .stream_panel = stream_panel,
-    .panel_rows = 4,
-    .store = store,
-    .product = product,
+    .skinny = skinny,
+    .skinny_panel = skinny_panel,
+    .epilogue = epilogue,
+    .microkernel_fused = microkernel_fused,
 };
 
-static int32_t matmul(const int4mm_problem *problem) {
-  return int4mm_gemm(&kernels, problem);
-}
-
-static void plan(const int4mm_problem *problem, int4mm_plan *out) {
-  int4mm_gemm_plan(&kernels, problem, out);
-}
-
-const int4mm_cpu_table int4mm_cpu_avx512vnni = {"avx512vnni", int4mm_has_avx512vnni, matmul, plan, &int4mm_rows_avx512};
+const int4mm_cpu_table int4mm_cpu_avx512vnni = {"avx512vnni", int4mm_has_avx512vnni, int4mm_gemm, int4mm_gemm_plan,
+                                                &kernels,     &int4mm_rows_avx512};
