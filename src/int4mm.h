@@ -192,13 +192,39 @@ INT4MM_API int32_t int4mm_pack(const int4mm_tensor *packed, const int4mm_tensor 
 /* dst int8 or int32 of the unpacked shape; its extent along dim may stop short of the padding. */
 INT4MM_API int32_t int4mm_unpack(const int4mm_tensor *dst, const int4mm_tensor *packed, int32_t dim, int32_t encoding,
                                  void *stream) INT4MM_CHECK;
-/* Symmetric absmax quantising along dim: per row for dim 1 (activations [M, K]), per column for dim 0 (weights [K, N]).
- *   scale = absmax / 7,  q = clamp(round_half_even(x / scale), -7, 7),  q = 0 where scale is 0
- * with IEEE float32 division, so the bits are the same everywhere. src float32, float16 or bfloat16, finite (else
- * INT4MM_ERR_VALUE; `check` 0 skips that on a GPU, where it has to wait for the result); packed int32; scales float32
- * vector; both may be partly written when it fails. */
-INT4MM_API int32_t int4mm_quantize(const int4mm_tensor *packed, const int4mm_tensor *scales, const int4mm_tensor *src,
-                                   int32_t dim, int32_t encoding, int32_t check, void *stream) INT4MM_CHECK;
+/* How floats become int4 or int8. Zeroed but for the tensors: int4 along dim 0, absmax, unrotated, values unchecked. */
+typedef struct int4mm_quantize_args {
+  const int4mm_tensor *src;    /* [R, C] float32, float16 or bfloat16, finite */
+  const int4mm_tensor *packed; /* int32, packed along dim: int4; or int8 [R, C] */
+  const int4mm_tensor *scales; /* float32: [R] for dim 1, [C] for dim 0 */
+  int32_t dim;                 /* 1: a scale per row (activations [M, K]), 0: per column (weights [K, N]) */
+  int32_t encoding;            /* of int4 */
+  int32_t rotate;              /* rotate blocks of so many values along dim first (int4mm_rotate); 0: do not */
+  float clip;                  /* in (0, 1]: absmax is multiplied by it; 0 stands for 1 */
+  int32_t clip_mse;            /* instead of `clip`, the ratio of least squared error for each row or column */
+  int32_t check;               /* 0 skips the check for finite values on a GPU, where it waits for the result */
+  void *stream;
+} int4mm_quantize_args;
+
+/* Symmetric quantising along dim. With qmax = 7 for int4 and 127 for int8,
+ *   x = src, rotated where `rotate` says so
+ *   scale = ((absmax of x over the row or column) * clip) / qmax
+ *   q = clamp(round_half_even(x / scale), -qmax, qmax),  q = 0 where scale is 0
+ * in IEEE float32, each step rounded once, so the bits are the same everywhere. clip_mse takes the ratio among 1,
+ * 63/64,
+ * ..., 32/64 whose q and scale have the least sum over k of (x[k] - q[k] * scale)^2, the largest of equals; the terms
+ * are float64 and added over k modulo 32 first, then the 32 sums in order. INT4MM_ERR_VALUE names the first element of
+ * src that is not finite; packed and scales may be partly written when it fails. */
+INT4MM_API int32_t int4mm_quantize(const int4mm_quantize_args *args) INT4MM_CHECK;
+/* dst = src with each block of `block` values along dim multiplied by a regular Hadamard matrix over sqrt(block), as in
+ * ConvRot (arXiv 2512.03673): its own inverse, up to rounding, where block is a power of four. block is a power of two
+ * from 4 to 1024 that divides the extent along dim. Float dtypes; src and dst may differ in dtype, or be the same
+ * memory. Stages at strides 1, 4, 16, ... while 4 * stride <= block, in float32, each step rounded once: s = (x0 + x1)
+ * + (x2 + x3);  y0 = s - 2 x3, y1 = s - 2 x2, y2 = s - 2 x1, y3 = s - 2 x0 where block is not a power of four one last
+ * stage at stride block / 2, y0 = x0 + x1, y1 = x0 - x1; then one multiplication by float32(1 / sqrt(block)) and one
+ * rounding to dst's dtype. */
+INT4MM_API int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_t dim, int32_t block,
+                                 void *stream) INT4MM_CHECK;
 /* dst float32, float16 or bfloat16: round(float(q) * scale); NaN is 0x7fff or 0x7fffffff. */
 INT4MM_API int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
                                      int32_t dim, int32_t encoding, void *stream) INT4MM_CHECK;

@@ -32,6 +32,7 @@ cudaError_t int4mm_code_arch(int32_t *arch);
  * bad element; NULL skips the check. */
 cudaError_t int4mm_launch_pack(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
 cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
+cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_unpack(const int4mm_pack_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_random(const int4mm_random_job *job, cudaStream_t stream);

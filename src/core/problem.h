@@ -74,13 +74,22 @@ typedef struct int4mm_problem {
 
 /* Pack, unpack, quantize, dequantize. `dim` is the packed dimension of `plain`, 0 or 1. */
 typedef struct int4mm_pack_job {
-  int4mm_matrix packed; /* int32 words */
+  int4mm_matrix packed; /* int32 words; quantize: also int8, of the shape of plain */
   int4mm_matrix plain;  /* int8 or int32; a float type for (de)quantising */
   float *scales;        /* (de)quantising only: one per row (dim 1) or column (dim 0) of plain */
   int32_t dim;
   uint32_t xor_mask; /* into a two's complement word before it is stored (after it is read) */
   bool check;        /* pack, quantize: look for bad values */
+  int32_t rotate;    /* quantize: blocks of so many values along dim are rotated first; 0: none */
+  float clip;        /* quantize: in (0, 1], multiplies the absmax */
+  bool clip_mse;     /* quantize: the clip of least squared error instead */
 } int4mm_pack_job;
+
+/* dst = src, rotated in blocks along dim. Float dtypes; in place where data, stride and dtype agree. */
+typedef struct int4mm_rotate_job {
+  int4mm_matrix dst, src;
+  int32_t dim, block;
+} int4mm_rotate_job;
 
 typedef struct int4mm_random_job {
   int4mm_matrix dst; /* int32 or float32 */

@@ -103,6 +103,7 @@ int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const 
                            bool non_blocking);
 int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
 int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
+int32_t int4mm_cuda_rotate(int32_t device, const int4mm_rotate_job *job, void *stream);
 int32_t int4mm_cuda_unpack(int32_t device, const int4mm_pack_job *job, void *stream);
 int32_t int4mm_cuda_dequantize(int32_t device, const int4mm_pack_job *job, void *stream);
 int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *stream);

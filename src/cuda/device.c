@@ -199,6 +199,7 @@ static const int4mm_cuda_backend table = {
     .matmul = int4mm_cuda_matmul,
     .pack = int4mm_cuda_pack,
     .quantize = int4mm_cuda_quantize,
+    .rotate = int4mm_cuda_rotate,
     .unpack = int4mm_cuda_unpack,
     .dequantize = int4mm_cuda_dequantize,
     .random = int4mm_cuda_random,

@@ -104,6 +104,13 @@ int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t
 
 /* ---- the rest ---- */
 
+int32_t int4mm_cuda_rotate(int32_t device, const int4mm_rotate_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  return finish(&scope, device, int4mm_launch_rotate(job, int4mm_cuda_stream(stream)), "rotate on the device", stream);
+}
+
 int32_t int4mm_cuda_unpack(int32_t device, const int4mm_pack_job *job, void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);

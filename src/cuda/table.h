@@ -55,6 +55,7 @@ typedef struct int4mm_cuda_backend {
                     bool non_blocking);
   int32_t (*pack)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*quantize)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
+  int32_t (*rotate)(int32_t device, const int4mm_rotate_job *job, void *stream);
   int32_t (*unpack)(int32_t device, const int4mm_pack_job *job, void *stream);
   int32_t (*dequantize)(int32_t device, const int4mm_pack_job *job, void *stream);
   int32_t (*random)(int32_t device, const int4mm_random_job *job, void *stream);

@@ -1,5 +1,5 @@
 /*
- * Quantising to int4 by rows or columns, and the way back.
+ * Rotation, quantising to int4 or int8 by rows or columns, and the way back.
  */
 #include "cpu/backend.h"
 #include "ops/common.h"
@@ -15,26 +15,104 @@ static int32_t check_scales(const int4mm_tensor *scales, const char *name, const
   return int4mm_check_same_device("scales", scales, name, plain);
 }
 
-int32_t int4mm_quantize(const int4mm_tensor *packed, const int4mm_tensor *scales, const int4mm_tensor *src, int32_t dim,
-                        int32_t encoding, int32_t check, void *stream) {
-  int64_t bad = 0;
-  int32_t status =
-      int4mm_check_packed_pair("src", src, int4mm_is_out_dtype, "float32, float16 or bfloat16", packed, dim, encoding);
-  if (!status) status = check_scales(scales, "src", src, dim);
-  if (!status) status = int4mm_check_apart("scales", scales, "src", src);
-  if (!status) status = int4mm_check_apart("scales", scales, "packed", packed);
+static const char floats[] = "float32, float16 or bfloat16";
+
+/* ---- quantize ---- */
+
+/* A power of two from 4 to 1024 that divides the extent along dim. */
+static int32_t check_block(const char *name, int32_t block, const int4mm_tensor *src, int32_t dim) {
+  if (block < 4 || block > 1024 || (block & (block - 1)))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, expected a power of two from 4 to 1024", name, (int)block);
+  if (src->shape[dim] % block == 0) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, which does not divide the %lld values along dim %d of src", name,
+                     (int)block, (long long)src->shape[dim], (int)dim);
+}
+
+static int32_t check_same_shape(const char *name, const int4mm_tensor *t, const int4mm_tensor *src) {
+  if (t->shape[0] == src->shape[0] && t->shape[1] == src->shape[1]) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but src is %s: the shapes differ", name, int4mm_describe(t).s,
+                     int4mm_describe(src).s);
+}
+
+/* int4 words along dim, or int8 of src's shape. */
+static int32_t check_quantized(const int4mm_quantize_args *a) {
+  int32_t status = int4mm_check_tensor("packed", a->packed);
   if (status) return status;
-  int4mm_pack_job job = int4mm_make_pack_job(packed, src, scales, dim, encoding, check || src->device == INT4MM_CPU);
+  if (a->packed->dtype != INT4MM_INT8)
+    return int4mm_check_packed_pair("src", a->src, int4mm_is_out_dtype, floats, a->packed, a->dim, a->encoding);
+  status = int4mm_check_matrix("src", a->src, int4mm_is_out_dtype, floats);
+  if (!status) status = int4mm_check_matrix("packed", a->packed, int4mm_is_integer_dtype, "int8");
+  if (!status) status = int4mm_check_range("dim", a->dim, 0, 1, "0 or 1");
+  if (!status) status = int4mm_check_encoding("encoding", a->encoding);
+  if (!status) status = check_same_shape("packed", a->packed, a->src);
+  if (!status) status = int4mm_check_same_device("packed", a->packed, "src", a->src);
+  return status ? status : int4mm_check_apart("packed", a->packed, "src", a->src);
+}
+
+static int32_t check_clip(const int4mm_quantize_args *a) {
+  if (!(a->clip >= 0 && a->clip <= 1))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "clip is %g, expected a number above 0 and up to 1", (double)a->clip);
+  if (a->clip_mse && a->clip != 0)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "clip is %g beside clip_mse, which finds the ratio itself: leave it 0",
+                       (double)a->clip);
+  return int4mm_check_range("clip_mse", a->clip_mse, 0, 1, "0 or 1");
+}
+
+static int32_t check_quantize(const int4mm_quantize_args *a) {
+  if (!a) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  int32_t status = check_quantized(a);
+  if (!status) status = check_scales(a->scales, "src", a->src, a->dim);
+  if (!status) status = int4mm_check_apart("scales", a->scales, "src", a->src);
+  if (!status) status = int4mm_check_apart("scales", a->scales, "packed", a->packed);
+  if (!status && a->rotate) status = check_block("rotate", a->rotate, a->src, a->dim);
+  return status ? status : check_clip(a);
+}
+
+int32_t int4mm_quantize(const int4mm_quantize_args *args) {
+  int64_t bad = 0;
+  int32_t status = check_quantize(args);
+  if (status) return status;
+  const int4mm_tensor *src = args->src, *packed = args->packed, *scales = args->scales;
+  bool check = args->check || src->device == INT4MM_CPU;
+  int4mm_pack_job job = int4mm_make_pack_job(packed, src, scales, args->dim, args->encoding, check);
+  job.rotate = args->rotate, job.clip = args->clip > 0 ? args->clip : 1, job.clip_mse = args->clip_mse != 0;
   if (src->device == INT4MM_CPU) {
     status = int4mm_cpu_quantize(&job, &bad);
   } else {
     const int4mm_cuda_backend *cuda;
-    status = int4mm_open_cuda(&cuda, stream, (const int4mm_tensor *[]){packed, src, scales}, 3);
-    if (!status) status = cuda->quantize(src->device, &job, &bad, stream);
+    status = int4mm_open_cuda(&cuda, args->stream, (const int4mm_tensor *[]){packed, src, scales}, 3);
+    if (!status) status = cuda->quantize(src->device, &job, &bad, args->stream);
   }
-  return status == INT4MM_ERR_VALUE ? int4mm_fail_value("src", src, bad, "only finite numbers can be quantised", stream)
-                                    : status;
+  if (status != INT4MM_ERR_VALUE) return status;
+  return int4mm_fail_value("src", src, bad, "only finite numbers can be quantised", args->stream);
 }
+
+/* ---- rotate ---- */
+
+static bool is_same_memory(const int4mm_tensor *a, const int4mm_tensor *b) {
+  return a->data == b->data && a->dtype == b->dtype && (a->stride == b->stride || a->shape[0] <= 1);
+}
+
+int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_t dim, int32_t block, void *stream) {
+  int32_t status = int4mm_check_matrix("src", src, int4mm_is_out_dtype, floats);
+  if (!status) status = int4mm_check_matrix("dst", dst, int4mm_is_out_dtype, floats);
+  if (!status) status = int4mm_check_range("dim", dim, 0, 1, "0 or 1");
+  if (!status) status = check_same_shape("dst", dst, src);
+  if (!status) status = int4mm_check_same_device("dst", dst, "src", src);
+  if (!status) status = check_block("block", block, src, dim);
+  if (!status && !is_same_memory(dst, src)) status = int4mm_check_apart("dst", dst, "src", src);
+  if (status) return status;
+  int4mm_rotate_job job = {int4mm_as_matrix(dst), int4mm_as_matrix(src), dim, block};
+  if (src->device == INT4MM_CPU) {
+    int4mm_cpu_rotate(&job);
+    return INT4MM_OK;
+  }
+  const int4mm_cuda_backend *cuda;
+  status = int4mm_open_cuda(&cuda, stream, (const int4mm_tensor *[]){dst, src}, 2);
+  return status ? status : cuda->rotate(src->device, &job, stream);
+}
+
+/* ---- dequantize ---- */
 
 int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
                           int32_t dim, int32_t encoding, void *stream) {
