@@ -1,0 +1,73 @@
+/*
+ * What the elementwise kernels share: items of a grid-stride loop, elements of every dtype, and the place of a bad
+ * value.
+ */
+#ifndef INT4MM_ELEMENTWISE_CUH
+#define INT4MM_ELEMENTWISE_CUH
+
+#include "common/epilogue.cuh"
+#include "common/kernels.h"
+
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ __forceinline__ int64_t first_item() {
+  return (int64_t)blockIdx.x * kThreads + threadIdx.x;
+}
+__device__ __forceinline__ int64_t item_step() {
+  return (int64_t)gridDim.x * kThreads;
+}
+
+/* Where the eight values of packed word (r, c) lie in the plain matrix. */
+struct Eight {
+  int64_t row, col, offset, step; /* of the first; elements between neighbours */
+  int count;                      /* 8, or less at the end of the packed dimension */
+};
+
+__device__ __forceinline__ Eight locate(const int4mm_pack_job &job, int64_t word) {
+  int64_t r = word / job.packed.cols, c = word - r * job.packed.cols, left;
+  Eight at;
+  at.row = job.dim ? r : 8 * r, at.col = job.dim ? 8 * c : c;
+  at.offset = at.row * job.plain.stride + at.col;
+  at.step = job.dim ? 1 : job.plain.stride;
+  left = job.dim ? job.plain.cols - at.col : job.plain.rows - at.row;
+  at.count = left < 8 ? (int)left : 8;
+  return at;
+}
+
+__device__ __forceinline__ uint32_t *packed_word(const int4mm_pack_job &job, int64_t word) {
+  int64_t r = word / job.packed.cols;
+  return static_cast<uint32_t *>(job.packed.data) + r * job.packed.stride + (word - r * job.packed.cols);
+}
+
+/* Records the row-major index of element (row, col) of the plain matrix, where it is the smallest so far. */
+__device__ __forceinline__ void report(const int4mm_pack_job &job, int64_t row, int64_t col, unsigned long long *bad) {
+  atomicMin(bad, (unsigned long long)(row * job.plain.cols + col));
+}
+
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(__half x) {
+  return __half2float(x);
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+
+template <int DTYPE> struct Element;
+template <> struct Element<INT4MM_INT32> { typedef int32_t type; };
+template <> struct Element<INT4MM_INT8> { typedef int8_t type; };
+template <> struct Element<INT4MM_FLOAT16> { typedef __half type; };
+template <> struct Element<INT4MM_BFLOAT16> { typedef __nv_bfloat16 type; };
+template <> struct Element<INT4MM_FLOAT32> { typedef float type; };
+
+/* Magnitudes of floats compare as their bits do; those from here on are infinite or NaN. */
+constexpr uint32_t INFINITE = 0x7f800000u;
+__device__ __forceinline__ uint32_t magnitude(float x) {
+  return __float_as_uint(x) & 0x7fffffffu;
+}
+
+} // namespace
+#endif
