@@ -20,44 +20,35 @@ __device__ __forceinline__ float ratio_of(int i) {
 
 /* ---- values ---- */
 
-/* The scale of an absmax, given as its bits. */
+/* The scale of an absmax, given as its bits; infinite where that is infinite or NaN. */
 __device__ __forceinline__ float scale_of(uint32_t absmax, float clip, int qmax) {
-  return __fdiv_rn(__fmul_rn(__uint_as_float(absmax), clip), (float)qmax);
+  return __fdiv_rn(__fmul_rn(__uint_as_float(min(absmax, INFINITE)), clip), (float)qmax);
 }
 
-/* x / scale rounded to an integer of at most qmax; 0 for a scale of 0 and for NaN. */
+/* x / scale rounded to an integer of at most qmax; 0 where scale is 0 or infinite. */
 __device__ __forceinline__ int32_t quantize_one(float x, float scale, int qmax) {
   float y = __fdiv_rn(x, scale);
   return scale == 0.0f || y != y ? 0 : __float2int_rn(fminf(fmaxf(y, (float)-qmax), (float)qmax));
 }
 
-/* The same for a chunk. A product with the reciprocal is within some units in the last place of the quotient, so its
- * rounding is right unless it lies next to a half; then it is divided. */
+/* The same for a chunk. Two corrections of a product with the correctly rounded reciprocal give the correctly rounded
+ * quotient (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990); a quotient
+ * so small that they lose bits is rounded to 0 all the same. `ordinary` is alike in a CTA. */
 template <int QMAX>
 __device__ __forceinline__ void quantize_chunk(uint32_t (&q)[CHUNK], const float (&x)[CHUNK], float scale,
                                                float reciprocal, bool ordinary) {
   const float to_integer = 12582912.0f; /* 1.5 * 2^23: a sum with it is rounded to an integer, in the low bits */
-  const float doubtful = QMAX > 7 ? 0.4999f : 0.49999f;
-  uint32_t unsure = 0; /* a bit for each value */
+  if (ordinary) {
 #pragma unroll
-  for (int i = 0; i < CHUNK; i++) {
-    float y = fminf(fmaxf(__fmul_rn(x[i], reciprocal), (float)-QMAX), (float)QMAX), t = __fadd_rn(y, to_integer);
-    if (fabsf(__fsub_rn(y, __fsub_rn(t, to_integer))) > doubtful) unsure |= 1u << i;
-    q[i] = __float_as_uint(t);
-  }
-  if (!ordinary) unsure = (1u << CHUNK) - 1;
-  if (unsure) {
-    float values[CHUNK]; /* in local memory, so that the loop is short code */
-    uint32_t quantized[CHUNK];
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) values[i] = x[i], quantized[i] = q[i];
-#pragma unroll 1
-    for (; unsure; unsure &= unsure - 1) {
-      int i = __ffs(unsure) - 1;
-      quantized[i] = (uint32_t)quantize_one(values[i], scale, QMAX);
+    for (int i = 0; i < CHUNK; i++) {
+      float y = __fmul_rn(x[i], reciprocal);
+      y = __fmaf_rn(__fmaf_rn(-y, scale, x[i]), reciprocal, y);
+      y = __fmaf_rn(__fmaf_rn(-y, scale, x[i]), reciprocal, y);
+      q[i] = __float_as_uint(__fadd_rn(fminf(fmaxf(y, (float)-QMAX), (float)QMAX), to_integer));
     }
+  } else {
 #pragma unroll
-    for (int i = 0; i < CHUNK; i++) q[i] = quantized[i];
+    for (int i = 0; i < CHUNK; i++) q[i] = (uint32_t)quantize_one(x[i], scale, QMAX);
   }
 }
 
@@ -496,7 +487,20 @@ __global__ void __launch_bounds__(LANES *COLUMN_WARPS) rotate_columns(const int4
 
 /* ---- dequantize ---- */
 
-template <int DTYPE> __global__ void dequantize_kernel(const int4mm_pack_job job) {
+/* int8: a thread per value. */
+template <int DTYPE> __global__ void dequantize_bytes_kernel(const int4mm_pack_job job) {
+  typedef typename int4mm_out_word<DTYPE>::type T;
+  int64_t cols = job.plain.cols, count = job.plain.rows * cols;
+  for (int64_t i = first_item(); i < count; i += item_step()) {
+    int64_t row = i / cols, col = i - row * cols;
+    float q = static_cast<const int8_t *>(job.packed.data)[row * job.packed.stride + col];
+    static_cast<T *>(job.plain.data)[row * job.plain.stride + col] =
+        int4mm_round<DTYPE>(int4mm_mul(q, job.scales[job.dim ? row : col]));
+  }
+}
+
+/* int4: a thread per word. */
+template <int DTYPE> __global__ void dequantize_words_kernel(const int4mm_pack_job job) {
   typedef typename int4mm_out_word<DTYPE>::type T;
   int64_t words = job.packed.rows * job.packed.cols;
   for (int64_t word = first_item(); word < words; word += item_step()) {
@@ -613,7 +617,11 @@ cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t st
   unsigned blocks = int4mm_blocks(job->packed.rows * job->packed.cols, kThreads);
   if (!blocks) return cudaSuccess;
   int4mm_for_out_dtype(job->plain.dtype, [&](auto dtype) {
-    dequantize_kernel<decltype(dtype)::value><<<blocks, kThreads, 0, stream>>>(*job);
+    constexpr int DTYPE = decltype(dtype)::value;
+    if (job->packed.dtype == INT4MM_INT8)
+      dequantize_bytes_kernel<DTYPE><<<blocks, kThreads, 0, stream>>>(*job);
+    else
+      dequantize_words_kernel<DTYPE><<<blocks, kThreads, 0, stream>>>(*job);
   });
   return cudaGetLastError();
 }
