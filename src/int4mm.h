@@ -211,21 +211,23 @@ typedef struct int4mm_quantize_args {
  *   scale = ((absmax of x over the row or column) * clip) / qmax
  *   q = clamp(round_half_even(x / scale), -qmax, qmax),  q = 0 where scale is 0
  * in IEEE float32, each step rounded once, so the bits are the same everywhere. clip_mse takes the ratio among 1,
- * 63/64,
- * ..., 32/64 whose q and scale have the least sum over k of (x[k] - q[k] * scale)^2, the largest of equals; the terms
- * are float64 and added over k modulo 32 first, then the 32 sums in order. INT4MM_ERR_VALUE names the first element of
- * src that is not finite; packed and scales may be partly written when it fails. */
+ * 63/64, ..., 32/64 whose q and scale have the least sum over k of (x[k] - q[k] * scale)^2, the largest of equals; the
+ * terms are float64 and added over k modulo 32 first, then the 32 sums in order. Where absmax is not finite, because
+ * the rotation overflowed or src was not checked, scale is infinite and q 0. INT4MM_ERR_VALUE names the first element
+ * of src that is not finite; packed and scales may be partly written when it fails. */
 INT4MM_API int32_t int4mm_quantize(const int4mm_quantize_args *args) INT4MM_CHECK;
 /* dst = src with each block of `block` values along dim multiplied by a regular Hadamard matrix over sqrt(block), as in
  * ConvRot (arXiv 2512.03673): its own inverse, up to rounding, where block is a power of four. block is a power of two
  * from 4 to 1024 that divides the extent along dim. Float dtypes; src and dst may differ in dtype, or be the same
- * memory. Stages at strides 1, 4, 16, ... while 4 * stride <= block, in float32, each step rounded once: s = (x0 + x1)
- * + (x2 + x3);  y0 = s - 2 x3, y1 = s - 2 x2, y2 = s - 2 x1, y3 = s - 2 x0 where block is not a power of four one last
- * stage at stride block / 2, y0 = x0 + x1, y1 = x0 - x1; then one multiplication by float32(1 / sqrt(block)) and one
- * rounding to dst's dtype. */
+ * memory. In float32, each step rounded once:
+ *   stages at strides 1, 4, 16, ... while 4 * stride <= block:
+ *     s = (x0 + x1) + (x2 + x3);  y0 = s - (x3 + x3), y1 = s - (x2 + x2), y2 = s - (x1 + x1), y3 = s - (x0 + x0)
+ *   where block is not a power of four, a last one at stride block / 2:  y0 = x0 + x1, y1 = x0 - x1
+ *   one multiplication by float32(1 / sqrt(block)), and one rounding to dst's dtype; NaN is 0x7fff or 0x7fffffff */
 INT4MM_API int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_t dim, int32_t block,
                                  void *stream) INT4MM_CHECK;
-/* dst float32, float16 or bfloat16: round(float(q) * scale); NaN is 0x7fff or 0x7fffffff. */
+/* dst float32, float16 or bfloat16: round(float(q) * scale); NaN is 0x7fff or 0x7fffffff. packed as int4mm_quantize has
+ * it: int32 words along dim, or int8 of dst's shape. */
 INT4MM_API int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
                                      int32_t dim, int32_t encoding, void *stream) INT4MM_CHECK;
 /* Fills `t` from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): element i of

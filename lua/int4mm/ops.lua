@@ -12,6 +12,7 @@ local check = require "int4mm.internal.check"
 local devices = require "int4mm.device"
 local memory = require "int4mm.internal.memory"
 local enums = require "int4mm.enums"
+local numeric = require "int4mm.internal.numeric"
 local tensor = require "int4mm.tensor"
 
 local lib = binding.lib
@@ -92,35 +93,116 @@ end
 
 -- ---- quantising ----
 
---- Quantises to int4, symmetrically by the largest magnitude of each row or column.
--- With scale = absmax / 7 in float32, q is x / scale rounded to the nearest (ties to even), from -7 to 7; where scale
--- is 0, q is 0.
+-- A block of a rotation; 0 for none. The C core checks that it is a power of two that divides the extent.
+local function block_of(name, key, value)
+  if value == nil or value == false then return 0 end
+  return check.integer(name, key, value, 4, 1024)
+end
+
+-- The clip as the C core takes it: the factor as a float32 (0 stands for 1), and whether to search for it.
+local function clip_of(name, value)
+  if value == nil then return 0, 0 end
+  if value == "mse" then return 0, 1 end
+  -- what float32 rounds to 0 is refused as well
+  if type(value) ~= "number" or not (value <= 1 and numeric.to_float(value) > 0) then
+    check.raise(name, 'clip is %s, expected a number above 0 and up to 1, or "mse"', check.describe(value))
+  end
+  return numeric.to_float(value), 0
+end
+
+local QUANTIZED = { int4 = enums.dtypes.int32, int8 = enums.dtypes.int8 }
+
+-- The dtype of quantised values, which has to be that of `out` where both are given.
+local function quantized_dtype(name, opts)
+  local dtype = check.choice(name, "dtype", opts.dtype, QUANTIZED, "int4")
+  if opts.dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
+    check.raise(name, "out is %s but dtype is %q, which is stored as %s; leave one of them out", opts.out.dtype,
+      opts.dtype, dtype.name)
+  end
+  return dtype
+end
+
+-- The options of a quantisation, checked: { dim = 0 or 1, encoding =, rotate =, clip =, clip_mse =, dtype = }. Also for
+-- the oracle.
+function ops.quantize_options(name, src, opts)
+  tensor.check(name, "src", src)
+  if opts.out ~= nil then tensor.check(name, "out", opts.out) end
+  local known = { dim = enums.dim(name, opts.dim, 2), encoding = encoding_of(name, opts, "encoding") }
+  known.rotate = block_of(name, "rotate", opts.rotate)
+  known.clip, known.clip_mse = clip_of(name, opts.clip)
+  known.dtype = quantized_dtype(name, opts)
+  return known
+end
+
+--- Multiplies each block of a matrix by a regular Hadamard matrix over the square root of its size, as in ConvRot (arXiv
+-- 2512.03673). Rotated alike, activations and weights have the same product, and values that stand out are spread over
+-- their block, which quantising to int4 needs. For blocks of 4, 16, 64, 256 and 1024 the rotation is its own inverse,
+-- up to rounding.
+--
+-- Stages of four points at strides 1, 4, 16, ... in float32, each step rounded: s = (x0 + x1) + (x2 + x3), y0 = s - 2
+-- x3, y1 = s - 2 x2, y2 = s - 2 x1, y3 = s - 2 x0; for other blocks a last stage x0 + x1, x0 - x1; then one product with
+-- float32(1 / sqrt(block)) and one rounding to the dtype of out.
+-- @tparam tensor src [R, C] float32, float16 or bfloat16
+-- @tparam[opt] table opts `block` (256): a power of two from 4 to 1024 that divides the extent along dim; `dim`: 2 for
+--   blocks along rows (activations [M, K], weights [N, K]), 1 along columns (weights [K, N]); `out`, a tensor of that
+--   shape of a float dtype, which may be src; `stream`
+-- @treturn tensor of src's dtype where no out is given
+function ops.rotate(src, opts)
+  local name = "rotate"
+  opts = check.options(name, opts, { "block", "dim", "out", "stream" })
+  tensor.check(name, "src", src)
+  local dim, block = enums.dim(name, opts.dim, 2), check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
+  local stream = devices.stream_handle(name, opts.stream)
+  local rows, columns = rows_and_columns(src)
+  local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes[src.dtype], src.c.device)
+  binding.check(name, lib.int4mm_rotate(out.c, src.c, dim, block, stream))
+  keep(src, opts)
+  return out
+end
+
+--- Quantises to int4 or int8, symmetrically by the largest magnitude of each row or column.
+-- In float32, each step rounded: with most = 7 for int4 and 127 for int8, scale = ((absmax * clip) / most), and q is x /
+-- scale rounded to the nearest (ties to even), from -most to most; where scale is 0, q is 0. Where a rotation overflows,
+-- scale is infinite and q 0.
 -- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
--- @tparam[opt] table opts `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for
---   `layout_b = "nk"`), 1 for a scale per column and [R/8, C] words (weights [K, N]); `encoding`; `out` and `scales`,
---   tensors to write to; `check` (true; false skips the search for NaN and infinities on a GPU, which has to wait);
---   `stream`
--- @treturn tensor packed, int32
+-- @tparam[opt] table opts
+--
+-- - `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for `layout_b = "nk"`), 1 for
+--   a scale per column and [R/8, C] words (weights [K, N])
+-- - `rotate`: the block of a rotation along dim, as in @{rotate}, before anything else
+-- - `clip`: a number above 0 and up to 1 that absmax is multiplied by, where what is beyond saturates; or "mse", for each
+--   row or column the one among 1, 63/64, ..., 32/64 of least squared error, the largest of equals
+-- - `dtype`: "int4" (int32 words, the default) or "int8" (values, [R, C])
+-- - `encoding` of int4
+-- - `out` and `scales`: tensors to write to
+-- - `check`: true; false skips the search for NaN and infinities on a GPU, which has to wait
+-- - `stream`
+-- @treturn tensor packed, int32 or int8
 -- @treturn tensor scales, float32 [R] (dim 2) or [C] (dim 1)
 -- @raise for NaN and infinities, with row and column
 function ops.quantize(src, opts)
   local name = "quantize"
-  opts = check.options(name, opts, { "dim", "encoding", "out", "scales", "check", "stream" })
-  tensor.check(name, "src", src)
-  local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
-  local finite = check.boolean(name, "check", opts.check, true) and 1 or 0
-  local stream = devices.stream_handle(name, opts.stream)
-  local rows, columns = packed_shape(src, dim)
-  local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes.int32, src.c.device)
-  local scales = output(name, "scales", opts.scales, 1, dim == 0 and columns or rows, 1, enums.dtypes.float32,
-    src.c.device)
-  binding.check(name, lib.int4mm_quantize(out.c, scales.c, src.c, dim, encoding, finite, stream))
+  opts = check.options(name, opts,
+    { "dim", "rotate", "clip", "dtype", "encoding", "out", "scales", "check", "stream" })
+  local known = ops.quantize_options(name, src, opts)
+  local args = ffi.new("int4mm_quantize_args")
+  args.dim, args.encoding, args.rotate, args.clip_mse = known.dim, known.encoding, known.rotate, known.clip_mse
+  args.clip = numeric.float_argument(0, known.clip)
+  args.check = check.boolean(name, "check", opts.check, true) and 1 or 0
+  args.stream = devices.stream_handle(name, opts.stream)
+  local rows, columns = rows_and_columns(src)
+  local lines = known.dim == 0 and columns or rows
+  if known.dtype ~= enums.dtypes.int8 then rows, columns = packed_shape(src, known.dim) end
+  local out = output(name, "out", opts.out, 2, rows, columns, known.dtype, src.c.device)
+  local scales = output(name, "scales", opts.scales, 1, lines, 1, enums.dtypes.float32, src.c.device)
+  args.src, args.packed, args.scales = src.c, out.c, scales.c
+  binding.check(name, lib.int4mm_quantize(args))
   keep(src, opts)
   return out, scales
 end
 
---- The way back: q * scale.
--- @tparam tensor packed int32, and
+--- The way back: q * scale. It does not undo a rotation; @{rotate} does.
+-- @tparam tensor packed int32 or int8, and
 -- @tparam tensor scales float32, as @{quantize} returns them
 -- @tparam[opt] table opts `dim` and `encoding` as in @{quantize}; `length` (how many values along dim, where the last
 --   word is not full), `dtype` ("float32", "float16" or "bfloat16"), `out`, `stream`
@@ -133,7 +215,13 @@ function ops.dequantize(packed, scales, opts)
   local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
   local dtype = check.choice(name, "dtype", opts.dtype, enums.float_dtypes, "float32")
   local stream = devices.stream_handle(name, opts.stream)
-  local rows, columns = plain_shape(name, packed, dim, opts.length)
+  local rows, columns = rows_and_columns(packed)
+  if packed.c.dtype ~= enums.dtypes.int8.id then
+    rows, columns = plain_shape(name, packed, dim, opts.length)
+  elseif opts.length ~= nil then
+    check.raise(name, "length is %s, but packed is int8, which has no padding: leave it out",
+      check.describe(opts.length))
+  end
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
   binding.check(name, lib.int4mm_dequantize(out.c, packed.c, scales.c, dim, encoding, stream))
   keep(packed, scales, opts)
