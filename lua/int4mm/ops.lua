@@ -122,8 +122,8 @@ local function quantized_dtype(name, opts)
   return dtype
 end
 
--- The options of a quantisation, checked: { dim = 0 or 1, encoding =, rotate =, clip =, clip_mse =, dtype = }. Also for
--- the oracle.
+-- The options of a quantisation, checked: { dim = 0 or 1, encoding =, rotate =, clip =, clip_mse =, dtype = }. Also
+-- for the oracle.
 function ops.quantize_options(name, src, opts)
   tensor.check(name, "src", src)
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
@@ -134,14 +134,14 @@ function ops.quantize_options(name, src, opts)
   return known
 end
 
---- Multiplies each block of a matrix by a regular Hadamard matrix over the square root of its size, as in ConvRot (arXiv
--- 2512.03673). Rotated alike, activations and weights have the same product, and values that stand out are spread over
--- their block, which quantising to int4 needs. For blocks of 4, 16, 64, 256 and 1024 the rotation is its own inverse,
--- up to rounding.
+--- Multiplies each block of a matrix by a regular Hadamard matrix over the square root of its size, as in ConvRot
+-- (arXiv 2512.03673). Rotated alike, activations and weights have the same product, and values that stand out are
+-- spread over their block, which quantising to int4 needs. For blocks of 4, 16, 64, 256 and 1024 the rotation is its
+-- own inverse, up to rounding.
 --
 -- Stages of four points at strides 1, 4, 16, ... in float32, each step rounded: s = (x0 + x1) + (x2 + x3), y0 = s - 2
--- x3, y1 = s - 2 x2, y2 = s - 2 x1, y3 = s - 2 x0; for other blocks a last stage x0 + x1, x0 - x1; then one product with
--- float32(1 / sqrt(block)) and one rounding to the dtype of out.
+-- x3, y1 = s - 2 x2, y2 = s - 2 x1, y3 = s - 2 x0; for other blocks a last stage x0 + x1, x0 - x1; then one product
+-- with float32(1 / sqrt(block)) and one rounding to the dtype of out.
 -- @tparam tensor src [R, C] float32, float16 or bfloat16
 -- @tparam[opt] table opts `block` (256): a power of two from 4 to 1024 that divides the extent along dim; `dim`: 2 for
 --   blocks along rows (activations [M, K], weights [N, K]), 1 along columns (weights [K, N]); `out`, a tensor of that
@@ -151,7 +151,8 @@ function ops.rotate(src, opts)
   local name = "rotate"
   opts = check.options(name, opts, { "block", "dim", "out", "stream" })
   tensor.check(name, "src", src)
-  local dim, block = enums.dim(name, opts.dim, 2), check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
+  local dim = enums.dim(name, opts.dim, 2)
+  local block = check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
   local stream = devices.stream_handle(name, opts.stream)
   local rows, columns = rows_and_columns(src)
   local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes[src.dtype], src.c.device)
@@ -161,17 +162,17 @@ function ops.rotate(src, opts)
 end
 
 --- Quantises to int4 or int8, symmetrically by the largest magnitude of each row or column.
--- In float32, each step rounded: with most = 7 for int4 and 127 for int8, scale = ((absmax * clip) / most), and q is x /
--- scale rounded to the nearest (ties to even), from -most to most; where scale is 0, q is 0. Where a rotation overflows,
--- scale is infinite and q 0.
+-- In float32, each step rounded: with most = 7 for int4 and 127 for int8, scale = (absmax * clip) / most, and q is x /
+-- scale rounded to the nearest (ties to even), from -most to most; where scale is 0, q is 0. Where a rotation
+-- overflows, scale is infinite and q 0.
 -- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
 -- @tparam[opt] table opts
 --
--- - `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for `layout_b = "nk"`), 1 for
---   a scale per column and [R/8, C] words (weights [K, N])
+-- - `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for `layout_b = "nk"`), 1
+--   for a scale per column and [R/8, C] words (weights [K, N])
 -- - `rotate`: the block of a rotation along dim, as in @{rotate}, before anything else
--- - `clip`: a number above 0 and up to 1 that absmax is multiplied by, where what is beyond saturates; or "mse", for each
---   row or column the one among 1, 63/64, ..., 32/64 of least squared error, the largest of equals
+-- - `clip`: a number above 0 and up to 1 that absmax is multiplied by, where what is beyond saturates; or "mse", for
+--   each row or column the one among 1, 63/64, ..., 32/64 of least squared error, the largest of equals
 -- - `dtype`: "int4" (int32 words, the default) or "int8" (values, [R, C])
 -- - `encoding` of int4
 -- - `out` and `scales`: tensors to write to

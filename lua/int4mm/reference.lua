@@ -1,9 +1,9 @@
 --- The oracle: the product, rotating and quantising in plain LuaJIT, straight from their definitions.
 --
--- No function of the C core computes here (one checks the arguments): nibbles, sums, scales and roundings are written
--- a second time, plainly, so that a mistake has to be made twice to stay unseen. A sum of int4 products is a whole
--- number far below 2^53, so Lua's doubles hold it exactly; and a sum, product or quotient of two float32 in double, then
--- rounded to float32, is the one rounded once.
+-- No function of the C core computes here (one checks the arguments of the product): nibbles, sums, scales and
+-- roundings are written a second time, plainly, so that a mistake has to be made twice to stay unseen. A sum of int4
+-- products is a whole number far below 2^53, so Lua's doubles hold it exactly; a sum, product or quotient of two
+-- float32 in double precision, rounded to float32, is the one rounded once.
 -- @module int4mm.reference
 
 local ffi = require "ffi"
@@ -117,12 +117,12 @@ end
 -- A matrix on the CPU and its lines along dim (0: columns, 1: rows), each a table of numbers from 1.
 local function lines_of(t, dim)
   local dtype = enums.dtypes[t.dtype]
-  local decode, data = dtype.decode, ffi.cast(dtype.pointer, t:data())
+  local data = ffi.cast(dtype.pointer, t:data())
   local rows, columns, stride, lines = t:size(1), t:size(2), t.stride, {}
   for l = 1, dim == 0 and columns or rows do lines[l] = {} end
   for r = 1, rows do
     for c = 1, columns do
-      local x = decode(data[(r - 1) * stride + c - 1])
+      local x = dtype.decode(data[(r - 1) * stride + c - 1])
       if dim == 0 then lines[c][r] = x else lines[r][c] = x end
     end
   end
@@ -197,7 +197,8 @@ function reference.rotate_reference(src, opts)
   opts = check.options(name, opts, { "block", "dim", "out_dtype" })
   tensor.check(name, "src", src)
   check_float_matrix(name, src)
-  local dim, block = enums.dim(name, opts.dim, 2), check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
+  local dim = enums.dim(name, opts.dim, 2)
+  local block = check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
   local dtype = check.choice(name, "out_dtype", opts.out_dtype, enums.float_dtypes, src.dtype)
   check_block(name, "block", block, src, dim)
   src = tensor.on_cpu(name, src)
@@ -222,17 +223,18 @@ local function first_not_finite(name, lines, dim)
 end
 
 -- q of one value, 0 where the scale is 0 or infinite.
-local function quantum(x, scale, most)
-  if scale == 0 or scale == math.huge then return 0 end
-  local ratio = to_float(x / scale)
-  return math.max(-most, math.min(most, math.abs(ratio) < 2 ^ 20 and round_half_even(ratio) or ratio)) + 0
+local function quantum(x, step, most)
+  if step == 0 or step == math.huge then return 0 end
+  local ratio = to_float(x / step)
+  local q = math.abs(ratio) < most and round_half_even(math.abs(ratio)) or most
+  return ratio < 0 and q ~= 0 and -q or q
 end
 
-local function squared_error(x, scale, most)
+local function squared_error(x, step, most)
   local sums, sum = {}, 0
   for i = 0, 31 do sums[i] = 0 end
   for k = 0, #x - 1 do
-    local e = x[k + 1] - quantum(x[k + 1], scale, most) * scale
+    local e = x[k + 1] - quantum(x[k + 1], step, most) * step
     sums[k % 32] = sums[k % 32] + e * e
   end
   for i = 0, 31 do sum = sum + sums[i] end
@@ -250,9 +252,9 @@ local function scale_of_line(x, known, most)
   if known.clip_mse == 0 then return scale_at(known.clip == 0 and 1 or known.clip) end
   local best, least = nil, math.huge
   for i = 64, 32, -1 do
-    local scale = scale_at(i / 64)
-    local err = squared_error(x, scale, most)
-    if not best or err < least then best, least = scale, err end
+    local step = scale_at(i / 64)
+    local err = squared_error(x, step, most)
+    if not best or err < least then best, least = step, err end
   end
   return best
 end
@@ -296,9 +298,9 @@ function reference.quantize_reference(src, opts)
   local bits = ffi.cast("uint32_t *", scales:data())
   for l, x in ipairs(lines) do
     if known.rotate > 0 then rotate_line(x, known.rotate) end
-    local scale = scale_of_line(x, known, most)
-    bits[l - 1] = numeric.float_bits(scale)
-    for k = 1, #x do x[k] = quantum(x[k], scale, most) end
+    local step = scale_of_line(x, known, most)
+    bits[l - 1] = numeric.float_bits(step)
+    for k = 1, #x do x[k] = quantum(x[k], step, most) end
   end
   store(out, lines, dim, known.encoding)
   tensor.keep(src, out, scales)
