@@ -317,7 +317,7 @@ static void test_empty(void) {
     q.rotate = 1024, q.clip_mse = 1;
     OK(int4mm_quantize(&q));
     OK(int4mm_rotate(&floats, &floats, !flip, 4, NULL));
-    OK(int4mm_dequantize(&floats, &eighth, &none, !flip, INT4MM_OFFSET, NULL));
+    OK(int4mm_dequantize(&floats, &eighth, &none, !flip, INT4MM_TWOS_COMPLEMENT, NULL));
     OK(int4mm_tensor_copy(&floats, &words, NULL));
     OK(int4mm_tensor_copy(&bytes, &words, NULL));
     OK(int4mm_random(&words, 1, 1, 0, 0, NULL));

@@ -267,7 +267,9 @@ static void test_prepack(void) {
   args.layout_b = INT4MM_B_NK, args.encoding_b = INT4MM_OFFSET;
   OK(int4mm_matmul(&args));
   OK(int4mm_prepack(&kn, &gpu.t[1], INT4MM_B_NK, INT4MM_OFFSET));
+  OK(int4mm_tensor_mark(&kn, INT4MM_UNMARKED, 0, 0));
   OK(int4mm_prepack(&again, &kn, INT4MM_B_KN, INT4MM_OFFSET)); /* flips a KN weight, and the next flips it back */
+  OK(int4mm_tensor_mark(&again, INT4MM_UNMARKED, 0, 0));
   int4mm_tensor_release(&gpu.t[1]);
   OK(int4mm_prepack(&gpu.t[1], &again, INT4MM_B_KN, INT4MM_OFFSET));
   args.layout_b = INT4MM_B_KN, args.encoding_b = INT4MM_TWOS_COMPLEMENT;

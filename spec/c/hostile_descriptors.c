@@ -55,6 +55,10 @@ static void make(int4mm_tensor *t, int i, int32_t rank, int32_t dtype, int64_t r
                                        : extent();
   if (t->shape[0] == 1 && t->rank == 2 && below(3) == 0) t->stride = INT64_MAX / (8 * (1 + below(4)));
   if (below(20) == 0) t->data = NULL;
+  if (below(6) == 0) t->packing = below(8) ? (int32_t)below(3) : (int32_t)next();
+  if (below(2)) t->encoding = below(8) ? (int32_t)below(2) : (int32_t)next();
+  if (below(4) == 0)
+    t->packed_k = below(2) ? (int64_t)(8 * (uint64_t)t->shape[t->packing == 2] - (uint64_t)below(8)) : extent();
   if (span(t) > BYTES) t->shape[0] = 0;
 }
 

@@ -85,6 +85,8 @@ int32_t int4mm_quantize(const int4mm_quantize_args *args) {
     status = int4mm_open_cuda(&cuda, args->stream, (const int4mm_tensor *[]){packed, src, scales}, 3);
     if (!status) status = cuda->quantize(src->device, &job, &bad, args->stream);
   }
+  if (!status && packed->dtype == INT4MM_INT32)
+    int4mm_set_mark(args->packed, args->dim, args->encoding, src->shape[args->dim]);
   if (status != INT4MM_ERR_VALUE) return status;
   return int4mm_fail_value("src", src, bad, "only finite numbers can be quantised", args->stream);
 }
@@ -121,6 +123,7 @@ int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed,
   int32_t status = check_quantized("dst", dst, packed, dim, encoding);
   if (!status) status = check_scales(scales, "dst", dst, dim);
   if (!status) status = int4mm_check_apart("dst", dst, "scales", scales);
+  if (!status) status = int4mm_check_read_mark("dst", dst, packed, dim, encoding);
   if (status) return status;
   int4mm_pack_job job = int4mm_make_pack_job(packed, dst, scales, dim, encoding, false);
   if (dst->device == INT4MM_CPU) {
