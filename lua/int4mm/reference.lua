@@ -61,14 +61,22 @@ local function scale(acc, scale_a, scale_b, bias)
   return bias and to_float(x + bias) or x
 end
 
+-- How the operands are packed: as the options say, or else the marks of the words.
+local function set_packing(opts, a_packed, b_packed)
+  local a, b = a_packed.packing or {}, b_packed.packing or {}
+  opts.encoding_a = opts.encoding_a or a.encoding or "twos_complement"
+  opts.encoding_b = opts.encoding_b or b.encoding or "twos_complement"
+  opts.layout_b = opts.layout_b or (b.dim == 2 and "nk" or "kn")
+end
+
 -- All operands on the CPU and known to fit each other.
 local function multiply(out, a_packed, b_packed, scale_a, scale_b, opts)
   local M, k8, N = a_packed:size(1), a_packed:size(2), out:size(2)
   if M * N == 0 then return end
   local K, lda, ldb = 8 * k8, a_packed.stride, b_packed.stride
   local nk = opts.layout_b == "nk"
-  local a = decode(a_packed:data(), M, k8, 1, lda, opts.encoding_a or "twos_complement")
-  local b = decode(b_packed:data(), N, k8, nk and 1 or ldb, nk and ldb or 1, opts.encoding_b or "twos_complement")
+  local a = decode(a_packed:data(), M, k8, 1, lda, opts.encoding_a)
+  local b = decode(b_packed:data(), N, k8, nk and 1 or ldb, nk and ldb or 1, opts.encoding_b)
   local rows, columns, bias = floats(scale_a), floats(scale_b), opts.bias and floats(opts.bias)
   local dtype = enums.dtypes[out.dtype]
   local encode, data, ldo = dtype.encode, ffi.cast(dtype.pointer, out:data()), out.stride
@@ -98,6 +106,7 @@ function reference.int4_matmul_reference(a_packed, b_packed, scale_a, scale_b, o
   local device = a_packed.c.device
   local here = {}
   for key, value in pairs(opts) do here[key] = value end
+  set_packing(here, a_packed, b_packed)
   local function on_cpu(t) return tensor.on_cpu(name, t) end
   a_packed, b_packed, scale_a, scale_b = on_cpu(a_packed), on_cpu(b_packed), on_cpu(scale_a), on_cpu(scale_b)
   here.bias = here.bias and on_cpu(here.bias)
