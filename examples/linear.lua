@@ -2,8 +2,8 @@
 --
 --     luajit examples/linear.lua [batch inputs outputs]     8 1024 512 by default; inputs a multiple of 8
 --
--- The weight is [outputs, inputs], as PyTorch keeps it: quantised along its rows it is packed [outputs, inputs/8],
--- which is `layout_b = "nk"`.
+-- The weight is [outputs, inputs], as PyTorch keeps it: quantised along its rows it is packed [outputs, inputs/8], and
+-- knows that.
 
 -- From a source tree (after make) the module is found beside this script; an installed one comes first.
 local here = arg[0]:match("^(.*)[/\\]") or "."
@@ -26,7 +26,7 @@ function Linear.new(weight, bias)
   local packed, scales = q.quantize(weight)
   local layer = { scales = scales, bias = bias, float_bytes = weight:bytes(), bytes = packed:bytes() + scales:bytes() }
   -- once here instead of in every call; what comes out is [inputs/8, outputs]
-  layer.weight = q.prepack(packed, { layout_b = "nk" })
+  layer.weight = q.prepack(packed)
   return setmetatable(layer, Linear)
 end
 

@@ -35,9 +35,9 @@ local mistakes = {
   { "b_packed is a vector", function(c) c.b = q.zeros { 4, dtype = "int32" } end,
     "b_packed is [4] int32, expected a matrix of int32, eight int4 to a word" },
   { "a_packed is not packed", function(c) c.a = q.zeros { M, K, dtype = "int8" } end,
-    "a_packed is [6, 32] int8, expected a matrix of int32, eight int4 to a word" },
+    "a_packed is [6, 32] int8, expected a matrix of int32, eight int4 to a word: pack it first" },
   { "b_packed is of floats", function(c) c.b = q.zeros { K / 8, N, dtype = "float32" } end,
-    "b_packed is [4, 10] float32, expected a matrix of int32, eight int4 to a word" },
+    "b_packed is [4, 10] float32, expected a matrix of int32, eight int4 to a word: quantize it first" },
   { "K differs", function(c) c.b = q.zeros { K / 8 + 1, N, dtype = "int32" } end,
     "b_packed is [5, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 5)" },
   { "b_packed was packed along its columns", function(c) c.b = q.zeros { K, N, dtype = "int32" } end,
@@ -47,7 +47,7 @@ local mistakes = {
   end, "b_packed is [10, 32] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 32); was b packed along dim 2?" },
   { "a_packed was packed along its rows", function(c) c.a = q.zeros { 1, K, dtype = "int32" } end,
     "b_packed is [4, 10] int32 but a_packed is [1, 32] int32: K/8 differs (32 and 4); was a packed along dim 2?" },
-  { "K differs in the layout nk", function(c) c.opts = { layout_b = "nk" } end,
+  { "K differs in the layout nk", function(c) c.b:unmark_() c.opts = { layout_b = "nk" } end,
     "b_packed is [4, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 10)" },
   { "scale_a is too short", function(c) c.scale_a = q.zeros { M - 1 } end,
     "scale_a is [5] float32, expected [6] float32: one scale per row of a_packed" },
@@ -208,8 +208,8 @@ describe("a prepacked weight", function()
   end)
 
   it("is made from a matrix of words", function()
-    assert.fails_with("prepack: b_packed is [4, 4] int8, expected a matrix of int32, eight int4 to a word",
-      function() q.prepack(q.zeros { 4, 4, dtype = "int8" }) end)
+    assert.fails_with("prepack: b_packed is [4, 4] int8, expected a matrix of int32, eight int4 to a word: pack it "
+      .. "first", function() q.prepack(q.zeros { 4, 4, dtype = "int8" }) end)
     assert.fails_with({ pattern = "^prepack: b_packed is nil, expected a tensor" }, function() q.prepack(nil) end)
     assert.fails_with({ pattern = "^prepack: b_packed was freed" },
       function() q.prepack(freed(q.zeros { 4, 4, dtype = "int32" })) end)
@@ -605,7 +605,9 @@ describe("the C core", function()
     assert.equal(1, lib.int4mm_tensor_copy(nil, nil, nil))
     assert.equal(1, lib.int4mm_tensor_copy(t, zeroed, nil))
     assert.equal(1, lib.int4mm_pack(nil, nil, 0, 0, nil))
-    assert.equal(1, lib.int4mm_quantize(nil, nil, nil, 0, 0, 1, nil))
+    assert.equal(1, lib.int4mm_quantize(nil))
+    assert.equal(1, lib.int4mm_quantize(ffi.new("int4mm_quantize_args")))
+    assert.equal(1, lib.int4mm_rotate(nil, nil, 0, 4, nil))
     assert.equal(1, lib.int4mm_random(nil, 0, 0, 0, 1, nil))
     assert.equal(1, lib.int4mm_prepack(nil, nil, 0, 0))
     assert.equal(1, lib.int4mm_choose_cuda(nil, nil, nil))

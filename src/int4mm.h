@@ -77,6 +77,22 @@ typedef enum int4mm_layout {
   INT4MM_PANELS = 1 /* a weight from int4mm_prepack: opaque, only good as b_packed */
 } int4mm_layout;
 
+/* Along which dimension a matrix of int32 words holds int4 values, eight to a word; and thereby whether that is known.
+ * int4mm_pack, int4mm_quantize and int4mm_prepack write it down in the tensor that they fill, with the encoding and the
+ * number of values: its mark. Calls that read words take from a mark what they need and refuse what contradicts it;
+ * words without one are read as the arguments say. A mark belongs to the descriptor, not to the memory. */
+typedef enum int4mm_packing {
+  INT4MM_UNMARKED = 0,    /* words from elsewhere, and everything that is no matrix of words */
+  INT4MM_PACKED_DIM0 = 1, /* [ceil(K/8), C]: along the rows' dimension, as b_packed is */
+  INT4MM_PACKED_DIM1 = 2  /* [R, ceil(K/8)]: along the columns', as a_packed is */
+} int4mm_packing;
+
+/* Nibble encodings. They differ by word ^ 0x88888888. */
+typedef enum int4mm_encoding {
+  INT4MM_TWOS_COMPLEMENT = 0, /* nibble = value & 15 */
+  INT4MM_OFFSET = 1           /* nibble = value + 8, as in a symmetric GPTQ qweight */
+} int4mm_encoding;
+
 typedef struct int4mm_storage int4mm_storage; /* reference-counted memory, opaque */
 
 /* A matrix [shape[0], shape[1]] or a vector [shape[0]]. Fields are for reading; functions fill them. A zeroed struct is
@@ -90,6 +106,10 @@ typedef struct int4mm_tensor {
   int32_t device;          /* INT4MM_CPU or a CUDA ordinal */
   int32_t layout;          /* int4mm_layout */
   int4mm_storage *storage; /* owner of data, NULL for borrowed memory */
+  int32_t packing;         /* int4mm_packing; where it is INT4MM_UNMARKED the two fields below have no meaning */
+  int32_t encoding;        /* int4mm_encoding */
+  int64_t packed_k;        /* values along the packed dimension, of which the last word may hold fewer than eight; 0
+                              where it has words: not known */
 } int4mm_tensor;
 
 /* Allocates rank 1 [rows] (cols must be 1) or rank 2 [rows, cols], contiguous, 64-byte aligned (256 on a GPU), contents
@@ -112,9 +132,15 @@ typedef void int4mm_deleter(void *context);
 INT4MM_API int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t rank, int64_t rows, int64_t cols,
                                        int64_t stride, int32_t dtype, int32_t device, int4mm_deleter *deleter,
                                        void *context) INT4MM_CHECK;
-/* `view` becomes rows (dim 0) or columns (dim 1) first .. first+length-1 of `t`, sharing its memory. Counts from 0. */
+/* `view` becomes rows (dim 0) or columns (dim 1) first .. first+length-1 of `t`, sharing its memory and its mark; along
+ * the packed dimension packed_k becomes what these words hold. Counts from 0. */
 INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_t dim, int64_t first,
                                         int64_t length) INT4MM_CHECK;
+/* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
+ * many values along the packed dimension (its last word holds some of them), or 0 where that is not known.
+ * INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
+INT4MM_API int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding,
+                                      int64_t packed_k) INT4MM_CHECK;
 /* Gives up this reference; the memory goes with the last one. Harmless on a released tensor. Never fails. */
 INT4MM_API void int4mm_tensor_release(int4mm_tensor *t);
 /* dst = src, element by element. Shapes must agree; devices may differ. Dtypes may differ where both are on the CPU:
@@ -122,10 +148,10 @@ INT4MM_API void int4mm_tensor_release(int4mm_tensor *t);
  * too; float to int is an error, and so is an int32 that int8 does not hold (INT4MM_ERR_VALUE names the first; dst is
  * left as it was). Equal dtypes keep their bits. A copy that touches the CPU
  * or two GPUs returns when it is done, one on a GPU is enqueued on `stream` (a cudaStream_t, NULL the default stream).
- */
-INT4MM_API int32_t int4mm_tensor_copy(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
-/* Sets every byte of every element. Enqueued on `stream` for a GPU tensor. */
-INT4MM_API int32_t int4mm_tensor_fill_bytes(const int4mm_tensor *t, uint8_t byte, void *stream) INT4MM_CHECK;
+ * dst has the mark that src has: none where src has none, or another dtype. */
+INT4MM_API int32_t int4mm_tensor_copy(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
+/* Sets every byte of every element, and takes away t's mark. Enqueued on `stream` for a GPU tensor. */
+INT4MM_API int32_t int4mm_tensor_fill_bytes(int4mm_tensor *t, uint8_t byte, void *stream) INT4MM_CHECK;
 
 /* Bytes now allocated by this library on a device (INT4MM_CPU or an ordinal); 0 for one it never used. */
 INT4MM_API int64_t int4mm_allocated(int32_t device);
@@ -175,27 +201,23 @@ INT4MM_API const char *int4mm_warning(void);
 
 /* ---- packing, quantising, test data ---- */
 
-/* Nibble encodings. They differ by word ^ 0x88888888. */
-typedef enum int4mm_encoding {
-  INT4MM_TWOS_COMPLEMENT = 0, /* nibble = value & 15 */
-  INT4MM_OFFSET = 1           /* nibble = value + 8, as in a symmetric GPTQ qweight */
-} int4mm_encoding;
-
 /* All of these take dim 0 or 1, the dimension that is packed eight to a word (K): dim 1 packs [R, C] to [R, ceil(C/8)],
  * dim 0 packs [R, C] to [ceil(R/8), C]. Tensors are on one device. Padding nibbles mean zero. On a GPU the work is
- * enqueued on `stream`; only the checks of values, in pack and quantize, wait for it. */
+ * enqueued on `stream`; only the checks of values, in pack and quantize, wait for it. Words that are written are marked
+ * with dim, encoding and the extent along dim; of marked words that are read, these have to be the mark's. */
 
-/* src int8 or int32, values in [-8, 7] (else INT4MM_ERR_VALUE names the first, and `packed` is left as it was or
- * partly written); packed int32. */
-INT4MM_API int32_t int4mm_pack(const int4mm_tensor *packed, const int4mm_tensor *src, int32_t dim, int32_t encoding,
+/* src int8 or int32, unmarked, values in [-8, 7] (else INT4MM_ERR_VALUE names the first, and `packed` is left as it was
+ * or partly written); packed int32. */
+INT4MM_API int32_t int4mm_pack(int4mm_tensor *packed, const int4mm_tensor *src, int32_t dim, int32_t encoding,
                                void *stream) INT4MM_CHECK;
-/* dst int8 or int32 of the unpacked shape; its extent along dim may stop short of the padding. */
-INT4MM_API int32_t int4mm_unpack(const int4mm_tensor *dst, const int4mm_tensor *packed, int32_t dim, int32_t encoding,
+/* dst int8 or int32 of the unpacked shape, unmarked from here on; its extent along dim may stop short of the padding.
+ */
+INT4MM_API int32_t int4mm_unpack(int4mm_tensor *dst, const int4mm_tensor *packed, int32_t dim, int32_t encoding,
                                  void *stream) INT4MM_CHECK;
 /* How floats become int4 or int8. Zeroed but for the tensors: int4 along dim 0, absmax, unrotated, values unchecked. */
 typedef struct int4mm_quantize_args {
   const int4mm_tensor *src;    /* [R, C] float32, float16 or bfloat16, finite */
-  const int4mm_tensor *packed; /* int32, packed along dim: int4; or int8 [R, C] */
+  int4mm_tensor *packed;       /* int32, packed along dim: int4; or int8 [R, C] */
   const int4mm_tensor *scales; /* float32: [R] for dim 1, [C] for dim 0 */
   int32_t dim;                 /* 1: a scale per row (activations [M, K]), 0: per column (weights [K, N]) */
   int32_t encoding;            /* of int4 */
@@ -211,35 +233,38 @@ typedef struct int4mm_quantize_args {
  *   scale = ((absmax of x over the row or column) * clip) / qmax
  *   q = clamp(round_half_even(x / scale), -qmax, qmax),  q = 0 where scale is 0
  * in IEEE float32, each step rounded once, so the bits are the same everywhere. clip_mse takes the ratio among 1,
- * 63/64,
- * ..., 32/64 whose q and scale have the least sum over k of (x[k] - q[k] * scale)^2, the largest of equals; the terms
- * are float64 and added over k modulo 32 first, then the 32 sums in order. INT4MM_ERR_VALUE names the first element of
- * src that is not finite; packed and scales may be partly written when it fails. */
+ * 63/64, ..., 32/64 whose q and scale have the least sum over k of (x[k] - q[k] * scale)^2, the largest of equals; the
+ * terms are float64 and added over k modulo 32 first, then the 32 sums in order. Where absmax is not finite, because
+ * the rotation overflowed or src was not checked, scale is infinite and q 0. INT4MM_ERR_VALUE names the first element
+ * of src that is not finite; packed and scales may be partly written when it fails. */
 INT4MM_API int32_t int4mm_quantize(const int4mm_quantize_args *args) INT4MM_CHECK;
 /* dst = src with each block of `block` values along dim multiplied by a regular Hadamard matrix over sqrt(block), as in
  * ConvRot (arXiv 2512.03673): its own inverse, up to rounding, where block is a power of four. block is a power of two
  * from 4 to 1024 that divides the extent along dim. Float dtypes; src and dst may differ in dtype, or be the same
- * memory. Stages at strides 1, 4, 16, ... while 4 * stride <= block, in float32, each step rounded once: s = (x0 + x1)
- * + (x2 + x3);  y0 = s - 2 x3, y1 = s - 2 x2, y2 = s - 2 x1, y3 = s - 2 x0 where block is not a power of four one last
- * stage at stride block / 2, y0 = x0 + x1, y1 = x0 - x1; then one multiplication by float32(1 / sqrt(block)) and one
- * rounding to dst's dtype. */
+ * memory. In float32, each step rounded once:
+ *   stages at strides 1, 4, 16, ... while 4 * stride <= block:
+ *     s = (x0 + x1) + (x2 + x3);  y0 = s - (x3 + x3), y1 = s - (x2 + x2), y2 = s - (x1 + x1), y3 = s - (x0 + x0)
+ *   where block is not a power of four, a last one at stride block / 2:  y0 = x0 + x1, y1 = x0 - x1
+ *   one multiplication by float32(1 / sqrt(block)), and one rounding to dst's dtype; NaN is 0x7fff or 0x7fffffff */
 INT4MM_API int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_t dim, int32_t block,
                                  void *stream) INT4MM_CHECK;
-/* dst float32, float16 or bfloat16: round(float(q) * scale); NaN is 0x7fff or 0x7fffffff. */
+/* dst float32, float16 or bfloat16: round(float(q) * scale); NaN is 0x7fff or 0x7fffffff. packed as int4mm_quantize has
+ * it: int32 words along dim, or int8 of dst's shape. */
 INT4MM_API int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
                                      int32_t dim, int32_t encoding, void *stream) INT4MM_CHECK;
 /* Fills `t` from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): element i of
  * the row-major order takes word i%4 of the block with counter {i/4 low, i/4 high, sequence, 0} and key {seed low, seed
  * high}. int32 takes the word as it is (eight uniform int4); float32 takes low + u * (high - low), u = ((word >> 8) +
  * 1)
- * * 2^-24, each step rounded to float32. Same numbers on every machine and backend. */
-INT4MM_API int32_t int4mm_random(const int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high,
+ * * 2^-24, each step rounded to float32. Same numbers on every machine and backend. Takes away t's mark. */
+INT4MM_API int32_t int4mm_random(int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high,
                                  void *stream) INT4MM_CHECK;
 
 /* ---- matrix multiplication ---- */
 
 typedef enum int4mm_backend_choice { INT4MM_AUTO = 0, INT4MM_USE_CPU = 1, INT4MM_USE_CUDA = 2 } int4mm_backend_choice;
 
+/* How b_packed lies. */
 typedef enum int4mm_layout_b {
   INT4MM_B_KN = 0, /* b_packed [K/8, N]: word (j, n) holds b[8j .. 8j+7, n] */
   INT4MM_B_NK = 1  /* b_packed [N, K/8]: word (n, j) holds the same, as a row-wise quantised [N, K] weight has it */
@@ -253,7 +278,8 @@ typedef struct int4mm_matmul_args {
   const int4mm_tensor *bias;     /* [N] float32, added in float32 after the scales; or NULL */
   int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside a_packed as out_dtype */
   int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */
-  int32_t encoding_a;            /* int4mm_encoding */
+  int32_t encoding_a;            /* int4mm_encoding. These three: of operands without a mark. A marked one is taken as
+                                    its mark says where they are 0, and must agree with it where they are not */
   int32_t encoding_b;
   int32_t layout_b;   /* int4mm_layout_b */
   int32_t backend;    /* int4mm_backend_choice */
@@ -265,7 +291,8 @@ typedef struct int4mm_matmul_args {
 /* K may be at most this: |acc| <= 64 K must fit int32. */
 enum { INT4MM_MAX_K = 33554431 };
 
-/* The product. Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns
+/* The product. a_packed, where it is marked, is packed along dim 1; two marked operands hold the same number of values
+ * along K. Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns
  * when done. With GPU operands the call enqueues on `stream` and returns; with `out` given it may be captured into a
  * CUDA graph. out must not overlap an operand. */
 INT4MM_API int32_t int4mm_matmul(const int4mm_matmul_args *args) INT4MM_CHECK;
@@ -312,8 +339,9 @@ INT4MM_API int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const c
 INT4MM_API const char *int4mm_cuda_kernel_at(int32_t index);
 
 /* Rearranges a weight once for repeated products: `prepacked` (zeroed or released) becomes a tensor of the same
- * [K/8, N] shape usable as b_packed on the device it is on. Encoding and layout_b are those of the source; the result
- * is two's complement, KN. On a GPU it is a plain copy: the kernels there read the contract's layout as it is. */
+ * [K/8, N] shape usable as b_packed on the device it is on. Encoding and layout_b are those of the source, and of its
+ * mark where it has one; the result is two's complement, KN, and marked so. On a GPU it is a plain copy: the kernels
+ * there read the contract's layout as it is. */
 INT4MM_API int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, int32_t layout_b,
                                   int32_t encoding) INT4MM_CHECK;
 

@@ -73,11 +73,16 @@ end
 enums.encodings = {
   twos_complement = tonumber(lib.INT4MM_TWOS_COMPLEMENT), offset = tonumber(lib.INT4MM_OFFSET),
 }
+enums.encoding_names = {}
+for name, id in pairs(enums.encodings) do enums.encoding_names[id] = name end
 enums.layouts_b = { kn = tonumber(lib.INT4MM_B_KN), nk = tonumber(lib.INT4MM_B_NK) }
 
 -- how a tensor's words lie in memory: numbers and names
 enums.ROWS = tonumber(lib.INT4MM_ROWS)
 enums.layout_names = { [enums.ROWS] = "rows", [tonumber(lib.INT4MM_PANELS)] = "panels" }
+
+-- What a mark says of the packed dimension; the others are the dimensions as Lua counts them.
+enums.UNMARKED = tonumber(lib.INT4MM_UNMARKED)
 
 -- which backend a product asks for
 enums.backends = {

@@ -234,6 +234,8 @@ function factory.generate_test_data(M, K, N, opts)
   end
   local int32, float32 = enums.dtypes.int32, enums.dtypes.float32
   local a_packed, b_packed = random(1, 1, 2, M, K / 8, int32, device), random(2, 1, 2, K / 8, N, int32, device)
+  tensor.mark(name, a_packed, 2, enums.encodings.twos_complement, K)
+  tensor.mark(name, b_packed, 1, enums.encodings.twos_complement, K)
   local scale_a, scale_b = random(3, 1 / 64, 1, M, 1, float32, device), random(4, 1 / 64, 1, N, 1, float32, device)
   return a_packed, b_packed, scale_a, scale_b, unpacked(a_packed, 1, M, K), unpacked(b_packed, 0, K, N)
 end

@@ -14,8 +14,11 @@
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
 --   @{int4mm.ops.cuda_kernels|cuda_kernels}
 -- - packing: @{int4mm.ops.pack_int4_to_int32|pack_int4_to_int32},
---   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}, @{int4mm.ops.quantize|quantize},
---   @{int4mm.ops.dequantize|dequantize}; data: @{int4mm.factory.generate_test_data|generate_test_data}
+--   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}; data:
+--   @{int4mm.factory.generate_test_data|generate_test_data}
+-- - quantising: @{int4mm.ops.rotate|rotate}, @{int4mm.ops.quantize|quantize}, @{int4mm.ops.dequantize|dequantize}, the
+--   oracles @{int4mm.reference.rotate_reference|rotate_reference} and
+--   @{int4mm.reference.quantize_reference|quantize_reference}
 -- - tensors: @{int4mm.factory.tensor|tensor}, @{int4mm.factory.empty|empty}, @{int4mm.factory.zeros|zeros},
 --   @{int4mm.factory.ones|ones}, @{int4mm.factory.full|full}, @{int4mm.factory.random|random},
 --   @{int4mm.factory.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
@@ -36,6 +39,7 @@ local factory = require "int4mm.factory"
 local device = require "int4mm.device"
 local memory = require "int4mm.internal.memory"
 local ops = require "int4mm.ops"
+local reference = require "int4mm.reference"
 local tensor = require "int4mm.tensor"
 
 local warning = binding.lib.int4mm_warning() -- of the environment's variables
@@ -51,7 +55,7 @@ return {
   int4_matmul = ops.int4_matmul,
   int4_matmul_cpu = ops.int4_matmul_cpu,
   int4_matmul_cuda = ops.int4_matmul_cuda,
-  int4_matmul_reference = require "int4mm.reference",
+  int4_matmul_reference = reference.int4_matmul_reference,
   prepack = ops.prepack,
   explain = ops.explain,
   choose_cuda = ops.choose_cuda,
@@ -60,7 +64,10 @@ return {
   -- packing, quantising, test data
   pack_int4_to_int32 = ops.pack_int4_to_int32,
   unpack_int32_to_int4 = ops.unpack_int32_to_int4,
+  rotate = ops.rotate,
+  rotate_reference = reference.rotate_reference,
   quantize = ops.quantize,
+  quantize_reference = reference.quantize_reference,
   dequantize = ops.dequantize,
   generate_test_data = factory.generate_test_data,
 

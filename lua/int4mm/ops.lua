@@ -4,6 +4,9 @@
 -- a stream from @{int4mm.device.stream} or a cudaStream_t as a C pointer, on which work for GPU tensors is enqueued (by
 -- default the default stream); encodings, "twos_complement" (nibble = value & 15, the default) or "offset" (nibble =
 -- value + 8); `dim`, the dimension that is packed eight to a word, 2 (columns, the default) or 1 (rows).
+--
+-- Packed tensors know their encoding, dimension and length (see @{int4mm.tensor}): functions that read one have those
+-- for defaults, and raise for an option that contradicts them.
 -- @module int4mm.ops
 
 local ffi = require "ffi"
@@ -12,6 +15,7 @@ local check = require "int4mm.internal.check"
 local devices = require "int4mm.device"
 local memory = require "int4mm.internal.memory"
 local enums = require "int4mm.enums"
+local numeric = require "int4mm.internal.numeric"
 local tensor = require "int4mm.tensor"
 
 local lib = binding.lib
@@ -21,8 +25,41 @@ local ops = {}
 
 local AUTO, USE_CPU, USE_CUDA = enums.backends.auto, enums.backends.cpu, enums.backends.cuda
 
-local function encoding_of(name, opts, key)
-  return check.choice(name, key, opts[key], enums.encodings, "twos_complement")
+-- Whether words say themselves how they are packed; of a prepacked weight the core tells what is wrong.
+local function is_marked(words) return tensor.is_marked(words) and words.c.layout == ROWS end
+
+-- The encoding that an option names. Where `words` are read (the argument `what`) and marked, it is the mark's, with
+-- which the option has to agree; dim, length and layout_b are taken in the same way.
+local function encoding_of(name, opts, key, what, words)
+  local given = check.choice(name, key, opts[key], enums.encodings, "twos_complement")
+  if not words or not is_marked(words) then return given end
+  if opts[key] ~= nil and given ~= words.c.encoding then
+    check.raise(name, '%s is "%s" but %s was packed as "%s"; leave %s out', key, opts[key], what,
+      enums.encoding_names[words.c.encoding], key)
+  end
+  return words.c.encoding
+end
+
+local function dim_of(name, opts, what, words)
+  local given = enums.dim(name, opts.dim, 2)
+  if not is_marked(words) then return given end
+  if opts.dim ~= nil and opts.dim ~= words.c.packing then
+    check.raise(name, "dim is %d but %s was packed along dim %d; leave dim out", opts.dim, what, words.c.packing)
+  end
+  return words.c.packing - 1
+end
+
+local LAYOUTS = { "kn", "nk" } -- of b_packed by the dimension it is packed along
+
+local function layout_of(name, opts, b_packed)
+  local given = check.choice(name, "layout_b", opts.layout_b, enums.layouts_b, "kn")
+  if not is_marked(b_packed) then return given end
+  local marked = LAYOUTS[b_packed.c.packing]
+  if opts.layout_b ~= nil and opts.layout_b ~= marked then
+    check.raise(name, 'layout_b is "%s" but b_packed was packed along dim %d, which is "%s"; leave layout_b out',
+      opts.layout_b, b_packed.c.packing, marked)
+  end
+  return enums.layouts_b[marked]
 end
 
 -- The tensor given as an option, or a new one.
@@ -48,7 +85,11 @@ end
 local function plain_shape(name, packed, dim, length)
   local rows, columns = rows_and_columns(packed)
   local max = 8 * (dim == 0 and rows or columns)
-  length = length == nil and max or check.integer(name, "length", length, math.max(max - 7, 0), max)
+  local known = is_marked(packed) and packed.c.packed_k > 0 and tonumber(packed.c.packed_k)
+  length = length == nil and (known or max) or check.integer(name, "length", length, math.max(max - 7, 0), max)
+  if known and length ~= known then
+    check.raise(name, "length is %d but packed holds %d values along dim %d; leave length out", length, known, dim + 1)
+  end
   if dim == 0 then return length, columns end
   return rows, length
 end
@@ -74,13 +115,13 @@ end
 --- Unpacks int32 words into the int4 values they hold.
 -- @tparam tensor packed [R, C] int32
 -- @tparam[opt] table opts `dim` (2: to [R, 8C]; 1: to [8R, C]), `length` (how many values along dim, where the last
---   word is not full), `encoding`, `dtype` ("int8" or "int32"), `out`, `stream`
+--   word is not full) and `encoding`, each by default packed's own; `dtype` ("int8" or "int32"), `out`, `stream`
 -- @treturn tensor int8 on the device of packed
 function ops.unpack_int32_to_int4(packed, opts)
   local name = "unpack_int32_to_int4"
   opts = check.options(name, opts, { "dim", "length", "encoding", "dtype", "out", "stream" })
   tensor.check(name, "packed", packed)
-  local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local dim, encoding = dim_of(name, opts, "packed", packed), encoding_of(name, opts, "encoding", "packed", packed)
   local dtype = check.choice(name, "dtype", opts.dtype, enums.integer_dtypes, "int8")
   local stream = devices.stream_handle(name, opts.stream)
   local rows, columns = plain_shape(name, packed, dim, opts.length)
@@ -92,48 +133,136 @@ end
 
 -- ---- quantising ----
 
---- Quantises to int4, symmetrically by the largest magnitude of each row or column.
--- With scale = absmax / 7 in float32, q is x / scale rounded to the nearest (ties to even), from -7 to 7; where scale
--- is 0, q is 0.
+-- A block of a rotation; 0 for none. The C core checks that it is a power of two that divides the extent.
+local function block_of(name, key, value)
+  if value == nil or value == false then return 0 end
+  return check.integer(name, key, value, 4, 1024)
+end
+
+-- The clip as the C core takes it: the factor as a float32 (0 stands for 1), and whether to search for it.
+local function clip_of(name, value)
+  if value == nil then return 0, 0 end
+  if value == "mse" then return 0, 1 end
+  -- what float32 rounds to 0 is refused as well
+  if type(value) ~= "number" or not (value <= 1 and numeric.to_float(value) > 0) then
+    check.raise(name, 'clip is %s, expected a number above 0 and up to 1, or "mse"', check.describe(value))
+  end
+  return numeric.to_float(value), 0
+end
+
+local QUANTIZED = { int4 = enums.dtypes.int32, int8 = enums.dtypes.int8 }
+
+-- The dtype of quantised values, which has to be that of `out` where both are given.
+local function quantized_dtype(name, opts)
+  local dtype = check.choice(name, "dtype", opts.dtype, QUANTIZED, "int4")
+  if opts.dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
+    check.raise(name, "out is %s but dtype is %q, which is stored as %s; leave one of them out", opts.out.dtype,
+      opts.dtype, dtype.name)
+  end
+  return dtype
+end
+
+-- The options of a quantisation, checked: { dim = 0 or 1, encoding =, rotate =, clip =, clip_mse =, dtype = }. Also
+-- for the oracle.
+function ops.quantize_options(name, src, opts)
+  tensor.check(name, "src", src)
+  if opts.out ~= nil then tensor.check(name, "out", opts.out) end
+  local known = { dim = enums.dim(name, opts.dim, 2), encoding = encoding_of(name, opts, "encoding") }
+  known.rotate = block_of(name, "rotate", opts.rotate)
+  known.clip, known.clip_mse = clip_of(name, opts.clip)
+  known.dtype = quantized_dtype(name, opts)
+  return known
+end
+
+--- Multiplies each block of a matrix by a regular Hadamard matrix over the square root of its size, as in ConvRot
+-- (arXiv 2512.03673). Rotated alike, activations and weights have the same product, and values that stand out are
+-- spread over their block, which quantising to int4 needs. For blocks of 4, 16, 64, 256 and 1024 the rotation is its
+-- own inverse, up to rounding.
+--
+-- Stages of four points at strides 1, 4, 16, ... in float32, each step rounded: s = (x0 + x1) + (x2 + x3), y0 = s - 2
+-- x3, y1 = s - 2 x2, y2 = s - 2 x1, y3 = s - 2 x0; for other blocks a last stage x0 + x1, x0 - x1; then one product
+-- with float32(1 / sqrt(block)) and one rounding to the dtype of out.
+-- @tparam tensor src [R, C] float32, float16 or bfloat16
+-- @tparam[opt] table opts `block` (256): a power of two from 4 to 1024 that divides the extent along dim; `dim`: 2 for
+--   blocks along rows (activations [M, K], weights [N, K]), 1 along columns (weights [K, N]); `out`, a tensor of that
+--   shape of a float dtype, which may be src; `stream`
+-- @treturn tensor of src's dtype where no out is given
+function ops.rotate(src, opts)
+  local name = "rotate"
+  opts = check.options(name, opts, { "block", "dim", "out", "stream" })
+  tensor.check(name, "src", src)
+  local dim = enums.dim(name, opts.dim, 2)
+  local block = check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
+  local stream = devices.stream_handle(name, opts.stream)
+  local rows, columns = rows_and_columns(src)
+  local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes[src.dtype], src.c.device)
+  binding.check(name, lib.int4mm_rotate(out.c, src.c, dim, block, stream))
+  keep(src, opts)
+  return out
+end
+
+--- Quantises to int4 or int8, symmetrically by the largest magnitude of each row or column.
+-- In float32, each step rounded: with most = 7 for int4 and 127 for int8, scale = (absmax * clip) / most, and q is x /
+-- scale rounded to the nearest (ties to even), from -most to most; where scale is 0, q is 0. Where a rotation
+-- overflows, scale is infinite and q 0.
 -- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
--- @tparam[opt] table opts `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for
---   `layout_b = "nk"`), 1 for a scale per column and [R/8, C] words (weights [K, N]); `encoding`; `out` and `scales`,
---   tensors to write to; `check` (true; false skips the search for NaN and infinities on a GPU, which has to wait);
---   `stream`
--- @treturn tensor packed, int32
+-- @tparam[opt] table opts
+--
+-- - `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for `layout_b = "nk"`), 1
+--   for a scale per column and [R/8, C] words (weights [K, N])
+-- - `rotate`: the block of a rotation along dim, as in @{rotate}, before anything else
+-- - `clip`: a number above 0 and up to 1 that absmax is multiplied by, where what is beyond saturates; or "mse", for
+--   each row or column the one among 1, 63/64, ..., 32/64 of least squared error, the largest of equals
+-- - `dtype`: "int4" (int32 words, the default) or "int8" (values, [R, C])
+-- - `encoding` of int4
+-- - `out` and `scales`: tensors to write to
+-- - `check`: true; false skips the search for NaN and infinities on a GPU, which has to wait
+-- - `stream`
+-- @treturn tensor packed, int32 or int8
 -- @treturn tensor scales, float32 [R] (dim 2) or [C] (dim 1)
 -- @raise for NaN and infinities, with row and column
 function ops.quantize(src, opts)
   local name = "quantize"
-  opts = check.options(name, opts, { "dim", "encoding", "out", "scales", "check", "stream" })
-  tensor.check(name, "src", src)
-  local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
-  local finite = check.boolean(name, "check", opts.check, true) and 1 or 0
-  local stream = devices.stream_handle(name, opts.stream)
-  local rows, columns = packed_shape(src, dim)
-  local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes.int32, src.c.device)
-  local scales = output(name, "scales", opts.scales, 1, dim == 0 and columns or rows, 1, enums.dtypes.float32,
-    src.c.device)
-  binding.check(name, lib.int4mm_quantize(out.c, scales.c, src.c, dim, encoding, finite, stream))
+  opts = check.options(name, opts,
+    { "dim", "rotate", "clip", "dtype", "encoding", "out", "scales", "check", "stream" })
+  local known = ops.quantize_options(name, src, opts)
+  local args = ffi.new("int4mm_quantize_args")
+  args.dim, args.encoding, args.rotate, args.clip_mse = known.dim, known.encoding, known.rotate, known.clip_mse
+  args.clip = numeric.float_argument(0, known.clip)
+  args.check = check.boolean(name, "check", opts.check, true) and 1 or 0
+  args.stream = devices.stream_handle(name, opts.stream)
+  local rows, columns = rows_and_columns(src)
+  local lines = known.dim == 0 and columns or rows
+  if known.dtype ~= enums.dtypes.int8 then rows, columns = packed_shape(src, known.dim) end
+  local out = output(name, "out", opts.out, 2, rows, columns, known.dtype, src.c.device)
+  local scales = output(name, "scales", opts.scales, 1, lines, 1, enums.dtypes.float32, src.c.device)
+  args.src, args.packed, args.scales = src.c, out.c, scales.c
+  binding.check(name, lib.int4mm_quantize(args))
   keep(src, opts)
   return out, scales
 end
 
---- The way back: q * scale.
--- @tparam tensor packed int32, and
+--- The way back: q * scale. It does not undo a rotation; @{rotate} does.
+-- @tparam tensor packed int32 or int8, and
 -- @tparam tensor scales float32, as @{quantize} returns them
--- @tparam[opt] table opts `dim` and `encoding` as in @{quantize}; `length` (how many values along dim, where the last
---   word is not full), `dtype` ("float32", "float16" or "bfloat16"), `out`, `stream`
+-- @tparam[opt] table opts `dim` and `encoding` as in @{quantize} and `length` (how many values along dim, where the
+--   last word is not full), each by default packed's own; `dtype` ("float32", "float16" or "bfloat16"), `out`, `stream`
 -- @treturn tensor
 function ops.dequantize(packed, scales, opts)
   local name = "dequantize"
   opts = check.options(name, opts, { "dim", "length", "encoding", "dtype", "out", "stream" })
   tensor.check(name, "packed", packed)
   tensor.check(name, "scales", scales)
-  local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
+  local dim, encoding = dim_of(name, opts, "packed", packed), encoding_of(name, opts, "encoding", "packed", packed)
   local dtype = check.choice(name, "dtype", opts.dtype, enums.float_dtypes, "float32")
   local stream = devices.stream_handle(name, opts.stream)
-  local rows, columns = plain_shape(name, packed, dim, opts.length)
+  local rows, columns = rows_and_columns(packed)
+  if packed.c.dtype ~= enums.dtypes.int8.id then
+    rows, columns = plain_shape(name, packed, dim, opts.length)
+  elseif opts.length ~= nil then
+    check.raise(name, "length is %s, but packed is int8, which has no padding: leave it out",
+      check.describe(opts.length))
+  end
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
   binding.check(name, lib.int4mm_dequantize(out.c, packed.c, scales.c, dim, encoding, stream))
   keep(packed, scales, opts)
@@ -178,16 +307,16 @@ local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
 end
 
 -- The options as the C core takes them; the tensors are set just before the call.
-local function make_args(name, backend, opts)
+local function make_args(name, backend, a_packed, b_packed, opts)
   local args = ffi.new("int4mm_matmul_args")
   args.backend = backend
   args.strassen = -1
   args.out_dtype = enums.dtypes.float16.id
   if next(opts) == nil then return args end
   args.out_dtype = out_dtype(name, opts)
-  args.encoding_a = encoding_of(name, opts, "encoding_a")
-  args.encoding_b = encoding_of(name, opts, "encoding_b")
-  args.layout_b = check.choice(name, "layout_b", opts.layout_b, enums.layouts_b, "kn")
+  args.encoding_a = encoding_of(name, opts, "encoding_a", "a_packed", a_packed)
+  args.encoding_b = encoding_of(name, opts, "encoding_b", "b_packed", b_packed)
+  args.layout_b = layout_of(name, opts, b_packed)
   args.strassen = strassen_levels(name, opts.strassen)
   args.stream = devices.stream_handle(name, opts.stream)
   return args
@@ -206,14 +335,15 @@ local function call_matmul(args) return lib.int4mm_matmul(args) end
 local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
   opts = check.options(name, opts, MATMUL_OPTIONS)
   check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
-  local args = make_args(name, backend, opts)
+  local args = make_args(name, backend, a_packed, b_packed, opts)
   local out = opts.out or tensor.released()
   set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
   local status
   if opts.out then
     status = memory.with_retry(a_packed.c.device, call_matmul, args)
   else
-    local bytes = tonumber(a_packed.c.shape[0]) * tonumber(b_packed.c.shape[args.layout_b == NK and 0 or 1])
+    local nk = args.layout_b == NK or b_packed.c.packing == 2
+    local bytes = tonumber(a_packed.c.shape[0]) * tonumber(b_packed.c.shape[nk and 0 or 1])
       * enums.dtypes[enums.dtype_names[args.out_dtype]].bytes
     status = memory.with_room(a_packed.c.device, bytes, call_matmul, args)
   end
@@ -235,8 +365,8 @@ end
 -- - `out`: a tensor [M, N] to write to, float16, bfloat16 or float32, apart from the operands
 -- - `out_dtype` ("float16"): of a new result, also "bfloat16" and "float32"
 -- - `bias`: a tensor [N] float32
--- - `encoding_a`, `encoding_b`: "twos_complement" or "offset"
--- - `layout_b`: "kn" or "nk"
+-- - `encoding_a`, `encoding_b`: "twos_complement" or "offset"; by default what the operand was packed in
+-- - `layout_b`: "kn" or "nk"; by default "nk" for a weight that was packed along dim 2
 -- - `stream`: for GPU tensors
 -- - `kernel`: the name of a CUDA kernel to take, whichever is best (see @{cuda_kernels})
 -- - `strassen`: on the CPU, true (by measured rules, the default), false, or so many levels
@@ -259,14 +389,14 @@ end
 
 --- Rearranges a weight once for many products on the CPU.
 -- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`
--- @tparam[opt] table opts `layout_b` and `encoding` of b_packed
+-- @tparam[opt] table opts `layout_b` and `encoding` of b_packed, by default its own
 -- @treturn tensor [K/8, N], to be used as b_packed with the default `layout_b` and `encoding_b`; on the CPU its
 --   elements cannot be read, on a GPU it is a copy in the contract's layout, which the kernels there read as it is
 function ops.prepack(b_packed, opts)
   opts = check.options("prepack", opts, { "layout_b", "encoding" })
   tensor.check("prepack", "b_packed", b_packed)
-  local layout = check.choice("prepack", "layout_b", opts.layout_b, enums.layouts_b, "kn")
-  local encoding = encoding_of("prepack", opts, "encoding")
+  local layout = layout_of("prepack", opts, b_packed)
+  local encoding = encoding_of("prepack", opts, "encoding", "b_packed", b_packed)
   local prepacked = tensor.released()
   binding.check("prepack", memory.with_room(b_packed.c.device, b_packed:bytes(), function()
     return lib.int4mm_prepack(prepacked.c, b_packed.c, layout, encoding)
@@ -288,7 +418,11 @@ function Plan.__tostring(plan)
   if plan.split_k > 1 then parts[#parts + 1] = "K split in " .. plan.split_k end
   if plan.ctas > 0 then parts[#parts + 1] = plan.ctas .. " CTAs" end
   local details = #parts > 0 and " (" .. table.concat(parts, ", ") .. ")" or ""
-  return ("%s on %s%s: %s"):format(plan.kernel, plan.device, details, plan.reason)
+  local text = ("%s on %s%s: %s"):format(plan.kernel, plan.device, details, plan.reason)
+  for _, operand in ipairs { "a_packed", "b_packed" } do
+    if plan[operand] then text = ("%s; %s is %s"):format(text, operand, plan[operand]) end
+  end
+  return text
 end
 
 local function plan_table(plan)
@@ -305,7 +439,7 @@ end
 
 local function plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
   check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
-  local args, plan = make_args(name, backend, opts), ffi.new("int4mm_plan")
+  local args, plan = make_args(name, backend, a_packed, b_packed, opts), ffi.new("int4mm_plan")
   local out = opts.out or tensor.released()
   set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
   binding.check(name, lib.int4mm_matmul_plan(args, plan))
@@ -315,11 +449,13 @@ end
 
 --- What @{int4_matmul} would do with these arguments, without doing it.
 -- @treturn table `{ device = "cuda:0", kernel = "tiled", tile = { m =, n =, k = }, stages =, split_k =, ctas =, reason
---   = }` that tostring makes a sentence of
+--   = }` that tostring makes a sentence of; `a_packed` and `b_packed` in it say how these are packed, where they know
 -- @raise as int4_matmul
 function ops.explain(a_packed, b_packed, scale_a, scale_b, opts)
   opts = check.options("explain", opts, MATMUL_OPTIONS)
-  return plan_table(plan_matmul("explain", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
+  local plan = plan_table(plan_matmul("explain", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
+  plan.a_packed, plan.b_packed = tensor.packing_text(a_packed), tensor.packing_text(b_packed)
+  return plan
 end
 
 -- Raises as a product of these operands would; for the oracle. `known` are the options that there are; returns them as

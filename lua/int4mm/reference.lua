@@ -1,19 +1,23 @@
---- The oracle: the product in plain LuaJIT, straight from its definition.
+--- The oracle: the product, rotating and quantising in plain LuaJIT, straight from their definitions.
 --
--- No function of the C core computes here (one checks the arguments): nibbles, sums, scales and roundings are written
--- a second time, plainly, so that a mistake has to be made twice to stay unseen. A sum of int4 products is a whole
--- number far below 2^53, so Lua's doubles hold it exactly.
+-- No function of the C core computes here (one checks the arguments of the product): nibbles, sums, scales and
+-- roundings are written a second time, plainly, so that a mistake has to be made twice to stay unseen. A sum of int4
+-- products is a whole number far below 2^53, so Lua's doubles hold it exactly; a sum, product or quotient of two
+-- float32 in double precision, rounded to float32, is the one rounded once.
 -- @module int4mm.reference
 
 local ffi = require "ffi"
 local bit = require "bit"
 local enums = require "int4mm.enums"
+local check = require "int4mm.internal.check"
 local numeric = require "int4mm.internal.numeric"
 local ops = require "int4mm.ops"
 local tensor = require "int4mm.tensor"
 
-local band, rshift = bit.band, bit.rshift
-local to_float, from_float_bits = numeric.to_float, numeric.from_float_bits
+local band, bor, lshift, rshift = bit.band, bit.bor, bit.lshift, bit.rshift
+local to_float, from_float_bits, round_half_even = numeric.to_float, numeric.from_float_bits, numeric.round_half_even
+
+local reference = {}
 
 -- The value of a nibble, by encoding: two's complement, or value + 8.
 local values = {
@@ -57,14 +61,22 @@ local function scale(acc, scale_a, scale_b, bias)
   return bias and to_float(x + bias) or x
 end
 
+-- How the operands are packed: as the options say, or else the marks of the words.
+local function set_packing(opts, a_packed, b_packed)
+  local a, b = a_packed.packing or {}, b_packed.packing or {}
+  opts.encoding_a = opts.encoding_a or a.encoding or "twos_complement"
+  opts.encoding_b = opts.encoding_b or b.encoding or "twos_complement"
+  opts.layout_b = opts.layout_b or (b.dim == 2 and "nk" or "kn")
+end
+
 -- All operands on the CPU and known to fit each other.
 local function multiply(out, a_packed, b_packed, scale_a, scale_b, opts)
   local M, k8, N = a_packed:size(1), a_packed:size(2), out:size(2)
   if M * N == 0 then return end
   local K, lda, ldb = 8 * k8, a_packed.stride, b_packed.stride
   local nk = opts.layout_b == "nk"
-  local a = decode(a_packed:data(), M, k8, 1, lda, opts.encoding_a or "twos_complement")
-  local b = decode(b_packed:data(), N, k8, nk and 1 or ldb, nk and ldb or 1, opts.encoding_b or "twos_complement")
+  local a = decode(a_packed:data(), M, k8, 1, lda, opts.encoding_a)
+  local b = decode(b_packed:data(), N, k8, nk and 1 or ldb, nk and ldb or 1, opts.encoding_b)
   local rows, columns, bias = floats(scale_a), floats(scale_b), opts.bias and floats(opts.bias)
   local dtype = enums.dtypes[out.dtype]
   local encode, data, ldo = dtype.encode, ffi.cast(dtype.pointer, out:data()), out.stride
@@ -80,7 +92,6 @@ local OPTIONS = { "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layou
 
 --- The product in plain LuaJIT: slow on purpose, and what every other backend is compared with, bit for bit.
 -- GPU operands are copied to the CPU, the result to where `a_packed` is.
--- @function int4_matmul_reference
 -- @tparam tensor a_packed [M, K/8] int32
 -- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`; not prepacked
 -- @tparam tensor scale_a [M] float32
@@ -89,12 +100,13 @@ local OPTIONS = { "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layou
 --   @{int4mm.ops.int4_matmul}
 -- @treturn tensor [M, N]
 -- @raise as int4_matmul
-return function(a_packed, b_packed, scale_a, scale_b, opts)
+function reference.int4_matmul_reference(a_packed, b_packed, scale_a, scale_b, opts)
   local name = "int4_matmul_reference"
   opts = ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, OPTIONS)
   local device = a_packed.c.device
   local here = {}
   for key, value in pairs(opts) do here[key] = value end
+  set_packing(here, a_packed, b_packed)
   local function on_cpu(t) return tensor.on_cpu(name, t) end
   a_packed, b_packed, scale_a, scale_b = on_cpu(a_packed), on_cpu(b_packed), on_cpu(scale_a), on_cpu(scale_b)
   here.bias = here.bias and on_cpu(here.bias)
@@ -108,3 +120,200 @@ return function(a_packed, b_packed, scale_a, scale_b, opts)
   if out then return out == here.out and out or tensor.copy(name, out, here.out) end
   return tensor.convert(name, here.out, device, enums.dtypes[here.out.dtype])
 end
+
+-- ---- rotating and quantising ----
+
+-- A matrix on the CPU and its lines along dim (0: columns, 1: rows), each a table of numbers from 1.
+local function lines_of(t, dim)
+  local dtype = enums.dtypes[t.dtype]
+  local data = ffi.cast(dtype.pointer, t:data())
+  local rows, columns, stride, lines = t:size(1), t:size(2), t.stride, {}
+  for l = 1, dim == 0 and columns or rows do lines[l] = {} end
+  for r = 1, rows do
+    for c = 1, columns do
+      local x = dtype.decode(data[(r - 1) * stride + c - 1])
+      if dim == 0 then lines[c][r] = x else lines[r][c] = x end
+    end
+  end
+  return lines
+end
+
+-- Calls write(row, column, value) with the places counted from 0.
+local function each_element(lines, dim, write)
+  for l, line in ipairs(lines) do
+    for k, x in ipairs(line) do
+      if dim == 0 then write(k - 1, l - 1, x) else write(l - 1, k - 1, x) end
+    end
+  end
+end
+
+-- One stage of four points over a line.
+local function four_points(x, stride)
+  for base = 1, #x, 4 * stride do
+    for i = base, base + stride - 1 do
+      local x0, x1, x2, x3 = x[i], x[i + stride], x[i + 2 * stride], x[i + 3 * stride]
+      local s = to_float(to_float(x0 + x1) + to_float(x2 + x3))
+      x[i], x[i + stride] = to_float(s - to_float(x3 + x3)), to_float(s - to_float(x2 + x2))
+      x[i + 2 * stride], x[i + 3 * stride] = to_float(s - to_float(x1 + x1)), to_float(s - to_float(x0 + x0))
+    end
+  end
+end
+
+local function two_points(x, stride)
+  for base = 1, #x, 2 * stride do
+    for i = base, base + stride - 1 do
+      x[i], x[i + stride] = to_float(x[i] + x[i + stride]), to_float(x[i] - x[i + stride])
+    end
+  end
+end
+
+local function rotate_line(x, block)
+  local stride = 1
+  while 4 * stride <= block do
+    four_points(x, stride)
+    stride = 4 * stride
+  end
+  if stride < block then two_points(x, stride) end
+  local factor = to_float(1 / math.sqrt(block))
+  for i = 1, #x do x[i] = to_float(x[i] * factor) end
+end
+
+local function check_float_matrix(name, src)
+  if #src.shape ~= 2 or not enums.float_dtypes[src.dtype] then
+    check.raise(name, "src is %s, expected a matrix of float32, float16 or bfloat16", check.describe(src))
+  end
+end
+
+-- As the C core checks it; 0 stands for no rotation.
+local function check_block(name, what, block, src, dim)
+  if block == 0 then return end
+  local _, exponent = math.frexp(block)
+  if block ~= 2 ^ (exponent - 1) then
+    check.raise(name, "%s is %d, expected a power of two from 4 to 1024", what, block)
+  end
+  if src:size(dim + 1) % block ~= 0 then
+    check.raise(name, "%s is %d, which does not divide the %d values along dim %d of src", what, block,
+      src:size(dim + 1), dim + 1)
+  end
+end
+
+--- @{int4mm.ops.rotate} in plain LuaJIT: slow on purpose, and what every backend is compared with, bit for bit.
+-- @tparam tensor src [R, C] float32, float16 or bfloat16
+-- @tparam[opt] table opts `block` and `dim` as there; `out_dtype`, which is src's by default
+-- @treturn tensor on the CPU
+function reference.rotate_reference(src, opts)
+  local name = "rotate_reference"
+  opts = check.options(name, opts, { "block", "dim", "out_dtype" })
+  tensor.check(name, "src", src)
+  check_float_matrix(name, src)
+  local dim = enums.dim(name, opts.dim, 2)
+  local block = check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
+  local dtype = check.choice(name, "out_dtype", opts.out_dtype, enums.float_dtypes, src.dtype)
+  check_block(name, "block", block, src, dim)
+  src = tensor.on_cpu(name, src)
+  local lines = lines_of(src, dim)
+  local out = tensor.alloc(name, 2, src:size(1), src:size(2), dtype, enums.CPU)
+  local data, stride = ffi.cast(dtype.pointer, out:data()), out.stride
+  for _, line in ipairs(lines) do rotate_line(line, block) end
+  each_element(lines, dim, function(r, c, x) data[r * stride + c] = dtype.encode(x) end)
+  tensor.keep(out)
+  return out
+end
+
+local function first_not_finite(name, lines, dim)
+  local first, row, column, value = math.huge
+  each_element(lines, dim, function(r, c, x)
+    local place = r * 2 ^ 26 + c
+    if x - x ~= 0 and place < first then first, row, column, value = place, r + 1, c + 1, x end
+  end)
+  if not row then return end
+  local text = value ~= value and "NaN" or value > 0 and "+Inf" or "-Inf"
+  check.raise(name, "src holds %s at row %d, column %d: only finite numbers can be quantised", text, row, column)
+end
+
+-- q of one value, 0 where the scale is 0 or infinite.
+local function quantum(x, step, most)
+  if step == 0 or step == math.huge then return 0 end
+  local ratio = to_float(x / step)
+  local q = math.abs(ratio) < most and round_half_even(math.abs(ratio)) or most
+  return ratio < 0 and q ~= 0 and -q or q
+end
+
+local function squared_error(x, step, most)
+  local sums, sum = {}, 0
+  for i = 0, 31 do sums[i] = 0 end
+  for k = 0, #x - 1 do
+    local e = x[k + 1] - quantum(x[k + 1], step, most) * step
+    sums[k % 32] = sums[k % 32] + e * e
+  end
+  for i = 0, 31 do sum = sum + sums[i] end
+  return sum
+end
+
+-- The scale of a line, whose rotation may have overflowed.
+local function scale_of_line(x, known, most)
+  local absmax = 0
+  for _, v in ipairs(x) do
+    if v - v ~= 0 then return math.huge end
+    absmax = math.max(absmax, math.abs(v))
+  end
+  local function scale_at(clip) return to_float(to_float(absmax * clip) / most) end
+  if known.clip_mse == 0 then return scale_at(known.clip == 0 and 1 or known.clip) end
+  local best, least = nil, math.huge
+  for i = 64, 32, -1 do
+    local step = scale_at(i / 64)
+    local err = squared_error(x, step, most)
+    if not best or err < least then best, least = step, err end
+  end
+  return best
+end
+
+-- Stores the values of lines in `out`: int8, or packed along dim.
+local function store(out, lines, dim, encoding)
+  local data, stride = ffi.cast(enums.dtypes[out.dtype].pointer, out:data()), out.stride
+  if out.dtype == "int8" then
+    each_element(lines, dim, function(r, c, q) data[r * stride + c] = q end)
+    return
+  end
+  local zero = encoding == enums.encodings.offset and 8 or 0
+  for r = 0, out:size(1) - 1 do
+    for c = 0, out:size(2) - 1 do
+      local line, first, word = lines[(dim == 0 and c or r) + 1], 8 * (dim == 0 and r or c), 0
+      for i = 0, 7 do word = bor(word, lshift(band((line[first + i + 1] or 0) + zero, 15), 4 * i)) end
+      data[r * stride + c] = word
+    end
+  end
+end
+
+--- @{int4mm.ops.quantize} in plain LuaJIT: slow on purpose, and what every backend is compared with, bit for bit.
+-- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
+-- @tparam[opt] table opts `dim`, `rotate`, `clip`, `dtype` and `encoding` as there
+-- @treturn tensor packed, int32 or int8, on the CPU
+-- @treturn tensor scales, float32, on the CPU
+-- @raise as quantize
+function reference.quantize_reference(src, opts)
+  local name = "quantize_reference"
+  opts = check.options(name, opts, { "dim", "rotate", "clip", "dtype", "encoding" })
+  local known = ops.quantize_options(name, src, opts)
+  check_float_matrix(name, src)
+  local dim, most = known.dim, known.dtype == enums.dtypes.int8 and 127 or 7
+  check_block(name, "rotate", known.rotate, src, dim)
+  src = tensor.on_cpu(name, src)
+  local lines, size = lines_of(src, dim), { src:size(1), src:size(2) }
+  first_not_finite(name, lines, dim)
+  if most == 7 then size[dim + 1] = math.ceil(size[dim + 1] / 8) end
+  local out = tensor.alloc(name, 2, size[1], size[2], known.dtype, enums.CPU)
+  local scales = tensor.alloc(name, 1, #lines, 1, enums.dtypes.float32, enums.CPU)
+  local bits = ffi.cast("uint32_t *", scales:data())
+  for l, x in ipairs(lines) do
+    if known.rotate > 0 then rotate_line(x, known.rotate) end
+    local step = scale_of_line(x, known, most)
+    bits[l - 1] = numeric.float_bits(step)
+    for k = 1, #x do x[k] = quantum(x[k], step, most) end
+  end
+  store(out, lines, dim, known.encoding)
+  tensor.keep(src, out, scales)
+  return out, scales
+end
+
+return reference

@@ -3,7 +3,15 @@
 -- A tensor is a C struct held by value; its memory is counted by references, so views share it, and goes when the last
 -- tensor over it is collected or freed. Fields, all for reading: `shape` ({ rows, columns } or { length }), `dtype`
 -- ("float16"), `device` ("cpu", "cuda:0"), `stride` (elements from one row to the next), `layout` ("rows", or "panels"
--- for a prepacked weight, whose elements cannot be read). Indices and dimensions count from 1.
+-- for a prepacked weight, whose elements cannot be read), `packing` (see below). Indices and dimensions count from 1.
+--
+-- **A packed tensor knows how it was packed.** What `pack_int4_to_int32`, `quantize`, `prepack` and
+-- `generate_test_data` return has `packing` = `{ dim =, encoding =, length = }`: the dimension that is packed eight to
+-- a word, the nibbles' encoding, and how many values there are along it (nil where it is not known), of which the last
+-- word may hold fewer than eight. Products, `unpack_int32_to_int4` and `dequantize` take options that are left out from
+-- there and refuse those that contradict it. Words from elsewhere have no `packing` and are read as the options say;
+-- @{methods:mark_} gives them one. Copies and views have the packing of what they were made from; @{methods:set} leaves
+-- it, and what writes all words anew (`fill_`, `fill_bytes_`, `random`, `copy_` from words without one) takes it away.
 -- @module int4mm.tensor
 
 local ffi = require "ffi"
@@ -146,11 +154,33 @@ function tensor.encode(name, dtype, x, rank, i, j)
   return bits
 end
 
+-- ---- marks ----
+
+local function is_marked(t) return t.c.packing ~= enums.UNMARKED end
+tensor.is_marked = is_marked
+
+-- packing is 1 or 2, the dimension, or enums.UNMARKED; a length of 0 is not known
+local function mark(name, t, packing, encoding, length)
+  binding.check(name, lib.int4mm_tensor_mark(t.c, packing, encoding, length))
+  return t
+end
+tensor.mark = mark
+
+--- How a tensor is packed, in words: "int4 packed along dim 2, K = 60, offset"; nil where it has no mark.
+function tensor.packing_text(t)
+  if not is_marked(t) then return nil end
+  local known = t.c.packed_k > 0 and (", K = %d"):format(tonumber(t.c.packed_k)) or ""
+  return ("int4 packed along dim %d%s, %s"):format(t.c.packing, known, enums.encoding_names[t.c.encoding])
+end
+
+-- ---- filling ----
+
 -- Sets every element to one value.
 function tensor.fill(name, t, value)
   check_rows(name, t)
   local dtype, rows, columns = info_of(t), rows_of(t), columns_of(t)
   local bits = tensor.encode(name, dtype, value)
+  if is_marked(t) then mark(name, t, enums.UNMARKED, 0, 0) end
   if rows * columns == 0 then return t end
   local here = t.c.device == CPU and t or like(name, t, CPU)
   local data, stride = ffi.cast(dtype.pointer, here.c.data), tonumber(here.c.stride)
@@ -186,6 +216,12 @@ function fields.dtype(t) return enums.dtype_names[t.c.dtype] end
 function fields.device(t) return enums.device_name(t.c.device) end
 function fields.stride(t) return tonumber(t.c.stride) end
 function fields.layout(t) return enums.layout_names[t.c.layout] end
+
+function fields.packing(t)
+  if not is_marked(t) then return nil end
+  local k = tonumber(t.c.packed_k)
+  return { dim = t.c.packing, encoding = enums.encoding_names[t.c.encoding], length = k > 0 and k or nil }
+end
 
 -- ---- methods ----
 
@@ -378,6 +414,26 @@ function methods:fill_bytes_(byte, stream)
   return self
 end
 
+--- Says how words from elsewhere are packed, as if they came from `pack_int4_to_int32`.
+-- @tparam[opt] table opts `dim` (2: the words are [R, K/8]; 1: [K/8, C]), `encoding` ("twos_complement" or "offset"),
+--   `length` (K, where it is known)
+-- @treturn tensor self
+-- @raise for what is no matrix of int32, and for a length that the words do not hold
+function methods:mark_(opts)
+  check_rows("mark_", self)
+  opts = check.options("mark_", opts, { "dim", "encoding", "length" })
+  local dim = enums.dim("mark_", opts.dim, 2)
+  local encoding = check.choice("mark_", "encoding", opts.encoding, enums.encodings, "twos_complement")
+  local length = check.integer("mark_", "length", check.default(opts.length, 0), 0)
+  return mark("mark_", self, dim + 1, encoding, length)
+end
+
+--- Takes the mark away: the words are read as options say.
+-- @treturn tensor self
+function methods:unmark_()
+  return mark("unmark_", check_rows("unmark_", self), enums.UNMARKED, 0, 0)
+end
+
 --- The elements as Lua numbers: a table for a vector, a table of rows for a matrix.
 -- @treturn table
 function methods:totable()
@@ -476,6 +532,7 @@ end
 function events.__tostring(t)
   if t.c.rank == 0 then return "tensor(freed)" end
   local suffix = ("dtype=%s, device=%s, shape=%s"):format(t.dtype, t.device, shape_text(t))
+  if is_marked(t) then suffix = suffix .. ", " .. tensor.packing_text(t) end
   if t.c.layout ~= enums.ROWS then return ("tensor(prepacked, %s)"):format(suffix) end
   return print_tensor(t, info_of(t).low ~= nil, suffix)
 end

@@ -312,8 +312,12 @@ static void test_empty(void) {
     OK(int4mm_pack(&words, &bytes, flip, INT4MM_OFFSET, NULL)); /* along the dimension of no length */
     OK(int4mm_unpack(&bytes, &words, flip, INT4MM_OFFSET, NULL));
     OK(int4mm_pack(&eighth, &bytes, !flip, INT4MM_OFFSET, NULL));
-    OK(int4mm_quantize(&eighth, &none, &floats, !flip, INT4MM_OFFSET, 1, NULL));
-    OK(int4mm_dequantize(&floats, &eighth, &none, !flip, INT4MM_OFFSET, NULL));
+    int4mm_quantize_args q = {.src = &floats, .packed = &eighth, .scales = &none, .dim = !flip, .check = 1};
+    OK(int4mm_quantize(&q));
+    q.rotate = 1024, q.clip_mse = 1;
+    OK(int4mm_quantize(&q));
+    OK(int4mm_rotate(&floats, &floats, !flip, 4, NULL));
+    OK(int4mm_dequantize(&floats, &eighth, &none, !flip, INT4MM_TWOS_COMPLEMENT, NULL));
     OK(int4mm_tensor_copy(&floats, &words, NULL));
     OK(int4mm_tensor_copy(&bytes, &words, NULL));
     OK(int4mm_random(&words, 1, 1, 0, 0, NULL));
@@ -372,6 +376,45 @@ static void test_errors(void) {
 
 /* ---- packing ---- */
 
+static void test_quantize_errors(void) {
+  int4mm_tensor x = matrix(16, 24, INT4MM_FLOAT32), words = matrix(16, 3, INT4MM_INT32),
+                bytes = matrix(16, 24, INT4MM_INT8), narrow = matrix(16, 23, INT4MM_INT8),
+                scales = vector(16, INT4MM_FLOAT32);
+  const int4mm_quantize_args good = {.src = &x, .packed = &words, .scales = &scales, .dim = 1, .check = 1};
+  int4mm_quantize_args args = good;
+  OK(int4mm_random(&x, 5, 0, -3, 3, NULL));
+  FAILS(int4mm_quantize(NULL), INT4MM_ERR_ARGUMENT, "args is NULL");
+  args.packed = &bytes, args.rotate = 8, args.clip_mse = 1;
+  OK(int4mm_quantize(&args));
+  OK(int4mm_dequantize(&x, &bytes, &scales, 1, INT4MM_TWOS_COMPLEMENT, NULL));
+  args.packed = &narrow;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "packed is [16, 23] int8 but src is [16, 24] float32");
+  FAILS(int4mm_dequantize(&x, &narrow, &scales, 1, INT4MM_TWOS_COMPLEMENT, NULL), INT4MM_ERR_ARGUMENT,
+        "packed is [16, 23] int8 but dst is [16, 24] float32");
+  args = good, args.rotate = 12;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "rotate is 12, expected a power of two from 4 to 1024");
+  args.rotate = 16;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "rotate is 16, which does not divide the 24 values along dim 1");
+  args = good, args.clip = 1.5f;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "clip is 1.5, expected a number above 0 and up to 1");
+  args.clip = NAN;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "clip is");
+  args.clip = 0.5f, args.clip_mse = 1;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "clip is 0.5 beside clip_mse");
+  args = good, args.clip_mse = 2;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "clip_mse is 2");
+  FAILS(int4mm_rotate(&bytes, &x, 1, 8, NULL), INT4MM_ERR_ARGUMENT, "dst is [16, 24] int8");
+  FAILS(int4mm_rotate(&x, &x, 2, 8, NULL), INT4MM_ERR_ARGUMENT, "dim is 2");
+  FAILS(int4mm_rotate(&x, &x, 1, 2048, NULL), INT4MM_ERR_ARGUMENT, "block is 2048");
+  FAILS(int4mm_rotate(&x, &x, 0, 32, NULL), INT4MM_ERR_ARGUMENT, "does not divide the 16 values along dim 0");
+  int4mm_tensor shifted = {0};
+  OK(int4mm_tensor_wrap(&shifted, (char *)x.data + 4, 2, 15, 24, 24, INT4MM_FLOAT32, INT4MM_CPU));
+  int4mm_tensor top = {0};
+  OK(int4mm_tensor_narrow(&top, &x, 0, 0, 15));
+  FAILS(int4mm_rotate(&shifted, &top, 1, 8, NULL), INT4MM_ERR_ARGUMENT, "dst overlaps src");
+  release_all((int4mm_tensor *[]){&x, &words, &bytes, &narrow, &scales, &shifted, &top, NULL});
+}
+
 static void test_packing(void) {
   int4mm_tensor plain = matrix(3, 13, INT4MM_INT8), packed = matrix(3, 2, INT4MM_INT32),
                 back = matrix(3, 13, INT4MM_INT8);
@@ -387,12 +430,14 @@ static void test_packing(void) {
         "packed is [3, 2] int32 but src is [3, 13] int8: packed along dim 0 that is [1, 13]");
   FAILS(int4mm_pack(&packed, &plain, 2, INT4MM_OFFSET, NULL), INT4MM_ERR_ARGUMENT, "dim is 2");
   OK(int4mm_random(&x, 5, 0, -3, 3, NULL));
-  OK(int4mm_quantize(&packed, &scales, &x, 1, INT4MM_TWOS_COMPLEMENT, 1, NULL));
+  int4mm_quantize_args args = {.src = &x, .packed = &packed, .scales = &scales, .dim = 1, .check = 1};
+  OK(int4mm_quantize(&args));
   OK(int4mm_dequantize(&x, &packed, &scales, 1, INT4MM_TWOS_COMPLEMENT, NULL));
   ((float *)x.data)[26] = NAN;
-  FAILS(int4mm_quantize(&packed, &scales, &x, 1, INT4MM_TWOS_COMPLEMENT, 1, NULL), INT4MM_ERR_VALUE,
-        "src holds NaN at row 2, column 0");
-  FAILS(int4mm_quantize(&packed, &scales, &x, 0, INT4MM_TWOS_COMPLEMENT, 1, NULL), INT4MM_ERR_ARGUMENT, "dim 0");
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_VALUE, "src holds NaN at row 2, column 0");
+  args.dim = 0;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "dim 0");
+  test_quantize_errors();
   release_all((int4mm_tensor *[]){&plain, &packed, &back, &x, &scales, NULL});
 }
 

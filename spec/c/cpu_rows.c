@@ -1,6 +1,6 @@
 /*
- * Packing, quantising, random numbers and copies on every instruction set that runs here, over generated matrices,
- * against loops that follow src/int4mm.h word for word. Exits 1 at the first difference.
+ * Packing, rotating, quantising, random numbers and copies on every instruction set that runs here, over generated
+ * matrices, against loops that follow src/int4mm.h word for word. Exits 1 at the first difference.
  *
  *   cpu_rows [cases [seed]]    $CASES or 400 cases by default (60 under an emulator or ThreadSanitizer), from seed 1
  */
@@ -166,22 +166,119 @@ static void pack_case(void) {
   drop(&j);
 }
 
-static int32_t quantized_value(const int4mm_pack_job *j, int64_t r, int64_t c) {
-  float scale = j->scales[j->dim ? r : c], x = get_float(&j->plain, r, c);
-  if (scale == 0) return 0;
+/* ---- rotating and quantising, by the words of int4mm.h ---- */
+
+static void rotate_line(float *x, int64_t n, int64_t block) {
+  int64_t stride = 1;
+  for (; 4 * stride <= block; stride *= 4) {
+    for (int64_t i = 0; i < n; i++) {
+      if (i / stride % 4) continue;
+      float x0 = x[i], x1 = x[i + stride], x2 = x[i + 2 * stride], x3 = x[i + 3 * stride];
+      float s = (x0 + x1) + (x2 + x3);
+      x[i] = s - (x3 + x3), x[i + stride] = s - (x2 + x2);
+      x[i + 2 * stride] = s - (x1 + x1), x[i + 3 * stride] = s - (x0 + x0);
+    }
+  }
+  for (int64_t i = 0; stride < block && i < n; i++) {
+    if (i / stride % 2) continue;
+    float x0 = x[i], x1 = x[i + stride];
+    x[i] = x0 + x1, x[i + stride] = x0 - x1;
+  }
+  float factor = (float)(1 / sqrt((double)block));
+  for (int64_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+static float quantized(float x, float scale, float most) {
+  if (scale == 0 || isinf(scale)) return 0;
   float q = nearbyintf(x / scale);
-  return (int32_t)(q < -7 ? -7 : q > 7 ? 7 : q);
+  return q < -most ? -most : q > most ? most : q;
+}
+
+static double squared_error(const float *x, int64_t n, float scale, float most) {
+  double sums[32] = {0}, sum = 0;
+  for (int64_t k = 0; k < n; k++) {
+    double e = (double)x[k] - (double)quantized(x[k], scale, most) * (double)scale;
+    sums[k % 32] += e * e;
+  }
+  for (int i = 0; i < 32; i++) sum += sums[i];
+  return sum;
+}
+
+static float scale_of_line(const float *x, int64_t n, const int4mm_pack_job *j, float most) {
+  float absmax = 0;
+  for (int64_t k = 0; k < n; k++) absmax = fmaxf(absmax, isfinite(x[k]) ? fabsf(x[k]) : INFINITY);
+  if (!j->clip_mse || isinf(absmax)) return absmax * j->clip / most;
+  float best = absmax / most;
+  double least = squared_error(x, n, best, most);
+  for (int i = 63; i >= 32; i--) {
+    float scale = absmax * ((float)i / 64) / most;
+    double error = squared_error(x, n, scale, most);
+    if (error < least) least = error, best = scale;
+  }
+  return best;
+}
+
+/* The float32 line l along the job's dimension, rotated. */
+static void get_line(const int4mm_pack_job *j, int64_t l, float *x, int64_t n) {
+  for (int64_t k = 0; k < n; k++) x[k] = get_float(&j->plain, j->dim ? l : k, j->dim ? k : l);
+  if (j->rotate) rotate_line(x, n, j->rotate);
+}
+
+static int32_t stored_value(const int4mm_pack_job *j, int64_t r, int64_t c) {
+  return j->packed.dtype == INT4MM_INT8 ? *(int8_t *)at(&j->packed, r, c) : packed_value(j, r, c);
+}
+
+static int32_t zero_value(const int4mm_pack_job *j, int64_t r, int64_t c) {
+  return packed_value(j, r, c); /* only the padding is judged */
+}
+
+static void judge_quantized(const int4mm_pack_job *j) {
+  int64_t R = j->plain.rows, C = j->plain.cols, n = j->dim ? C : R;
+  float most = j->packed.dtype == INT4MM_INT8 ? 127 : 7, *x = malloc((size_t)n * sizeof *x);
+  if (!x) exit(2);
+  for (int64_t l = 0; l < (j->dim ? R : C); l++) {
+    get_line(j, l, x, n);
+    float scale = scale_of_line(x, n, j, most);
+    judge(int4mm_float_bits(j->scales[l]) == int4mm_float_bits(scale), "scale", l, 0);
+    for (int64_t k = 0; k < n; k++) {
+      int64_t r = j->dim ? l : k, c = j->dim ? k : l;
+      judge(stored_value(j, r, c) == (int32_t)quantized(x[k], scale, most), "value", r, c);
+    }
+  }
+  free(x);
+  if (most == 7) judge_packed(j, zero_value);
+  judge_poison(&j->packed);
+}
+
+static void draw_options(int4mm_pack_job *j) {
+  static const float clips[] = {1, 1, 0.9f, 0.015625f, 1e-40f};
+  j->clip = clips[below(5)];
+  j->clip_mse = below(4) == 0;
+  if (j->clip_mse) j->clip = 1;
+  int64_t *extent = j->dim ? &j->plain.cols : &j->plain.rows, block = 4 << below(9);
+  if (below(2)) { /* the matrix shrinks to whole blocks, and its packed one with it */
+    while (block > *extent) block /= 2;
+    if (block >= 4) j->rotate = (int32_t)block, *extent -= *extent % block;
+  }
+  free(j->packed.data);
+  int64_t R = j->plain.rows, C = j->plain.cols;
+  j->packed = below(2) ? make(R, C, INT4MM_INT8)
+              : j->dim ? make(R, (C + 7) / 8, INT4MM_INT32)
+                       : make((R + 7) / 8, C, INT4MM_INT32);
 }
 
 static void quantize_case(void) {
   int4mm_pack_job j = make_job(INT4MM_FLOAT16 + (int32_t)below(3));
-  int64_t R = j.plain.rows, C = j.plain.cols, lines = j.dim ? R : C, bad = -1;
+  int64_t bad = -1;
   float size = ldexpf(1.0f, (int)below(30) - 15);
-  bool zeros = below(8) == 0, tiny = below(8) == 0;
+  bool zeros = below(8) == 0, tiny = below(8) == 0, huge = below(8) == 0;
   what = "quantize";
+  draw_options(&j);
+  int64_t R = j.plain.rows, C = j.plain.cols, lines = j.dim ? R : C;
+  if (huge) size = j.plain.dtype == INT4MM_FLOAT16 ? 65000.0f : 3e38f;
   for (int64_t r = 0; r < R; r++) {
     for (int64_t c = 0; c < C; c++) {
-      float x = ((float)below(4001) - 2000) / (below(3) ? 2000.0f : 14000.0f / 3) * size;
+      float x = ((float)below(4001) - 2000) / (below(3) || huge ? 2000.0f : 14000.0f / 3) * size;
       if (zeros && (r + c) % 3) x = 0;
       if (tiny) x = int4mm_bits_float((uint32_t)below(40));
       put_float(&j.plain, r, c, x);
@@ -189,13 +286,7 @@ static void quantize_case(void) {
   }
   j.scales = malloc((size_t)lines * 4);
   judge(int4mm_cpu_quantize(&j, &bad) == INT4MM_OK, "status", 0, 0);
-  for (int64_t l = 0; l < lines; l++) {
-    float largest = 0;
-    for (int64_t i = 0; i < (j.dim ? C : R); i++)
-      largest = fmaxf(largest, fabsf(get_float(&j.plain, j.dim ? l : i, j.dim ? i : l)));
-    judge(j.scales[l] == largest / 7.0f, "scale", l, 0);
-  }
-  judge_packed(&j, quantized_value);
+  judge_quantized(&j);
   what = "dequantize";
   int4mm_pack_job back = j;
   back.plain = make(R, C, INT4MM_FLOAT16 + (int32_t)below(3));
@@ -203,7 +294,7 @@ static void quantize_case(void) {
   int4mm_cpu_dequantize(&back);
   for (int64_t r = 0; r < R; r++) {
     for (int64_t c = 0; c < C; c++) {
-      float expected = (float)packed_value(&j, r, c) * j.scales[j.dim ? r : c];
+      float expected = (float)stored_value(&j, r, c) * j.scales[j.dim ? r : c];
       int4mm_matrix one = {&(uint32_t){0}, 1, 1, 1, back.plain.dtype};
       put_float(&one, 0, 0, expected);
       if (isnan(expected)) *(uint32_t *)one.data = nan_of(one.dtype);
@@ -217,6 +308,64 @@ static void quantize_case(void) {
   judge(int4mm_cpu_quantize(&j, &bad) == INT4MM_ERR_VALUE && bad == first, "first bad value", bad / C, bad % C);
   free(back.plain.data);
   drop(&j);
+}
+
+/* Quotients about every tie, for one scale of any size: there a reciprocal in place of a division would show. */
+static void tie_case(void) {
+  enum { TIES = 127, NEAR = 7 };
+  float most = below(2) ? 127 : 7, scale = int4mm_bits_float(0x00000001u + next() % 0x7e000000u), x[TIES * NEAR];
+  if (below(2)) scale = int4mm_bits_float(0x3f800000u | (int4mm_float_bits(scale) & 0x7fffff));
+  for (int i = 0; i < TIES * NEAR; i++) {
+    float tie = ((float)(i / NEAR) + 0.5f) * scale;
+    float near = int4mm_bits_float(int4mm_float_bits(tie) + (uint32_t)(i % NEAR) - NEAR / 2);
+    x[i] = !isfinite(near) ? 0 : below(2) ? near : -near;
+  }
+  int8_t q[TIES * NEAR], columns[TIES * NEAR];
+  float scales[TIES * NEAR];
+  for (int i = 0; i < TIES * NEAR; i++) scales[i] = scale;
+  what = "quotients about ties";
+  int4mm_cpu_current()->rows->quantize(q, x, scale, most, TIES * NEAR);
+  int4mm_cpu_current()->rows->quantize_columns(columns, x, scales, most, TIES * NEAR);
+  for (int i = 0; i < TIES * NEAR; i++) {
+    judge(q[i] == (int8_t)quantized(x[i], scale, most), "value", 0, i);
+    judge(columns[i] == q[i], "value by columns", 0, i);
+  }
+}
+
+static void rotate_case(void) {
+  int4mm_rotate_job j = {.dim = (int32_t)below(2), .block = 4 << below(9)};
+  int64_t whole = j.block * (1 + below(j.block > 64 ? 2 : 20)), other = 1 + below(60);
+  j.src = make(j.dim ? other : whole, j.dim ? whole : other, INT4MM_FLOAT16 + (int32_t)below(3));
+  bool in_place = below(2), odd = below(3) == 0;
+  j.dst = in_place ? j.src : make(j.src.rows, j.src.cols, INT4MM_FLOAT16 + (int32_t)below(3));
+  what = "rotate";
+  for (int64_t r = 0; r < j.src.rows; r++) {
+    for (int64_t c = 0; c < j.src.cols; c++) { /* now and then every pattern of bits, infinities and NaN among them */
+      uint32_t bits = next();
+      put_float(&j.src, r, c, ((float)below(4001) - 2000) / 1024);
+      if (odd && below(50) == 0) memcpy(at(&j.src, r, c), &bits, int4mm_dtype_size(j.src.dtype));
+    }
+  }
+  int4mm_matrix expected = make(j.src.rows, j.src.cols, INT4MM_FLOAT32);
+  float *x = malloc((size_t)whole * sizeof *x);
+  if (!x) exit(2);
+  for (int64_t l = 0; l < other; l++) {
+    for (int64_t k = 0; k < whole; k++) x[k] = get_float(&j.src, j.dim ? l : k, j.dim ? k : l);
+    rotate_line(x, whole, j.block);
+    for (int64_t k = 0; k < whole; k++) put_float(&expected, j.dim ? l : k, j.dim ? k : l, x[k]);
+  }
+  int4mm_cpu_rotate(&j);
+  for (int64_t r = 0; r < j.dst.rows; r++) {
+    for (int64_t c = 0; c < j.dst.cols; c++) {
+      int4mm_matrix one = {&(uint32_t){0}, 1, 1, 1, j.dst.dtype};
+      put_float(&one, 0, 0, get_float(&expected, r, c));
+      if (isnan(get_float(&expected, r, c))) *(uint32_t *)one.data = nan_of(one.dtype);
+      judge(!memcmp(one.data, at(&j.dst, r, c), int4mm_dtype_size(one.dtype)), "value", r, c);
+    }
+  }
+  judge_poison(&j.dst);
+  free(x), free(expected.data), free(j.src.data);
+  if (!in_place) free(j.dst.data);
 }
 
 static void random_case(void) {
@@ -297,12 +446,13 @@ int main(int argc, char **argv) {
   const char *given = getenv("CASES");
   int cases = argc > 1 ? atoi(argv[1]) : given ? atoi(given) : CASES;
   state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-  void (*const kinds[])(void) = {pack_case, quantize_case, random_case, copy_case, transpose_case};
+  void (*const kinds[])(void) = {pack_case,   quantize_case, tie_case,      rotate_case,
+                                 random_case, copy_case,     transpose_case};
   for (int i = 0; i < cases; i++) {
     if (int4mm_set_num_threads(1 + (int32_t)below(4))) return 1;
     for (int32_t isa = 0; int4mm_cpu_isa_at(isa); isa++) {
       if (int4mm_set_cpu_isa(int4mm_cpu_isa_at(isa))) return 1;
-      kinds[i % 5]();
+      kinds[i % 7]();
     }
   }
   printf("cpu_rows: %d cases agree on each instruction set\n", cases);

@@ -229,8 +229,13 @@ static void test_quantize(void) {
   int4mm_tensor words = make(packed_rows, packed_cols, INT4MM_INT32, INT4MM_CPU),
                 scales = make(dim ? rows : cols, VECTOR, INT4MM_FLOAT32, INT4MM_CPU);
   int4mm_tensor x_gpu = moved(&x, 0), words_gpu = moved(&words, 0), scales_gpu = moved(&scales, 0);
-  OK(int4mm_quantize(&words, &scales, &x, dim, encoding, 1, NULL));
-  OK(int4mm_quantize(&words_gpu, &scales_gpu, &x_gpu, dim, encoding, (int32_t)draw(2), NULL));
+  int4mm_quantize_args here = {
+      .src = &x, .packed = &words, .scales = &scales, .dim = dim, .encoding = encoding, .check = 1};
+  int4mm_quantize_args there = {
+      .src = &x_gpu, .packed = &words_gpu, .scales = &scales_gpu, .dim = dim, .encoding = encoding};
+  OK(int4mm_quantize(&here));
+  there.check = (int32_t)draw(2);
+  OK(int4mm_quantize(&there));
   CHECK(same(&words, &words_gpu) && same(&scales, &scales_gpu));
   OK(int4mm_dequantize(&x, &words, &scales, dim, encoding, NULL));
   OK(int4mm_dequantize(&x_gpu, &words_gpu, &scales_gpu, dim, encoding, NULL));
@@ -238,8 +243,8 @@ static void test_quantize(void) {
   *(float *)numbers.data = NAN;
   OK(int4mm_tensor_copy(&x, &numbers, NULL));
   OK(int4mm_tensor_copy(&x_gpu, &x, NULL));
-  FAILS(int4mm_quantize(&words_gpu, &scales_gpu, &x_gpu, dim, encoding, 1, NULL), INT4MM_ERR_VALUE,
-        "src holds NaN at row 0, column 0");
+  there.check = 1;
+  FAILS(int4mm_quantize(&there), INT4MM_ERR_VALUE, "src holds NaN at row 0, column 0");
   int4mm_tensor *all[] = {&numbers, &x, &words, &scales, &x_gpu, &words_gpu, &scales_gpu};
   for (int i = 0; i < 7; i++) int4mm_tensor_release(all[i]);
 }
@@ -262,7 +267,9 @@ static void test_prepack(void) {
   args.layout_b = INT4MM_B_NK, args.encoding_b = INT4MM_OFFSET;
   OK(int4mm_matmul(&args));
   OK(int4mm_prepack(&kn, &gpu.t[1], INT4MM_B_NK, INT4MM_OFFSET));
+  OK(int4mm_tensor_mark(&kn, INT4MM_UNMARKED, 0, 0));
   OK(int4mm_prepack(&again, &kn, INT4MM_B_KN, INT4MM_OFFSET)); /* flips a KN weight, and the next flips it back */
+  OK(int4mm_tensor_mark(&again, INT4MM_UNMARKED, 0, 0));
   int4mm_tensor_release(&gpu.t[1]);
   OK(int4mm_prepack(&gpu.t[1], &again, INT4MM_B_KN, INT4MM_OFFSET));
   args.layout_b = INT4MM_B_KN, args.encoding_b = INT4MM_TWOS_COMPLEMENT;

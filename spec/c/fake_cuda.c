@@ -253,6 +253,14 @@ static int32_t fake_quantize(int32_t device, const int4mm_pack_job *job, int64_t
   return int4mm_cpu_quantize(&j, bad);
 }
 
+static int32_t fake_rotate(int32_t device, const int4mm_rotate_job *job, void *stream) {
+  int4mm_rotate_job j = *job;
+  (void)stream;
+  j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src);
+  int4mm_cpu_rotate(&j);
+  return INT4MM_OK;
+}
+
 static int32_t fake_unpack(int32_t device, const int4mm_pack_job *job, void *stream) {
   int4mm_pack_job j = host_job(device, job);
   (void)stream;
@@ -305,6 +313,7 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .matmul = fake_matmul,
                                       .pack = fake_pack,
                                       .quantize = fake_quantize,
+                                      .rotate = fake_rotate,
                                       .unpack = fake_unpack,
                                       .dequantize = fake_dequantize,
                                       .random = fake_random,

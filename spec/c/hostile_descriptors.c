@@ -6,6 +6,7 @@
  *   hostile_descriptors [calls [seed]]    20000 calls by default, from seed 1
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
@@ -54,6 +55,10 @@ static void make(int4mm_tensor *t, int i, int32_t rank, int32_t dtype, int64_t r
                                        : extent();
   if (t->shape[0] == 1 && t->rank == 2 && below(3) == 0) t->stride = INT64_MAX / (8 * (1 + below(4)));
   if (below(20) == 0) t->data = NULL;
+  if (below(6) == 0) t->packing = below(8) ? (int32_t)below(3) : (int32_t)next();
+  if (below(2)) t->encoding = below(8) ? (int32_t)below(2) : (int32_t)next();
+  if (below(4) == 0)
+    t->packed_k = below(2) ? (int64_t)(8 * (uint64_t)t->shape[t->packing == 2] - (uint64_t)below(8)) : extent();
   if (span(t) > BYTES) t->shape[0] = 0;
 }
 
@@ -68,6 +73,16 @@ static void judge(int32_t status, const char *what) {
   CHECK(status == INT4MM_OK || int4mm_last_error()[0]);
 }
 
+static int32_t block(void) {
+  static const int32_t blocks[] = {4, 8, 16, 1024, 3, -4, INT32_MIN, INT32_MAX, 2048};
+  return below(3) ? 4 << below(3) : blocks[below(9)];
+}
+
+static float clip(void) {
+  static const float clips[] = {0, 1, 0.5f, 1e-40f, -1, 2, INFINITY, NAN};
+  return clips[below(2) ? below(3) : below(8)];
+}
+
 static void pack_call(int kind) {
   int4mm_tensor plain, packed, scales;
   int64_t rows = extent(), cols = extent();
@@ -76,13 +91,28 @@ static void pack_call(int kind) {
   static const int32_t integers[] = {INT4MM_INT8, INT4MM_INT32}, floats[] = {4, 2, 3};
   make(&plain, 0, 2, kind < 2 ? integers[below(2)] : floats[below(3)], rows, cols);
   int64_t r = plain.shape[0], c = plain.shape[1];
-  make(&packed, 1, 2, INT4MM_INT32, dim == 0 ? r / 8 + (r % 8 > 0) : r, dim == 0 ? c : c / 8 + (c % 8 > 0));
+  if (kind >= 2 && below(2)) { /* int8 */
+    make(&packed, 1, 2, INT4MM_INT8, r, c);
+  } else {
+    make(&packed, 1, 2, INT4MM_INT32, dim == 0 ? r / 8 + (r % 8 > 0) : r, dim == 0 ? c : c / 8 + (c % 8 > 0));
+  }
   make(&scales, 2, 1, INT4MM_FLOAT32, dim == 0 ? c : r, 1);
   memcpy(before, memory, sizeof memory);
   if (kind == 0) judge(int4mm_pack(&packed, &plain, dim, encoding, NULL), "pack");
   if (kind == 1) judge(int4mm_unpack(&plain, &packed, dim, encoding, NULL), "unpack");
-  if (kind == 2) judge(int4mm_quantize(&packed, &scales, &plain, dim, encoding, 1, NULL), "quantize");
+  int4mm_quantize_args q = {&plain, &packed, &scales, dim, encoding, block(), clip(), (int32_t)below(2), 1, NULL};
+  if (kind == 2) judge(int4mm_quantize(&q), "quantize");
   if (kind == 3) judge(int4mm_dequantize(&plain, &packed, &scales, dim, encoding, NULL), "dequantize");
+}
+
+static void rotate_call(void) {
+  static const int32_t floats[] = {4, 2, 3};
+  int4mm_tensor dst, src;
+  int32_t dim = below(8) ? (int32_t)below(2) : (int32_t)next();
+  make(&src, 0, 2, floats[below(3)], below(2) ? 4 * below(6) : extent(), below(2) ? 4 * below(6) : extent());
+  make(&dst, 1, 2, floats[below(3)], src.shape[0], src.shape[1]);
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_rotate(below(2) ? &dst : &src, &src, dim, block(), NULL), "rotate");
 }
 
 static void tensor_call(void) {
@@ -141,10 +171,11 @@ int main(int argc, char **argv) {
   for (int i = 0; i < TENSORS; i++) memset(memory[i], 0x11 * i, sizeof memory[i]);
   for (int i = 0; i < calls; i++) {
     OK(int4mm_set_cpu_isa(int4mm_cpu_isa_at((int32_t)(i % 5)) ? int4mm_cpu_isa_at((int32_t)(i % 5)) : NULL));
-    int kind = (int)below(6);
+    int kind = (int)below(7);
     if (kind < 4) pack_call(kind);
     if (kind == 4) tensor_call();
     if (kind == 5) matmul_call();
+    if (kind == 6) rotate_call();
   }
   CHECK(!int4mm_cpu_isa_at(INT32_MIN) && !int4mm_cpu_isa_at(-1) && !int4mm_cpu_isa_at(INT32_MAX));
   CHECK(int4mm_allocated(INT4MM_CPU) == 0);

@@ -30,6 +30,10 @@ int4mm_text int4mm_device_name(int32_t device) {
   return text;
 }
 
+const char *int4mm_encoding_name(int32_t encoding) {
+  return encoding == INT4MM_OFFSET ? "offset" : "twos_complement";
+}
+
 /* ---- checks ---- */
 
 int32_t int4mm_check_device(int32_t device) {
@@ -69,6 +73,21 @@ static int32_t check_layout(const int4mm_tensor *t) {
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "layout is that of a prepacked weight, but only int4mm_prepack makes those");
 }
 
+int32_t int4mm_check_mark(const int4mm_tensor *t, int32_t packing, int32_t encoding, int64_t k) {
+  if (packing == INT4MM_UNMARKED) return INT4MM_OK;
+  if (packing != INT4MM_PACKED_DIM0 && packing != INT4MM_PACKED_DIM1)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "packing is %d: unmarked is %d, packed along dim 0 %d, along dim 1 %d",
+                       (int)packing, INT4MM_UNMARKED, INT4MM_PACKED_DIM0, INT4MM_PACKED_DIM1);
+  if (t->rank != 2 || t->dtype != INT4MM_INT32)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s cannot be marked as packed: only a matrix of int32 words can",
+                       int4mm_describe(t).s);
+  int64_t words = t->shape[packing - 1];
+  if (k && (k < 0 || k / 8 + (k % 8 != 0) != words))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "packed_k is %lld, which the %lld words along dim %d do not hold",
+                       (long long)k, (long long)words, (int)packing - 1);
+  return int4mm_check_encoding("encoding", encoding);
+}
+
 int32_t int4mm_check_vacant(const char *name, const int4mm_tensor *t) {
   if (!t) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", name);
   if (t->rank) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s already holds a tensor: release it first", name);
@@ -81,6 +100,7 @@ int32_t int4mm_check_tensor(const char *name, const int4mm_tensor *t) {
   int32_t status = int4mm_check_shape(t->rank, t->shape[0], t->shape[1], t->stride, t->dtype);
   if (!status) status = int4mm_check_device(t->device);
   if (!status) status = check_layout(t);
+  if (!status) status = int4mm_check_mark(t, t->packing, t->encoding, t->packed_k);
   if (status) return int4mm_fail(status, "%s is not a tensor: %s", name, int4mm_last_error());
   if (!t->data && t->shape[0] && t->shape[1])
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but its data is NULL", name, int4mm_describe(t).s);

@@ -17,6 +17,9 @@ int4mm_text int4mm_describe(const int4mm_tensor *t);
 /* "cpu" or "cuda:0" */
 int4mm_text int4mm_device_name(int32_t device);
 
+/* "twos_complement" or "offset" */
+const char *int4mm_encoding_name(int32_t encoding);
+
 /* A device number that there may be. */
 int32_t int4mm_check_device(int32_t device);
 /* Rank, shape, stride and dtype of a tensor to be, and that its bytes can be counted. */
@@ -32,6 +35,8 @@ int32_t int4mm_check_same_device(const char *name_a, const int4mm_tensor *a, con
                                  const int4mm_tensor *b);
 /* Fails when `out`, which is to be written, shares an element with `t`. */
 int32_t int4mm_check_apart(const char *name_out, const int4mm_tensor *out, const char *name, const int4mm_tensor *t);
+/* Whether `t` may be marked so (int4mm_tensor_mark). */
+int32_t int4mm_check_mark(const int4mm_tensor *t, int32_t packing, int32_t encoding, int64_t k);
 int32_t int4mm_check_encoding(const char *name, int32_t encoding);
 
 #endif

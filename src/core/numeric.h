@@ -103,6 +103,13 @@ INT4MM_FN float int4mm_scale(int32_t acc, float scale_a, float scale_b) {
   return int4mm_mul(int4mm_mul((float)acc, scale_a), scale_b);
 }
 
+/* float32(1 / sqrt(block)) for a power of two: what a rotation multiplies by at last. */
+INT4MM_FN float int4mm_rotation_factor(int32_t block) {
+  float factor = 1.0f;
+  for (; block >= 4; block /= 4) factor *= 0.5f;
+  return block == 2 ? factor * 0.70710676908493042f : factor;
+}
+
 /* One block of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). */
 INT4MM_FN void int4mm_philox(uint64_t seed, uint64_t block, uint32_t sequence, uint32_t out[4]) {
   uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32), c2 = sequence, c3 = 0;

@@ -95,6 +95,35 @@ int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t rank, int64_t 
   return status;
 }
 
+/* ---- marks ---- */
+
+void int4mm_set_mark(int4mm_tensor *t, int32_t dim, int32_t encoding, int64_t k) {
+  t->packing = dim ? INT4MM_PACKED_DIM1 : INT4MM_PACKED_DIM0, t->encoding = encoding, t->packed_k = k;
+}
+
+void int4mm_clear_mark(int4mm_tensor *t) {
+  t->packing = INT4MM_UNMARKED, t->encoding = INT4MM_TWOS_COMPLEMENT, t->packed_k = 0;
+}
+
+int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding, int64_t packed_k) {
+  int32_t status = int4mm_check_rows("tensor", t);
+  if (!status) status = int4mm_check_mark(t, packing, encoding, packed_k);
+  if (status) return status;
+  if (packing == INT4MM_UNMARKED)
+    int4mm_clear_mark(t);
+  else
+    t->packing = packing, t->encoding = encoding, t->packed_k = packed_k;
+  return INT4MM_OK;
+}
+
+/* ---- views, the end ---- */
+
+/* packed_k of `length` of the words along the packed dimension, from `first` on. */
+static int64_t narrow_k(int64_t k, int64_t first, int64_t length) {
+  if (!k || !length) return 0;
+  return k / 8 - first >= length ? 8 * length : k - 8 * first;
+}
+
 int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_t dim, int64_t first, int64_t length) {
   int32_t status = int4mm_check_vacant("view", view);
   if (!status) status = int4mm_check_rows("tensor", t);
@@ -108,6 +137,7 @@ int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_
   view->shape[dim] = length;
   if (t->data && length)
     view->data = (char *)t->data + (size_t)(dim ? first : first * t->stride) * int4mm_dtype_size(t->dtype);
+  if (t->packing && dim == t->packing - 1) view->packed_k = narrow_k(t->packed_k, first, length);
   int4mm_storage_retain(t->storage);
   return INT4MM_OK;
 }

@@ -10,6 +10,7 @@
 int32_t int4mm_cpu_matmul(const int4mm_problem *problem);
 /* OK, or INT4MM_ERR_VALUE with *bad set to the row-major index (r * cols + c) of the first bad element of plain. */
 int32_t int4mm_cpu_pack(const int4mm_pack_job *job, int64_t *bad);
+/* As pack; or INT4MM_ERR_MEMORY before anything is written. */
 int32_t int4mm_cpu_quantize(const int4mm_pack_job *job, int64_t *bad);
 void int4mm_cpu_rotate(const int4mm_rotate_job *job);
 void int4mm_cpu_unpack(const int4mm_pack_job *job);

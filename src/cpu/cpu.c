@@ -127,6 +127,10 @@ int32_t int4mm_cpu_quantize(const int4mm_pack_job *job, int64_t *bad) {
   return int4mm_elementwise_quantize(int4mm_cpu_current()->rows, job, bad);
 }
 
+void int4mm_cpu_rotate(const int4mm_rotate_job *job) {
+  int4mm_elementwise_rotate(int4mm_cpu_current()->rows, job);
+}
+
 void int4mm_cpu_unpack(const int4mm_pack_job *job) {
   int4mm_pack_job plain = *job;
   plain.scales = NULL;

@@ -50,9 +50,10 @@ extern const int4mm_cpu_table int4mm_cpu_neon_dot, int4mm_cpu_neon_i8mm;
 /* The table in use. */
 const int4mm_cpu_table *int4mm_cpu_current(void);
 
-/* elementwise.c: the calls of core.h over one table of loops. */
+/* elementwise/: the calls of backend.h over one table of loops. */
 int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *job, int64_t *bad);
 int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *job, int64_t *bad);
+void int4mm_elementwise_rotate(const int4mm_rows *rows, const int4mm_rotate_job *job);
 void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *job);
 void int4mm_elementwise_random(const int4mm_rows *rows, const int4mm_random_job *job);
 void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, const int4mm_matrix *src);
@@ -82,6 +83,13 @@ int32_t int4mm_cgroup_cpus(const char *root, const char *membership);
 
 /* What is wrong with INT4MM_NUM_THREADS; NULL when nothing is. */
 const char *int4mm_threads_warning(void);
+
+/* ---- workspace --------------------------------------------------------------------------------------------------- */
+
+/* Scratch memory, 64-byte aligned, in huge pages where large; NULL after recording INT4MM_ERR_MEMORY. A few blocks are
+ * cached for the next call, since fresh pages cost more than the packing that fills them. */
+void *int4mm_workspace_acquire(int64_t bytes);
+void int4mm_workspace_release(void *workspace);
 
 /* ---- addresses in a weight --------------------------------------------------------------------------------------- */
 

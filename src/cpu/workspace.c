@@ -1,5 +1,5 @@
 /*
- * Scratch memory of the products: a cache of blocks.
+ * Scratch memory of the products and of quantising: a cache of blocks.
  *
  * The kernel zeroes each fresh page, which for the largest workspaces takes a twentieth of the product's time. So
  * blocks that are released stay in SLOTS slots for the next calls: a large one in the first (Strassen's own limits keep
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "cpu/gemm/gemm.h"
+#include "cpu/cpu.h"
 
 enum { SLOTS = 4, HUGE_PAGE = 2 << 20, HEADER = 64 };
 

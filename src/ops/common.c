@@ -18,11 +18,17 @@ int32_t int4mm_check_matrix(const char *name, const int4mm_tensor *t, bool (*dty
   return status;
 }
 
+/* What makes words of something else. */
+static const char *make_words(const int4mm_tensor *t) {
+  if (t->rank != 2 || t->dtype == INT4MM_INT32) return "";
+  return t->dtype == INT4MM_INT8 ? ": pack it first" : ": quantize it first";
+}
+
 int32_t int4mm_check_words(const char *name, const int4mm_tensor *t) {
   int32_t status = int4mm_check_tensor(name, t);
   if (!status && (t->rank != 2 || t->dtype != INT4MM_INT32))
-    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected a matrix of int32, eight int4 to a word", name,
-                         int4mm_describe(t).s);
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected a matrix of int32, eight int4 to a word%s", name,
+                         int4mm_describe(t).s, make_words(t));
   return status;
 }
 
@@ -51,6 +57,40 @@ int32_t int4mm_check_packed_pair(const char *name, const int4mm_tensor *plain, b
                        (long long)expect[1]);
   status = int4mm_check_same_device("packed", packed, name, plain);
   return status ? status : int4mm_check_apart("packed", packed, name, plain);
+}
+
+int32_t int4mm_check_read_mark(const char *name, const int4mm_tensor *plain, const int4mm_tensor *packed, int32_t dim,
+                               int32_t encoding) {
+  if (!packed->packing) return INT4MM_OK;
+  if (packed->packing != dim + 1)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "packed was packed along dim %d, expected along dim %d as dim says",
+                       (int)packed->packing - 1, (int)dim);
+  if (packed->encoding != encoding)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "encoding is %s but packed was packed in %s",
+                       int4mm_encoding_name(encoding), int4mm_encoding_name(packed->encoding));
+  if (!packed->packed_k || plain->shape[dim] == packed->packed_k) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but packed holds %lld values along dim %d", name,
+                     int4mm_describe(plain).s, (long long)packed->packed_k, (int)dim);
+}
+
+/* ---- options that a mark may give ---- */
+
+int32_t int4mm_take_encoding(const char *option, int32_t *encoding, const char *name, const int4mm_tensor *words) {
+  if (!words->packing) return INT4MM_OK;
+  if (*encoding && *encoding != words->encoding)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but %s was packed in %s: leave %s out", option,
+                       int4mm_encoding_name(*encoding), name, int4mm_encoding_name(words->encoding), option);
+  *encoding = words->encoding;
+  return INT4MM_OK;
+}
+
+int32_t int4mm_take_layout_b(int32_t *layout_b, const int4mm_tensor *b_packed) {
+  if (!b_packed->packing) return INT4MM_OK;
+  if (*layout_b == INT4MM_B_NK && b_packed->packing == INT4MM_PACKED_DIM0)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "layout_b is nk but b_packed was packed along dim 0, which is kn: leave "
+                                            "layout_b out");
+  *layout_b = b_packed->packing == INT4MM_PACKED_DIM1 ? INT4MM_B_NK : INT4MM_B_KN;
+  return INT4MM_OK;
 }
 
 /* ---- jobs and backends ---- */

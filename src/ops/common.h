@@ -17,6 +17,14 @@ int32_t int4mm_check_range(const char *name, int32_t value, int32_t low, int32_t
 /* A plain matrix and its packed counterpart, one eighth as long along `dim`: dtypes, shapes, devices, no overlap. */
 int32_t int4mm_check_packed_pair(const char *name, const int4mm_tensor *plain, bool (*dtype_ok)(int32_t),
                                  const char *expected, const int4mm_tensor *packed, int32_t dim, int32_t encoding);
+/* Of such a pair whose words are read: where they are marked, the mark says dim and encoding as well, and has as many
+ * values as `plain`. */
+int32_t int4mm_check_read_mark(const char *name, const int4mm_tensor *plain, const int4mm_tensor *packed, int32_t dim,
+                               int32_t encoding);
+/* The encoding of an operand of a product: the mark's, with which an option that is not 0 has to agree; of unmarked
+ * words, or of a layout likewise, the option. */
+int32_t int4mm_take_encoding(const char *option, int32_t *encoding, const char *name, const int4mm_tensor *words);
+int32_t int4mm_take_layout_b(int32_t *layout_b, const int4mm_tensor *b_packed);
 /* `scales` may be NULL. */
 int4mm_pack_job int4mm_make_pack_job(const int4mm_tensor *packed, const int4mm_tensor *plain,
                                      const int4mm_tensor *scales, int32_t dim, int32_t encoding, bool check);

@@ -55,15 +55,19 @@ static int32_t check_values(const int4mm_tensor *dst, const int4mm_tensor *src) 
   return bad < 0 ? INT4MM_OK : int4mm_fail_value("src", src, bad, "int8 holds -128 to 127", NULL);
 }
 
-int32_t int4mm_tensor_copy(const int4mm_tensor *dst, const int4mm_tensor *src, void *stream) {
+int32_t int4mm_tensor_copy(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) {
   int32_t status = check_copy(dst, src);
   if (!status) status = check_values(dst, src);
-  return status ? status : int4mm_copy_checked(dst, src, stream);
+  if (!status) status = int4mm_copy_checked(dst, src, stream);
+  if (status) return status;
+  if (src->packing && dst->dtype == src->dtype)
+    int4mm_set_mark(dst, src->packing - 1, src->encoding, src->packed_k);
+  else
+    int4mm_clear_mark(dst);
+  return INT4MM_OK;
 }
 
-int32_t int4mm_tensor_fill_bytes(const int4mm_tensor *t, uint8_t byte, void *stream) {
-  int32_t status = int4mm_check_rows("tensor", t);
-  if (status) return status;
+static int32_t fill_bytes(const int4mm_tensor *t, uint8_t byte, void *stream) {
   int4mm_matrix m = int4mm_as_matrix(t);
   size_t size = int4mm_dtype_size(m.dtype), pitch = (size_t)m.stride * size, width = (size_t)m.cols * size;
   if (!m.rows || !m.cols) return INT4MM_OK;
@@ -73,6 +77,13 @@ int32_t int4mm_tensor_fill_bytes(const int4mm_tensor *t, uint8_t byte, void *str
   }
   const int4mm_cuda_backend *cuda = int4mm_cuda();
   if (!cuda) return INT4MM_ERR_UNAVAILABLE;
-  status = int4mm_use_on_stream(cuda, t->device, stream, &t, 1, NULL);
+  int32_t status = int4mm_use_on_stream(cuda, t->device, stream, &t, 1, NULL);
   return status ? status : cuda->fill_bytes(t->device, m.data, pitch, byte, width, (size_t)m.rows, stream);
+}
+
+int32_t int4mm_tensor_fill_bytes(int4mm_tensor *t, uint8_t byte, void *stream) {
+  int32_t status = int4mm_check_rows("tensor", t);
+  if (!status) status = fill_bytes(t, byte, stream);
+  if (!status) int4mm_clear_mark(t);
+  return status;
 }

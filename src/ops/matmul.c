@@ -28,12 +28,55 @@ static int32_t check_options(const int4mm_matmul_args *args) {
   return status;
 }
 
+/* Whether an extent of b is K as a has it, where a's words are k8 long. */
+static bool is_k_of(const int4mm_tensor *a, int64_t k8, int64_t extent) {
+  if (a->packing && a->packed_k) return extent == a->packed_k;
+  return k8 && extent / 8 == k8 && extent % 8 == 0;
+}
+
 /* What to add where K/8 differs: an extent of K itself, not of K/8, comes from packing along the other dimension. */
-static const char *other_dim(int64_t k8_a, int64_t k8_b, bool nk) {
-  if (k8_a && k8_b / 8 == k8_a && k8_b % 8 == 0)
-    return nk ? "; was b packed along dim 1?" : "; was b packed along dim 0?";
-  if (k8_b && k8_a / 8 == k8_b && k8_a % 8 == 0) return "; was a packed along dim 1?";
+static const char *other_dim(const int4mm_matmul_call *c, int64_t k8_a, int64_t k8_b) {
+  const int4mm_tensor *a = c->args->a_packed, *b = c->args->b_packed;
+  if (b->packing == INT4MM_PACKED_DIM1 && is_k_of(a, k8_a, b->shape[0]))
+    return "; b was packed along dim 1, so it is [N, K/8]: pack a weight [K, N] along dim 0";
+  if (b->packing == INT4MM_PACKED_DIM0 && is_k_of(a, k8_a, b->shape[1]))
+    return "; b was packed along dim 0, so it is [K/8, N]: pack a weight [N, K] along dim 1";
+  if (!b->packing && k8_a && k8_b / 8 == k8_a && k8_b % 8 == 0)
+    return c->nk ? "; was b packed along dim 1?" : "; was b packed along dim 0?";
+  if (!a->packing && k8_b && k8_a / 8 == k8_b && k8_a % 8 == 0) return "; was a packed along dim 1?";
   return "";
+}
+
+/* How the operands are packed, as their marks say, or the options. */
+static int32_t take_marks(int4mm_matmul_call *c) {
+  const int4mm_matmul_args *args = c->args;
+  const int4mm_tensor *a = args->a_packed, *b = args->b_packed;
+  int32_t layout_b = args->layout_b;
+  c->encoding_a = args->encoding_a, c->encoding_b = args->encoding_b;
+  c->panels = b->layout == INT4MM_PANELS;
+  if (c->panels && (layout_b || c->encoding_b))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is prepacked, so [K/8, N] and two's complement whatever it was "
+                                            "made from: leave layout_b and encoding_b at their defaults");
+  if (a->packing == INT4MM_PACKED_DIM0)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "a_packed was packed along dim 0, expected [M, K/8]: pack A [M, K] along "
+                       "dim 1%s",
+                       b->packing == INT4MM_PACKED_DIM1 ? "; or were a_packed and b_packed swapped?" : "");
+  int32_t status = int4mm_take_encoding("encoding_a", &c->encoding_a, "a_packed", a);
+  if (!status) status = int4mm_take_encoding("encoding_b", &c->encoding_b, "b_packed", b);
+  if (!status) status = int4mm_take_layout_b(&layout_b, b);
+  c->nk = layout_b == INT4MM_B_NK;
+  return status;
+}
+
+/* K as two marks have it, which may end at different places in the last word. */
+static int32_t check_packed_k(const int4mm_tensor *a, const int4mm_tensor *b) {
+  int64_t in_a = a->packing ? a->packed_k : 0, in_b = b->packing ? b->packed_k : 0;
+  if (!in_a || !in_b || in_a == in_b) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                     "b_packed was packed from K = %lld values but a_packed from K = %lld: K "
+                     "differs, though both are %lld words",
+                     (long long)in_b, (long long)in_a, (long long)a->shape[1]);
 }
 
 /* a_packed and b_packed, and with them M, N and K. */
@@ -42,29 +85,37 @@ static int32_t check_operands(const int4mm_matmul_args *args, int4mm_matmul_call
   int32_t status = int4mm_check_rows("a_packed", a);
   if (!status) status = int4mm_check_words("a_packed", a);
   if (!status) status = int4mm_check_words("b_packed", b);
+  if (!status) status = take_marks(c);
   if (status) return status;
-  c->panels = b->layout == INT4MM_PANELS;
-  c->nk = args->layout_b == INT4MM_B_NK;
-  if (c->panels && (c->nk || args->encoding_b != INT4MM_TWOS_COMPLEMENT))
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is prepacked, so [K/8, N] and two's complement whatever it was "
-                                            "made from: leave layout_b and encoding_b at their defaults");
   int64_t k8 = a->shape[1], k8_b = b->shape[c->nk ? 1 : 0];
   if (k8 != k8_b)
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but a_packed is %s: K/8 differs (%lld and %lld)%s",
                        int4mm_describe(b).s, int4mm_describe(a).s, (long long)k8, (long long)k8_b,
-                       other_dim(k8, k8_b, c->nk));
+                       other_dim(c, k8, k8_b));
   if (k8 > INT4MM_MAX_K / 8)
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
                        "a_packed is %s, so K/8 is %lld, expected at most %d: a sum of K products "
                        "of up to 64 must fit int32, so K may be at most %d",
                        int4mm_describe(a).s, (long long)k8, INT4MM_MAX_K / 8, INT4MM_MAX_K);
   c->M = a->shape[0], c->N = b->shape[c->nk ? 0 : 1], c->K = 8 * k8;
-  return int4mm_check_same_device("b_packed", b, "a_packed", a);
+  status = check_packed_k(a, b);
+  return status ? status : int4mm_check_same_device("b_packed", b, "a_packed", a);
+}
+
+/* Vectors of floats whose lengths fit crosswise. */
+static int32_t check_swapped(const int4mm_matmul_args *args, const int4mm_matmul_call *c) {
+  const int4mm_tensor *a = args->scale_a, *b = args->scale_b;
+  if (c->M == c->N || a->rank != 1 || b->rank != 1 || a->shape[0] != c->N || b->shape[0] != c->M) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "scale_a is %s and scale_b %s, expected [%lld] and [%lld] float32: swap them",
+                     int4mm_describe(a).s, int4mm_describe(b).s, (long long)c->M, (long long)c->N);
 }
 
 static int32_t check_vectors(const int4mm_matmul_args *args, const int4mm_matmul_call *c) {
   const int4mm_tensor *a = args->a_packed;
-  int32_t status = check_vector("scale_a", args->scale_a, c->M, "scale per row of a_packed");
+  int32_t status = int4mm_check_rows("scale_a", args->scale_a);
+  if (!status) status = int4mm_check_rows("scale_b", args->scale_b);
+  if (!status) status = check_swapped(args, c);
+  if (!status) status = check_vector("scale_a", args->scale_a, c->M, "scale per row of a_packed");
   if (!status) status = check_vector("scale_b", args->scale_b, c->N, "scale per column of b");
   if (!status && args->bias) status = check_vector("bias", args->bias, c->N, "addend per column of b");
   if (!status) status = int4mm_check_same_device("scale_a", args->scale_a, "a_packed", a);

@@ -11,8 +11,9 @@
 typedef struct int4mm_matmul_call {
   const int4mm_matmul_args *args;
   int64_t M, N, K;
-  bool panels; /* b_packed is prepacked */
-  bool nk;     /* b_packed is [N, K/8] */
+  int32_t encoding_a, encoding_b; /* as the marks say, or the arguments */
+  bool panels;                    /* b_packed is prepacked */
+  bool nk;                        /* b_packed is [N, K/8] */
 } int4mm_matmul_call;
 
 /* Runs it on its target, out being allocated. */

@@ -32,8 +32,8 @@ static int4mm_problem make_problem(const int4mm_matmul_call *c) {
   return (int4mm_problem){.M = c->M,
                           .N = c->N,
                           .K = c->K,
-                          .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, args->encoding_a, c->K),
-                          .b = make_operand(args->b_packed, args->scale_b, layout_b, args->encoding_b, c->K),
+                          .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, c->encoding_a, c->K),
+                          .b = make_operand(args->b_packed, args->scale_b, layout_b, c->encoding_b, c->K),
                           .bias = args->bias ? args->bias->data : NULL,
                           .out = out->rank ? int4mm_as_matrix(out)
                                            : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},

@@ -60,6 +60,8 @@ int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, 
   if (!status) status = int4mm_check_words("b_packed", b_packed);
   if (!status) status = int4mm_check_range("layout_b", layout_b, 0, 1, "0 for [K/8, N] or 1 for [N, K/8]");
   if (!status) status = int4mm_check_encoding("encoding", encoding);
+  if (!status) status = int4mm_take_layout_b(&layout_b, b_packed);
+  if (!status) status = int4mm_take_encoding("encoding", &encoding, "b_packed", b_packed);
   if (status) return status;
   bool nk = layout_b == INT4MM_B_NK;
   int64_t k8 = b_packed->shape[nk ? 1 : 0];
@@ -69,9 +71,11 @@ int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, 
   int4mm_tensor made = {0};
   status = b_packed->device == INT4MM_CPU ? make_panels(&made, b_packed, nk, int4mm_xor_mask_of(encoding))
                                           : copy_as_kn(&made, b_packed, nk, int4mm_xor_mask_of(encoding));
-  if (status)
+  if (status) {
     int4mm_tensor_release(&made);
-  else
-    *prepacked = made;
-  return status;
+    return status;
+  }
+  int4mm_set_mark(&made, 0, INT4MM_TWOS_COMPLEMENT, b_packed->packing ? b_packed->packed_k : 0);
+  *prepacked = made;
+  return INT4MM_OK;
 }

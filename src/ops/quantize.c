@@ -17,6 +17,29 @@ static int32_t check_scales(const int4mm_tensor *scales, const char *name, const
 
 static const char floats[] = "float32, float16 or bfloat16";
 
+static int32_t check_same_shape(const char *name, const int4mm_tensor *t, const char *like_name,
+                                const int4mm_tensor *like) {
+  if (t->shape[0] == like->shape[0] && t->shape[1] == like->shape[1]) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but %s is %s: the shapes differ", name, int4mm_describe(t).s,
+                     like_name, int4mm_describe(like).s);
+}
+
+/* Floats, and int4 words along dim or int8 of the same shape. */
+static int32_t check_quantized(const char *name, const int4mm_tensor *plain, const int4mm_tensor *packed, int32_t dim,
+                               int32_t encoding) {
+  int32_t status = int4mm_check_tensor("packed", packed);
+  if (status) return status;
+  if (packed->dtype != INT4MM_INT8)
+    return int4mm_check_packed_pair(name, plain, int4mm_is_out_dtype, floats, packed, dim, encoding);
+  status = int4mm_check_matrix(name, plain, int4mm_is_out_dtype, floats);
+  if (!status) status = int4mm_check_matrix("packed", packed, int4mm_is_integer_dtype, "int8");
+  if (!status) status = int4mm_check_range("dim", dim, 0, 1, "0 or 1");
+  if (!status) status = int4mm_check_encoding("encoding", encoding);
+  if (!status) status = check_same_shape("packed", packed, name, plain);
+  if (!status) status = int4mm_check_same_device("packed", packed, name, plain);
+  return status ? status : int4mm_check_apart("packed", packed, name, plain);
+}
+
 /* ---- quantize ---- */
 
 /* A power of two from 4 to 1024 that divides the extent along dim. */
@@ -26,27 +49,6 @@ static int32_t check_block(const char *name, int32_t block, const int4mm_tensor 
   if (src->shape[dim] % block == 0) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, which does not divide the %lld values along dim %d of src", name,
                      (int)block, (long long)src->shape[dim], (int)dim);
-}
-
-static int32_t check_same_shape(const char *name, const int4mm_tensor *t, const int4mm_tensor *src) {
-  if (t->shape[0] == src->shape[0] && t->shape[1] == src->shape[1]) return INT4MM_OK;
-  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s but src is %s: the shapes differ", name, int4mm_describe(t).s,
-                     int4mm_describe(src).s);
-}
-
-/* int4 words along dim, or int8 of src's shape. */
-static int32_t check_quantized(const int4mm_quantize_args *a) {
-  int32_t status = int4mm_check_tensor("packed", a->packed);
-  if (status) return status;
-  if (a->packed->dtype != INT4MM_INT8)
-    return int4mm_check_packed_pair("src", a->src, int4mm_is_out_dtype, floats, a->packed, a->dim, a->encoding);
-  status = int4mm_check_matrix("src", a->src, int4mm_is_out_dtype, floats);
-  if (!status) status = int4mm_check_matrix("packed", a->packed, int4mm_is_integer_dtype, "int8");
-  if (!status) status = int4mm_check_range("dim", a->dim, 0, 1, "0 or 1");
-  if (!status) status = int4mm_check_encoding("encoding", a->encoding);
-  if (!status) status = check_same_shape("packed", a->packed, a->src);
-  if (!status) status = int4mm_check_same_device("packed", a->packed, "src", a->src);
-  return status ? status : int4mm_check_apart("packed", a->packed, "src", a->src);
 }
 
 static int32_t check_clip(const int4mm_quantize_args *a) {
@@ -60,7 +62,7 @@ static int32_t check_clip(const int4mm_quantize_args *a) {
 
 static int32_t check_quantize(const int4mm_quantize_args *a) {
   if (!a) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
-  int32_t status = check_quantized(a);
+  int32_t status = check_quantized("src", a->src, a->packed, a->dim, a->encoding);
   if (!status) status = check_scales(a->scales, "src", a->src, a->dim);
   if (!status) status = int4mm_check_apart("scales", a->scales, "src", a->src);
   if (!status) status = int4mm_check_apart("scales", a->scales, "packed", a->packed);
@@ -83,6 +85,8 @@ int32_t int4mm_quantize(const int4mm_quantize_args *args) {
     status = int4mm_open_cuda(&cuda, args->stream, (const int4mm_tensor *[]){packed, src, scales}, 3);
     if (!status) status = cuda->quantize(src->device, &job, &bad, args->stream);
   }
+  if (!status && packed->dtype == INT4MM_INT32)
+    int4mm_set_mark(args->packed, args->dim, args->encoding, src->shape[args->dim]);
   if (status != INT4MM_ERR_VALUE) return status;
   return int4mm_fail_value("src", src, bad, "only finite numbers can be quantised", args->stream);
 }
@@ -97,7 +101,7 @@ int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_
   int32_t status = int4mm_check_matrix("src", src, int4mm_is_out_dtype, floats);
   if (!status) status = int4mm_check_matrix("dst", dst, int4mm_is_out_dtype, floats);
   if (!status) status = int4mm_check_range("dim", dim, 0, 1, "0 or 1");
-  if (!status) status = check_same_shape("dst", dst, src);
+  if (!status) status = check_same_shape("dst", dst, "src", src);
   if (!status) status = int4mm_check_same_device("dst", dst, "src", src);
   if (!status) status = check_block("block", block, src, dim);
   if (!status && !is_same_memory(dst, src)) status = int4mm_check_apart("dst", dst, "src", src);
@@ -116,10 +120,10 @@ int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_
 
 int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
                           int32_t dim, int32_t encoding, void *stream) {
-  int32_t status =
-      int4mm_check_packed_pair("dst", dst, int4mm_is_out_dtype, "float32, float16 or bfloat16", packed, dim, encoding);
+  int32_t status = check_quantized("dst", dst, packed, dim, encoding);
   if (!status) status = check_scales(scales, "dst", dst, dim);
   if (!status) status = int4mm_check_apart("dst", dst, "scales", scales);
+  if (!status) status = int4mm_check_read_mark("dst", dst, packed, dim, encoding);
   if (status) return status;
   int4mm_pack_job job = int4mm_make_pack_job(packed, dst, scales, dim, encoding, false);
   if (dst->device == INT4MM_CPU) {

@@ -6,7 +6,17 @@
 #include "cpu/backend.h"
 #include "ops/common.h"
 
-int32_t int4mm_random(const int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high, void *stream) {
+static int32_t fill_random(const int4mm_tensor *t, const int4mm_random_job *job, void *stream) {
+  if (t->device == INT4MM_CPU) {
+    int4mm_cpu_random(job);
+    return INT4MM_OK;
+  }
+  const int4mm_cuda_backend *cuda;
+  int32_t status = int4mm_open_cuda(&cuda, stream, &t, 1);
+  return status ? status : cuda->random(t->device, job, stream);
+}
+
+int32_t int4mm_random(int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high, void *stream) {
   int32_t status = int4mm_check_rows("tensor", t);
   if (status) return status;
   if (t->dtype != INT4MM_INT32 && t->dtype != INT4MM_FLOAT32)
@@ -16,11 +26,7 @@ int32_t int4mm_random(const int4mm_tensor *t, uint64_t seed, uint32_t sequence, 
                        "low is %g and high %g, expected finite numbers in order, their difference finite", (double)low,
                        (double)high);
   int4mm_random_job job = {int4mm_as_matrix(t), seed, sequence, low, high};
-  if (t->device == INT4MM_CPU) {
-    int4mm_cpu_random(&job);
-    return INT4MM_OK;
-  }
-  const int4mm_cuda_backend *cuda;
-  status = int4mm_open_cuda(&cuda, stream, &t, 1);
-  return status ? status : cuda->random(t->device, &job, stream);
+  status = fill_random(t, &job, stream);
+  if (!status) int4mm_clear_mark(t);
+  return status;
 }

@@ -1,57 +1,10 @@
 /*
- * Pack, unpack, quantize, dequantize, random, copy and transpose over whole matrices. They divide a matrix into pieces
- * for the threads, and a piece into blocks of at most BLOCK elements, whose intermediate values stay in the first-level
- * cache; the loops over a block are those of rows.h.
+ * Pack, unpack, dequantize, random, copy and transpose over whole matrices, in blocks (pieces.h); the loops over a
+ * block are those of rows.h.
  */
-#include <stdatomic.h>
 #include <string.h>
 
-#include "core/numeric.h"
-#include "cpu/cpu.h"
-#include "cpu/elementwise/rows.h"
-
-enum {
-  BLOCK = 1024,       /* elements of a row in a block, a multiple of 64 */
-  WIDE = 4 * BLOCK,   /* columns in a block of the sweeps over columns */
-  GRAIN = 1 << 16,    /* elements for which a thread pays */
-  MAX_TASKS = 1 << 20 /* bounds the number of pieces of very tall matrices */
-};
-
-/* A division of a matrix into pieces of piece_rows x piece_cols, row-major, `across` of them in a row. */
-typedef struct pieces {
-  int64_t rows, cols, piece_rows, piece_cols, across, count;
-  int32_t threads;
-} pieces;
-
-/* Rows r0 .. r1 - 1, columns c0 .. c1 - 1. */
-typedef struct piece {
-  int64_t r0, r1, c0, c1;
-} piece;
-
-/* piece_rows is a multiple of row_step. work_per_row: elements that a row stands for. */
-static pieces cut(int64_t rows, int64_t cols, int64_t row_step, int64_t work_per_row) {
-  pieces p = {.rows = rows, .cols = cols};
-  if (rows <= 0 || cols <= 0) return p;
-  p.threads = int4mm_threads_for(rows * work_per_row, GRAIN);
-  p.piece_cols = cols;
-  p.piece_rows = int4mm_ceil_div(int4mm_max64(1, GRAIN / int4mm_max64(1, work_per_row)), row_step) * row_step;
-  p.piece_rows = int4mm_max64(p.piece_rows, int4mm_ceil_div(int4mm_ceil_div(rows, MAX_TASKS), row_step) * row_step);
-  if (rows <= row_step * p.threads && cols > BLOCK)
-    p.piece_cols = int4mm_ceil_div(int4mm_ceil_div(cols, 4 * p.threads), BLOCK) * BLOCK;
-  p.across = int4mm_ceil_div(cols, p.piece_cols);
-  p.count = int4mm_ceil_div(rows, p.piece_rows) * p.across;
-  return p;
-}
-
-static piece piece_at(const pieces *p, int64_t index) {
-  int64_t r0 = index / p->across * p->piece_rows, c0 = index % p->across * p->piece_cols;
-  piece s = {r0, int4mm_min64(r0 + p->piece_rows, p->rows), c0, int4mm_min64(c0 + p->piece_cols, p->cols)};
-  return s;
-}
-
-static void *at(const int4mm_matrix *m, int64_t r, int64_t c) {
-  return (char *)m->data + (size_t)(r * m->stride + c) * int4mm_dtype_size(m->dtype);
-}
+#include "cpu/elementwise/pieces.h"
 
 typedef struct pack_run {
   const int4mm_rows *rows;
@@ -59,12 +12,6 @@ typedef struct pack_run {
   pieces pieces;
   _Atomic int64_t bad; /* smallest index of a bad value seen, or INT64_MAX */
 } pack_run;
-
-static void record_bad(_Atomic int64_t *bad, int64_t index) {
-  int64_t before = atomic_load(bad);
-  while (index < before && !atomic_compare_exchange_weak(bad, &before, index)) {
-  }
-}
 
 static int32_t finish(pack_run *j, int64_t *bad) {
   int64_t first = atomic_load(&j->bad);
@@ -149,13 +96,6 @@ int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *
   return finish(&j, bad);
 }
 
-/* Which NaN a conversion or a product gives IEEE leaves to the machine: as results all are INT4MM_NAN_BITS. */
-static void make_one_nan(float *x, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    if (x[i] != x[i]) x[i] = int4mm_bits_float(INT4MM_NAN_BITS);
-  }
-}
-
 /* Whether a product of an int4 and one of these scales may be NaN. */
 static bool may_give_nan(const int4mm_rows *rows, const float *scales, int64_t n) {
   return rows->absmax(scales, n) >= 0x7f800000u;
@@ -211,171 +151,38 @@ static void unpack_across(void *context, int64_t index, int32_t slot) {
   }
 }
 
+/* n values of int8 from (r, c) on. */
+static void dequantize_bytes(const pack_run *j, int64_t r, int64_t c, int64_t n) {
+  const int4mm_pack_job *p = j->pack;
+  const float *scales = p->scales + (p->dim == 1 ? r : c);
+  float x[BLOCK];
+  if (p->dim == 1) {
+    j->rows->dequantize(x, at(&p->packed, r, c), *scales, n);
+  } else {
+    j->rows->dequantize_columns(x, at(&p->packed, r, c), scales, n);
+  }
+  if (may_give_nan(j->rows, scales, p->dim == 1 ? 1 : n)) make_one_nan(x, n);
+  j->rows->from_float(at(&p->plain, r, c), p->plain.dtype, x, n);
+}
+
+static void dequantize_piece(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  const pack_run *j = context;
+  piece s = piece_at(&j->pieces, index);
+  for (int64_t r = s.r0; r < s.r1; r++) {
+    for (int64_t c = s.c0; c < s.c1; c += BLOCK) dequantize_bytes(j, r, c, int4mm_min64(BLOCK, s.c1 - c));
+  }
+}
+
 /* Dequantizing when the job has scales. */
 void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *p) {
   pack_run j = make_run(p, rows);
+  if (p->packed.dtype == INT4MM_INT8) { /* which only has to be dequantized */
+    j.pieces = cut(p->plain.rows, p->plain.cols, 1, p->plain.cols);
+    int4mm_parallel(j.pieces.threads, j.pieces.count, dequantize_piece, &j);
+    return;
+  }
   int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? unpack_along : unpack_across, &j);
-}
-
-/* ---- quantize --------------------------------------------------------------------------------------------------- */
-
-static int64_t first_not_finite(const float *x, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    if ((int4mm_float_bits(x[i]) & 0x7fffffffu) >= 0x7f800000u) return i;
-  }
-  return n;
-}
-
-/* n floats of a row of `plain`, converted into `buffer` when they are not float32. */
-static const float *floats(const pack_run *j, float *buffer, int64_t r, int64_t c, int64_t n) {
-  const int4mm_matrix *plain = &j->pack->plain;
-  const void *src = at(plain, r, c);
-  if (plain->dtype == INT4MM_FLOAT32) return src;
-  j->rows->to_float(buffer, src, plain->dtype, n);
-  return buffer;
-}
-
-static void quantize_along(void *context, int64_t index, int32_t slot) {
-  (void)slot;
-  pack_run *j = context;
-  const int4mm_pack_job *p = j->pack;
-  piece s = piece_at(&j->pieces, index); /* whole rows */
-  int64_t cols = p->plain.cols;
-  int8_t q[BLOCK];
-  float buffer[BLOCK];
-  for (int64_t r = s.r0; r < s.r1; r++) {
-    uint32_t absmax = 0;
-    for (int64_t c = 0; c < cols; c += BLOCK) {
-      int64_t n = int4mm_min64(BLOCK, cols - c);
-      const float *x = floats(j, buffer, r, c, n);
-      uint32_t bits = j->rows->absmax(x, n);
-      if (bits >= 0x7f800000u && p->check) {
-        record_bad(&j->bad, r * cols + c + first_not_finite(x, n));
-        break;
-      }
-      absmax = bits > absmax ? bits : absmax;
-    }
-    float scale = int4mm_bits_float(absmax) / 7.0f;
-    p->scales[r] = scale;
-    for (int64_t c = 0; c < cols; c += BLOCK) {
-      int64_t n = int4mm_min64(BLOCK, cols - c), words = int4mm_ceil_div(n, 8);
-      j->rows->quantize(q, floats(j, buffer, r, c, n), scale, n);
-      memset(q + n, 0, (size_t)(8 * words - n));
-      j->rows->pack_along(at(&p->packed, r, c / 8), q, words, p->xor_mask);
-    }
-  }
-}
-
-/* Columns are quantised in two sweeps in memory order: the largest of each column, then the quotients. */
-
-typedef uint32_t float_bits __attribute__((may_alias));
-
-/* The first sweep, over pieces of whole rows. `scales` holds the largest values so far, as bits. */
-static void absmax_across(void *context, int64_t index, int32_t slot) {
-  (void)slot;
-  pack_run *j = context;
-  float_bits *shared = (float_bits *)j->pack->scales;
-  piece s = piece_at(&j->pieces, index);
-  float buffer[BLOCK];
-  for (int64_t c = s.c0; c < s.c1; c += WIDE) {
-    int64_t n = int4mm_min64(WIDE, s.c1 - c);
-    uint32_t absmax[WIDE];
-    memset(absmax, 0, (size_t)n * 4);
-    if (j->pack->plain.dtype == INT4MM_FLOAT32) {
-      j->rows->absmax_columns(absmax, at(&j->pack->plain, s.r0, c), j->pack->plain.stride, s.r1 - s.r0, n);
-    } else {
-      for (int64_t r = s.r0; r < s.r1; r++) {
-        for (int64_t i = 0; i < n; i += BLOCK) {
-          int64_t here = int4mm_min64(BLOCK, n - i);
-          j->rows->absmax_columns(absmax + i, floats(j, buffer, r, c + i, here), 0, 1, here);
-        }
-      }
-    }
-    for (int64_t i = 0; i < n; i++) {
-      uint32_t before = __atomic_load_n(&shared[c + i], __ATOMIC_RELAXED);
-      while (absmax[i] > before && !__atomic_compare_exchange_n(&shared[c + i], &before, absmax[i], true,
-                                                                __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-      }
-    }
-  }
-}
-
-/* From largest values to scales. Run through int4mm_parallel for the default floating-point environment. */
-static void scales_across(void *context, int64_t index, int32_t slot) {
-  (void)index, (void)slot;
-  pack_run *j = context;
-  const int4mm_pack_job *p = j->pack;
-  float buffer[BLOCK];
-  bool bad = false;
-  for (int64_t c = 0; c < p->plain.cols; c++) {
-    bad |= int4mm_float_bits(p->scales[c]) >= 0x7f800000u;
-    p->scales[c] /= 7.0f;
-  }
-  for (int64_t r = 0; bad && p->check && r < p->plain.rows; r++) {
-    for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
-      int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), first = first_not_finite(floats(j, buffer, r, c, n), n);
-      if (first < n) record_bad(&j->bad, r * p->plain.cols + c + first);
-    }
-    bad = atomic_load(&j->bad) == INT64_MAX;
-  }
-}
-
-/* Prefetches n elements of row r: the next row is on another page, where no hardware prefetcher follows. */
-static void prefetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n) {
-  const char *row = at(m, r, c);
-  for (int64_t i = 0; i < n * (int64_t)int4mm_dtype_size(m->dtype); i += 64) __builtin_prefetch(row + i, 0, 2);
-}
-
-/* The second sweep, over whole words, from the last rows to the first: the last are still in the caches. */
-static void quantize_across(void *context, int64_t index, int32_t slot) {
-  (void)slot;
-  pack_run *j = context;
-  const int4mm_pack_job *p = j->pack;
-  piece s = piece_at(&j->pieces, j->pieces.count - 1 - index); /* rows of words and columns */
-  int8_t q[8][WIDE];
-  float buffer[BLOCK];
-  for (int64_t w = s.r0; w < s.r1; w++) {
-    int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
-    for (int64_t c = s.c0; c < s.c1; c += WIDE) {
-      int64_t n = int4mm_min64(WIDE, s.c1 - c);
-      for (int64_t i = 0; i < 8; i++) {
-        if (i >= rows) memset(q[i], 0, (size_t)n);
-        for (int64_t k = 0; i < rows && k < n; k += BLOCK) {
-          int64_t here = int4mm_min64(BLOCK, n - k);
-          const float *x = floats(j, buffer, 8 * w + i, c + k, here);
-          prefetch_row(&p->plain, 8 * w + i + 1, c + k, here);
-          j->rows->quantize_columns(q[i] + k, x, p->scales + c + k, here);
-        }
-      }
-      j->rows->pack_across(at(&p->packed, w, c), q[0], WIDE, n, p->xor_mask);
-    }
-  }
-}
-
-static int32_t quantize_columns(pack_run *j, int64_t *bad) {
-  const int4mm_matrix *plain = &j->pack->plain;
-  pieces words = j->pieces;
-  j->pieces = cut(plain->rows, plain->cols, 64, plain->cols);
-  for (int64_t c = 0; c < plain->cols; c++) j->pack->scales[c] = 0.0f;
-  int4mm_parallel(j->pieces.threads, j->pieces.count, absmax_across, j);
-  int4mm_parallel(1, 1, scales_across, j);
-  if (finish(j, bad)) return INT4MM_ERR_VALUE;
-  j->pieces = words;
-  int4mm_parallel(j->pieces.threads, j->pieces.count, quantize_across, j);
-  return INT4MM_OK;
-}
-
-int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *p, int64_t *bad) {
-  pack_run j = make_run(p, rows);
-  if (p->dim == 0) return quantize_columns(&j, bad);
-  /* rows stay whole: each needs its maximum first */
-  int64_t cols = int4mm_max64(p->plain.cols, 1);
-  j.pieces = cut(p->plain.rows, cols, 1, cols);
-  j.pieces.piece_cols = cols;
-  j.pieces.count = p->plain.rows > 0 ? int4mm_ceil_div(p->plain.rows, j.pieces.piece_rows) : 0;
-  j.pieces.across = 1;
-  int4mm_parallel(j.pieces.threads, j.pieces.count, quantize_along, &j);
-  return finish(&j, bad);
 }
 
 /* ---- random, copy, transpose ------------------------------------------------------------------------------------ */

@@ -1,14 +1,14 @@
 /*
- * Elementwise loops over short runs of numbers, the parts of pack, unpack, quantize, dequantize, random and copy. They
- * are written once, in rows.inc, and compiled for each instruction set; elementwise.c applies them to blocks that stay
- * in the first-level cache.
+ * Elementwise loops over short runs of numbers, the parts of pack, unpack, rotate, quantize, dequantize, random and
+ * copy. They are written once, in rows.inc, and compiled for each instruction set; elementwise.c, quantize.c and
+ * rotate.c apply them to blocks that stay in the caches.
  */
 #ifndef INT4MM_CPU_ROWS_H
 #define INT4MM_CPU_ROWS_H
 
 #include "core/problem.h"
 
-/* `q` are int4 values, one a byte; `n` counts elements. */
+/* `q` are int4 (or int8) values, one a byte; `n` counts elements. */
 typedef struct int4mm_rows {
   /* q = src (int8 or int32); false when one of them is outside [-8, 7]. */
   bool (*narrow)(int8_t *q, const void *src, int32_t dtype, int64_t n);
@@ -23,14 +23,23 @@ typedef struct int4mm_rows {
   void (*to_float)(float *dst, const void *src, int32_t dtype, int64_t n);   /* any dtype */
   void (*from_float)(void *dst, int32_t dtype, const float *src, int64_t n); /* a float dtype; rounds to nearest even */
 
+  /* As int4mm_rotate defines it, in float32: x = src, n values of a float dtype in blocks along a row, n a multiple of
+   * block, whose absmax it returns; or one block of rows of x, `pitch` floats apart, in n columns, in place */
+  uint32_t (*rotate)(float *x, const void *src, int32_t dtype, int32_t block, int64_t n);
+  void (*rotate_columns)(float *x, int64_t pitch, int32_t block, int64_t n);
+
   /* The largest |x| as bits of a float32, which order like integers: 0x7f800000 and above mean infinite or NaN. */
   uint32_t (*absmax)(const float *x, int64_t n);
   /* bits[i] = max(bits[i], |x[i]|, |x[stride + i]|, ...) over rows */
   void (*absmax_columns)(uint32_t *bits, const float *x, int64_t stride, int64_t rows, int64_t n);
-  /* q = clamp(round_half_even(x / scale), -7, 7), 0 where the scale is 0, absmax / 7; one scale, or one for each column
-   */
-  void (*quantize)(int8_t *q, const float *x, float scale, int64_t n);
-  void (*quantize_columns)(int8_t *q, const float *x, const float *scales, int64_t n);
+  /* q = clamp(round_half_even(x / scale), -most, most), most below 128, 0 where the scale is 0 or infinite; one scale,
+   * or one for each column */
+  void (*quantize)(int8_t *q, const float *x, float scale, float most, int64_t n);
+  void (*quantize_columns)(int8_t *q, const float *x, const float *scales, float most, int64_t n);
+  /* For that q and finite x and scales: sums[k % 32] += (x[k] - q[k] * scale)^2 in float64; or the error of one row
+   * added to one sum for each column */
+  void (*add_errors)(double *sums, const float *x, float scale, float most, int64_t n);
+  void (*add_errors_columns)(double *sums, const float *x, const float *scales, float most, int64_t n);
   void (*dequantize)(float *x, const int8_t *q, float scale, int64_t n);
   void (*dequantize_columns)(float *x, const int8_t *q, const float *scales, int64_t n);
 

@@ -107,9 +107,4 @@ static inline int32_t int4mm_skinny_threads(const int4mm_problem *p) {
   return int4mm_threads_for(p->N * (p->K / 8), 1 << 15);
 }
 
-/* Scratch memory, 64-byte aligned, in huge pages where large; NULL after recording INT4MM_ERR_MEMORY. A few blocks are
- * cached for the next call, since fresh pages cost more than the packing that fills them. */
-void *int4mm_workspace_acquire(int64_t bytes);
-void int4mm_workspace_release(void *workspace);
-
 #endif

@@ -1,0 +1,69 @@
+/*
+ * How a matrix is divided among the threads: into pieces, and a piece into blocks of at most BLOCK elements, whose
+ * intermediate values stay in the first-level cache. Shared by elementwise.c, quantize.c and rotate.c.
+ */
+#ifndef INT4MM_CPU_PIECES_H
+#define INT4MM_CPU_PIECES_H
+
+#include <stdatomic.h>
+
+#include "core/numeric.h"
+#include "cpu/cpu.h"
+
+enum {
+  BLOCK = 1024,       /* elements of a row in a block, a multiple of 64 and of every block of a rotation */
+  GRAIN = 1 << 16,    /* elements for which a thread pays */
+  MAX_TASKS = 1 << 20 /* bounds the number of pieces of very tall matrices */
+};
+
+/* A division of a matrix into pieces of piece_rows x piece_cols, row-major, `across` of them in a row. */
+typedef struct pieces {
+  int64_t rows, cols, piece_rows, piece_cols, across, count;
+  int32_t threads;
+} pieces;
+
+/* Rows r0 .. r1 - 1, columns c0 .. c1 - 1. */
+typedef struct piece {
+  int64_t r0, r1, c0, c1;
+} piece;
+
+/* piece_rows is a multiple of row_step. work_per_row: elements that a row stands for. */
+static inline pieces cut(int64_t rows, int64_t cols, int64_t row_step, int64_t work_per_row) {
+  pieces p = {.rows = rows, .cols = cols};
+  if (rows <= 0 || cols <= 0) return p;
+  p.threads = int4mm_threads_for(rows * work_per_row, GRAIN);
+  p.piece_cols = cols;
+  p.piece_rows = int4mm_ceil_div(int4mm_max64(1, GRAIN / int4mm_max64(1, work_per_row)), row_step) * row_step;
+  p.piece_rows = int4mm_max64(p.piece_rows, int4mm_ceil_div(int4mm_ceil_div(rows, MAX_TASKS), row_step) * row_step);
+  if (rows <= row_step * p.threads && cols > BLOCK)
+    p.piece_cols = int4mm_ceil_div(int4mm_ceil_div(cols, 4 * p.threads), BLOCK) * BLOCK;
+  p.across = int4mm_ceil_div(cols, p.piece_cols);
+  p.count = int4mm_ceil_div(rows, p.piece_rows) * p.across;
+  return p;
+}
+
+static inline piece piece_at(const pieces *p, int64_t index) {
+  int64_t r0 = index / p->across * p->piece_rows, c0 = index % p->across * p->piece_cols;
+  piece s = {r0, int4mm_min64(r0 + p->piece_rows, p->rows), c0, int4mm_min64(c0 + p->piece_cols, p->cols)};
+  return s;
+}
+
+static inline void *at(const int4mm_matrix *m, int64_t r, int64_t c) {
+  return (char *)m->data + (size_t)(r * m->stride + c) * int4mm_dtype_size(m->dtype);
+}
+
+/* Keeps the smallest index of a bad value; INT64_MAX means none yet. */
+static inline void record_bad(_Atomic int64_t *bad, int64_t index) {
+  int64_t before = atomic_load(bad);
+  while (index < before && !atomic_compare_exchange_weak(bad, &before, index)) {
+  }
+}
+
+/* Which NaN a conversion or a product gives IEEE leaves to the machine: as results all are INT4MM_NAN_BITS. */
+static inline void make_one_nan(float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    if (x[i] != x[i]) x[i] = int4mm_bits_float(INT4MM_NAN_BITS);
+  }
+}
+
+#endif
