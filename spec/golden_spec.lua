@@ -92,6 +92,22 @@ describe("quantising agrees with numpy", function()
   end
 end)
 
+describe("rotating agrees with numpy", function()
+  for _, g in ipairs(golden.rotations) do
+    it(("blocks of %d, clip %g, %s"):format(g.block, g.clip, g.dtype), function()
+      local source = tensor(g.source, "float16", g.R, g.C)
+      local rotated = q.rotate(source, { block = g.block, out = q.empty { g.R, g.C } })
+      assert.same_bits(helper.from_hex(g.rotated), rotated)
+      local clip = g.clip == 0 and "mse" or g.clip
+      for name, quantize in pairs { quantize = q.quantize, quantize_reference = q.quantize_reference } do
+        local packed, scales = quantize(source, { rotate = g.block, clip = clip, dtype = g.dtype })
+        assert.same_bits(helper.from_hex(g.scales), scales, name .. ": scales")
+        assert.same_bits(helper.from_hex(g.packed), packed, name .. ": packed")
+      end
+    end)
+  end
+end)
+
 describe("conversion agrees with numpy", function()
   local g = golden.conversions[1]
 

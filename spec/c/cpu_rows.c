@@ -310,6 +310,28 @@ static void quantize_case(void) {
   drop(&j);
 }
 
+/* Quotients about every tie, for one scale of any size: there a reciprocal in place of a division would show. */
+static void tie_case(void) {
+  enum { TIES = 127, NEAR = 7 };
+  float most = below(2) ? 127 : 7, scale = int4mm_bits_float(0x00000001u + next() % 0x7e000000u), x[TIES * NEAR];
+  if (below(2)) scale = int4mm_bits_float(0x3f800000u | (int4mm_float_bits(scale) & 0x7fffff));
+  for (int i = 0; i < TIES * NEAR; i++) {
+    float tie = ((float)(i / NEAR) + 0.5f) * scale;
+    float near = int4mm_bits_float(int4mm_float_bits(tie) + (uint32_t)(i % NEAR) - NEAR / 2);
+    x[i] = !isfinite(near) ? 0 : below(2) ? near : -near;
+  }
+  int8_t q[TIES * NEAR], columns[TIES * NEAR];
+  float scales[TIES * NEAR];
+  for (int i = 0; i < TIES * NEAR; i++) scales[i] = scale;
+  what = "quotients about ties";
+  int4mm_cpu_current()->rows->quantize(q, x, scale, most, TIES * NEAR);
+  int4mm_cpu_current()->rows->quantize_columns(columns, x, scales, most, TIES * NEAR);
+  for (int i = 0; i < TIES * NEAR; i++) {
+    judge(q[i] == (int8_t)quantized(x[i], scale, most), "value", 0, i);
+    judge(columns[i] == q[i], "value by columns", 0, i);
+  }
+}
+
 static void rotate_case(void) {
   int4mm_rotate_job j = {.dim = (int32_t)below(2), .block = 4 << below(9)};
   int64_t whole = j.block * (1 + below(j.block > 64 ? 2 : 20)), other = 1 + below(60);
@@ -424,12 +446,13 @@ int main(int argc, char **argv) {
   const char *given = getenv("CASES");
   int cases = argc > 1 ? atoi(argv[1]) : given ? atoi(given) : CASES;
   state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-  void (*const kinds[])(void) = {pack_case, quantize_case, rotate_case, random_case, copy_case, transpose_case};
+  void (*const kinds[])(void) = {pack_case,   quantize_case, tie_case,      rotate_case,
+                                 random_case, copy_case,     transpose_case};
   for (int i = 0; i < cases; i++) {
     if (int4mm_set_num_threads(1 + (int32_t)below(4))) return 1;
     for (int32_t isa = 0; int4mm_cpu_isa_at(isa); isa++) {
       if (int4mm_set_cpu_isa(int4mm_cpu_isa_at(isa))) return 1;
-      kinds[i % 6]();
+      kinds[i % 7]();
     }
   }
   printf("cpu_rows: %d cases agree on each instruction set\n", cases);

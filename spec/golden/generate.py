@@ -204,6 +204,58 @@ def quantisings():
     return out
 
 
+def rotate(x, block):
+    """Blocks along the rows, as int4mm.h has it: every operation on float32 arrays rounds once."""
+    y = x.reshape(-1, block).copy()
+    stride = 1
+    while 4 * stride <= block:
+        v = y.reshape(y.shape[0], -1, 4, stride)
+        x0, x1, x2, x3 = (v[:, :, i, :] for i in range(4))
+        s = (x0 + x1) + (x2 + x3)
+        y = np.stack([s - (x3 + x3), s - (x2 + x2), s - (x1 + x1), s - (x0 + x0)], axis=2).reshape(y.shape)
+        stride *= 4
+    if stride < block:
+        v = y.reshape(y.shape[0], 2, stride)
+        y = np.concatenate([v[:, 0] + v[:, 1], v[:, 0] - v[:, 1]], axis=1)
+    y = y * F32(1 / np.sqrt(block))
+    assert y.dtype == F32
+    return y.reshape(x.shape)
+
+
+def least_error_scale(row, most):
+    best, least = None, None
+    absmax = np.max(np.abs(row)).astype(F32)
+    for i in range(64, 31, -1):
+        scale = absmax * F32(i / 64) / F32(most)
+        q = np.clip(np.rint(row / scale), -most, most) if scale else np.zeros_like(row)
+        terms = (row.astype(np.float64) - q.astype(np.float64) * np.float64(scale))**2
+        sums, total = [0.0] * 32, 0.0
+        for k, t in enumerate(terms):
+            sums[k % 32] += t
+        for t in sums:
+            total += t
+        if least is None or total < least:
+            best, least = scale, total
+    return best
+
+
+def rotations():
+    """Rotated rows, and what they are quantised to: clip 0 stands for the search of least squared error."""
+    out = []
+    for block, C, clip, most in [(4, 12, 1, 7), (8, 40, 0.9, 7), (16, 48, 0, 7), (32, 64, 0, 127), (64, 128, 0.5, 127),
+                                 (256, 256, 0, 7), (512, 512, 1, 7)]:
+        half = (rng.normal(0, 1, (3, C)) * np.where(np.arange(C) % 16 == 5, 20, 1)).astype(np.float16)
+        y = rotate(half.astype(F32), block)
+        scales = np.array([least_error_scale(row, most) for row in y]) if clip == 0 else \
+            np.max(np.abs(y), axis=1) * F32(clip) / F32(most)
+        assert scales.dtype == F32
+        q = np.clip(np.rint(y / scales[:, None]), -most, most).astype(np.int64)
+        packed = pack(q, 2, "twos_complement") if most == 7 else q.astype(np.int8)
+        out.append(dict(block=block, R=3, C=C, clip=float(clip), dtype="int4" if most == 7 else "int8",
+                        source=half.view(np.uint16), rotated=to_float(y), scales=scales, packed=packed))
+    return out
+
+
 def conversions():
     """float32 values about every rounding edge of float16 and bfloat16."""
     base = np.array([
@@ -249,4 +301,5 @@ emit("packings", packings())
 emit("quantisings", quantisings())
 emit("conversions", conversions())
 emit("randoms", randoms())
+emit("rotations", rotations())
 print("}")

@@ -29,7 +29,7 @@ enum {
   REGIONS = 64,                       /* open at once; a call beyond them runs on its own thread */
   INDEX_BITS = 20,                    /* of a queue's word; the rest is the epoch */
   MAX_PIECES = (1 << INDEX_BITS) - 1, /* in a region; a longer call is several */
-  STACK_BYTES = 1 << 20,              /* pieces need some 64 KiB */
+  STACK_BYTES = 1 << 20,              /* pieces need some 100 KiB */
   PAUSES = 100,                       /* some microseconds of spinning; then the core is offered to others */
   WORKER_YIELD_NS = 100000,           /* ... for so long, then the thread sleeps */
   CALLER_YIELD_NS = 20000,

@@ -77,6 +77,12 @@ static bool find_not_finite(quantize_run *run, int64_t r, int64_t c0, int64_t c1
   return false;
 }
 
+/* Prefetches n elements of row r, which may be past the last. */
+static void prefetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n) {
+  const char *row = at(m, r, c);
+  for (int64_t i = 0; i < n * (int64_t)int4mm_dtype_size(m->dtype); i += 64) __builtin_prefetch(row + i, 0, 2);
+}
+
 static int32_t finish(quantize_run *run, int64_t *bad) {
   int64_t first = atomic_load(&run->bad);
   if (first == INT64_MAX) return INT4MM_OK;
@@ -90,6 +96,7 @@ static int32_t finish(quantize_run *run, int64_t *bad) {
 typedef struct row {
   const quantize_run *run;
   int64_t r, held; /* the first element of the chunk in buffer; -1: none */
+  uint32_t absmax; /* of that chunk, where it is rotated */
   float buffer[HELD];
 } row;
 
@@ -104,11 +111,13 @@ static const float *chunk_at(row *l, int64_t c) {
   if (p->plain.dtype == INT4MM_FLOAT32 && !p->rotate) return (const float *)(const void *)src;
   if (l->held == c) return l->buffer;
   int64_t length = chunk_length(l, c);
+  l->absmax = 0;
   for (int64_t i = 0; i < length; i += BLOCK) {
     int64_t n = int4mm_min64(BLOCK, length - i);
     const void *from = at(&p->plain, l->r, c + i);
     if (p->rotate) {
-      l->run->rows->rotate(l->buffer + i, from, p->plain.dtype, p->rotate, n);
+      uint32_t absmax = l->run->rows->rotate(l->buffer + i, from, p->plain.dtype, p->rotate, n);
+      l->absmax = absmax > l->absmax ? absmax : l->absmax;
     } else {
       l->run->rows->to_float(l->buffer + i, from, p->plain.dtype, n);
     }
@@ -120,7 +129,8 @@ static const float *chunk_at(row *l, int64_t c) {
 static uint32_t absmax_of_row(row *l) {
   uint32_t absmax = 0;
   for (int64_t c = 0; c < l->run->job->plain.cols; c += HELD) {
-    uint32_t bits = l->run->rows->absmax(chunk_at(l, c), chunk_length(l, c));
+    const float *x = chunk_at(l, c);
+    uint32_t bits = l->run->job->rotate ? l->absmax : l->run->rows->absmax(x, chunk_length(l, c));
     absmax = bits > absmax ? bits : absmax;
   }
   return absmax;
@@ -147,6 +157,7 @@ static float best_scale_of_row(row *l, uint32_t absmax) {
   return best;
 }
 
+/* The memory is idle meanwhile: the beginning of the next row is prefetched. */
 static void write_row(row *l, float scale) {
   const quantize_run *run = l->run;
   const int4mm_pack_job *p = run->job;
@@ -154,6 +165,7 @@ static void write_row(row *l, float scale) {
   for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
     int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), words = int4mm_ceil_div(n, 8);
     const float *x = chunk_at(l, c / HELD * HELD) + c % HELD;
+    if (c < HELD) prefetch_row(&p->plain, l->r + 1, c, n);
     if (is_bytes(run)) {
       run->rows->quantize(at(&p->packed, l->r, c), x, scale, run->most, n);
       continue;
@@ -245,13 +257,7 @@ static void scales_across(void *context, int64_t index, int32_t slot) {
   }
 }
 
-/* Prefetches n elements of row r: the next row is on another page, where no hardware prefetcher follows. */
-static void prefetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n) {
-  const char *row = at(m, r, c);
-  for (int64_t i = 0; i < n * (int64_t)int4mm_dtype_size(m->dtype); i += 64) __builtin_prefetch(row + i, 0, 2);
-}
-
-/* A row of at most WIDE columns; the next one is prefetched. */
+/* A row of at most WIDE columns. The next one is on another page, where no hardware prefetcher follows. */
 static void quantize_wide(const quantize_run *run, int8_t *q, int64_t r, int64_t c, int64_t n) {
   const int4mm_pack_job *p = run->job;
   float buffer[BLOCK];

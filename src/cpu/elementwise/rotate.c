@@ -12,9 +12,9 @@ typedef struct rotate_run {
   pieces pieces;
 } rotate_run;
 
-static void store(const rotate_run *run, int64_t r, int64_t c, float *x, int64_t n) {
+static void store(const rotate_run *run, int64_t r, int64_t c, float *x, uint32_t absmax, int64_t n) {
   const int4mm_matrix *dst = &run->job->dst;
-  if (run->rows->absmax(x, n) > 0x7f800000u) make_one_nan(x, n);
+  if (absmax > 0x7f800000u) make_one_nan(x, n);
   run->rows->from_float(at(dst, r, c), dst->dtype, x, n);
 }
 
@@ -26,8 +26,8 @@ static void rotate_along(void *context, int64_t index, int32_t slot) {
   for (int64_t r = s.r0; r < s.r1; r++) {
     for (int64_t c = s.c0; c < s.c1; c += BLOCK) {
       int64_t n = int4mm_min64(BLOCK, s.c1 - c);
-      run->rows->rotate(x, at(&run->job->src, r, c), run->job->src.dtype, run->job->block, n);
-      store(run, r, c, x, n);
+      uint32_t absmax = run->rows->rotate(x, at(&run->job->src, r, c), run->job->src.dtype, run->job->block, n);
+      store(run, r, c, x, absmax, n);
     }
   }
 }
@@ -44,7 +44,10 @@ static void rotate_across(void *context, int64_t index, int32_t slot) {
       int64_t n = int4mm_min64(cols, s.c1 - c);
       for (int64_t i = 0; i < block; i++) run->rows->to_float(x + i * cols, at(src, r + i, c), src->dtype, n);
       run->rows->rotate_columns(x, cols, (int32_t)block, n);
-      for (int64_t i = 0; i < block; i++) store(run, r + i, c, x + i * cols, n);
+      for (int64_t i = 0; i < block; i++) {
+        float *row = x + i * cols;
+        store(run, r + i, c, row, run->rows->absmax(row, n), n);
+      }
     }
   }
 }

@@ -24,8 +24,8 @@ typedef struct int4mm_rows {
   void (*from_float)(void *dst, int32_t dtype, const float *src, int64_t n); /* a float dtype; rounds to nearest even */
 
   /* As int4mm_rotate defines it, in float32: x = src, n values of a float dtype in blocks along a row, n a multiple of
-   * block; or one block of rows of x, `pitch` floats apart, in n columns, in place */
-  void (*rotate)(float *x, const void *src, int32_t dtype, int32_t block, int64_t n);
+   * block, whose absmax it returns; or one block of rows of x, `pitch` floats apart, in n columns, in place */
+  uint32_t (*rotate)(float *x, const void *src, int32_t dtype, int32_t block, int64_t n);
   void (*rotate_columns)(float *x, int64_t pitch, int32_t block, int64_t n);
 
   /* The largest |x| as bits of a float32, which order like integers: 0x7f800000 and above mean infinite or NaN. */
