@@ -45,7 +45,8 @@ static void rotate_across(void *context, int64_t index, int32_t slot) {
       for (int64_t i = 0; i < block; i++) run->rows->to_float(x + i * cols, at(src, r + i, c), src->dtype, n);
       run->rows->rotate_columns(x, cols, (int32_t)block, n);
       for (int64_t i = 0; i < block; i++) {
-        store(run, r + i, c, x + i * cols, run->rows->absmax(x + i * cols, n), n);
+        float *row = x + i * cols;
+        store(run, r + i, c, row, run->rows->absmax(row, n), n);
       }
     }
   }
