@@ -86,7 +86,8 @@ gencode = $(foreach a,$1,-gencode arch=compute_$a$(comma)code=sm_$a) \
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
-NVCCFLAGS ?= -O3 -lineinfo
+# -lineinfo, which profilers want, would double the library.
+NVCCFLAGS ?= -O3
 PROJECT_NVCCFLAGS := -std=c++17 -Isrc -Ikernels \
                      -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra \
                      $(if $(WERROR),-Werror all-warnings -Xcompiler -Werror)

@@ -12,7 +12,8 @@
 
 namespace {
 
-constexpr int RATIOS = 33; /* 64/64 down to 32/64 */
+constexpr int RATIOS = 33;        /* 64/64 down to 32/64 */
+constexpr int MAX_THREADS = 1024; /* of a CTA that has a row */
 
 __device__ __forceinline__ float ratio_of(int i) {
   return (float)(64 - i) / 64;
@@ -23,6 +24,10 @@ __device__ __forceinline__ float ratio_of(int i) {
 /* The scale of an absmax, given as its bits; infinite where that is infinite or NaN. */
 __device__ __forceinline__ float scale_of(uint32_t absmax, float clip, int qmax) {
   return __fdiv_rn(__fmul_rn(__uint_as_float(min(absmax, INFINITE)), clip), (float)qmax);
+}
+
+__device__ __forceinline__ int qmax_of(const int4mm_pack_job &job) {
+  return job.packed.dtype == INT4MM_INT8 ? 127 : 7;
 }
 
 /* x / scale rounded to an integer of at most qmax; 0 where scale is 0 or infinite. */
@@ -185,65 +190,53 @@ __device__ __forceinline__ void store_chunk(const RowArguments &a, int64_t row, 
   }
 }
 
-/* A CTA per row; a pass over it is UNITS chunks a thread. */
-template <int DTYPE, bool INT8, int UNITS>
-__global__ void __launch_bounds__(512, UNITS == 1 ? 2 : 1) quantize_rows(const __grid_constant__ RowArguments a) {
+/* A CTA per row; a pass over it is a chunk for each thread. Rows of several passes are read twice: for the scale, then
+ * for the words. */
+template <int DTYPE, bool INT8>
+__global__ void __launch_bounds__(MAX_THREADS) quantize_rows(const __grid_constant__ RowArguments a) {
   typedef typename Element<DTYPE>::type T;
   extern __shared__ __align__(16) float spans[];
   __shared__ uint32_t warps[2][32];
   constexpr int QMAX = INT8 ? 127 : 7;
   const int4mm_pack_job &job = a.job;
-  const int64_t cols = job.plain.cols, pass = (int64_t)UNITS * blockDim.x * CHUNK;
-  const bool once = pass >= cols; /* then the chunks are still there for the words */
-  RawChunk<T> raw[UNITS];
-  auto col_of = [&](int64_t first, int u) { return first + ((int64_t)u * blockDim.x + threadIdx.x) * CHUNK; };
-  auto load = [&](int64_t row, int64_t first) {
-#pragma unroll
-    for (int u = 0; u < UNITS; u++)
-      raw[u].load(static_cast<const T *>(job.plain.data) + row * job.plain.stride, col_of(first, u), cols,
-                  a.vector_load);
-  };
+  const int64_t cols = job.plain.cols, pass = (int64_t)blockDim.x * CHUNK;
+  const int readings = a.scales_given || pass >= cols ? 1 : 2;
   int parity = 0;
   for (int64_t row = blockIdx.x; row < job.plain.rows; row += gridDim.x, parity ^= 1) {
-    float x[UNITS][CHUNK], scale = a.scales_given ? job.scales[row] : 0;
-    uint32_t most = 0;
-    for (int64_t first = 0; first < cols && (once || !a.scales_given); first += pass) {
-      load(row, first);
-#pragma unroll
-      for (int u = 0; u < UNITS; u++) {
-        make_chunk(x[u], raw[u], a, row, col_of(first, u), spans, a.bad);
-        most = max(most, largest(x[u]));
-      }
-    }
-    if (!a.scales_given) {
-      scale = scale_of(cta_max(most, warps[parity]), job.clip, QMAX);
-      if (threadIdx.x == 0) job.scales[row] = scale;
-    }
-    float reciprocal = __frcp_rn(scale);
-    for (int64_t first = 0; first < cols; first += pass) {
-      if (!once) load(row, first);
-#pragma unroll
-      for (int u = 0; u < UNITS; u++) {
+    const T *plain = static_cast<const T *>(job.plain.data) + row * job.plain.stride;
+    float scale = a.scales_given ? job.scales[row] : 0;
+    uint32_t absmax = 0;
+    for (int reading = 0; reading < readings; reading++) {
+      for (int64_t first = 0; first < cols; first += pass) {
+        int64_t col = first + threadIdx.x * CHUNK;
+        RawChunk<T> raw;
+        float x[CHUNK];
+        raw.load(plain, col, cols, a.vector_load);
+        make_chunk(x, raw, a, row, col, spans, reading ? nullptr : a.bad);
+        if (!a.scales_given && reading == 0) {
+          absmax = max(absmax, largest(x));
+          if (first + pass >= cols) scale = scale_of(cta_max(absmax, warps[parity]), job.clip, QMAX);
+        }
+        if (reading + 1 < readings) continue;
         uint32_t q[CHUNK];
-        if (!once) make_chunk(x[u], raw[u], a, row, col_of(first, u), spans, nullptr);
-        quantize_chunk<QMAX>(q, x[u], scale, reciprocal, is_ordinary(scale));
+        quantize_chunk<QMAX>(q, x, scale, __frcp_rn(scale), is_ordinary(scale));
         uint4 bytes = bytes_in_order(q, spans, job.rotate > CHUNK);
-        if (col_of(first, u) < cols) store_chunk<INT8>(a, row, col_of(first, u), bytes);
+        if (col < cols) store_chunk<INT8>(a, row, col, bytes);
       }
     }
+    if (threadIdx.x == 0 && !a.scales_given) job.scales[row] = scale;
   }
 }
 
 /* The scales of rows by the clip of least squared error. A warp for a ratio, a lane for k modulo 32; one that is left
  * over goes to the first warp. */
-template <int DTYPE, bool INT8>
-__global__ void __launch_bounds__(1024) clip_rows(const __grid_constant__ RowArguments a) {
+template <int DTYPE> __global__ void __launch_bounds__(1024) clip_rows(const __grid_constant__ RowArguments a) {
   typedef typename Element<DTYPE>::type T;
   extern __shared__ __align__(16) float spans[];
   __shared__ uint32_t warps[32];
   __shared__ double errors[RATIOS];
-  constexpr int QMAX = INT8 ? 127 : 7;
   const int4mm_pack_job &job = a.job;
+  const int qmax = qmax_of(job);
   float *values = spans + 1024 / SPAN_THREADS * SPAN_FLOATS; /* a pass of the row, rotated */
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t pass = 1024 * CHUNK;
@@ -272,9 +265,9 @@ __global__ void __launch_bounds__(1024) clip_rows(const __grid_constant__ RowArg
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         if (warp + 32 * i >= RATIOS) continue;
-        float scale = scale_of(absmax, ratio_of(warp + 32 * i), QMAX);
+        float scale = scale_of(absmax, ratio_of(warp + 32 * i), qmax);
         for (int64_t k = lane; k < end; k += 32) {
-          double e = __dsub_rn(values[k], __dmul_rn(quantize_one(values[k], scale, QMAX), scale));
+          double e = __dsub_rn(values[k], __dmul_rn(quantize_one(values[k], scale, qmax), scale));
           sums[i] = __dadd_rn(sums[i], __dmul_rn(e, e));
         }
       }
@@ -291,17 +284,24 @@ __global__ void __launch_bounds__(1024) clip_rows(const __grid_constant__ RowArg
       int best = 0;
       for (int i = 1; i < RATIOS; i++)
         if (errors[i] < errors[best]) best = i;
-      job.scales[row] = scale_of(absmax, ratio_of(best), QMAX);
+      job.scales[row] = scale_of(absmax, ratio_of(best), qmax);
     }
     __syncthreads();
   }
 }
 
+/* Stores a value as element `index` of a matrix of a float dtype. */
+__device__ __forceinline__ void store_float(const int4mm_matrix &dst, int64_t index, float x) {
+  int4mm_for_out_dtype(dst.dtype, [&](auto dtype) {
+    constexpr int DTYPE = decltype(dtype)::value;
+    static_cast<typename int4mm_out_word<DTYPE>::type *>(dst.data)[index] = int4mm_round<DTYPE>(x);
+  });
+}
+
 /* Rotated rows as floats. */
-template <int SRC, int DST>
-__global__ void __launch_bounds__(512) rotate_rows(const int4mm_rotate_job job, bool vector) {
+template <int SRC>
+__global__ void __launch_bounds__(MAX_THREADS) rotate_rows(const int4mm_rotate_job job, bool vector) {
   typedef typename Element<SRC>::type T;
-  typedef typename int4mm_out_word<DST>::type Word;
   extern __shared__ __align__(16) float spans[];
   int64_t pass = (int64_t)blockDim.x * CHUNK;
   for (int64_t row = blockIdx.x; row < job.src.rows; row += gridDim.x)
@@ -317,8 +317,7 @@ __global__ void __launch_bounds__(512) rotate_rows(const int4mm_rotate_job job, 
       if (step > 1) col += thread - thread * CHUNK;
 #pragma unroll
       for (int i = 0; i < CHUNK; i++)
-        if (col + i * step < job.src.cols)
-          static_cast<Word *>(job.dst.data)[row * job.dst.stride + col + i * step] = int4mm_round<DST>(x[i]);
+        if (col + i * step < job.src.cols) store_float(job.dst, row * job.dst.stride + col + i * step, x[i]);
     }
 }
 
@@ -405,12 +404,11 @@ __device__ double column_error(const float *span, double *partial, int64_t rows,
 }
 
 /* Stores what a span's rows are quantised to. */
-template <bool INT8>
 __device__ __forceinline__ void store_span(const int4mm_pack_job &job, const float *span, int64_t first_row,
                                            int64_t col, int height, float scale, int qmax) {
   int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
   if (col >= job.plain.cols) return;
-  if constexpr (INT8) {
+  if (job.packed.dtype == INT4MM_INT8) {
     for (int r = warp; r < height && first_row + r < job.packed.rows; r += COLUMN_WARPS)
       static_cast<int8_t *>(job.packed.data)[(first_row + r) * job.packed.stride + col] =
           (int8_t)quantize_one(span[r * LANES + lane], scale, qmax);
@@ -425,14 +423,14 @@ __device__ __forceinline__ void store_span(const int4mm_pack_job &job, const flo
   }
 }
 
-template <int DTYPE, bool INT8>
+template <int DTYPE>
 __global__ void __launch_bounds__(LANES *COLUMN_WARPS)
     quantize_columns(const int4mm_pack_job job, unsigned long long *bad) {
   typedef typename Element<DTYPE>::type T;
   extern __shared__ __align__(16) float span[];
   __shared__ uint32_t absmax[COLUMN_WARPS][LANES];
   __shared__ double partial[32 * LANES];
-  constexpr int QMAX = INT8 ? 127 : 7;
+  const int qmax = qmax_of(job);
   int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, height = span_height(job.rotate);
   int64_t rows = job.plain.rows;
   for (int64_t first_col = (int64_t)blockIdx.x * LANES; first_col < job.plain.cols;
@@ -451,28 +449,26 @@ __global__ void __launch_bounds__(LANES *COLUMN_WARPS)
     absmax[warp][lane] = most;
     __syncthreads();
     for (int w = 0; w < COLUMN_WARPS; w++) most = max(most, absmax[w][lane]);
-    float scale = scale_of(most, job.clip_mse ? 1.0f : job.clip, QMAX);
+    float scale = scale_of(most, job.clip_mse ? 1.0f : job.clip, qmax);
     if (job.clip_mse) {
-      double least = column_error(span, partial, rows, height, scale, QMAX, next);
+      double least = column_error(span, partial, rows, height, scale, qmax, next);
       for (int i = 1; i < RATIOS; i++) {
-        float other = scale_of(most, ratio_of(i), QMAX);
-        double error = column_error(span, partial, rows, height, other, QMAX, next);
+        float other = scale_of(most, ratio_of(i), qmax);
+        double error = column_error(span, partial, rows, height, other, qmax, next);
         if (error < least) least = error, scale = other;
       }
     }
     if (warp == 0 && col < job.plain.cols) job.scales[col] = scale;
     for (int64_t first = 0; first < rows; first += height) {
       next(first);
-      store_span<INT8>(job, span, first, col, height, scale, QMAX);
+      store_span(job, span, first, col, height, scale, qmax);
     }
     __syncthreads();
   }
 }
 
-template <int SRC, int DST>
-__global__ void __launch_bounds__(LANES *COLUMN_WARPS) rotate_columns(const int4mm_rotate_job job) {
+template <int SRC> __global__ void __launch_bounds__(LANES *COLUMN_WARPS) rotate_columns(const int4mm_rotate_job job) {
   typedef typename Element<SRC>::type T;
-  typedef typename int4mm_out_word<DST>::type Word;
   extern __shared__ __align__(16) float span[];
   int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, height = span_height(job.block);
   for (int64_t first_col = (int64_t)blockIdx.x * LANES; first_col < job.src.cols;
@@ -480,8 +476,7 @@ __global__ void __launch_bounds__(LANES *COLUMN_WARPS) rotate_columns(const int4
     for (int64_t first = 0; first < job.src.rows; first += height) {
       load_span<T>(span, job.src, first, first_col, height, job.block, [](int64_t, int64_t) {});
       for (int r = warp; r < height && first + r < job.src.rows && first_col + lane < job.src.cols; r += COLUMN_WARPS)
-        static_cast<Word *>(job.dst.data)[(first + r) * job.dst.stride + first_col + lane] =
-            int4mm_round<DST>(span[r * LANES + lane]);
+        store_float(job.dst, (first + r) * job.dst.stride + first_col + lane, span[r * LANES + lane]);
     }
 }
 
@@ -523,12 +518,10 @@ bool is_aligned(const int4mm_matrix &m, size_t element, size_t bytes) {
   return ((uintptr_t)m.data | (uintptr_t)m.stride * element) % bytes == 0;
 }
 
-/* Threads that hold a row of `cols`, `units` chunks each, in whole warps and, for a rotation, in whole blocks of 1024.
- */
-int threads_for(int64_t cols, int units, bool rotated) {
-  int64_t chunks = (cols + CHUNK * units - 1) / (CHUNK * units), unit = rotated ? 64 : 32;
-  int64_t threads = (chunks + unit - 1) / unit * unit;
-  return (int)(threads < unit ? unit : threads > 512 ? 512 : threads);
+/* Threads that hold a row of `cols`, a chunk each, in whole warps and, for a rotation, in whole blocks of 1024. */
+int threads_for(int64_t cols, bool rotated) {
+  int64_t chunks = (cols + CHUNK - 1) / CHUNK, unit = rotated ? 64 : 32, threads = (chunks + unit - 1) / unit * unit;
+  return (int)(threads < unit ? unit : threads > MAX_THREADS ? MAX_THREADS : threads);
 }
 
 size_t spans_bytes(int threads) {
@@ -547,21 +540,17 @@ cudaError_t launch_shared(unsigned blocks, int threads, size_t shared, cudaStrea
 }
 
 template <int DTYPE, bool INT8> cudaError_t launch_rows(RowArguments a, cudaStream_t stream) {
-  int64_t cols = a.job.plain.cols;
-  bool rotated = a.job.rotate > 0;
   cudaError_t error = cudaSuccess;
   unsigned blocks = int4mm_blocks(a.job.plain.rows, 1);
   if (a.job.clip_mse) {
     size_t shared = spans_bytes(1024) + 1024 * CHUNK * sizeof(float);
-    error = launch_shared<clip_rows<DTYPE, INT8>>(blocks, 1024, shared, stream, a);
+    error = launch_shared<clip_rows<DTYPE>>(blocks, 1024, shared, stream, a);
     if (error != cudaSuccess) return error;
     a.scales_given = true, a.bad = nullptr;
   }
-  int units = cols <= 512 * CHUNK ? 1 : cols <= 512 * CHUNK * 2 ? 2 : 4, threads = threads_for(cols, units, rotated);
-  size_t shared = rotated ? spans_bytes(threads) : 0;
-  if (units == 1) return launch_shared<quantize_rows<DTYPE, INT8, 1>>(blocks, threads, shared, stream, a);
-  if (units == 2) return launch_shared<quantize_rows<DTYPE, INT8, 2>>(blocks, threads, shared, stream, a);
-  return launch_shared<quantize_rows<DTYPE, INT8, 4>>(blocks, threads, shared, stream, a);
+  int threads = threads_for(a.job.plain.cols, a.job.rotate > 0);
+  size_t shared = a.job.rotate ? spans_bytes(threads) : 0;
+  return launch_shared<quantize_rows<DTYPE, INT8>>(blocks, threads, shared, stream, a);
 }
 
 template <int DTYPE, bool INT8>
@@ -574,21 +563,21 @@ cudaError_t launch_quantize(const int4mm_pack_job *job, unsigned long long *bad,
   }
   unsigned blocks = int4mm_blocks(job->plain.cols, LANES);
   size_t shared = (size_t)(job->rotate > SPAN ? job->rotate : SPAN) * LANES * sizeof(float);
-  return blocks ? launch_shared<quantize_columns<DTYPE, INT8>>(blocks, LANES * COLUMN_WARPS, shared, stream, *job, bad)
+  return blocks ? launch_shared<quantize_columns<DTYPE>>(blocks, LANES * COLUMN_WARPS, shared, stream, *job, bad)
                 : cudaSuccess;
 }
 
-template <int SRC, int DST> cudaError_t launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream) {
+template <int SRC> cudaError_t launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream) {
   if (!job->src.rows || !job->src.cols) return cudaSuccess;
   if (job->dim) {
-    int threads = threads_for(job->src.cols, 1, true);
+    int threads = threads_for(job->src.cols, true);
     bool vector = is_aligned(job->src, SRC == INT4MM_FLOAT32 ? 4 : 2, 16);
-    return launch_shared<rotate_rows<SRC, DST>>(int4mm_blocks(job->src.rows, 1), threads, spans_bytes(threads), stream,
-                                                *job, vector);
+    return launch_shared<rotate_rows<SRC>>(int4mm_blocks(job->src.rows, 1), threads, spans_bytes(threads), stream, *job,
+                                           vector);
   }
   size_t shared = (size_t)(job->block > SPAN ? job->block : SPAN) * LANES * sizeof(float);
-  return launch_shared<rotate_columns<SRC, DST>>(int4mm_blocks(job->src.cols, LANES), LANES * COLUMN_WARPS, shared,
-                                                 stream, *job);
+  return launch_shared<rotate_columns<SRC>>(int4mm_blocks(job->src.cols, LANES), LANES * COLUMN_WARPS, shared, stream,
+                                            *job);
 }
 
 } // namespace
@@ -605,11 +594,7 @@ cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long lon
 
 cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  int4mm_for_out_dtype(job->src.dtype, [&](auto src) {
-    int4mm_for_out_dtype(job->dst.dtype, [&](auto dst) {
-      error = launch_rotate<decltype(src)::value, decltype(dst)::value>(job, stream);
-    });
-  });
+  int4mm_for_out_dtype(job->src.dtype, [&](auto src) { error = launch_rotate<decltype(src)::value>(job, stream); });
   return error;
 }
 
