@@ -38,9 +38,9 @@ struct Arguments {
   int warps_n, warps_k; /* of a CTA: along the columns, along K */
   int split;            /* CTAs of a cluster that share K */
   uint32_t xor_a, xor_b;
-  EpilogueArguments epilogue;
   int rotation_length; /* k-blocks that every warp has, times the warps that share K */
   int rotation_starts; /* a power of two up to what a warp has of them: the number of places where CTAs begin */
+  EpilogueArguments epilogue;
 };
 
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. ALIGNED: rows of A and B start on 16 bytes.
