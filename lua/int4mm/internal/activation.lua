@@ -1,6 +1,6 @@
 --- e^x, tanh, erf and the activations in plain Lua numbers, each step rounded to float32.
 --
--- The oracle of core/activation.h, written apart from the C core on purpose. Products, sums and quotients of two float32
+-- The oracle of core/activation.h, written apart from the C core on purpose. Products, sums and quotients of float32
 -- are exact enough in double that rounding them once more gives what float32 arithmetic gives (53 >= 2 * 24 + 2).
 -- @module int4mm.internal.activation
 
