@@ -325,6 +325,38 @@ typedef struct int4mm_plan {
 /* Fills `plan` for these arguments without running; `out` may be released. Validates as int4mm_matmul does. */
 INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) INT4MM_CHECK;
 
+/* A whole layer of a network. Zeroed but for the tensors: no rotation, absmax, no activation, float32 out. */
+typedef struct int4mm_linear_args {
+  const int4mm_tensor *x;        /* [M, K] float32, float16 or bfloat16 */
+  const int4mm_tensor *b_packed; /* the weight, of K values (ceil(K/8) words), as in int4mm_matmul_args; where `rotate`
+                                    is used, quantised with the same rotation along K */
+  const int4mm_tensor *scale_b;  /* [N] float32 */
+  const int4mm_tensor *bias;     /* [N] float32, or NULL */
+  const int4mm_tensor *residual; /* [M, N] of a float dtype, or NULL */
+  int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside x as out_dtype */
+  int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */
+  int32_t encoding_b, layout_b;  /* of a weight without a mark, as in int4mm_matmul_args */
+  int32_t rotate;                /* of x, as in int4mm_quantize_args, and clip and clip_mse */
+  float clip;
+  int32_t clip_mse;
+  int32_t activation;             /* int4mm_activation */
+  const int4mm_tensor *workspace; /* where to put the quantised x: a vector of int8 beside x, of at least
+                                     int4mm_linear_workspace bytes, used by one call at a time; NULL: memory of the
+                                     library's own, on a GPU stream-ordered */
+  const char *kernel;             /* as in int4mm_matmul_args */
+  void *stream;
+} int4mm_linear_args;
+
+/* The layer: x quantised to int4 by rows (int4mm_quantize, dim 1), the product, and what follows it,
+ *   out[m, n] = round(activation(float(acc[m, n]) * scale_x[m] * scale_b[n] + bias[n]) + residual[m, n])
+ * in float32, each step rounded once. It runs where its tensors are, all on one device. On a GPU it enqueues on
+ * `stream` and returns, the product's start overlapping the quantising; it may be captured into a CUDA graph, best with
+ * `out` and `workspace` given. A row of x with NaN or an infinity gives a row of NaN. out must not overlap another
+ * tensor of the call. */
+INT4MM_API int32_t int4mm_linear(const int4mm_linear_args *args) INT4MM_CHECK;
+/* Bytes of workspace for x [M, K]; 0 where a size is negative or too large. */
+INT4MM_API int64_t int4mm_linear_workspace(int64_t M, int64_t K);
+
 /* A problem as the choice of a CUDA kernel sees it. */
 typedef struct int4mm_gpu_problem {
   int32_t arch;      /* 90 for sm_90 */

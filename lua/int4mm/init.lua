@@ -13,6 +13,8 @@
 --   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference}, @{int4mm.ops.prepack|prepack}
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
 --   @{int4mm.ops.cuda_kernels|cuda_kernels}
+-- - layers: @{int4mm.linear.linear|linear}, @{int4mm.linear.int4_linear|int4_linear},
+--   @{int4mm.linear.linear_workspace|linear_workspace}
 -- - packing: @{int4mm.ops.pack_int4_to_int32|pack_int4_to_int32},
 --   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}; data:
 --   @{int4mm.factory.generate_test_data|generate_test_data}
@@ -37,6 +39,7 @@ end
 local binding = require "int4mm.lib"
 local factory = require "int4mm.factory"
 local device = require "int4mm.device"
+local linear = require "int4mm.linear"
 local memory = require "int4mm.internal.memory"
 local ops = require "int4mm.ops"
 local reference = require "int4mm.reference"
@@ -60,6 +63,12 @@ return {
   explain = ops.explain,
   choose_cuda = ops.choose_cuda,
   cuda_kernels = ops.cuda_kernels,
+
+  -- layers
+  linear = linear.linear,
+  int4_linear = linear.int4_linear,
+  int4_linear_reference = reference.int4_linear_reference,
+  linear_workspace = linear.linear_workspace,
 
   -- packing, quantising, test data
   pack_int4_to_int32 = ops.pack_int4_to_int32,

@@ -16,51 +16,17 @@ local devices = require "int4mm.device"
 local memory = require "int4mm.internal.memory"
 local enums = require "int4mm.enums"
 local numeric = require "int4mm.internal.numeric"
+local options = require "int4mm.internal.options"
 local tensor = require "int4mm.tensor"
 
 local lib = binding.lib
-local NK, ROWS = enums.layouts_b.nk, enums.ROWS
+local NK = enums.layouts_b.nk
 local MAX_INT32 = 2 ^ 31 - 1
 local ops = {}
 
 local AUTO, USE_CPU, USE_CUDA = enums.backends.auto, enums.backends.cpu, enums.backends.cuda
 
--- Whether words say themselves how they are packed; of a prepacked weight the core tells what is wrong.
-local function is_marked(words) return tensor.is_marked(words) and words.c.layout == ROWS end
-
--- The encoding that an option names. Where `words` are read (the argument `what`) and marked, it is the mark's, with
--- which the option has to agree; dim, length and layout_b are taken in the same way.
-local function encoding_of(name, opts, key, what, words)
-  local given = check.choice(name, key, opts[key], enums.encodings, "twos_complement")
-  if not words or not is_marked(words) then return given end
-  if opts[key] ~= nil and given ~= words.c.encoding then
-    check.raise(name, '%s is "%s" but %s was packed as "%s"; leave %s out', key, opts[key], what,
-      enums.encoding_names[words.c.encoding], key)
-  end
-  return words.c.encoding
-end
-
-local function dim_of(name, opts, what, words)
-  local given = enums.dim(name, opts.dim, 2)
-  if not is_marked(words) then return given end
-  if opts.dim ~= nil and opts.dim ~= words.c.packing then
-    check.raise(name, "dim is %d but %s was packed along dim %d; leave dim out", opts.dim, what, words.c.packing)
-  end
-  return words.c.packing - 1
-end
-
-local LAYOUTS = { "kn", "nk" } -- of b_packed by the dimension it is packed along
-
-local function layout_of(name, opts, b_packed)
-  local given = check.choice(name, "layout_b", opts.layout_b, enums.layouts_b, "kn")
-  if not is_marked(b_packed) then return given end
-  local marked = LAYOUTS[b_packed.c.packing]
-  if opts.layout_b ~= nil and opts.layout_b ~= marked then
-    check.raise(name, 'layout_b is "%s" but b_packed was packed along dim %d, which is "%s"; leave layout_b out',
-      opts.layout_b, b_packed.c.packing, marked)
-  end
-  return enums.layouts_b[marked]
-end
+local is_marked, encoding_of, dim_of = options.is_marked, options.encoding, options.dim
 
 -- The tensor given as an option, or a new one.
 local function output(name, what, given, ...)
@@ -133,23 +99,6 @@ end
 
 -- ---- quantising ----
 
--- A block of a rotation; 0 for none. The C core checks that it is a power of two that divides the extent.
-local function block_of(name, key, value)
-  if value == nil or value == false then return 0 end
-  return check.integer(name, key, value, 4, 1024)
-end
-
--- The clip as the C core takes it: the factor as a float32 (0 stands for 1), and whether to search for it.
-local function clip_of(name, value)
-  if value == nil then return 0, 0 end
-  if value == "mse" then return 0, 1 end
-  -- what float32 rounds to 0 is refused as well
-  if type(value) ~= "number" or not (value <= 1 and numeric.to_float(value) > 0) then
-    check.raise(name, 'clip is %s, expected a number above 0 and up to 1, or "mse"', check.describe(value))
-  end
-  return numeric.to_float(value), 0
-end
-
 local QUANTIZED = { int4 = enums.dtypes.int32, int8 = enums.dtypes.int8 }
 
 -- The dtype of quantised values, which has to be that of `out` where both are given.
@@ -168,8 +117,8 @@ function ops.quantize_options(name, src, opts)
   tensor.check(name, "src", src)
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
   local known = { dim = enums.dim(name, opts.dim, 2), encoding = encoding_of(name, opts, "encoding") }
-  known.rotate = block_of(name, "rotate", opts.rotate)
-  known.clip, known.clip_mse = clip_of(name, opts.clip)
+  known.rotate = options.block(name, "rotate", opts.rotate)
+  known.clip, known.clip_mse = options.clip(name, opts.clip)
   known.dtype = quantized_dtype(name, opts)
   return known
 end
@@ -285,15 +234,6 @@ local function strassen_levels(name, value)
   return value
 end
 
--- out_dtype's number, which has to be that of `out` where both are given
-local function out_dtype(name, opts)
-  local dtype = check.choice(name, "out_dtype", opts.out_dtype, enums.float_dtypes, "float16")
-  if opts.out_dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
-    check.raise(name, "out is %s but out_dtype is %s; leave one of them out", opts.out.dtype, dtype.name)
-  end
-  return dtype.id
-end
-
 local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
   tensor.check(name, "a_packed", a_packed)
   tensor.check(name, "b_packed", b_packed)
@@ -313,10 +253,10 @@ local function make_args(name, backend, a_packed, b_packed, opts)
   args.strassen = -1
   args.out_dtype = enums.dtypes.float16.id
   if next(opts) == nil then return args end
-  args.out_dtype = out_dtype(name, opts)
+  args.out_dtype = options.out_dtype(name, opts, "float16")
   args.encoding_a = encoding_of(name, opts, "encoding_a", "a_packed", a_packed)
   args.encoding_b = encoding_of(name, opts, "encoding_b", "b_packed", b_packed)
-  args.layout_b = layout_of(name, opts, b_packed)
+  args.layout_b = options.layout_b(name, opts, b_packed)
   args.strassen = strassen_levels(name, opts.strassen)
   args.stream = devices.stream_handle(name, opts.stream)
   return args
@@ -395,7 +335,7 @@ end
 function ops.prepack(b_packed, opts)
   opts = check.options("prepack", opts, { "layout_b", "encoding" })
   tensor.check("prepack", "b_packed", b_packed)
-  local layout = layout_of("prepack", opts, b_packed)
+  local layout = options.layout_b("prepack", opts, b_packed)
   local encoding = encoding_of("prepack", opts, "encoding", "b_packed", b_packed)
   local prepacked = tensor.released()
   binding.check("prepack", memory.with_room(b_packed.c.device, b_packed:bytes(), function()
@@ -462,7 +402,7 @@ end
 -- a table, never nil.
 function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known)
   opts = check.options(name, opts, known)
-  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= ROWS then
+  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= enums.ROWS then
     check.raise(name, "b_packed is prepacked; the oracle reads the words it was made from")
   end
   -- nothing of CUDA is opened for operands on the CPU

@@ -31,4 +31,9 @@ void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_
 /* What int4mm_cpu_matmul would do: instruction set, tile, reason. */
 void int4mm_cpu_plan(const int4mm_problem *problem, int4mm_plan *plan);
 
+/* Scratch memory, 64-byte aligned, in huge pages where large; NULL after recording INT4MM_ERR_MEMORY. A few blocks are
+ * cached for the next call, since fresh pages cost more than the work that fills them. */
+void *int4mm_workspace_acquire(int64_t bytes);
+void int4mm_workspace_release(void *workspace);
+
 #endif

@@ -9,6 +9,7 @@
 #ifndef INT4MM_CPU_H
 #define INT4MM_CPU_H
 
+#include "core/activation.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "cpu/backend.h"
@@ -83,13 +84,6 @@ int32_t int4mm_cgroup_cpus(const char *root, const char *membership);
 
 /* What is wrong with INT4MM_NUM_THREADS; NULL when nothing is. */
 const char *int4mm_threads_warning(void);
-
-/* ---- workspace --------------------------------------------------------------------------------------------------- */
-
-/* Scratch memory, 64-byte aligned, in huge pages where large; NULL after recording INT4MM_ERR_MEMORY. A few blocks are
- * cached for the next call, since fresh pages cost more than the packing that fills them. */
-void *int4mm_workspace_acquire(int64_t bytes);
-void int4mm_workspace_release(void *workspace);
 
 /* ---- addresses in a weight --------------------------------------------------------------------------------------- */
 

@@ -99,8 +99,8 @@ int32_t int4mm_cuda_fill_bytes(int32_t device, void *dst, size_t pitch, uint8_t 
 /* ---- work (launch.c) ---- */
 
 int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch);
-int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                           bool non_blocking);
+int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                           const int4mm_plan *plan, void *stream, bool non_blocking);
 int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
 int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
 int32_t int4mm_cuda_rotate(int32_t device, const int4mm_rotate_job *job, void *stream);

@@ -35,12 +35,22 @@ int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
   return status;
 }
 
-int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                           bool non_blocking) {
+/* The quantiser launches its dependents when it knows all that comes before it to be complete, so that the product may
+ * read its weight while the activations are still being quantised. */
+static cudaError_t launch_product(const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                                  const int4mm_plan *plan, cudaStream_t stream) {
+  int4mm_problem p = *problem;
+  p.b_is_ready = quantize != NULL;
+  cudaError_t error = quantize ? int4mm_launch_quantize(quantize, NULL, stream) : cudaSuccess;
+  return error == cudaSuccess ? launchers[plan->kernel](&p, plan, stream) : error;
+}
+
+int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                           const int4mm_plan *plan, void *stream, bool non_blocking) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  cudaError_t error = launchers[plan->kernel](problem, plan, int4mm_cuda_stream(stream));
+  cudaError_t error = launch_product(quantize, problem, plan, int4mm_cuda_stream(stream));
   if (error == cudaErrorNotSupported) {
     (void)cudaGetLastError();
     int4mm_cuda_leave(&scope);

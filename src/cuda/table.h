@@ -50,9 +50,10 @@ typedef struct int4mm_cuda_backend {
   int32_t (*stream_create)(int32_t device, void **stream);
   int32_t (*stream_destroy)(int32_t device, void *stream);
   int32_t (*stream_synchronize)(int32_t device, void *stream);
-  /* non_blocking: stream_state says so of the stream, and that it captures nothing. */
-  int32_t (*matmul)(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                    bool non_blocking);
+  /* quantize: a layer's, which makes the problem's A first, and unchecked; or NULL. non_blocking: stream_state says so
+   * of the stream, and that it captures nothing. */
+  int32_t (*matmul)(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                    const int4mm_plan *plan, void *stream, bool non_blocking);
   int32_t (*pack)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*quantize)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*rotate)(int32_t device, const int4mm_rotate_job *job, void *stream);

@@ -35,6 +35,8 @@ static int4mm_problem make_problem(const int4mm_matmul_call *c) {
                           .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, c->encoding_a, c->K),
                           .b = make_operand(args->b_packed, args->scale_b, layout_b, c->encoding_b, c->K),
                           .bias = args->bias ? args->bias->data : NULL,
+                          .activation = c->activation,
+                          .residual = c->residual ? int4mm_as_matrix(c->residual) : (int4mm_matrix){0},
                           .out = out->rank ? int4mm_as_matrix(out)
                                            : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
                           .strassen = args->strassen};
@@ -57,6 +59,8 @@ static int4mm_problem columns_of(const int4mm_problem *p, int64_t n0, int64_t co
   part.b.scales += n0;
   if (p->bias) part.bias += n0;
   part.out.data = (char *)p->out.data + n0 * (int64_t)int4mm_dtype_size(p->out.dtype);
+  if (p->residual.data)
+    part.residual.data = (char *)p->residual.data + n0 * (int64_t)int4mm_dtype_size(p->residual.dtype);
   return part;
 }
 
@@ -90,7 +94,10 @@ static int32_t run_nk(const int4mm_problem *p) {
 
 static int32_t run_cpu(const int4mm_matmul_call *c) {
   int4mm_problem problem = make_problem(c);
+  int64_t unchecked;
   if (!c->M || !c->N) return INT4MM_OK;
+  int32_t status = c->quantize ? int4mm_cpu_quantize(c->quantize, &unchecked) : INT4MM_OK;
+  if (status) return status;
   return c->nk ? run_nk(&problem) : int4mm_cpu_matmul(&problem);
 }
 
@@ -124,16 +131,15 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
   return status;
 }
 
-static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem,
-                      const int4mm_matmul_args *args, bool non_blocking) {
+static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem, const int4mm_matmul_call *c,
+                      bool non_blocking) {
   int4mm_plan plan = {0};
-  int32_t status = plan_cuda(target, problem, args->kernel, int4mm_choose_kernel, &plan);
+  int32_t status = plan_cuda(target, problem, c->args->kernel, int4mm_choose_kernel, &plan);
   if (status || !problem->M || !problem->N) return status;
-  return target->cuda->matmul(target->device, problem, &plan, args->stream, non_blocking);
+  return target->cuda->matmul(target->device, c->quantize, problem, &plan, c->args->stream, non_blocking);
 }
 
-/* Frees scratch memory after a call that ended with `status`; the call's own failure is the one to tell. */
-static int32_t free_scratch(const int4mm_dispatch_target *target, void *scratch, void *stream, int32_t status) {
+int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch, void *stream, int32_t status) {
   if (!status) return target->cuda->scratch_free(target->device, scratch, stream);
   int4mm_hold_error();
   (void)target->cuda->scratch_free(target->device, scratch, stream);
@@ -160,8 +166,8 @@ static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_tar
     if (!status) status = cuda->transpose(target->device, &to, &from, problem.b.xor_mask, args->stream);
   }
   if (c->nk) use_transposed(&problem, scratch);
-  if (!status) status = launch(target, &problem, args, non_blocking);
-  if (scratch) status = free_scratch(target, scratch, args->stream, status);
+  if (!status) status = launch(target, &problem, c, non_blocking);
+  if (scratch) status = int4mm_free_scratch(target, scratch, args->stream, status);
   return status;
 }
 

@@ -173,7 +173,7 @@ static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
   const uint32_t *a = w->a + r * 2 * g->k8;
   bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->split_k && rows == k->mr && columns == k->nr;
-  if (whole && k->microkernel_fused &&
+  if (whole && k->microkernel_fused && !int4mm_is_layer(g->p) &&
       k->microkernel_fused(g->p, g->m0 + m, g->n0 + n, a, b, w->acc_init + r, prefetch))
     return;
   if (last) int4mm_prefetch_out(g->p, g->m0 + m, g->n0 + n, rows);
