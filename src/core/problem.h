@@ -60,13 +60,16 @@ typedef struct int4mm_operand {
 static inline bool int4mm_is_panels(const int4mm_operand *o) {
   return o->layout == INT4MM_PANELS_N;
 }
+static inline bool int4mm_is_k_major(const int4mm_operand *o) {
+  return o->layout == INT4MM_K_MAJOR;
+}
 
 /* A product, checked: out[m, n] = round(float(sum over k of a[m, k] * b[k, n]) * a.scales[m] * b.scales[n] + bias[n]).
  * M, N and K may be 0. */
 typedef struct int4mm_problem {
   int64_t M, N, K;   /* K counts values, a multiple of 8 */
   int4mm_operand a;  /* [M, K/8] words, K-major */
-  int4mm_operand b;  /* [K/8, N] words, MN-major, or panels */
+  int4mm_operand b;  /* [K/8, N] words, MN-major; on the CPU also [N, K/8], K-major, or panels */
   const float *bias; /* [N] or NULL */
   int4mm_matrix out; /* [M, N] float16, bfloat16 or float32 */
   int32_t strassen;  /* CPU: -1 by rule, else levels */
