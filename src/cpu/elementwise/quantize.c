@@ -161,18 +161,16 @@ static float best_scale_of_row(row *l, uint32_t absmax) {
 static void write_row(row *l, float scale) {
   const quantize_run *run = l->run;
   const int4mm_pack_job *p = run->job;
-  int8_t q[BLOCK];
+  bool clamp = p->clip != 1 || p->clip_mse; /* otherwise the largest quotient is 7 or the float above */
   for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
-    int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), words = int4mm_ceil_div(n, 8);
+    int64_t n = int4mm_min64(BLOCK, p->plain.cols - c);
     const float *x = chunk_at(l, c / HELD * HELD) + c % HELD;
     if (c < HELD) prefetch_row(&p->plain, l->r + 1, c, n);
     if (is_bytes(run)) {
       run->rows->quantize(at(&p->packed, l->r, c), x, scale, run->most, n);
       continue;
     }
-    run->rows->quantize(q, x, scale, run->most, n);
-    memset(q + n, 0, (size_t)(8 * words - n));
-    run->rows->pack_along(at(&p->packed, l->r, c / 8), q, words, p->xor_mask);
+    run->rows->quantize_words(at(&p->packed, l->r, c / 8), x, scale, clamp, n, p->xor_mask);
   }
 }
 
