@@ -320,15 +320,21 @@ static void tie_case(void) {
     float near = int4mm_bits_float(int4mm_float_bits(tie) + (uint32_t)(i % NEAR) - NEAR / 2);
     x[i] = !isfinite(near) ? 0 : below(2) ? near : -near;
   }
-  int8_t q[TIES * NEAR], columns[TIES * NEAR];
-  float scales[TIES * NEAR];
+  int8_t q[TIES * NEAR], columns[TIES * NEAR], along[TIES * NEAR + 8];
+  uint32_t words[TIES * NEAR / 8 + 1];
+  float scales[TIES * NEAR], inverses[TIES * NEAR];
   for (int i = 0; i < TIES * NEAR; i++) scales[i] = scale;
   what = "quotients about ties";
-  int4mm_cpu_current()->rows->quantize(q, x, scale, most, TIES * NEAR);
-  int4mm_cpu_current()->rows->quantize_columns(columns, x, scales, most, TIES * NEAR);
+  const int4mm_rows *rows = int4mm_cpu_current()->rows;
+  rows->quantize(q, x, scale, most, TIES * NEAR);
+  rows->reciprocals(inverses, scales, TIES * NEAR);
+  rows->quantize_columns(columns, x, scales, inverses, most, true, TIES * NEAR);
+  rows->quantize_words(words, x, scale, true, TIES * NEAR, 0);
+  rows->unpack_along(along, words, TIES * NEAR / 8 + 1, 0);
   for (int i = 0; i < TIES * NEAR; i++) {
     judge(q[i] == (int8_t)quantized(x[i], scale, most), "value", 0, i);
     judge(columns[i] == q[i], "value by columns", 0, i);
+    judge(along[i] == (int8_t)quantized(x[i], scale, 7), "value of a word", 0, i);
   }
 }
 
