@@ -109,17 +109,24 @@ static int64_t chunk_length(const row *l, int64_t c) {
   return int4mm_min64(HELD, l->run->job->plain.cols - c);
 }
 
-/* The chunk from element c on, rotated. */
+/* Whether a row's floats are made, not read where they are. */
+static bool is_made(const int4mm_pack_job *p) {
+  return p->plain.dtype != INT4MM_FLOAT32 || p->rotate;
+}
+
+/* The chunk from element c on, rotated. Half of the next row is prefetched meanwhile, evenly, as the memory would be
+ * idle; write_row does the other half. */
 static const float *chunk_at(row *l, int64_t c) {
   const int4mm_pack_job *p = l->run->job;
   const char *src = at(&p->plain, l->r, c);
-  if (p->plain.dtype == INT4MM_FLOAT32 && !p->rotate) return (const float *)(const void *)src;
+  if (!is_made(p)) return (const float *)(const void *)src;
   if (l->held == c) return l->buffer;
   int64_t length = chunk_length(l, c);
   l->absmax = 0;
   for (int64_t i = 0; i < length; i += BLOCK) {
     int64_t n = int4mm_min64(BLOCK, length - i);
     const void *from = at(&p->plain, l->r, c + i);
+    if (c == 0) prefetch_row(&p->plain, l->r + 1, i, n / 2);
     if (p->rotate) {
       uint32_t absmax = l->run->rows->rotate(l->buffer + i, from, p->plain.dtype, p->rotate, n);
       l->absmax = absmax > l->absmax ? absmax : l->absmax;
@@ -162,14 +169,14 @@ static float best_scale_of_row(row *l, uint32_t absmax) {
   return best;
 }
 
-/* The memory is idle meanwhile: the beginning of the next row is prefetched. */
+/* The beginning of the next row, or the half that chunk_at leaves of it, is prefetched meanwhile. */
 static void write_row(row *l, float scale) {
   const quantize_run *run = l->run;
   const int4mm_pack_job *p = run->job;
   for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
-    int64_t n = int4mm_min64(BLOCK, p->plain.cols - c);
+    int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), fetched = is_made(p) ? n / 2 : 0;
     const float *x = chunk_at(l, c / HELD * HELD) + c % HELD;
-    if (c < HELD) prefetch_row(&p->plain, l->r + 1, c, n);
+    if (c < HELD) prefetch_row(&p->plain, l->r + 1, c + fetched, n - fetched);
     if (is_bytes(run)) {
       run->rows->quantize(at(&p->packed, l->r, c), x, scale, run->most, n);
       continue;
