@@ -60,6 +60,9 @@ typedef struct int4mm_operand {
 static inline bool int4mm_is_panels(const int4mm_operand *o) {
   return o->layout == INT4MM_PANELS_N;
 }
+static inline bool int4mm_is_k_major(const int4mm_operand *o) {
+  return o->layout == INT4MM_K_MAJOR;
+}
 
 /* A product, checked, with what follows it:
  *   out[m, n] = round(activation(float(sum over k of a[m, k] * b[k, n]) * a.scales[m] * b.scales[n] + bias[n])
@@ -68,7 +71,7 @@ static inline bool int4mm_is_panels(const int4mm_operand *o) {
 typedef struct int4mm_problem {
   int64_t M, N, K;        /* K counts values, a multiple of 8 */
   int4mm_operand a;       /* [M, K/8] words, K-major */
-  int4mm_operand b;       /* [K/8, N] words, MN-major, or panels */
+  int4mm_operand b;       /* [K/8, N] words, MN-major; on the CPU also [N, K/8], K-major, or panels */
   const float *bias;      /* [N] or NULL */
   int32_t activation;     /* int4mm_activation */
   int4mm_matrix residual; /* [M, N] of a float dtype; no data: none */

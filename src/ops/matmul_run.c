@@ -42,66 +42,24 @@ static int4mm_problem make_problem(const int4mm_matmul_call *c) {
                           .strassen = args->strassen};
 }
 
-/* Points the problem at b transposed to [K/8, N] words, two's complement, in `words`. */
-static void use_transposed(int4mm_problem *p, const uint32_t *words) {
-  int4mm_operand *b = &p->b;
-  b->words = words, b->rows = p->K / 8, b->cols = b->stride = p->N;
-  b->layout = INT4MM_MN_MAJOR, b->xor_mask = 0;
-}
-
 /* ---- the CPU ---- */
-
-/* Columns n0 .. n0 + columns - 1 of a problem whose b is [N, K/8]. */
-static int4mm_problem columns_of(const int4mm_problem *p, int64_t n0, int64_t columns) {
-  int4mm_problem part = *p;
-  part.N = part.b.rows = part.out.cols = columns;
-  if (p->K) part.b.words += n0 * p->b.stride;
-  part.b.scales += n0;
-  if (p->bias) part.bias += n0;
-  part.out.data = (char *)p->out.data + n0 * (int64_t)int4mm_dtype_size(p->out.dtype);
-  if (p->residual.data)
-    part.residual.data = (char *)p->residual.data + n0 * (int64_t)int4mm_dtype_size(p->residual.dtype);
-  return part;
-}
-
-/* b is [N, K/8] and transposed first, so many columns of the product at a time. */
-static int32_t run_by_columns(const int4mm_problem *p, int64_t columns) {
-  int4mm_tensor transposed = {0};
-  int32_t status = int4mm_tensor_alloc(&transposed, 2, p->K / 8, columns, INT4MM_INT32, INT4MM_CPU);
-  for (int64_t n0 = 0; !status && n0 < p->N; n0 += columns) {
-    int4mm_problem part = columns_of(p, n0, n0 + columns < p->N ? columns : p->N - n0);
-    int4mm_matrix from = {(void *)part.b.words, part.N, p->K / 8, p->b.stride, INT4MM_INT32};
-    int4mm_matrix to = {transposed.data, p->K / 8, part.N, part.N, INT4MM_INT32};
-    int4mm_cpu_transpose(&to, &from, p->b.xor_mask);
-    use_transposed(&part, transposed.data);
-    status = int4mm_cpu_matmul(&part);
-  }
-  int4mm_tensor_release(&transposed);
-  return status;
-}
-
-/* All columns at once, or fewer where there is no memory for as large a copy of b. */
-static int32_t run_nk(const int4mm_problem *p) {
-  enum { MIN_COLUMNS = 256 };
-  int64_t columns = p->N;
-  int32_t status = run_by_columns(p, columns);
-  while (status == INT4MM_ERR_MEMORY && columns > MIN_COLUMNS) {
-    columns = (columns / 2 + MIN_COLUMNS - 1) / MIN_COLUMNS * MIN_COLUMNS;
-    status = run_by_columns(p, columns);
-  }
-  return status;
-}
 
 static int32_t run_cpu(const int4mm_matmul_call *c) {
   int4mm_problem problem = make_problem(c);
   int64_t unchecked;
   if (!c->M || !c->N) return INT4MM_OK;
   int32_t status = c->quantize ? int4mm_cpu_quantize(c->quantize, &unchecked) : INT4MM_OK;
-  if (status) return status;
-  return c->nk ? run_nk(&problem) : int4mm_cpu_matmul(&problem);
+  return status ? status : int4mm_cpu_matmul(&problem);
 }
 
 /* ---- CUDA ---- */
+
+/* Points the problem at b transposed to [K/8, N] words, two's complement, in `words`. */
+static void use_transposed(int4mm_problem *p, const uint32_t *words) {
+  int4mm_operand *b = &p->b;
+  b->words = words, b->rows = p->K / 8, b->cols = b->stride = p->N;
+  b->layout = INT4MM_MN_MAJOR, b->xor_mask = 0;
+}
 
 static int32_t alignment_of(const void *address) {
   uintptr_t bits = (uintptr_t)address | 256;
@@ -218,11 +176,11 @@ int32_t int4mm_run_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_tar
 
 int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
   int4mm_problem problem = make_problem(c);
-  if (c->nk) use_transposed(&problem, NULL);
   if (!target->cuda) {
     int4mm_cpu_plan(&problem, plan);
     return INT4MM_OK;
   }
+  if (c->nk) use_transposed(&problem, NULL);
   if (c->args->a_packed->device == INT4MM_CPU) { /* as run_staged lays them out: contiguous, on fresh allocations */
     problem.a.data = NULL, problem.a.stride = c->K / 8;
     problem.b.data = NULL, problem.b.stride = c->N;
