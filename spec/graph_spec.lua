@@ -1,6 +1,8 @@
 --- CUDA graphs, the current stream, events and pinned memory. What needs a GPU is skipped without one, and runs on the
 -- fake device too (fake_device_spec).
 
+local ffi = require "ffi"
+
 local driver = require "spec.cuda_driver"
 local helper = require "spec.helper"
 local q = require "int4mm"
@@ -56,6 +58,40 @@ describe("without CUDA", function()
     assert.fails_with({ pattern = '^copy_: unknown option "async"; the options are stream, non_blocking' },
       function() t:copy_(t, { async = true }) end)
     assert.fails_with("to: the options are 3, expected a table", function() t:to("cpu", "int8", 3) end)
+  end)
+
+  it("the C functions refuse NULL", function()
+    local lib = require("int4mm.lib").lib
+    local out, graph, something = ffi.new "void *[1]", ffi.new "int4mm_graph *[1]", ffi.cast("void *", 16)
+    local done, milliseconds = ffi.new "int32_t[1]", ffi.new "float[1]"
+    local function refuses(words, name, ...)
+      assert.equal(1, lib[name](...), name)
+      assert.equal(words, ffi.string(lib.int4mm_last_error()))
+    end
+    refuses("event is NULL", "int4mm_event_create", 0, nil)
+    refuses("device is -1: CUDA devices count from 0", "int4mm_event_create", -1, out)
+    for _, name in ipairs { "destroy", "synchronize" } do refuses("event is NULL", "int4mm_event_" .. name, 0, nil) end
+    refuses("event is NULL", "int4mm_event_record", 0, nil, nil)
+    refuses("event is NULL", "int4mm_event_query", 0, nil, done)
+    refuses("done is NULL", "int4mm_event_query", 0, something, nil)
+    refuses("start is NULL", "int4mm_event_elapsed", 0, nil, something, milliseconds)
+    refuses("end is NULL", "int4mm_event_elapsed", 0, something, nil, milliseconds)
+    refuses("milliseconds is NULL", "int4mm_event_elapsed", 0, something, something, nil)
+    refuses("event is NULL", "int4mm_stream_wait", 0, nil, nil)
+    refuses("graph is NULL", "int4mm_graph_begin", 0, nil, out)
+    refuses("stream is NULL", "int4mm_graph_begin", 0, graph, nil)
+    refuses("device is -1: CUDA devices count from 0", "int4mm_graph_begin", -1, graph, out)
+    refuses("graph is NULL", "int4mm_graph_end", nil)
+    refuses("graph is NULL", "int4mm_graph_launch", nil, nil)
+    refuses("graph is NULL", "int4mm_graph_synchronize", nil)
+    assert.equal(0, lib.int4mm_graph_destroy(nil))
+    assert.equal(0, tonumber(lib.int4mm_graph_nodes(nil)))
+    refuses("tensor is NULL", "int4mm_tensor_alloc_pinned", nil, 1, 1, 1, 0)
+    refuses("rank is 3: a tensor is a vector (1) or a matrix (2)", "int4mm_tensor_alloc_pinned",
+      ffi.new "int4mm_tensor", 3, 1, 1, 0)
+    refuses("dst is NULL", "int4mm_tensor_copy_async", nil, nil, nil)
+    assert.equal(0, lib.int4mm_tensor_is_pinned(nil))
+    assert.equal(0, lib.int4mm_tensor_is_pinned(ffi.new "int4mm_tensor"))
   end)
 
   it("non-blocking copies between CPU tensors are copies", function()

@@ -50,7 +50,7 @@ end
 
 --- A tensor with undefined contents.
 -- @tparam table spec `{ rows, columns, dtype = "float32", device = "cpu", pinned = false }`, or `{ length, ... }` for a
---   vector; `pinned` as for @{int4mm.tensor.methods:pin|pin}
+--   vector; `pinned`: in page-locked host memory, where `pin` of a tensor copies it
 -- @treturn tensor
 -- @raise for a negative size, an unknown dtype or device, when memory runs out, and for pinned memory without CUDA
 function factory.empty(spec)
