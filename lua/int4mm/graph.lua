@@ -71,7 +71,7 @@ end
 
 --- Captures what a function enqueues on a GPU into a CUDA graph.
 -- Calls that are given no stream go to the capture (see @{int4mm.device.with_stream}). The function runs once, and its
--- work not at all before @{methods:launch}. An error in it ends the capture and is raised again.
+-- work not at all before @{methods:launch}. An error in it ends the capture and is raised again. It must not yield.
 -- @tparam function f is given the stream that captures, for other libraries' work
 -- @tparam[opt] table opts `device` ("cuda"); `warmup` (0): how many times f is called first for real, where something
 --   in it has to be set up by a first call

@@ -575,6 +575,11 @@ static void test_user_events(void) {
   FAILS(cuda->event_elapsed(0, start, end, &milliseconds), INT4MM_ERR_CUDA, "cannot find the time between the events");
   fail_in("cudaEventElapsedTime", NULL, cudaErrorLaunchFailure);
   FAILS(cuda->event_elapsed(0, start, end, &milliseconds), INT4MM_ERR_CUDA, "cannot find the time between the events");
+  fail_in("cudaEventSynchronize", "cudaEventQuery", cudaErrorInvalidValue);
+  FAILS(cuda->event_synchronize(0, start), INT4MM_ERR_ARGUMENT,
+        "cannot wait for the event: it was last recorded while");
+  FAILS(cuda->event_query(0, start, &done), INT4MM_ERR_ARGUMENT, "last recorded while a CUDA graph was captured");
+  FAILS(cuda->event_elapsed(0, start, end, &milliseconds), INT4MM_ERR_ARGUMENT, "last recorded while a CUDA graph");
   fail_in(NULL, NULL, cudaSuccess);
   CHECK(!none && milliseconds == 1);
   OK(cuda->event_destroy(0, start));

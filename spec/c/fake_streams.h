@@ -189,8 +189,10 @@ static int32_t fake_event_record(int32_t device, void *event, void *stream) {
 
 static int32_t check_uncaptured(const fake_event *e, const char *doing) {
   if (!e->capture) return INT4MM_OK;
-  return core_fail(INT4MM_ERR_CUDA,
-                   "cannot %s: operation not permitted on an event last recorded in a capturing stream", doing);
+  return core_fail(
+      INT4MM_ERR_ARGUMENT,
+      "cannot %s: it was last recorded while a CUDA graph was captured, or is no event; record it outside of captures",
+      doing);
 }
 
 static int32_t fake_event_synchronize(int32_t device, void *event) {
@@ -210,6 +212,9 @@ static int32_t fake_event_query(int32_t device, void *event, bool *done) {
 static int32_t fake_event_elapsed(int32_t device, void *start, void *end, float *milliseconds) {
   const fake_event *first = start, *second = end;
   (void)device;
+  int32_t status = check_uncaptured(first, "find the time between the events");
+  if (!status) status = check_uncaptured(second, "find the time between the events");
+  if (status) return status;
   run_line();
   if (!first->time || !second->time || first->device != second->device)
     return core_fail(INT4MM_ERR_ARGUMENT, "there is no time between these events: both have to be recorded, on one "

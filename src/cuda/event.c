@@ -3,6 +3,17 @@
  */
 #include "cuda/backend.h"
 
+/* As int4mm_cuda_check, of a call that asks for an event's work. CUDA says no more than "invalid argument" of an event
+ * whose last record was captured. */
+static int32_t check_event(cudaError_t error, const char *doing) {
+  if (error != cudaErrorInvalidValue && error != cudaErrorCapturedEvent) return int4mm_cuda_check(error, doing);
+  (void)cudaGetLastError();
+  return int4mm_cuda_fail(INT4MM_ERR_ARGUMENT,
+                          "cannot %s: it was last recorded while a CUDA graph was captured, or is "
+                          "no event; record it outside of captures",
+                          doing);
+}
+
 int32_t int4mm_cuda_event_create(int32_t device, void **event) {
   int4mm_cuda_scope scope;
   cudaEvent_t made;
@@ -36,7 +47,7 @@ int32_t int4mm_cuda_event_synchronize(int32_t device, void *event) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check(cudaEventSynchronize((cudaEvent_t)event), "wait for the event");
+  status = check_event(cudaEventSynchronize((cudaEvent_t)event), "wait for the event");
   int4mm_cuda_leave(&scope);
   return status;
 }
@@ -50,7 +61,7 @@ int32_t int4mm_cuda_event_query(int32_t device, void *event, bool *done) {
   if (error == cudaErrorNotReady)
     (void)cudaGetLastError();
   else
-    status = int4mm_cuda_check(error, "ask whether the event is done");
+    status = check_event(error, "ask whether the event is done");
   int4mm_cuda_leave(&scope);
   return status;
 }
@@ -67,7 +78,7 @@ int32_t int4mm_cuda_event_elapsed(int32_t device, void *start, void *end, float 
     status = int4mm_cuda_fail(INT4MM_ERR_ARGUMENT, "there is no time between these events: both have to be recorded, "
                                                    "on one device, and made with timing");
   } else {
-    status = int4mm_cuda_check(error, "find the time between the events");
+    status = check_event(error, "find the time between the events");
   }
   int4mm_cuda_leave(&scope);
   return status;

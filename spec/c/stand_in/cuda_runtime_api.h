@@ -27,7 +27,8 @@ typedef enum cudaError {
   cudaErrorNotReady = 600,
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801,
-  cudaErrorStreamCaptureImplicit = 906
+  cudaErrorStreamCaptureImplicit = 906,
+  cudaErrorCapturedEvent = 907
 } cudaError_t;
 
 typedef struct CUstream_st *cudaStream_t;
