@@ -73,6 +73,8 @@ OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 # Programs that are OpenMP's themselves: a peer's threads, and a caller whose own threads make the calls.
 FLAGS_examples/bench/cpu_peers.c := -fopenmp
 FLAGS_spec/c/cpu_threads.c := -fopenmp
+# As the CPU backend's loops are compiled, which become SIMD.
+FLAGS_spec/c/activation.c := $(CPU_FLAGS)
 # A CUDA library that refuses, or plays a GPU in host memory, for the specs; everything else in spec/c is a program.
 FAKE_CUDA := $(BUILD)/spec/c/fake_cuda.so
 CTESTS  := $(patsubst %.c,$(BUILD)/%,$(filter-out spec/c/fake_cuda.c,$(wildcard spec/c/*.c)))

@@ -316,6 +316,17 @@ INT4MM_API int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tens
 INT4MM_API int32_t int4mm_random(int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high,
                                  void *stream) INT4MM_CHECK;
 
+/* ---- activations ---- */
+
+/* In float32, with the order of operations and the functions that src/core/activation.h gives. */
+typedef enum int4mm_activation {
+  INT4MM_NO_ACTIVATION = 0,
+  INT4MM_RELU = 1,
+  INT4MM_SILU = 2,     /* x / (1 + exp(-x)) */
+  INT4MM_GELU = 3,     /* .5 x (1 + erf(x / sqrt(2))) */
+  INT4MM_GELU_TANH = 4 /* .5 x (1 + tanh(sqrt(2 / pi) (x + .044715 x^3))) */
+} int4mm_activation;
+
 /* ---- matrix multiplication ---- */
 
 typedef enum int4mm_backend_choice { INT4MM_AUTO = 0, INT4MM_USE_CPU = 1, INT4MM_USE_CUDA = 2 } int4mm_backend_choice;

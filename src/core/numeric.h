@@ -6,6 +6,7 @@
 #ifndef INT4MM_NUMERIC_H
 #define INT4MM_NUMERIC_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -37,7 +38,7 @@ INT4MM_FN float int4mm_bits_float(uint32_t bits) {
 #endif
 }
 
-/* x * y and x + y, each rounded once: a compiler that contracts a*b+c would change bits. */
+/* x * y, x + y, x / y and the square root, each rounded once: a compiler that contracts a*b+c would change bits. */
 INT4MM_FN float int4mm_mul(float x, float y) {
 #ifdef __CUDA_ARCH__
   return __fmul_rn(x, y);
@@ -51,6 +52,22 @@ INT4MM_FN float int4mm_add(float x, float y) {
   return __fadd_rn(x, y);
 #else
   return x + y;
+#endif
+}
+
+INT4MM_FN float int4mm_div(float x, float y) {
+#ifdef __CUDA_ARCH__
+  return __fdiv_rn(x, y);
+#else
+  return x / y;
+#endif
+}
+
+INT4MM_FN float int4mm_sqrt(float x) {
+#ifdef __CUDA_ARCH__
+  return __fsqrt_rn(x);
+#else
+  return sqrtf(x);
 #endif
 }
 
