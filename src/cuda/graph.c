@@ -93,6 +93,7 @@ int32_t int4mm_cuda_graph_launch(int32_t device, void *executable, void *stream,
   return status;
 }
 
+/* A launch that is under way runs to its end: the driver frees the executable after it. */
 int32_t int4mm_cuda_graph_destroy(int32_t device, void *executable) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);

@@ -107,20 +107,16 @@ int64_t int4mm_graph_nodes(const int4mm_graph *graph) {
 
 /* ---- the end ---- */
 
-/* The first of two failures. */
-static int32_t first_of(int32_t first, int32_t second) {
-  return first ? first : second;
-}
-
+/* Every step is done, whatever came of those before; the first failure is the one to tell. */
 static int32_t give_back(const int4mm_cuda_backend *cuda, int4mm_graph *g) {
-  int32_t status = g->capture ? end_capture(cuda, g, NULL) : INT4MM_OK;
-  if (status) int4mm_hold_error();
-  int32_t next = cuda->stream_destroy(g->device, g->stream); /* waits */
-  if (next && !status) int4mm_hold_error();
-  status = first_of(status, next);
-  if (g->executable) next = cuda->graph_destroy(g->device, g->executable);
-  if (status) int4mm_unhold_error();
-  return first_of(status, next);
+  int32_t ended = g->capture ? end_capture(cuda, g, NULL) : INT4MM_OK;
+  if (ended) int4mm_hold_error();
+  int32_t waited = cuda->stream_destroy(g->device, g->stream);
+  if (waited) int4mm_hold_error();
+  int32_t destroyed = g->executable ? cuda->graph_destroy(g->device, g->executable) : INT4MM_OK;
+  if (waited) int4mm_unhold_error();
+  if (ended) int4mm_unhold_error();
+  return ended ? ended : waited ? waited : destroyed;
 }
 
 int32_t int4mm_graph_destroy(int4mm_graph *graph) {
