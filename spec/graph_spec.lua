@@ -276,7 +276,7 @@ describe("a graph", function()
     local before = allocated()
     for i = 1, 50 do
       local graph = q.graph(function()
-        return q.empty({ 100, 100, device = "cuda" }):fill_bytes_(i)
+        return q.empty({ 100, 100, device = "cuda" }):fill_bytes_(i):fill_bytes_(i + 1)
       end)
       graph:launch()
     end
@@ -476,6 +476,18 @@ describe("with_stream", function()
       return q.int4_matmul(a, q.prepack(w), scale_a, scale_w)
     end
     assert.same_bits(layer(), q.with_stream(q.stream(), layer))
+  end)
+
+  on_gpu("gives its stream to work of any device that is not told, until it returns", function()
+    local devices = require "int4mm.device"
+    local outer, inner = q.stream(), q.stream()
+    local function handle() return devices.stream_handle("spec", nil) end
+    assert.is_nil(handle())
+    q.with_stream(outer, function()
+      q.with_stream(inner, function() assert.equal(inner.handle, handle()) end)
+      assert.equal(outer.handle, handle())
+    end)
+    assert.is_nil(handle())
   end)
 
   on_gpu("refuses a stream that is gone", function()

@@ -83,6 +83,7 @@ enum { MOST_PINNED = 1000 };
 static struct {
   const char *data;
   size_t bytes;
+  uint64_t used_by; /* bit d: copies of device d, also those of a graph */
 } pinned[MOST_PINNED];
 
 static int find_pinned(const void *data) {
@@ -173,14 +174,14 @@ static int32_t fake_host_alloc(size_t bytes, void **data) {
   if (told_to_fail("host_alloc", &calls) || i == MOST_PINNED || bytes > device_bytes ||
       !(*data = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096)))
     return core_fail(INT4MM_ERR_MEMORY, "cannot allocate pinned host memory: out of memory");
-  pinned[i].data = *data, pinned[i].bytes = bytes;
+  pinned[i].data = *data, pinned[i].bytes = bytes, pinned[i].used_by = 0;
   return INT4MM_OK;
 }
 
-/* Waits, as CUDA's does, for the devices that used it, and for no others: copies by them would be lost. */
+/* Waits, as CUDA's does, for the devices that are named, which are to be all that used it. */
 static void fake_host_free(void *data, uint64_t devices) {
   int i = find_pinned(data);
-  if (i == MOST_PINNED || pinned[i].data != data) abort();
+  if (i == MOST_PINNED || pinned[i].data != data || (pinned[i].used_by & ~devices)) abort();
   if (devices) run_line();
   memset(data, 0xAA, pinned[i].bytes);
   pinned[i].data = NULL;
@@ -231,7 +232,9 @@ static int32_t fake_copy_async(int32_t device, bool to_cpu, void *dst, size_t ds
                   .width = width,
                   .rows = rows};
   fake_graph *capture = capture_of(stream);
-  if (find_pinned(to_cpu ? dst : src) == MOST_PINNED) abort();
+  int i = find_pinned(to_cpu ? dst : src);
+  if (i == MOST_PINNED) abort();
+  pinned[i].used_by |= (uint64_t)1 << device;
   append(capture ? &capture->nodes : &in_line, run_copy, &job, sizeof job);
   return INT4MM_OK;
 }
