@@ -71,7 +71,6 @@ int32_t int4mm_graph_keep(uint64_t capture, const int4mm_tensor *const *tensors,
     if (!s) continue;
     int4mm_storage_retain(s);
     g->kept[g->kept_count++] = s;
-    if (s->pinned) atomic_fetch_or(&s->used_by, (uint64_t)1 << g->device); /* by every launch */
   }
   pthread_mutex_unlock(&lock);
   return status;

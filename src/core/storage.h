@@ -29,7 +29,7 @@ struct int4mm_storage {
   atomic_bool non_blocking;
   atomic_uint oldest_joined;
   atomic_uint_fast64_t joined[INT4MM_JOINED_STREAMS];
-  /* Pinned host memory: the GPUs that were given work that uses it and that nobody may have waited for; bit d: d. */
+  /* Pinned host memory: the GPUs that were given copies that use it, also in a graph; bit d: device d. */
   atomic_uint_fast64_t used_by;
 };
 
