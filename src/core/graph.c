@@ -77,8 +77,8 @@ int32_t int4mm_graph_keep(uint64_t capture, const int4mm_tensor *const *tensors,
 }
 
 static int compare_addresses(const void *a, const void *b) {
-  uintptr_t x = (uintptr_t) * (int4mm_storage *const *)a, y = (uintptr_t) * (int4mm_storage *const *)b;
-  return (x > y) - (x < y);
+  int4mm_storage *const *x = a, *const *y = b;
+  return ((uintptr_t)*x > (uintptr_t)*y) - ((uintptr_t)*x < (uintptr_t)*y);
 }
 
 void int4mm_graph_keep_once(int4mm_graph *g) {
