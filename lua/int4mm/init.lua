@@ -25,7 +25,9 @@
 --   @{int4mm.factory.ones|ones}, @{int4mm.factory.full|full}, @{int4mm.factory.random|random},
 --   @{int4mm.factory.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
 -- - devices: @{int4mm.device.cuda_available|cuda_available}, @{int4mm.device.device_count|device_count},
---   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream}
+--   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream},
+--   @{int4mm.device.with_stream|with_stream}, @{int4mm.event.event|event}
+-- - CUDA graphs: @{int4mm.graph.graph|graph}
 -- - the CPU: @{int4mm.device.set_num_threads|set_num_threads}, @{int4mm.device.get_num_threads|get_num_threads},
 --   @{int4mm.device.cpu_isa|cpu_isa}, @{int4mm.device.set_cpu_isa|set_cpu_isa}, @{int4mm.device.cpu_isas|cpu_isas}
 -- - memory: @{int4mm.internal.memory.figures|memory}, @{int4mm.internal.memory.set_slack|set_memory_slack}
@@ -39,6 +41,8 @@ end
 local binding = require "int4mm.lib"
 local factory = require "int4mm.factory"
 local device = require "int4mm.device"
+local event = require "int4mm.event"
+local graph = require "int4mm.graph"
 local linear = require "int4mm.linear"
 local memory = require "int4mm.internal.memory"
 local ops = require "int4mm.ops"
@@ -96,6 +100,9 @@ return {
   device_info = device.device_info,
   synchronize = device.synchronize,
   stream = device.stream,
+  with_stream = device.with_stream,
+  event = event.event,
+  graph = graph.graph,
   set_num_threads = device.set_num_threads,
   get_num_threads = device.get_num_threads,
   cpu_isa = device.cpu_isa,

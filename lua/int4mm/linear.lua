@@ -38,7 +38,7 @@ local function make_args(name, x, b_packed, opts)
   local clip, mse = options.clip(name, opts.clip)
   args.clip, args.clip_mse = numeric.float_argument(0, clip), mse
   args.activation = check.choice(name, "activation", opts.activation, enums.activations, "none")
-  args.stream = devices.stream_handle(name, opts.stream)
+  args.stream = devices.stream_handle(name, opts.stream, x.c.device)
   if opts.kernel ~= nil then args.kernel = opts.kernel end
   for _, key in ipairs { "bias", "residual", "workspace" } do
     if opts[key] ~= nil then args[key] = opts[key].c end

@@ -2,8 +2,9 @@
 --
 -- The functions that compute take a last table of options, in which an unknown key is an error. Common ones: `stream`,
 -- a stream from @{int4mm.device.stream} or a cudaStream_t as a C pointer, on which work for GPU tensors is enqueued (by
--- default the default stream); encodings, "twos_complement" (nibble = value & 15, the default) or "offset" (nibble =
--- value + 8); `dim`, the dimension that is packed eight to a word, 2 (columns, the default) or 1 (rows).
+-- default that of @{int4mm.device.with_stream} or of a graph's capture, else the default stream); encodings,
+-- "twos_complement" (nibble = value & 15, the default) or "offset" (nibble = value + 8); `dim`, the dimension that is
+-- packed eight to a word, 2 (columns, the default) or 1 (rows).
 --
 -- Packed tensors know their encoding, dimension and length (see @{int4mm.tensor}): functions that read one have those
 -- for defaults, and raise for an option that contradicts them.
@@ -70,7 +71,7 @@ function ops.pack_int4_to_int32(src, opts)
   opts = check.options(name, opts, { "dim", "encoding", "out", "stream" })
   tensor.check(name, "src", src)
   local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
-  local stream = devices.stream_handle(name, opts.stream)
+  local stream = devices.stream_handle(name, opts.stream, src.c.device)
   local rows, columns = packed_shape(src, dim)
   local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes.int32, src.c.device)
   binding.check(name, lib.int4mm_pack(out.c, src.c, dim, encoding, stream))
@@ -89,7 +90,7 @@ function ops.unpack_int32_to_int4(packed, opts)
   tensor.check(name, "packed", packed)
   local dim, encoding = dim_of(name, opts, "packed", packed), encoding_of(name, opts, "encoding", "packed", packed)
   local dtype = check.choice(name, "dtype", opts.dtype, enums.integer_dtypes, "int8")
-  local stream = devices.stream_handle(name, opts.stream)
+  local stream = devices.stream_handle(name, opts.stream, packed.c.device)
   local rows, columns = plain_shape(name, packed, dim, opts.length)
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
   binding.check(name, lib.int4mm_unpack(out.c, packed.c, dim, encoding, stream))
@@ -142,7 +143,7 @@ function ops.rotate(src, opts)
   tensor.check(name, "src", src)
   local dim = enums.dim(name, opts.dim, 2)
   local block = check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
-  local stream = devices.stream_handle(name, opts.stream)
+  local stream = devices.stream_handle(name, opts.stream, src.c.device)
   local rows, columns = rows_and_columns(src)
   local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes[src.dtype], src.c.device)
   binding.check(name, lib.int4mm_rotate(out.c, src.c, dim, block, stream))
@@ -179,7 +180,7 @@ function ops.quantize(src, opts)
   args.dim, args.encoding, args.rotate, args.clip_mse = known.dim, known.encoding, known.rotate, known.clip_mse
   args.clip = numeric.float_argument(0, known.clip)
   args.check = check.boolean(name, "check", opts.check, true) and 1 or 0
-  args.stream = devices.stream_handle(name, opts.stream)
+  args.stream = devices.stream_handle(name, opts.stream, src.c.device)
   local rows, columns = rows_and_columns(src)
   local lines = known.dim == 0 and columns or rows
   if known.dtype ~= enums.dtypes.int8 then rows, columns = packed_shape(src, known.dim) end
@@ -204,7 +205,7 @@ function ops.dequantize(packed, scales, opts)
   tensor.check(name, "scales", scales)
   local dim, encoding = dim_of(name, opts, "packed", packed), encoding_of(name, opts, "encoding", "packed", packed)
   local dtype = check.choice(name, "dtype", opts.dtype, enums.float_dtypes, "float32")
-  local stream = devices.stream_handle(name, opts.stream)
+  local stream = devices.stream_handle(name, opts.stream, packed.c.device)
   local rows, columns = rows_and_columns(packed)
   if packed.c.dtype ~= enums.dtypes.int8.id then
     rows, columns = plain_shape(name, packed, dim, opts.length)
@@ -252,13 +253,15 @@ local function make_args(name, backend, a_packed, b_packed, opts)
   args.backend = backend
   args.strassen = -1
   args.out_dtype = enums.dtypes.float16.id
+  -- operands on the CPU may have their product on a GPU
+  local where = (a_packed.c.device < 0 and opts.out or a_packed).c.device
+  args.stream = devices.stream_handle(name, opts.stream, where)
   if next(opts) == nil then return args end
   args.out_dtype = options.out_dtype(name, opts, "float16")
   args.encoding_a = encoding_of(name, opts, "encoding_a", "a_packed", a_packed)
   args.encoding_b = encoding_of(name, opts, "encoding_b", "b_packed", b_packed)
   args.layout_b = options.layout_b(name, opts, b_packed)
   args.strassen = strassen_levels(name, opts.strassen)
-  args.stream = devices.stream_handle(name, opts.stream)
   return args
 end
 
@@ -335,6 +338,10 @@ end
 function ops.prepack(b_packed, opts)
   opts = check.options("prepack", opts, { "layout_b", "encoding" })
   tensor.check("prepack", "b_packed", b_packed)
+  if b_packed.c.device == tensor.capture.number then
+    check.raise("prepack", "a CUDA graph is being captured on %s, which a prepacked weight is not made for: prepack "
+      .. "before", b_packed.device)
+  end
   local layout = options.layout_b("prepack", opts, b_packed)
   local encoding = encoding_of("prepack", opts, "encoding", "b_packed", b_packed)
   local prepacked = tensor.released()
