@@ -196,6 +196,13 @@ __device__ __forceinline__ void int4mm_finish_layer(float (&x)[COUNT], const Epi
   if (e.residual) int4mm_add_residual(x, e, row, column, N);
 }
 
+/* Stores 16 bytes at once, at an address aligned to them. In C++ the compiler may make four stores of it. */
+__device__ __forceinline__ void int4mm_store_v4(void *to, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x), "r"(y), "r"(z),
+               "r"(w)
+               : "memory");
+}
+
 /* Rounds COUNT neighbours of one row to the output type and stores them at once; `out` is aligned to them or to 16
  * bytes. */
 template <int DTYPE, int COUNT>
@@ -207,10 +214,10 @@ __device__ __forceinline__ void int4mm_store_vector(typename int4mm_out_word<DTY
 #pragma unroll
     for (int i = 0; i < COUNT; i++) w[i] = int4mm_round<DTYPE>(x[i]);
 #pragma unroll
-    for (int i = 0; i < COUNT; i += 4) *(uint4 *)(out + i) = make_uint4(w[i], w[i + 1], w[i + 2], w[i + 3]);
+    for (int i = 0; i < COUNT; i += 4) int4mm_store_v4(out + i, w[i], w[i + 1], w[i + 2], w[i + 3]);
   } else if constexpr (COUNT == 8) {
-    *(uint4 *)out = make_uint4(int4mm_round2<DTYPE>(x[0], x[1]), int4mm_round2<DTYPE>(x[2], x[3]),
-                               int4mm_round2<DTYPE>(x[4], x[5]), int4mm_round2<DTYPE>(x[6], x[7]));
+    int4mm_store_v4(out, int4mm_round2<DTYPE>(x[0], x[1]), int4mm_round2<DTYPE>(x[2], x[3]),
+                    int4mm_round2<DTYPE>(x[4], x[5]), int4mm_round2<DTYPE>(x[6], x[7]));
   } else {
     *(uint2 *)out = make_uint2(int4mm_round2<DTYPE>(x[0], x[1]), int4mm_round2<DTYPE>(x[2], x[3]));
   }
