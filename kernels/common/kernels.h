@@ -21,6 +21,11 @@ typedef cudaError_t int4mm_launch_fn(const int4mm_problem *problem, const int4mm
 #include "common/kernels.inc"
 #undef INT4MM_KERNEL
 
+/* A layer of so few rows that a skinny product quantises its A itself, the same values as `quantize` would: nothing
+ * need be ahead of it. cudaErrorNotSupported, and nothing launched, for other problems and plans. */
+cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                                     const int4mm_plan *plan, cudaStream_t stream);
+
 /* The architecture that the kernels for every architecture were compiled for, as the current device runs them: that of
  * their PTX where the driver compiled it. */
 cudaError_t int4mm_code_arch(int32_t *arch);

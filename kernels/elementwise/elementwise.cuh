@@ -69,5 +69,12 @@ __device__ __forceinline__ uint32_t magnitude(float x) {
   return __float_as_uint(x) & 0x7fffffffu;
 }
 
+/* Whether rows are whole vectors of so many elements, which are of these bytes together, and aligned to them (to 16
+ * bytes where they are more). */
+inline bool is_whole_vectors(const int4mm_matrix &m, int64_t elements, size_t bytes) {
+  size_t element = bytes / elements;
+  return ((uintptr_t)m.data | (uintptr_t)m.stride * element) % (bytes < 16 ? bytes : 16) == 0 && m.cols % elements == 0;
+}
+
 } // namespace
 #endif

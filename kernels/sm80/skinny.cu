@@ -17,12 +17,15 @@
  * K is split over the warps of a CTA and, where columns are few, over a cluster (sm_90); int32 partial sums are added
  * in shared memory, which is exact in any order.
  */
+#include <string.h>
+
 #include "common/epilogue.cuh"
 #include "common/kernels.h"
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
 #include "common/shapes.h"
 #include "common/unpack.cuh"
+#include "sm80/skinny_quantize.cuh"
 
 namespace {
 
@@ -42,18 +45,21 @@ struct Arguments {
   int rotation_length; /* k-blocks that every warp has, times the warps that share K */
   int rotation_starts; /* a power of two up to what a warp has of them: the number of places where CTAs begin */
   EpilogueArguments epilogue;
+  OwnRows own; /* of a shape that QUANTIZES */
 };
 
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual, and B
  * read ahead of the prerequisite grids where it is ready. ALIGNED: rows of A and B start on 16 bytes. ROTATED:
- * neighbouring CTAs begin K at different k-blocks; a CTA has one stripe. */
-template <int ROWS_, int STAGES_, bool LAYER_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false> struct Shape {
+ * neighbouring CTAs begin K at different k-blocks; a CTA has one stripe. QUANTIZES: a CTA makes its A itself. */
+template <int ROWS_, int STAGES_, bool LAYER_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false,
+          bool QUANTIZES_ = false>
+struct Shape {
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
-  static constexpr bool LAYER = LAYER_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
+  static constexpr bool LAYER = LAYER_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_, QUANTIZES = QUANTIZES_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
   static constexpr int CHUNKS = 4 + A_CHUNKS;        /* B's first */
-  static constexpr int CTAS = ROWS <= 16 && ALIGNED ? 2 : 1;
+  static constexpr int CTAS = ROWS <= 16 && ALIGNED && !QUANTIZES ? 2 : 1;
   static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES, WARP_BYTES = STAGES * STAGE_BYTES;
   static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
@@ -117,7 +123,7 @@ __device__ __forceinline__ void copy_a(const Arguments &p, uint32_t stage, int k
 /* The products of a k-block from this lane's chunks. */
 template <class S>
 __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4][4], const Arguments &p, uint32_t stage,
-                                                 int k_block, const Unpacker<S::WIDE> &unpack_a,
+                                                 int k_block, const OwnWords &own, const Unpacker<S::WIDE> &unpack_a,
                                                  const Unpacker<S::WIDE> &unpack_b) {
   int lane = threadIdx.x % 32;
   uint4 b[4], a[2 * S::ROW_TILES];
@@ -125,7 +131,10 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
   for (int j = 0; j < 4; j++) b[j] = ptx::ld_shared_v4(stage + chunk_offset(lane % 4, lane / 4) + j * CHUNK_BYTES);
 #pragma unroll
   for (int r = 0; r < 2 * S::ROW_TILES; r++)
-    a[r] = r < S::A_CHUNKS ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16) : make_uint4(0, 0, 0, 0);
+    a[r] = r < S::A_CHUNKS && !S::QUANTIZES ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16)
+                                            : make_uint4(0, 0, 0, 0);
+  if (S::QUANTIZES && lane / 4 < p.M)
+    a[0] = *(const uint4 *)(own.words + lane / 4 * own.stride + k_block * BLOCK_WORDS + lane % 4 * 4);
   int valid = p.words - k_block * BLOCK_WORDS - lane % 4 * 4;
   if (valid < 4) { /* past K: zeros in B, so that the undefined words of A do not count */
 #pragma unroll
@@ -170,7 +179,8 @@ __device__ __forceinline__ void store_partial(uint32_t matrix, const int32_t (&a
  * columns in every row that it takes: the threads of a CTA are whole rows of the stripe. */
 template <class S>
 __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int first_row, int first_column,
-                                       const float (&scale_b)[CHUNK_WORDS], const float (&bias)[CHUNK_WORDS]) {
+                                       const float (&scale_b)[CHUNK_WORDS], const float (&bias)[CHUNK_WORDS],
+                                       const OwnWords &own) {
   int lanes = warps_n<S>(p) * COLUMNS / CHUNK_WORDS, column = threadIdx.x % lanes * CHUNK_WORDS;
   int rows = min(S::ROWS, p.M - first_row), step = blockDim.x / lanes, rank = blockIdx.y;
   uint32_t partial = base + column / COLUMNS * S::WARP_BYTES + column % COLUMNS * 4; /* of the first warp with it */
@@ -178,7 +188,8 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
     const int32_t acc[CHUNK_WORDS] = {sum.x, sum.y, sum.z, sum.w};
     if (first_column + column >= p.N) return;
     int4mm_finish<S::LAYER>(p.epilogue, first_row + row, first_column + column, p.N, Unpacker<S::WIDE>::UNSCALE,
-                            __ldg(p.epilogue.scale_a + first_row + row), scale_b, bias, acc);
+                            S::QUANTIZES ? own.scales[row] : __ldg(p.epilogue.scale_a + first_row + row), scale_b, bias,
+                            acc);
   };
   auto add = [](int4 &sum, const int4 &x) { sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w; };
 
@@ -219,7 +230,7 @@ __device__ __forceinline__ void prefetch(const Arguments &p, int k_block, int fi
 template <class S>
 __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(const __grid_constant__ Arguments p) {
   extern __shared__ __align__(16) uint8_t memory[];
-  int warp = threadIdx.x / 32;
+  int warp = threadIdx.x / 32, warps = warps_n<S>(p) * p.warps_k;
   uint32_t base = ptx::smem_address(memory), stages = base + warp * S::WARP_BYTES;
   int first_row = blockIdx.z * S::ROWS, stripe_column = blockIdx.x * warps_n<S>(p) * COLUMNS;
   int first_column = stripe_column + warp % warps_n<S>(p) * COLUMNS;
@@ -237,7 +248,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
   auto copy = [&](uint32_t stage, int k_block, bool a, bool b) {
     if (k_block >= k_blocks) return;
     if (b) copy_b<S>(p, stage, rotated(k_block), first_column);
-    if (a) copy_a<S>(p, stage, rotated(k_block), first_row);
+    if (a && !S::QUANTIZES) copy_a<S>(p, stage, rotated(k_block), first_row);
   };
 
   const bool ready = S::LAYER && p.b_is_ready;
@@ -245,7 +256,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
     prefetch(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
     ptx::griddepcontrol_wait();
   }
-  if (S::LAYER) {
+  if (S::LAYER && !S::QUANTIZES) {
 #pragma unroll
     for (int stage = 0; stage < S::STAGES; stage++)
       copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, false, true);
@@ -253,13 +264,15 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
   if (ready) ptx::griddepcontrol_wait();
 #pragma unroll
   for (int stage = 0; stage < S::STAGES; stage++) {
-    copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, true, !S::LAYER);
+    copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, true, !S::LAYER || S::QUANTIZES);
     ptx::cp_async_commit_group();
   }
+  const OwnWords own(memory + warps * S::WARP_BYTES, p.own, p.words);
+  if (S::QUANTIZES) make_own_words(p.own, own);
   for (uint32_t stage = stages; k_block < k_blocks; k_block += stride) {
     ptx::cp_async_wait_group<S::STAGES - 1>();
     __syncwarp(); /* every lane's copies have landed */
-    multiply_k_block<S>(acc, p, stage, rotated(k_block), unpack_a, unpack_b);
+    multiply_k_block<S>(acc, p, stage, rotated(k_block), own, unpack_a, unpack_b);
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
     copy(stage, k_block + S::STAGES * stride, true, true);
     ptx::cp_async_commit_group();
@@ -276,13 +289,15 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
   __syncwarp(); /* other lanes' chunks are about to be overwritten */
   store_partial<S>(base + warp * S::WARP_BYTES, acc);
   __syncthreads();
-  reduce<S>(p, base, first_row, stripe_column, scale_b, bias);
+  reduce<S>(p, base, first_row, stripe_column, scale_b, bias, own);
 }
 
 /* ---- host ---- */
 
-template <class S> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+template <class S>
+cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream, OwnRows own = {}) {
   Arguments p = {};
+  p.own = own;
   p.a = problem->a.words, p.b = problem->b.words, p.lda = problem->a.stride, p.ldb = problem->b.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / INT4MM_BLOCK_K, p.split = plan->split_k;
@@ -293,7 +308,14 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   for (p.rotation_starts = 1; 2 * p.rotation_starts <= rounds;) p.rotation_starts *= 2;
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
   dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);
-  return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, cluster, stream, p);
+  size_t shared = (size_t)warps * S::WARP_BYTES + (S::QUANTIZES ? own_bytes(own, p.words) : 0);
+  if constexpr (S::QUANTIZES) {
+    int most;
+    cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
+    if (error != cudaSuccess) return error;
+    if (shared > (size_t)most) return cudaErrorNotSupported;
+  }
+  return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, shared, cluster, stream, p);
 }
 
 template <int ROWS, int STAGES, bool LAYER>
@@ -332,6 +354,19 @@ LAUNCHER(8)
 LAUNCHER(16)
 LAUNCHER(32)
 LAUNCHER(64)
+
+extern "C" cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                                                const int4mm_plan *plan, cudaStream_t stream) {
+  constexpr int STAGES = INT4MM_TILE(skinny_8, STAGES), ROTATED = INT4MM_SKINNY_ROTATED_STAGES;
+  OwnRows own;
+  int warps = plan->tile_n / COLUMNS * (plan->tile_k / INT4MM_BLOCK_K);
+  bool aligned = (uint64_t)problem->b.words % 16 == 0 && problem->b.stride % 4 == 0;
+  if (strcmp(plan->name, "skinny_8") || problem->M > 8 || problem->K >= INT4MM_WIDE_K || !aligned ||
+      !plan_own_rows(&own, quantize, warps))
+    return cudaErrorNotSupported;
+  return plan->tile_n == COLUMNS ? launch<Shape<8, ROTATED, true, true, false, true, true>>(problem, plan, stream, own)
+                                 : launch<Shape<8, STAGES, true, true, false, false, true>>(problem, plan, stream, own);
+}
 
 extern "C" cudaError_t int4mm_code_arch(int32_t *arch) {
   cudaFuncAttributes attributes;

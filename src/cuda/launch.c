@@ -41,7 +41,9 @@ static cudaError_t launch_product(const int4mm_pack_job *quantize, const int4mm_
                                   const int4mm_plan *plan, cudaStream_t stream) {
   int4mm_problem p = *problem;
   p.b_is_ready = quantize != NULL;
-  cudaError_t error = quantize ? int4mm_launch_quantize(quantize, NULL, stream) : cudaSuccess;
+  cudaError_t error = quantize ? int4mm_launch_own_skinny(quantize, problem, plan, stream) : cudaErrorNotSupported;
+  if (error != cudaErrorNotSupported) return error;
+  error = quantize ? int4mm_launch_quantize(quantize, NULL, stream) : cudaSuccess;
   return error == cudaSuccess ? launchers[plan->kernel](&p, plan, stream) : error;
 }
 
