@@ -27,34 +27,45 @@ inline Octets octets_of(const int4mm_matrix &m) {
 struct RawOctet {
   uint32_t words[WIDTH];
 
-  template <class Word> __device__ __forceinline__ void load_words(const Word *p, int64_t left, bool vector) {
-    constexpr int COUNT = WIDTH * sizeof(Word) / 16;
-    if (vector && left >= WIDTH) {
+  __device__ __forceinline__ void load_vectors(const void *p, int count) {
 #pragma unroll
-      for (int v = 0; v < COUNT; v++) {
-        uint4 four = ((const uint4 *)p)[v];
-        words[4 * v] = four.x, words[4 * v + 1] = four.y, words[4 * v + 2] = four.z, words[4 * v + 3] = four.w;
-      }
-    } else {
-      constexpr int IN_WORD = 4 / sizeof(Word);
-#pragma unroll
-      for (int i = 0; i < WIDTH; i++) {
-        uint32_t value = i < left ? p[i] : 0;
-        if (i % IN_WORD == 0)
-          words[i / IN_WORD] = value;
-        else
-          words[i / IN_WORD] |= value << 16;
-      }
+    for (int v = 0; v < 2; v++) {
+      if (v >= count) break;
+      uint4 four = ((const uint4 *)p)[v];
+      words[4 * v] = four.x, words[4 * v + 1] = four.y, words[4 * v + 2] = four.z, words[4 * v + 3] = four.w;
     }
   }
 
-  /* Columns col .. col + 7 of a row. */
+  template <class Word> __device__ __forceinline__ void load_some(const Word *p, int64_t left) {
+    constexpr int IN_WORD = 4 / sizeof(Word);
+#pragma unroll
+    for (int i = 0; i < WIDTH; i++) {
+      uint32_t value = i < left ? p[i] : 0;
+      if (i % IN_WORD == 0)
+        words[i / IN_WORD] = value;
+      else
+        words[i / IN_WORD] |= value << 16;
+    }
+  }
+
+  /* Columns col .. col + 7 of a row, all there and at 16 bytes. */
+  __device__ __forceinline__ void load_whole(const Octets &from, int64_t row, int64_t col) {
+    int64_t at = row * from.m.stride + col;
+    if (from.m.dtype == INT4MM_FLOAT32)
+      load_vectors((const uint32_t *)from.m.data + at, 2);
+    else
+      load_vectors((const uint16_t *)from.m.data + at, 1);
+  }
+
+  /* As many of them as there are. */
   __device__ __forceinline__ void load(const Octets &from, int64_t row, int64_t col) {
     int64_t at = row * from.m.stride + col, left = from.m.cols - col;
-    if (from.m.dtype == INT4MM_FLOAT32)
-      load_words((const uint32_t *)from.m.data + at, left, from.vector);
+    if (from.vector && left >= WIDTH)
+      load_whole(from, row, col);
+    else if (from.m.dtype == INT4MM_FLOAT32)
+      load_some((const uint32_t *)from.m.data + at, left);
     else
-      load_words((const uint16_t *)from.m.data + at, left, from.vector);
+      load_some((const uint16_t *)from.m.data + at, left);
   }
 
   __device__ __forceinline__ void to_floats(float (&x)[WIDTH], int32_t dtype) const {
@@ -71,12 +82,6 @@ struct RawOctet {
   }
 };
 
-__device__ __forceinline__ void load_octet(float (&x)[WIDTH], const Octets &from, int64_t row, int64_t col) {
-  RawOctet raw;
-  raw.load(from, row, col);
-  raw.to_floats(x, from.m.dtype);
-}
-
 /* Rounds to the dtype of `to` and stores as many as lie in the row. */
 __device__ __forceinline__ void store_octet(const Octets &to, int64_t row, int64_t col, const float (&x)[WIDTH]) {
   int4mm_for_out_dtype(to.m.dtype, [&](auto dtype) {
@@ -87,6 +92,37 @@ __device__ __forceinline__ void store_octet(const Octets &to, int64_t row, int64
 #pragma unroll
     for (int i = 0; i < WIDTH; i++)
       if (col + i < to.m.cols) out[i] = int4mm_round<DTYPE>(x[i]);
+  });
+}
+
+/* ---- eight whole ones, or one ---- */
+
+__device__ __forceinline__ void load_values(float (&x)[WIDTH], const Octets &from, int64_t row, int64_t col) {
+  RawOctet raw;
+  raw.load_whole(from, row, col);
+  raw.to_floats(x, from.m.dtype);
+}
+
+__device__ __forceinline__ void load_values(float (&x)[1], const Octets &from, int64_t row, int64_t col) {
+  int64_t at = row * from.m.stride + col;
+  if (from.m.dtype == INT4MM_FLOAT32)
+    x[0] = ((const float *)from.m.data)[at];
+  else if (from.m.dtype == INT4MM_FLOAT16)
+    x[0] = __half2float(((const __half *)from.m.data)[at]);
+  else
+    x[0] = __bfloat162float(((const __nv_bfloat16 *)from.m.data)[at]);
+}
+
+template <int COUNT>
+__device__ __forceinline__ void store_values(const Octets &to, int64_t row, int64_t col, const float (&x)[COUNT]) {
+  int4mm_for_out_dtype(to.m.dtype, [&](auto dtype) {
+    constexpr int DTYPE = decltype(dtype)::value;
+    typedef typename int4mm_out_word<DTYPE>::type Word;
+    Word *out = (Word *)to.m.data + row * to.m.stride + col;
+    if constexpr (COUNT == WIDTH)
+      int4mm_store_vector<DTYPE>(out, x);
+    else
+      out[0] = int4mm_round<DTYPE>(x[0]);
   });
 }
 
