@@ -156,8 +156,37 @@ function cases.generated()
   return generated
 end
 
---- Shapes large enough for blocks, tiles and levels of Strassen's method, with odd edges.
-function cases.large()
+--- Weights [N, K/8], their rows contiguous and strided: dot products along K of every number of rows that a tile can
+-- have, K too short for them, blocks, K in several k-blocks, wide K, and the largest sums.
+function cases.k_major()
+  local r, list = cases.random(311), {}
+  local function add(M, N, K, set)
+    for _, guard in ipairs { 0, 3 } do
+      local case = draw(r, M, N, K, set)
+      case.layout_b, case.guard_b = "nk", guard
+      list[#list + 1] = case
+    end
+  end
+  for M = 0, 9 do add(M, r:range(1, 41), 8 * r:range(1, 90)) end
+  for M = 1, 9 do add(M, 2 * r:range(3, 12) + 1, 8 * (8 * M + 2 * r:range(0, 40) + 1)) end
+  for _, K in ipairs { 0, 8, 264, 1096, 2056 } do add(17, 35, K) end
+  for _, shape in ipairs {
+    { 1, 97, 8 }, { 2, 67, 1032 }, { 1, 33, 40 }, { 33, 5, 2120 }, { 64, 3, 4104 }, { 65, 7, 4104 },
+    { 129, 67, 136 }, { 129, 131, 264 }, { 67, 3, 20008 }, { 17, 1, 20008 }, { 1, 7, 40008 },
+  } do
+    add(shape[1], shape[2], shape[3])
+  end
+  for _, encoding in ipairs(ENCODINGS) do
+    for _, pair in ipairs { { -8, -8 }, { -8, 7 }, { 7, -8 } } do
+      add(3, 9, 8200, { operands = pair, encoding_a = encoding, encoding_b = encoding, scale_a = "plain" })
+    end
+  end
+  add(1, 5, 200000, { scale_a = "plain", scale_b = "plain", out_dtype = "float32" })
+  return finish(list)
+end
+
+--- Shapes large enough for blocks, tiles and levels of Strassen's method, with odd edges; `set` overrides.
+function cases.large(set)
   local r, list = cases.random(77), {}
   for _, shape in ipairs {
     { 130, 96, 200 }, { 128, 128, 128 }, { 129, 131, 136 }, { 200, 64, 304 }, { 256, 256, 256 }, { 300, 288, 264 },
@@ -167,6 +196,9 @@ function cases.large()
   end
   list[#list + 1] = draw(r, 160, 160, 2048, { operands = { -8, -8 }, encoding_a = "twos_complement" })
   list[#list + 1] = draw(r, 160, 160, 2048, { operands = { -8, 7 }, encoding_b = "offset" })
+  for _, case in ipairs(list) do
+    for key, value in pairs(set or {}) do case[key] = value end
+  end
   return finish(list)
 end
 
@@ -287,6 +319,30 @@ function cases.check_guards(case, before, after)
     end
     assert(outside(before) == outside(after), ("%s: wrote outside of out, beside row %d"):format(case.name, i))
   end
+end
+
+-- ---- floats ----
+
+--- How the values of a generated matrix are drawn: zeros, subnormals, ties, what overflows when it is rotated.
+local KINDS = {
+  plain = function(r) return r:range(-2 ^ 20, 2 ^ 20) * 2 ^ -18 end,
+  spread = function(r) return r:range(-2 ^ 10, 2 ^ 10) * 2 ^ r:range(-20, 4) end,
+  zeros = function(r) return r:chance(0.05) and r:range(-5, 5) or r:chance(0.5) and -0.0 or 0 end,
+  whole = function(r) return r:range(-7, 7) end,
+  halves = function(r) return r:range(-14, 14) / 2 end,
+  subnormal = function(r, dtype) return r:range(-9, 9) * (dtype == "float16" and 2 ^ -24 or 2 ^ -133) end,
+  huge = function(r, dtype) return r:range(-2 ^ 7, 2 ^ 7) * (dtype == "float16" and 500 or 2 ^ 120) end,
+}
+cases.KIND_NAMES = { "plain", "spread", "zeros", "whole", "halves", "subnormal", "huge" }
+
+--- A matrix of such values, which is a view with rows apart.
+function cases.draw(r, rows, columns, dtype, kind)
+  local whole = q.empty { rows + 1, columns + 5, dtype = dtype }
+  local view = whole:narrow(1, 2, rows):narrow(2, 1 + r:range(0, 4), columns)
+  for i = 1, rows do
+    for j = 1, columns do view:set(i, j, KINDS[kind](r, dtype)) end
+  end
+  return view
 end
 
 return cases

@@ -149,6 +149,49 @@ describe("on the GPU as on the CPU:", function()
     end
   end
 
+  --- Halves, which are ties of many scales, and in the second row or column what overflows when it is rotated.
+  local function halves(rows, columns, dtype, dim)
+    local source = q.random(q.empty { rows, columns }, { low = -14, high = 15, seed = rows * columns })
+    local x = source:data()
+    for i = 0, rows * columns - 1 do x[i] = math.floor(x[i]) / 2 end
+    if dtype ~= "float16" and math.min(rows, columns) > 1 then
+      local line = source:narrow(3 - dim, 2, 1)
+      for i = 1, math.min(line.shape[dim], 9) do
+        if dim == 2 then line:set(1, i, 2 ^ 126) else line:set(i, 1, 2 ^ 126) end
+      end
+    end
+    return source:to(dtype)
+  end
+
+  for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
+    for dim = 1, 2 do
+      on_gpu(("rotating, and quantising with rotation and clip, %s along dim %d"):format(dtype, dim), function()
+        -- block, values along dim, rows or columns: parts of a warp's 1024, of a tile, and rows too long for a CTA
+        for _, case in ipairs { { 4, 20, 3 }, { 8, 1000, 7 }, { 16, 1040, 9 }, { 32, 2080, 70 }, { 64, 192, 33 },
+          { 128, 4224, 5 }, { 256, 1280, 65 }, { 512, 1536, 40 }, { 1024, 3072, 12 }, { 256, 33024, 2 } } do
+          local block, rows, columns = case[1], case[2], case[3]
+          if dim == 2 then rows, columns = columns, rows end
+          local source = halves(rows, columns, dtype, dim)
+          local source_gpu = source:to "cuda"
+          local name = ("block %d of [%d, %d]"):format(block, rows, columns)
+          assert.same_bits(q.rotate(source, { block = block, dim = dim }),
+            q.rotate(source_gpu, { block = block, dim = dim }), name)
+          for _, clip in ipairs { 1, 0.7, "mse" } do
+            for _, out in ipairs { "int4", "int8" } do
+              for _, rotate in ipairs { false, block } do
+                local opts = { dim = dim, dtype = out, clip = clip, rotate = rotate or nil }
+                local packed, scales = q.quantize(source, opts)
+                local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
+                assert.same_bits(scales, scales_gpu, name .. " scales")
+                assert.same_bits(packed, packed_gpu, name .. " packed")
+              end
+            end
+          end
+        end
+      end)
+    end
+  end
+
   on_gpu("the first bad value when packing and quantising", function()
     local values = q.zeros { 70, 90, dtype = "int8" }
     values:set(61, 3, 8)

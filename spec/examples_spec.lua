@@ -36,6 +36,26 @@ describe("examples/linear.lua", function()
   end)
 end)
 
+describe("examples/graph.lua", function()
+  it("says what it needs where there is no GPU", function()
+    local output, status = helper.script("examples/graph.lua", "", { INT4MM_CUDA_LIBRARY = "/nowhere/cuda.so" })
+    assert.equal(0, status, output)
+    assert.equal("A CUDA graph takes a GPU. CUDA is not available: no CUDA build of int4mm: there is no "
+      .. "/nowhere/cuda.so\n", output)
+  end)
+
+  it("launches layers as one, with the same bits", function()
+    local env = not q.cuda_available() and {
+      INT4MM_CUDA_LIBRARY = helper.build_folder() .. "/spec/c/fake_cuda.so", INT4MM_FAKE_CUDA = "host",
+    } or nil
+    local output, status = helper.script("examples/graph.lua", "3 256", env)
+    assert.equal(0, status, output)
+    assert.matches("3 layers of 256 x 256 as graph%(cuda:0, %d+ nodes%)", output)
+    assert.matches("one by one +%d+%.%d us\nas a graph +%d+%.%d us\n", output)
+    assert.matches("the results are the same, bit for bit", output, 1, true)
+  end)
+end)
+
 describe("examples/bench/int4_matmul_benchmark.lua", function()
   local script = "examples/bench/int4_matmul_benchmark.lua"
   local quick = "--seconds 0.01 --sizes 64x64x64 16x128x48"

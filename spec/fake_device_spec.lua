@@ -6,7 +6,9 @@ local helper = require "spec.helper"
 local library = helper.build_folder() .. "/spec/c/fake_cuda.so"
 
 describe("on a device in host memory", function()
-  for _, spec in ipairs { "spec/cuda_spec.lua", "spec/elementwise_spec.lua", "spec/matmul_cuda_spec.lua" } do
+  for _, spec in ipairs {
+    "spec/cuda_spec.lua", "spec/elementwise_spec.lua", "spec/matmul_cuda_spec.lua", "spec/graph_spec.lua",
+  } do
     it(spec .. " passes", function()
       local output, status = helper.luajit('require("busted.runner")({ standalone = false })',
         { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_SWEEP = "30", INT4MM_NUM_THREADS = "1",
@@ -134,6 +136,59 @@ describe("on a device in host memory", function()
         stream:destroy()
         print(stream)
       ]]))
+  end)
+
+  it("a graph that cannot be instantiated leaves nothing, and its function may be captured again", function()
+    assert.matches("^false\t[^\n]*graph: cannot instantiate the CUDA graph: it was told so\n0\ntrue\n$",
+      with_failures("graph_end", [[
+        local x = q.ones { 8, 8, device = "cuda" }
+        local before = q.memory()["cuda:0"].allocated
+        local function body() return q.rotate(x, { block = 4 }) end
+        print(pcall(q.graph, body))
+        collectgarbage()
+        print(q.memory()["cuda:0"].allocated - before)
+        local graph, y = q.graph(body)
+        graph:launch()
+        print(y:equal(body()))
+      ]]))
+  end)
+
+  it("pinned memory is tried again after a collection, too", function()
+    local allocation = "print(pcall(q.empty, { 4, dtype = 'int8', pinned = true }))"
+    assert.matches("^true", with_failures("1host_alloc", allocation))
+    assert.matches("^false\t.*empty: out of pinned memory on cpu: asked for 4 bytes, %d+ are in use by this library",
+      with_failures("2host_alloc", allocation))
+  end)
+
+  it("graphs, events and streams keep to their devices", function()
+    local output = with_failures(nil, [[
+      local x = q.zeros { 4, device = "cuda:1" }
+      local graph = q.graph(function()
+        x:fill_bytes_(1)
+        q.synchronize "cuda:0" -- another device may be waited for
+      end, { device = "cuda:1" })
+      print(graph, select(2, pcall(graph.launch, graph, q.stream "cuda:0")))
+      local event, other = q.event { device = "cuda:1" }, q.event()
+      print(select(2, pcall(event.record, event, q.stream())))
+      event:record()
+      print(select(2, pcall(event.elapsed, event, other:record())))
+      q.stream():wait(event)
+      print(select(2, pcall(q.graph, function()
+        q.with_stream(q.stream "cuda:0", function() x:fill_bytes_(2) end)
+        q.zeros({ 4, device = "cuda:0" }):get(1)
+        x:get(1)
+      end, { device = "cuda:1" })))
+      print(x:get(1))
+      graph:launch()
+      print(x:get(1) > 0)
+    ]])
+    local lines = {}
+    for line in output:gmatch "[^\n]+" do lines[#lines + 1] = line end
+    assert.matches("^graph%(cuda:1, 1 node%)\t.*launch: the stream is on cuda:0, expected one on cuda:1", lines[1])
+    assert.matches("record: the stream is on cuda:0, expected one on cuda:1", lines[2], 1, true)
+    assert.matches("elapsed: the event is on cuda:1 but the later one is on cuda:0", lines[3], 1, true)
+    assert.matches("get: cannot copy between devices while a CUDA graph is being captured", lines[4], 1, true)
+    assert.same({ "0", "true" }, { lines[5], lines[6] })
   end)
 
   it("memory of one device is not wrapped as another's", function()

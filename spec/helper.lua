@@ -212,6 +212,15 @@ function helper.on_gpu(name, f, driver)
   end
 end
 
+--- Runs f on every instruction set that this machine has.
+function helper.on_every_isa(check)
+  for _, isa in ipairs(q.cpu_isas()) do
+    q.set_cpu_isa(isa)
+    check(isa)
+  end
+  q.set_cpu_isa(nil)
+end
+
 -- ---- float formats in plain Lua ----
 
 local cell = ffi.new "union { float f; uint32_t u; int32_t i; }"

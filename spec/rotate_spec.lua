@@ -9,36 +9,7 @@ local f = helper.float32
 local DTYPES = { "float32", "float16", "bfloat16" }
 local BLOCKS = { 4, 8, 16, 32, 64, 128, 256, 512, 1024 }
 
---- Runs f on every instruction set that this machine has.
-local function on_every_isa(check)
-  for _, isa in ipairs(q.cpu_isas()) do
-    q.set_cpu_isa(isa)
-    check(isa)
-  end
-  q.set_cpu_isa(nil)
-end
-
---- How the values of a generated matrix are drawn: zeros, subnormals, ties, what overflows when it is rotated.
-local KINDS = {
-  plain = function(r) return r:range(-2 ^ 20, 2 ^ 20) * 2 ^ -18 end,
-  spread = function(r) return r:range(-2 ^ 10, 2 ^ 10) * 2 ^ r:range(-20, 4) end,
-  zeros = function(r) return r:chance(0.05) and r:range(-5, 5) or r:chance(0.5) and -0.0 or 0 end,
-  whole = function(r) return r:range(-7, 7) end,
-  halves = function(r) return r:range(-14, 14) / 2 end,
-  subnormal = function(r, dtype) return r:range(-9, 9) * (dtype == "float16" and 2 ^ -24 or 2 ^ -133) end,
-  huge = function(r, dtype) return r:range(-2 ^ 7, 2 ^ 7) * (dtype == "float16" and 500 or 2 ^ 120) end,
-}
-local KIND_NAMES = { "plain", "spread", "zeros", "whole", "halves", "subnormal", "huge" }
-
---- A matrix of such values, which is a view with rows apart.
-local function draw(r, rows, columns, dtype, kind)
-  local whole = q.empty { rows + 1, columns + 5, dtype = dtype }
-  local view = whole:narrow(1, 2, rows):narrow(2, 1 + r:range(0, 4), columns)
-  for i = 1, rows do
-    for j = 1, columns do view:set(i, j, KINDS[kind](r, dtype)) end
-  end
-  return view
-end
+local on_every_isa, draw, KIND_NAMES = helper.on_every_isa, cases.draw, cases.KIND_NAMES
 
 local function size_along(dim, along, other)
   if dim == 1 then return along, other end

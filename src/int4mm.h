@@ -116,6 +116,15 @@ typedef struct int4mm_tensor {
  * undefined. `t` must be zeroed or released. A GPU allocation is ordered on the default stream. */
 INT4MM_API int32_t int4mm_tensor_alloc(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols, int32_t dtype,
                                        int32_t device) INT4MM_CHECK;
+/* As int4mm_tensor_alloc on the CPU, in pinned (page-locked) host memory, which a GPU reads and writes by itself:
+ * int4mm_tensor_copy_async need not wait with it, and copies are faster. INT4MM_ERR_UNAVAILABLE, with the reason, where
+ * CUDA cannot be used. Its last release waits for the asynchronous copies that use it; while a CUDA graph is captured
+ * the memory goes after the capture. */
+INT4MM_API int32_t int4mm_tensor_alloc_pinned(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols,
+                                              int32_t dtype) INT4MM_CHECK;
+/* 1 when `t` lies in pinned host memory: from int4mm_tensor_alloc_pinned, or memory of the caller's that the driver
+ * knows to be pinned (asked only where CUDA is open already); else 0, as for a released tensor. */
+INT4MM_API int32_t int4mm_tensor_is_pinned(const int4mm_tensor *t);
 /* A tensor over the caller's own memory, which must outlive it. `stride` in elements. Memory that the CUDA driver knows
  * to be elsewhere is refused: for a GPU `data` must be memory of that GPU or managed memory; for the CPU it must not be
  * a GPU's (asked only where CUDA is open already). Pinned host memory is the CPU's. */
@@ -150,6 +159,11 @@ INT4MM_API void int4mm_tensor_release(int4mm_tensor *t);
  * or two GPUs returns when it is done, one on a GPU is enqueued on `stream` (a cudaStream_t, NULL the default stream).
  * dst has the mark that src has: none where src has none, or another dtype. */
 INT4MM_API int32_t int4mm_tensor_copy(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
+/* The same, but a copy between pinned host memory and a GPU is enqueued on `stream` too, and may be captured into a
+ * CUDA graph. Until the stream has come to it the host must neither write to the pinned memory nor, where that is dst,
+ * read it. Memory of int4mm_tensor_alloc_pinned is kept as long as that; memory of the caller's the caller has to keep.
+ * With host memory that is not pinned the copy is done on return. */
+INT4MM_API int32_t int4mm_tensor_copy_async(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
 /* Sets every byte of every element, and takes away t's mark. Enqueued on `stream` for a GPU tensor. */
 INT4MM_API int32_t int4mm_tensor_fill_bytes(int4mm_tensor *t, uint8_t byte, void *stream) INT4MM_CHECK;
 
@@ -181,8 +195,50 @@ INT4MM_API int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info
 INT4MM_API int32_t int4mm_stream_create(int32_t device, void **stream) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_stream_destroy(int32_t device, void *stream) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_stream_synchronize(int32_t device, void *stream) INT4MM_CHECK;
-/* Waits for all work on a device; nothing to do for INT4MM_CPU. */
+/* Waits for all work on a device; nothing to do for INT4MM_CPU. INT4MM_ERR_ARGUMENT while int4mm_graph_begin captures
+ * there. */
 INT4MM_API int32_t int4mm_synchronize(int32_t device) INT4MM_CHECK;
+
+/* Events are cudaEvent_t handles of a device, with timing; ones made elsewhere serve as well. Recorded on a stream
+ * (NULL the default stream), an event stands for the work that the stream was given before. One that was never recorded
+ * counts as done. Destroying one does not wait. */
+INT4MM_API int32_t int4mm_event_create(int32_t device, void **event) INT4MM_CHECK;
+INT4MM_API int32_t int4mm_event_destroy(int32_t device, void *event) INT4MM_CHECK;
+INT4MM_API int32_t int4mm_event_record(int32_t device, void *event, void *stream) INT4MM_CHECK;
+INT4MM_API int32_t int4mm_event_synchronize(int32_t device, void *event) INT4MM_CHECK;
+/* *done becomes 1 when the work is done, else 0; does not wait. */
+INT4MM_API int32_t int4mm_event_query(int32_t device, void *event, int32_t *done) INT4MM_CHECK;
+/* Milliseconds from `start` to `end`, to about half a microsecond; waits for both. INT4MM_ERR_ARGUMENT where one was
+ * not recorded, or on another device than the other. */
+INT4MM_API int32_t int4mm_event_elapsed(int32_t device, void *start, void *end, float *milliseconds) INT4MM_CHECK;
+/* Has later work on `stream` (NULL the default stream) wait for an event, which may be another device's. */
+INT4MM_API int32_t int4mm_stream_wait(int32_t device, void *stream, void *event) INT4MM_CHECK;
+
+/* ---- CUDA graphs ---- */
+
+/* Work that was captured once and is launched as one. */
+typedef struct int4mm_graph int4mm_graph;
+
+/* Begins a capture: what calls of this library and others are given for *stream, a non-blocking stream of the graph's,
+ * and for streams that are made to wait for its work (int4mm_stream_wait), goes into the graph instead of being run.
+ * What would have to wait for a result fails with INT4MM_ERR_ARGUMENT: value checks, copies with host memory that is
+ * not pinned, synchronising. Tensors may be allocated; they are plain ones, with contents from the first launch on, and
+ * the graph keeps the memory of every tensor that captured calls use until it is destroyed, whether or not the tensors
+ * are released (memory given to int4mm_tensor_wrap is the caller's to keep). Captures of several threads do not
+ * disturb each other. *stream ends with the capture. */
+INT4MM_API int32_t int4mm_graph_begin(int32_t device, int4mm_graph **graph, void **stream) INT4MM_CHECK;
+/* Ends the capture and makes the graph ready to be launched. When that fails it can only be destroyed. */
+INT4MM_API int32_t int4mm_graph_end(int4mm_graph *graph) INT4MM_CHECK;
+/* Enqueues the captured work on `stream`; NULL stands for a stream of the graph's own, ordered with the default stream
+ * as those of int4mm_stream_create are. Launches of one graph run one after the other. */
+INT4MM_API int32_t int4mm_graph_launch(int4mm_graph *graph, void *stream) INT4MM_CHECK;
+/* Waits for the launches so far, whatever stream they were given. */
+INT4MM_API int32_t int4mm_graph_synchronize(int4mm_graph *graph) INT4MM_CHECK;
+/* Ends a capture that is under way, waits for launches on the graph's own stream and gives everything back, also where
+ * it returns a failure. Harmless for NULL. */
+INT4MM_API int32_t int4mm_graph_destroy(int4mm_graph *graph) INT4MM_CHECK;
+/* Kernels, copies and fills in a graph; 0 before its capture has ended, and for NULL. */
+INT4MM_API int64_t int4mm_graph_nodes(const int4mm_graph *graph);
 
 /* Threads that a CPU call may use, 1 to 1024; 0 puts back the default: INT4MM_NUM_THREADS, else the least of the cores
  * that the calling thread may run on, the CPUs of the cgroups' quota (rounded down) and OMP_NUM_THREADS. Threads start
@@ -354,8 +410,8 @@ enum { INT4MM_MAX_K = 33554431 };
 
 /* The product. a_packed, where it is marked, is packed along dim 1; two marked operands hold the same number of values
  * along K. Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns
- * when done. With GPU operands the call enqueues on `stream` and returns; with `out` given it may be captured into a
- * CUDA graph. out must not overlap an operand. */
+ * when done. With GPU operands the call enqueues on `stream` and returns; it may be captured into a CUDA graph,
+ * with `out` given where the capture is not int4mm_graph_begin's. out must not overlap an operand. */
 INT4MM_API int32_t int4mm_matmul(const int4mm_matmul_args *args) INT4MM_CHECK;
 
 /* What a call would do. */
@@ -374,6 +430,38 @@ typedef struct int4mm_plan {
 
 /* Fills `plan` for these arguments without running; `out` may be released. Validates as int4mm_matmul does. */
 INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) INT4MM_CHECK;
+
+/* A whole layer of a network. Zeroed but for the tensors: no rotation, absmax, no activation, float32 out. */
+typedef struct int4mm_linear_args {
+  const int4mm_tensor *x;        /* [M, K] float32, float16 or bfloat16 */
+  const int4mm_tensor *b_packed; /* the weight, of K values (ceil(K/8) words), as in int4mm_matmul_args; where `rotate`
+                                    is used, quantised with the same rotation along K */
+  const int4mm_tensor *scale_b;  /* [N] float32 */
+  const int4mm_tensor *bias;     /* [N] float32, or NULL */
+  const int4mm_tensor *residual; /* [M, N] of a float dtype, or NULL */
+  int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside x as out_dtype */
+  int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */
+  int32_t encoding_b, layout_b;  /* of a weight without a mark, as in int4mm_matmul_args */
+  int32_t rotate;                /* of x, as in int4mm_quantize_args, and clip and clip_mse */
+  float clip;
+  int32_t clip_mse;
+  int32_t activation;             /* int4mm_activation */
+  const int4mm_tensor *workspace; /* where to put the quantised x: a vector of int8 beside x, of at least
+                                     int4mm_linear_workspace bytes, used by one call at a time; NULL: memory of the
+                                     library's own, on a GPU stream-ordered */
+  const char *kernel;             /* as in int4mm_matmul_args */
+  void *stream;
+} int4mm_linear_args;
+
+/* The layer: x quantised to int4 by rows (int4mm_quantize, dim 1), the product, and what follows it,
+ *   out[m, n] = round(activation(float(acc[m, n]) * scale_x[m] * scale_b[n] + bias[n]) + residual[m, n])
+ * in float32, each step rounded once. It runs where its tensors are, all on one device. On a GPU it enqueues on
+ * `stream` and returns, the product's start overlapping the quantising; it may be captured into a CUDA graph, best with
+ * `out` and `workspace` given. A row of x with NaN or an infinity gives a row of NaN. out must not overlap another
+ * tensor of the call. */
+INT4MM_API int32_t int4mm_linear(const int4mm_linear_args *args) INT4MM_CHECK;
+/* Bytes of workspace for x [M, K]; 0 where a size is negative or too large. */
+INT4MM_API int64_t int4mm_linear_workspace(int64_t M, int64_t K);
 
 /* A problem as the choice of a CUDA kernel sees it. */
 typedef struct int4mm_gpu_problem {

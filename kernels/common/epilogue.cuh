@@ -1,7 +1,8 @@
 /*
  * The exact epilogue that every kernel shares: sums to outputs.
  *
- *   x = float(acc) * scale_a * scale_b (+ bias), each step rounded once to float32, then once to the output type.
+ *   x = activation(float(acc) * scale_a * scale_b (+ bias)) (+ residual), each step rounded once to float32, then once
+ * to the output type.
  *
  * Nothing here may be contracted or flushed: the products and the sum are __fmul_rn and __fadd_rn (never fused, kept
  * subnormal since the build does not ask for -ftz), so the bits are those of src/cpu.
@@ -11,9 +12,13 @@
 #ifndef INT4MM_EPILOGUE_CUH
 #define INT4MM_EPILOGUE_CUH
 
+#include <type_traits>
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "common/ptx.cuh"
+#include "core/activation.h"
 #include "core/numeric.h"
 #include "core/problem.h"
 
@@ -66,16 +71,34 @@ struct EpilogueArguments {
   void *out;
   int64_t ldo;
   int32_t out_dtype;
-  bool vector_store; /* COUNT columns may be stored at once */
+  bool vector_store;    /* COUNT columns may be stored at once */
+  bool vector_residual; /* and COUNT of the residual loaded */
+  bool layer;           /* there is an activation or a residual */
+  int32_t activation;
+  int32_t residual_dtype;
+  const void *residual; /* or NULL */
+  int64_t ldr;
 };
+
+/* Whether `count` columns of a float matrix, from one that is a multiple of `count` on, are aligned to their size or to
+ * 16 bytes. */
+static inline bool int4mm_is_vector_aligned(const int4mm_matrix *m, int count) {
+  uint64_t element = m->dtype == INT4MM_FLOAT32 ? 4 : 2, bytes = count * element;
+  return ((uint64_t)m->data | (uint64_t)m->stride * element) % (bytes < 16 ? bytes : 16) == 0;
+}
 
 /* For kernels that finish `count` columns at a time, from one that is a multiple of `count` on. */
 static inline EpilogueArguments int4mm_epilogue_arguments(const int4mm_problem *problem, int count) {
-  uint64_t element = problem->out.dtype == INT4MM_FLOAT32 ? 4 : 2, bytes = count * element;
-  bool aligned =
-      ((uint64_t)problem->out.data | (uint64_t)problem->out.stride * element) % (bytes < 16 ? bytes : 16) == 0;
-  return {problem->a.scales,   problem->b.scales,  problem->bias,       problem->out.data,
-          problem->out.stride, problem->out.dtype, count > 1 && aligned};
+  const int4mm_matrix *out = &problem->out, *residual = &problem->residual;
+  EpilogueArguments e = {};
+  e.scale_a = problem->a.scales, e.scale_b = problem->b.scales, e.bias = problem->bias;
+  e.out = out->data, e.ldo = out->stride, e.out_dtype = out->dtype;
+  e.vector_store = count > 1 && int4mm_is_vector_aligned(out, count);
+  e.activation = problem->activation;
+  e.residual = residual->data, e.ldr = residual->stride, e.residual_dtype = residual->dtype;
+  e.vector_residual = count > 1 && int4mm_is_vector_aligned(residual, count);
+  e.layer = int4mm_is_layer(problem);
+  return e;
 }
 
 /* x = acc * unscale * scale_a * scale_b. `unscale` is a power of two that undoes what the mainloop left in its sums. */
@@ -94,6 +117,92 @@ __device__ __forceinline__ void int4mm_add_bias(float (&x)[COUNT], const float *
     if (column + i < N) x[i] = __fadd_rn(x[i], __ldg(bias + column + i));
 }
 
+/* The bias of COUNT columns from `column` on, as far as they lie inside the output's N; without a bias it is not read.
+ */
+template <int COUNT, class Index>
+__device__ __forceinline__ void int4mm_load_bias(float (&bias)[COUNT], const EpilogueArguments &e, Index column,
+                                                 Index N) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) bias[i] = e.bias && column + i < N ? __ldg(e.bias + column + i) : 0;
+}
+
+template <int COUNT>
+__device__ __forceinline__ void int4mm_add_bias(float (&x)[COUNT], const EpilogueArguments &e,
+                                                const float (&bias)[COUNT]) {
+  if (!e.bias) return;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) x[i] = __fadd_rn(x[i], bias[i]);
+}
+
+/* An element of a float type as a float. */
+template <int DTYPE> __device__ __forceinline__ float int4mm_widen(typename int4mm_out_word<DTYPE>::type word) {
+  if constexpr (DTYPE == INT4MM_FLOAT16)
+    return __half2float(__ushort_as_half(word));
+  else if constexpr (DTYPE == INT4MM_BFLOAT16)
+    return __uint_as_float((uint32_t)word << 16);
+  else
+    return __uint_as_float(word);
+}
+
+/* The activation of COUNT numbers, its choice outside the loop; four at a time, more would take registers that a
+ * product does not have. */
+template <int COUNT> __device__ __forceinline__ void int4mm_activate_all(float (&x)[COUNT], int32_t activation) {
+  auto each = [&](auto f) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      x[i] = f(x[i]);
+      if (i % 4 == 3) asm volatile("" : "+f"(x[i - 3]), "+f"(x[i]));
+    }
+  };
+  if (activation == INT4MM_RELU) each([](float y) { return int4mm_relu(y); });
+  if (activation == INT4MM_SILU) each([](float y) { return int4mm_silu(y); });
+  if (activation == INT4MM_GELU) each([](float y) { return int4mm_gelu(y); });
+  if (activation == INT4MM_GELU_TANH) each([](float y) { return int4mm_gelu_tanh(y); });
+}
+
+/* Adds COUNT columns of a row of the residual, as far as they lie inside the output's N. */
+template <int COUNT, class Index>
+__device__ __forceinline__ void int4mm_add_residual(float (&x)[COUNT], const EpilogueArguments &e, Index row,
+                                                    Index column, Index N) {
+  int4mm_for_out_dtype(e.residual_dtype, [&](auto dtype) {
+    constexpr int DTYPE = decltype(dtype)::value;
+    typedef typename int4mm_out_word<DTYPE>::type Word;
+    typedef typename std::conditional<sizeof(Word) * COUNT % 16 == 0, uint4, uint2>::type Vector;
+    const Word *from = (const Word *)e.residual + row * e.ldr + column;
+    if constexpr (COUNT > 1)
+      if (e.vector_residual && column + COUNT <= N) {
+        Vector vectors[sizeof(Word) * COUNT / sizeof(Vector)];
+        Word words[COUNT];
+#pragma unroll
+        for (int i = 0; i < (int)(sizeof vectors / sizeof(Vector)); i++) vectors[i] = __ldg((const Vector *)from + i);
+        memcpy(words, vectors, sizeof words);
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) x[i] = __fadd_rn(x[i], int4mm_widen<DTYPE>(words[i]));
+        return;
+      }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if (column + i < N) x[i] = __fadd_rn(x[i], int4mm_widen<DTYPE>(from[i]));
+  });
+}
+
+/* Activation and residual of COUNT columns of one row. */
+template <int COUNT, class Index>
+__device__ __forceinline__ void int4mm_finish_layer(float (&x)[COUNT], const EpilogueArguments &e, Index row,
+                                                    Index column, Index N) {
+  if (e.residual) /* it arrives in L1 meanwhile */
+    ptx::prefetch_l1((const char *)e.residual + (row * e.ldr + column) * (e.residual_dtype == INT4MM_FLOAT32 ? 4 : 2));
+  int4mm_activate_all(x, e.activation);
+  if (e.residual) int4mm_add_residual(x, e, row, column, N);
+}
+
+/* Stores 16 bytes at once, at an address aligned to them. In C++ the compiler may make four stores of it. */
+__device__ __forceinline__ void int4mm_store_v4(void *to, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x), "r"(y), "r"(z),
+               "r"(w)
+               : "memory");
+}
+
 /* Rounds COUNT neighbours of one row to the output type and stores them at once; `out` is aligned to them or to 16
  * bytes. */
 template <int DTYPE, int COUNT>
@@ -105,24 +214,19 @@ __device__ __forceinline__ void int4mm_store_vector(typename int4mm_out_word<DTY
 #pragma unroll
     for (int i = 0; i < COUNT; i++) w[i] = int4mm_round<DTYPE>(x[i]);
 #pragma unroll
-    for (int i = 0; i < COUNT; i += 4) *(uint4 *)(out + i) = make_uint4(w[i], w[i + 1], w[i + 2], w[i + 3]);
+    for (int i = 0; i < COUNT; i += 4) int4mm_store_v4(out + i, w[i], w[i + 1], w[i + 2], w[i + 3]);
   } else if constexpr (COUNT == 8) {
-    *(uint4 *)out = make_uint4(int4mm_round2<DTYPE>(x[0], x[1]), int4mm_round2<DTYPE>(x[2], x[3]),
-                               int4mm_round2<DTYPE>(x[4], x[5]), int4mm_round2<DTYPE>(x[6], x[7]));
+    int4mm_store_v4(out, int4mm_round2<DTYPE>(x[0], x[1]), int4mm_round2<DTYPE>(x[2], x[3]),
+                    int4mm_round2<DTYPE>(x[4], x[5]), int4mm_round2<DTYPE>(x[6], x[7]));
   } else {
     *(uint2 *)out = make_uint2(int4mm_round2<DTYPE>(x[0], x[1]), int4mm_round2<DTYPE>(x[2], x[3]));
   }
 }
 
-/* The whole epilogue of COUNT neighbouring columns of one row, as far as they lie inside the output's N. Index: the
- * integer type that a kernel counts rows and columns in. */
+/* Stores COUNT columns of one row in the output's type, as far as they lie inside its N. */
 template <int COUNT, class Index>
-__device__ __forceinline__ void int4mm_finish(const EpilogueArguments &e, Index row, Index column, Index N,
-                                              float unscale, float scale_a, const float (&scale_b)[COUNT],
-                                              const int32_t (&acc)[COUNT]) {
-  float x[COUNT];
-  int4mm_scale_sums(x, acc, unscale, scale_a, scale_b);
-  if (e.bias) int4mm_add_bias(x, e.bias, column, N);
+__device__ __forceinline__ void int4mm_store(const EpilogueArguments &e, Index row, Index column, Index N,
+                                             const float (&x)[COUNT]) {
   int4mm_for_out_dtype(e.out_dtype, [&](auto dtype) {
     constexpr int DTYPE = decltype(dtype)::value;
     typedef typename int4mm_out_word<DTYPE>::type Word;
@@ -133,6 +237,20 @@ __device__ __forceinline__ void int4mm_finish(const EpilogueArguments &e, Index 
     for (int i = 0; i < COUNT; i++)
       if (column + i < N) out[i] = int4mm_round<DTYPE>(x[i]);
   });
+}
+
+/* The whole epilogue of COUNT neighbouring columns of one row, as far as they lie inside the output's N. LAYER: with
+ * activation and residual, whose code would slow down products that have none. Index: the integer type that a kernel
+ * counts rows and columns in. */
+template <bool LAYER, int COUNT, class Index>
+__device__ __forceinline__ void int4mm_finish(const EpilogueArguments &e, Index row, Index column, Index N,
+                                              float unscale, float scale_a, const float (&scale_b)[COUNT],
+                                              const float (&bias)[COUNT], const int32_t (&acc)[COUNT]) {
+  float x[COUNT];
+  int4mm_scale_sums(x, acc, unscale, scale_a, scale_b);
+  int4mm_add_bias(x, e, bias);
+  if (LAYER) int4mm_finish_layer(x, e, row, column, N);
+  int4mm_store(e, row, column, N, x);
 }
 
 #endif

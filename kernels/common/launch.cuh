@@ -19,33 +19,36 @@ static inline cudaError_t int4mm_prepare_kernel(int device, const void *kernel, 
   if (*code_arch) return cudaSuccess;
   cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  bytes -= (int)attributes.sharedSizeBytes; /* what it declares counts as well */
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   *code_arch = attributes.ptxVersion;
   if (device < 64) known[device] = *code_arch;
   return cudaSuccess;
 }
 
-/* Launches KERNEL on `device`, the current one, with `cluster` CTAs a cluster. Code compiled for sm_90 and later may
- * start while the kernel before it in the stream is finishing: it has to call ptx::griddepcontrol_wait before it
- * touches memory that others write or read. Older code has neither that nor clusters: with a cluster it is
+/* Launches KERNEL on `device`, the current one, in clusters of so many CTAs along x, y and z. Code compiled for sm_90
+ * and later may start while the kernel before it in the stream is finishing: it has to call ptx::griddepcontrol_wait
+ * before it touches memory that others write or read. Older code has neither that nor clusters: with a cluster it is
  * cudaErrorNotSupported. */
 template <auto KERNEL, typename... Arguments>
-static inline cudaError_t int4mm_launch(int device, dim3 grid, int threads, size_t shared, int cluster,
+static inline cudaError_t int4mm_launch(int device, dim3 grid, int threads, size_t shared, dim3 cluster,
                                         cudaStream_t stream, const Arguments &...arguments) {
   static std::atomic<int> known[64];
   int code_arch;
   cudaError_t error = int4mm_prepare_kernel(device, (const void *)KERNEL, known, &code_arch);
   if (error != cudaSuccess) return error;
-  if (code_arch < 90 && cluster > 1) return cudaErrorNotSupported;
+  bool alone = cluster.x * cluster.y * cluster.z == 1;
+  if (code_arch < 90 && !alone) return cudaErrorNotSupported;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {(unsigned)cluster, 1, 1};
+  attributes[1].val.clusterDim = {cluster.x, cluster.y, cluster.z};
   cudaLaunchConfig_t config = {};
   config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = shared, config.stream = stream;
-  config.attrs = attributes, config.numAttrs = code_arch < 90 ? 0 : cluster > 1 ? 2 : 1;
+  config.attrs = attributes, config.numAttrs = code_arch < 90 ? 0 : alone ? 1 : 2;
   return cudaLaunchKernelEx(&config, KERNEL, arguments...);
 }
 

@@ -99,6 +99,10 @@ __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #endif
 }
 
+__device__ __forceinline__ void prefetch_l1(const void *address) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+}
+
 /* ---- clusters (sm_90) ---- */
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

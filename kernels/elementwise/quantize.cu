@@ -1,118 +1,167 @@
 /*
  * Rotation and quantising on the device, with the bits of src/cpu: what int4mm_quantize and int4mm_rotate promise.
  *
- * Rows (dim 1): a CTA per row. Its threads hold the row in registers, rotate it through shared memory, find the absmax
- * and quantise, so that the row is read once; rows that are too long for that are read, and rotated, a second time.
- * Columns (dim 0): a CTA per 32 columns, a lane each; a span of rows at a time is rotated in shared memory, once for
- * the scale and once for the words. The clip of least squared error has sums whose order is fixed, 32 chains for every
- * ratio, and so a pass of its own.
+ * A warp takes 1024 values in its registers, and rotates and quantises them by itself (rotation.cuh). Rows (dim 1): a
+ * CTA per row, which is read once; where a CTA cannot hold it, one for each piece, once for the scale and once for the
+ * words. Columns (dim 0): a CTA per tile, transposed in shared memory, once for the scales and once for the words; the
+ * second reading goes backwards, through what L2 still has. The clip of least squared error has sums whose order is
+ * fixed, 32 chains for every ratio, and so a kernel of its own, which leaves the scales.
  */
+#include <type_traits>
+
+#include "common/launch.cuh"
+#include "common/ptx.cuh"
 #include "elementwise/elementwise.cuh"
 #include "elementwise/rotation.cuh"
 
 namespace {
 
-constexpr int RATIOS = 33;        /* 64/64 down to 32/64 */
-constexpr int MAX_THREADS = 1024; /* of a CTA that has a row */
+constexpr int RATIOS = 33;    /* 64/64 down to 32/64 */
+constexpr int MAX_WARPS = 32; /* of a CTA that has a row */
+constexpr int WARP_BYTES = WARP_FLOATS * sizeof(float);
+
+struct Arguments {
+  int4mm_pack_job job;
+  int4mm_matrix rotated;   /* of rotate: where the result goes; src is job.plain */
+  unsigned long long *bad; /* or NULL */
+  float factor;            /* of the rotation; 1 without one */
+  int64_t first_item;      /* of the first CTA */
+  int row_warps, pieces;   /* of a row: a CTA of so many warps for each piece */
+  bool scales_given;       /* by a kernel before */
+  bool vector_load, vector_store;
+};
+
+/* ---- loading ---- */
+
+/* Values of a row or a column of a matrix: `step` is what lies between them. */
+struct Line {
+  const char *data;
+  int64_t step;
+  int count; /* of a warp's values; none if negative */
+  int dtype;
+
+  __device__ __forceinline__ float operator[](int index) const {
+    float x = 0;
+    int4mm_for_out_dtype(
+        dtype, [&](auto d) { x = to_float(((const typename Element<decltype(d)::value>::type *)data)[index * step]); });
+    return x;
+  }
+};
+
+/* Row (dim 1) or column (dim 0) `index`, from value `first` on: at most a warp's values. */
+__device__ __forceinline__ Line line_of(const int4mm_matrix &m, int dim, int64_t index, int64_t first) {
+  int64_t left = (dim ? m.cols : m.rows) - first, start = dim ? index * m.stride + first : first * m.stride + index;
+  return {static_cast<const char *>(m.data) + start * (m.dtype == INT4MM_FLOAT32 ? 4 : 2), dim ? 1 : m.stride,
+          (int)min(left, (int64_t)WARP_VALUES), m.dtype};
+}
+
+/* Places `values` of a line in memory, in order; zeros beyond its end. */
+template <int UNROLL> __device__ __forceinline__ void gather(float *memory, const Line &line, int values) {
+  const int left = line.count - lane_id();
+  float *to = memory + place(lane_id());
+  __syncwarp();
+  int4mm_for_out_dtype(line.dtype, [&](auto dtype) {
+    const auto *from = (const typename Element<decltype(dtype)::value>::type *)line.data + lane_id() * line.step;
+#pragma unroll UNROLL
+    for (int i = 0; i < values; i += 32, from += 32 * line.step) to[place(i)] = i < left ? to_float(*from) : 0;
+  });
+}
+
+/* COUNT values as they lie in memory, as floats. */
+template <class T, int COUNT> __device__ __forceinline__ void to_floats(float (&x)[COUNT], const uint4 *raw) {
+  const uint32_t *words = (const uint32_t *)raw;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    if constexpr (sizeof(T) == 4)
+      x[i] = __uint_as_float(words[i]);
+    else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+      x[i] = __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+    else
+      x[i] = to_float(((const T *)words)[i]);
+  }
+}
+
+/* The same into registers, from a row that has its chunks whole and aligned to 16 bytes. */
+__device__ __forceinline__ void load_vectors(Values &x, const Line &row) {
+  int4mm_for_out_dtype(row.dtype, [&](auto dtype) {
+    typedef typename Element<decltype(dtype)::value>::type T;
+    constexpr int VECTORS = CHUNK * sizeof(T) / 16;
+    uint4 raw[CHUNKS][VECTORS] = {};
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+      int at = first_value(c, false);
+#pragma unroll
+      for (int v = 0; v < VECTORS; v++)
+        if (at < row.count) raw[c][v] = __ldg((const uint4 *)((const T *)row.data + at) + v);
+    }
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) to_floats<T>(x[c], raw[c]);
+  });
+}
+
+/* The larger magnitude; NaN where one is. */
+__device__ __forceinline__ float max_magnitude(float most, float x) {
+#if __CUDA_ARCH__ >= 800
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(most) : "f"(fabsf(x)));
+  return most;
+#else
+  return __uint_as_float(max(__float_as_uint(most), magnitude(x)));
+#endif
+}
+
+__device__ __forceinline__ float largest(const float (&x)[CHUNK]) {
+  float most = 0;
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) most = max_magnitude(most, x[i]);
+  return most;
+}
+
+/* Rotates a warp's values but for the factor; `most` becomes the largest magnitude of each of this lane's chunks.
+ * place_all() places the values in memory once more, in order. */
+template <class F>
+__device__ __forceinline__ void rotate_values(Values &x, float (&most)[CHUNKS], float *memory, int block, F place_all) {
+  auto find_largest = [&] {
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) most[c] = largest(x[c]);
+  };
+  if (block) rotate(x, memory, block);
+  find_largest();
+  if (block && __any_sync(0xffffffffu, magnitude(max_magnitude(most[0], most[1])) >= __float_as_uint(LARGE))) {
+    place_all();
+    rotate_large(memory, block);
+    fetch(x, memory, block > CHUNK);
+    find_largest();
+  }
+}
+
+/* A warp's values of a row or column, rotated but for the factor; zeros beyond the end. `vector`: its chunks are whole
+ * and aligned. Returns the largest magnitude of this lane's. */
+__device__ __forceinline__ float make_values(Values &x, float *memory, const Line &line, bool vector, int block) {
+  float most[CHUNKS];
+  if (vector) {
+    load_vectors(x, line);
+  } else {
+    gather<8>(memory, line, WARP_VALUES);
+    fetch(x, memory, false);
+  }
+  rotate_values(x, most, memory, block, [&] { gather<1>(memory, line, WARP_VALUES); });
+  return max_magnitude(most[0], most[1]);
+}
+
+/* ---- scales ---- */
 
 __device__ __forceinline__ float ratio_of(int i) {
   return (float)(64 - i) / 64;
 }
-
-/* ---- values ---- */
 
 /* The scale of an absmax, given as its bits; infinite where that is infinite or NaN. */
 __device__ __forceinline__ float scale_of(uint32_t absmax, float clip, int qmax) {
   return __fdiv_rn(__fmul_rn(__uint_as_float(min(absmax, INFINITE)), clip), (float)qmax);
 }
 
-__device__ __forceinline__ int qmax_of(const int4mm_pack_job &job) {
-  return job.packed.dtype == INT4MM_INT8 ? 127 : 7;
-}
-
-/* x / scale rounded to an integer of at most qmax; 0 where scale is 0 or infinite. */
-__device__ __forceinline__ int32_t quantize_one(float x, float scale, int qmax) {
-  float y = __fdiv_rn(x, scale);
-  return scale == 0.0f || y != y ? 0 : __float2int_rn(fminf(fmaxf(y, (float)-qmax), (float)qmax));
-}
-
-/* The same for a chunk. Two corrections of a product with the correctly rounded reciprocal give the correctly rounded
- * quotient (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990); a quotient
- * so small that they lose bits is rounded to 0 all the same. `ordinary` is alike in a CTA. */
-template <int QMAX>
-__device__ __forceinline__ void quantize_chunk(uint32_t (&q)[CHUNK], const float (&x)[CHUNK], float scale,
-                                               float reciprocal, bool ordinary) {
-  const float to_integer = 12582912.0f; /* 1.5 * 2^23: a sum with it is rounded to an integer, in the low bits */
-  if (ordinary) {
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) {
-      float y = __fmul_rn(x[i], reciprocal);
-      y = __fmaf_rn(__fmaf_rn(-y, scale, x[i]), reciprocal, y);
-      y = __fmaf_rn(__fmaf_rn(-y, scale, x[i]), reciprocal, y);
-      q[i] = __float_as_uint(__fadd_rn(fminf(fmaxf(y, (float)-QMAX), (float)QMAX), to_integer));
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) q[i] = (uint32_t)quantize_one(x[i], scale, QMAX);
-  }
-}
-
 /* Whether reciprocals and products with this scale stay among the normal numbers. */
 __device__ __forceinline__ bool is_ordinary(float scale) {
   return scale >= 0x1p-100f && scale <= 0x1p100f;
-}
-
-/* The low nibbles of eight bytes as a word. */
-__device__ __forceinline__ uint32_t pack_bytes(uint32_t low, uint32_t high) {
-  low &= 0x0f0f0f0fu, high &= 0x0f0f0f0fu;
-  low = (low | low >> 4) & 0x00ff00ffu, high = (high | high >> 4) & 0x00ff00ffu;
-  return ((low | low >> 8) & 0xffffu) | (high | high >> 8) << 16;
-}
-
-/* ---- rows ---- */
-
-struct RowArguments {
-  int4mm_pack_job job;
-  unsigned long long *bad; /* or NULL */
-  bool scales_given;       /* by the pass that finds clips */
-  bool vector_load, vector_store;
-};
-
-/* 16 values of a row as they lie in memory, zeros beyond its end: loaded before they are needed. */
-template <class T> struct RawChunk {
-  static constexpr int VECTORS = CHUNK * sizeof(T) / 16;
-  uint4 words[VECTORS];
-
-  __device__ __forceinline__ void load(const T *row, int64_t col, int64_t cols, bool vector) {
-    if (vector && col + CHUNK <= cols) {
-#pragma unroll
-      for (int v = 0; v < VECTORS; v++) words[v] = __ldg((const uint4 *)(row + col) + v);
-    } else {
-#pragma unroll
-      for (int v = 0; v < VECTORS; v++) {
-        T part[16 / sizeof(T)];
-#pragma unroll
-        for (int i = 0; i < (int)(16 / sizeof(T)); i++) {
-          int64_t at = col + v * (16 / sizeof(T)) + i;
-          part[i] = at < cols ? row[at] : T(0.0f);
-        }
-        memcpy(&words[v], part, 16);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void to_floats(float (&x)[CHUNK]) const {
-    const T *values = (const T *)words;
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) x[i] = to_float(values[i]);
-  }
-};
-
-__device__ __forceinline__ uint32_t largest(const float (&x)[CHUNK]) {
-  uint32_t most = 0;
-#pragma unroll
-  for (int i = 0; i < CHUNK; i++) most = max(most, magnitude(x[i]));
-  return most;
 }
 
 __device__ __forceinline__ uint32_t warp_max(uint32_t value) {
@@ -124,387 +173,548 @@ __device__ __forceinline__ uint32_t warp_max(uint32_t value) {
 #endif
 }
 
-/* The largest of all threads' values. `warps` is not to be used by the next call. */
-__device__ __forceinline__ uint32_t cta_max(uint32_t value, uint32_t (&warps)[32]) {
-  value = warp_max(value);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+/* The largest magnitude of all threads, as bits. `warps` is not to be used by the next call. */
+__device__ __forceinline__ uint32_t cta_max(float most, uint32_t (&warps)[MAX_WARPS]) {
+  uint32_t value = warp_max(magnitude(most));
+  if (lane_id() == 0) warps[threadIdx.x / 32] = value;
   __syncthreads();
-  return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? warps[threadIdx.x % 32] : 0);
+  return warp_max(lane_id() < (int)blockDim.x / 32 ? warps[lane_id()] : 0);
 }
 
-/* A chunk of a row as floats, checked where `bad` is given, and rotated. */
-template <class T>
-__device__ __forceinline__ void make_chunk(float (&x)[CHUNK], const RawChunk<T> &raw, const RowArguments &a,
-                                           int64_t row, int64_t col, float *spans, unsigned long long *bad) {
-  raw.to_floats(x);
-  if (!bad && !a.job.rotate) return;
-  uint32_t most = largest(x);
-  if (bad && most >= INFINITE) {
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++)
-      if (magnitude(x[i]) >= INFINITE) report(a.job, row, col + i, bad);
+/* Where an absmax is not finite: reports what is not finite among a warp's values of a row or column of the source. */
+__device__ __forceinline__ void report_bad(const Arguments &a, int64_t index, int64_t first) {
+  const Line line = line_of(a.job.plain, a.job.dim, index, first);
+#pragma unroll 1
+  for (int i = lane_id() % CHUNK; i < line.count; i += CHUNK) /* halves of a warp may have lines of their own */
+    if (magnitude(line[i]) >= INFINITE)
+      report(a.job, a.job.dim ? index : first + i, a.job.dim ? first + i : index, a.bad);
+}
+
+/* ---- quantising ---- */
+
+template <bool INT8> constexpr int QMAX = INT8 ? 127 : 7;
+template <bool INT8> constexpr int PER_WORD = INT8 ? 4 : 8;
+template <bool INT8> constexpr int WORDS = CHUNK / PER_WORD<INT8>; /* of a chunk */
+
+__device__ __forceinline__ int qmax_of(const int4mm_pack_job &job) {
+  return job.packed.dtype == INT4MM_INT8 ? QMAX<true> : QMAX<false>;
+}
+
+/* A scale to divide by: moved, with what is divided, by a power of two to where reciprocals are exact to half a unit;
+ * the power is 0 where every q is 0. */
+struct Divisor {
+  float power, scale, reciprocal;
+
+  __device__ __forceinline__ explicit Divisor(float s) {
+    power = is_ordinary(s) ? 1 : s == 0 || s == __uint_as_float(INFINITE) ? 0 : s < 1 ? 0x1p64f : 0x1p-64f;
+    scale = power == 0 ? 1 : __fmul_rn(s, power);
+    reciprocal = __frcp_rn(scale);
   }
-  if (a.job.rotate) rotate(x, spans, a.job.rotate, __any_sync(0xffffffffu, most >= 0x71800000u)); /* 2^100 */
+};
+
+/* x / scale rounded to an integer, in the low bits of a float. Two corrections of a product with the correctly rounded
+ * reciprocal give the correctly rounded quotient (Markstein, "Computation of elementary functions on the IBM RISC
+ * System/6000 processor", 1990); a quotient so small that they lose bits is rounded to 0 all the same. */
+__device__ __forceinline__ float divide_and_round(float x, const Divisor &by, float qmax) {
+  const float to_integer = 12582912.0f; /* 1.5 * 2^23: a sum with it is rounded to an integer */
+  float y = __fmul_rn(x, by.reciprocal);
+  y = __fmaf_rn(__fmaf_rn(-y, by.scale, x), by.reciprocal, y);
+  y = __fmaf_rn(__fmaf_rn(-y, by.scale, x), by.reciprocal, y);
+  return __fadd_rn(fminf(fmaxf(y, -qmax), qmax), to_integer);
 }
 
-/* A chunk's bytes in the order of the row: threads that hold every 16th value of a span exchange them. */
-__device__ __forceinline__ uint4 bytes_in_order(const uint32_t (&q)[CHUNK], float *spans, bool strided) {
-  uint32_t w[4];
-  if (strided) {
-    int thread = threadIdx.x % SPAN_THREADS;
-    uint8_t *bytes = (uint8_t *)(spans + threadIdx.x / SPAN_THREADS * SPAN_FLOATS);
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < CHUNK; j++) bytes[CHUNK * j + thread] = (uint8_t)q[j];
-    __syncwarp();
-    return *(const uint4 *)(bytes + CHUNK * thread);
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++)
-    w[i] = (q[4 * i] & 255) | (q[4 * i + 1] & 255) << 8 | (q[4 * i + 2] & 255) << 16 | q[4 * i + 3] << 24;
-  return make_uint4(w[0], w[1], w[2], w[3]);
+/* The smallest of the low halves of three words, in the low half. */
+__device__ __forceinline__ uint32_t min_low_halves(uint32_t x, uint32_t y, uint32_t z) {
+#if __CUDA_ARCH__ >= 900
+  return __vimin3_u16x2(x, y, z);
+#else
+  return min(min(x & 0xffffu, y & 0xffffu), z & 0xffffu);
+#endif
 }
 
-/* Stores 16 values of a row from `col` on: two words, or 16 bytes. */
+/* Byte 2 of each. */
+__device__ __forceinline__ uint32_t third_bytes(uint32_t w, uint32_t x, uint32_t y, uint32_t z) {
+  return __byte_perm(__byte_perm(w, x, 0x0062), __byte_perm(y, z, 0x6200), 0x7610);
+}
+
+/* round_half_even(fl(fl(x * factor) / scale)) in byte 2 of u; of int8, 128 more. One multiplication and addition puts
+ * the quotient, and half an integer, above 16 bits of fraction (for int8 15, and a shift); the fraction is cut off.
+ * That is right where the fraction is farther from 0 than all that was rounded, here and in the exact way: the
+ * reciprocal, its product with factor, x * factor and the quotient, together less than 4 * 2^-24 of the quotient.
+ * Of 7.5 that is less than the half unit of the last place within which a fraction becomes 0; of 127.5, less than one
+ * and a half, wherefore a unit is added and the fraction compared with two. What is too near is divided. */
 template <bool INT8>
-__device__ __forceinline__ void store_chunk(const RowArguments &a, int64_t row, int64_t col, const uint4 &bytes) {
-  const int4mm_matrix &packed = a.job.packed;
-  if constexpr (INT8) {
-    int8_t *to = static_cast<int8_t *>(packed.data) + row * packed.stride + col;
-    if (a.vector_store && col + CHUNK <= packed.cols) {
-      *(uint4 *)to = bytes;
-    } else {
-      for (int i = 0; i < CHUNK; i++)
-        if (col + i < packed.cols) to[i] = (int8_t)((&bytes.x)[i / 4] >> i % 4 * 8);
-    }
-  } else {
-    uint32_t *to = static_cast<uint32_t *>(packed.data) + row * packed.stride + col / 8;
-    uint32_t first = pack_bytes(bytes.x, bytes.y) ^ a.job.xor_mask,
-             second = pack_bytes(bytes.z, bytes.w) ^ a.job.xor_mask;
-    if (a.vector_store && col / 8 + 2 <= packed.cols) {
-      *(uint2 *)to = make_uint2(first, second);
-    } else {
-      if (col / 8 < packed.cols) to[0] = first;
-      if (col / 8 + 1 < packed.cols) to[1] = second;
-    }
+__device__ __forceinline__ void round_chunk(uint32_t (&u)[CHUNK], const float (&x)[CHUNK], const Divisor &by,
+                                            float factor) {
+  constexpr int FEW = 4; /* values that are divided together */
+  const float multiplier = __fmul_rn(factor, by.reciprocal);
+  auto is_near = [](uint32_t fraction) { return (fraction & 0xffffu) <= (INT8 ? 4 : 0); };
+  uint32_t least = 0xffff;
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++) {
+    u[i] = __float_as_uint(__fmaf_rn(x[i], multiplier, INT8 ? 384.5f + 0x1p-15f : 192.5f));
+    if (INT8) u[i] <<= 1;
+    if (i % 2) least = min_low_halves(least, u[i - 1], u[i]);
   }
-}
-
-/* A CTA per row; a pass over it is a chunk for each thread. Rows of several passes are read twice: for the scale, then
- * for the words. */
-template <int DTYPE, bool INT8>
-__global__ void __launch_bounds__(MAX_THREADS) quantize_rows(const __grid_constant__ RowArguments a) {
-  typedef typename Element<DTYPE>::type T;
-  extern __shared__ __align__(16) float spans[];
-  __shared__ uint32_t warps[2][32];
-  constexpr int QMAX = INT8 ? 127 : 7;
-  const int4mm_pack_job &job = a.job;
-  const int64_t cols = job.plain.cols, pass = (int64_t)blockDim.x * CHUNK;
-  const int readings = a.scales_given || pass >= cols ? 1 : 2;
-  int parity = 0;
-  for (int64_t row = blockIdx.x; row < job.plain.rows; row += gridDim.x, parity ^= 1) {
-    const T *plain = static_cast<const T *>(job.plain.data) + row * job.plain.stride;
-    float scale = a.scales_given ? job.scales[row] : 0;
-    uint32_t absmax = 0;
-    for (int reading = 0; reading < readings; reading++) {
-      for (int64_t first = 0; first < cols; first += pass) {
-        int64_t col = first + threadIdx.x * CHUNK;
-        RawChunk<T> raw;
-        float x[CHUNK];
-        raw.load(plain, col, cols, a.vector_load);
-        make_chunk(x, raw, a, row, col, spans, reading ? nullptr : a.bad);
-        if (!a.scales_given && reading == 0) {
-          absmax = max(absmax, largest(x));
-          if (first + pass >= cols) scale = scale_of(cta_max(absmax, warps[parity]), job.clip, QMAX);
-        }
-        if (reading + 1 < readings) continue;
-        uint32_t q[CHUNK];
-        quantize_chunk<QMAX>(q, x, scale, __frcp_rn(scale), is_ordinary(scale));
-        uint4 bytes = bytes_in_order(q, spans, job.rotate > CHUNK);
-        if (col < cols) store_chunk<INT8>(a, row, col, bytes);
+  if (!is_near(least)) return;
+#pragma unroll
+  for (int i = 0; i < CHUNK; i += FEW)
+    if (is_near(min_low_halves(min_low_halves(u[i], u[i + 1], u[i + 2]), u[i + 3], u[i + 3]))) {
+#pragma unroll
+      for (int k = i; k < i + FEW; k++) {
+        float rounded = divide_and_round(__fmul_rn(x[k], factor), by, QMAX<INT8>);
+        u[k] = (__float_as_uint(rounded) << 16) ^ (INT8 ? 0x800000u : 0);
       }
     }
-    if (threadIdx.x == 0 && !a.scales_given) job.scales[row] = scale;
+}
+
+/* Two's complement words of a chunk, each of PER_WORD neighbours in x. `saturates`: quotients may be beyond qmax. */
+template <bool INT8>
+__device__ __forceinline__ void quantize_chunk(uint32_t (&words)[WORDS<INT8>], float (&x)[CHUNK], const Divisor &by,
+                                               float factor, bool saturates) {
+  if (by.power != 1) {
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) x[i] = by.power == 0 ? 0 : __fmul_rn(__fmul_rn(x[i], factor), by.power);
+    factor = 1, saturates = true;
+  }
+  if (saturates) {
+    float limit = __fdiv_rn(QMAX<INT8>, __fmul_rn(factor, by.reciprocal));
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) x[i] = fminf(fmaxf(x[i], -limit), limit);
+  }
+  uint32_t u[CHUNK];
+  round_chunk<INT8>(u, x, by, factor);
+#pragma unroll
+  for (int i = 0; i < WORDS<INT8>; i++) {
+    const uint32_t *v = u + i * PER_WORD<INT8>;
+    if constexpr (INT8) {
+      words[i] = third_bytes(v[0], v[1], v[2], v[3]) ^ 0x80808080u;
+    } else {
+      uint32_t even = third_bytes(v[0], v[2], v[4], v[6]), odd = third_bytes(v[1], v[3], v[5], v[7]) << 4;
+      words[i] = ((even ^ odd) & 0x0f0f0f0fu) ^ odd; /* even's low nibbles, odd's high ones */
+    }
   }
 }
 
-/* The scales of rows by the clip of least squared error. A warp for a ratio, a lane for k modulo 32; one that is left
- * over goes to the first warp. */
-template <int DTYPE> __global__ void __launch_bounds__(1024) clip_rows(const __grid_constant__ RowArguments a) {
-  typedef typename Element<DTYPE>::type T;
-  extern __shared__ __align__(16) float spans[];
-  __shared__ uint32_t warps[32];
-  __shared__ double errors[RATIOS];
-  const int4mm_pack_job &job = a.job;
-  const int qmax = qmax_of(job);
-  float *values = spans + 1024 / SPAN_THREADS * SPAN_FLOATS; /* a pass of the row, rotated */
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t pass = 1024 * CHUNK;
-  auto load_pass = [&](int64_t row, int64_t first, unsigned long long *bad) {
-    RawChunk<T> raw;
-    float x[CHUNK];
-    int thread = threadIdx.x % SPAN_THREADS, base = threadIdx.x * CHUNK;
-    raw.load(static_cast<const T *>(job.plain.data) + row * job.plain.stride, first + base, job.plain.cols,
-             a.vector_load);
-    make_chunk(x, raw, a, row, first + base, spans, bad);
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++)
-      values[job.rotate > CHUNK ? base - thread * CHUNK + i * CHUNK + thread : base + i] = x[i];
-    __syncthreads();
-    return largest(x);
+/* Transposes the values of a word over as many neighbouring lanes: strided values become neighbours. Step by step a
+ * lane and the one at a distance exchange what the other keeps: halves, bytes, nibbles. */
+template <bool INT8> __device__ __forceinline__ void transpose_word(uint32_t &w) {
+  int lane = lane_id();
+  auto exchange = [&](int distance, uint32_t low, uint32_t high) {
+    uint32_t other = __shfl_xor_sync(0xffffffffu, w, distance);
+    w = __byte_perm(w, other, lane & distance ? high : low);
   };
-  for (int64_t row = blockIdx.x; row < job.plain.rows; row += gridDim.x) {
-    uint32_t most = 0;
-    for (int64_t first = 0; first < job.plain.cols; first += pass) most = max(most, load_pass(row, first, a.bad));
-    uint32_t absmax = cta_max(most, warps);
-    double sums[2] = {0, 0};
-    for (int64_t first = 0; first < job.plain.cols; first += pass) {
-      if (job.plain.cols > pass) (void)load_pass(row, first, nullptr);
-      int64_t end = min(pass, job.plain.cols - first);
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        if (warp + 32 * i >= RATIOS) continue;
-        float scale = scale_of(absmax, ratio_of(warp + 32 * i), qmax);
-        for (int64_t k = lane; k < end; k += 32) {
-          double e = __dsub_rn(values[k], __dmul_rn(quantize_one(values[k], scale, qmax), scale));
-          sums[i] = __dadd_rn(sums[i], __dmul_rn(e, e));
-        }
-      }
-      __syncthreads();
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      double sum = 0;
-      for (int l = 0; l < 32; l++) sum = __dadd_rn(sum, __shfl_sync(0xffffffffu, sums[i], l));
-      if (lane == 0 && warp + 32 * i < RATIOS) errors[warp + 32 * i] = sum;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      int best = 0;
-      for (int i = 1; i < RATIOS; i++)
-        if (errors[i] < errors[best]) best = i;
-      job.scales[row] = scale_of(absmax, ratio_of(best), qmax);
-    }
-    __syncthreads();
+  exchange(INT8 ? 2 : 4, 0x5410, 0x3276);
+  exchange(INT8 ? 1 : 2, 0x6240, 0x3715);
+  if constexpr (!INT8) {
+    uint32_t other = __shfl_xor_sync(0xffffffffu, w, 1), keep = lane & 1 ? 0xf0f0f0f0u : 0x0f0f0f0fu;
+    other = __funnelshift_l(other, other, lane & 1 ? 28 : 4);
+    w = (w & keep) | (other & ~keep);
   }
 }
 
-/* Stores a value as element `index` of a matrix of a float dtype. */
-__device__ __forceinline__ void store_float(const int4mm_matrix &dst, int64_t index, float x) {
+template <bool INT8> __device__ __forceinline__ void transpose_words(uint32_t (&words)[CHUNKS][WORDS<INT8>]) {
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+    for (int i = 0; i < WORDS<INT8>; i++) transpose_word<INT8>(words[c][i]);
+}
+
+/* Calls f(word, number) for a lane's words, which it puts in order: the number of a word's first value among the
+ * warp's. */
+template <bool INT8, class F>
+__device__ __forceinline__ void for_words(uint32_t (&words)[CHUNKS][WORDS<INT8>], bool strided, F f) {
+  constexpr int N = PER_WORD<INT8>;
+  const int lane = lane_id(), thread = lane % CHUNK;
+  int first = CHUNK * lane, step = N;
+  if (strided) {
+    transpose_words<INT8>(words);
+    first = SPAN * (lane / CHUNK) + CHUNK * (thread % N) + thread / N * N, step = CHUNK * N;
+  }
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+    for (int i = 0; i < WORDS<INT8>; i++) f(words[c][i], first + SPAN * CHUNKS * c + step * i);
+}
+
+/* ---- rows ---- */
+
+/* Stores a warp's rotated values in a row, from element `at` on. */
+__device__ __forceinline__ void store_floats(const int4mm_matrix &dst, int64_t at, int count, const Values &x,
+                                             float factor, bool strided) {
   int4mm_for_out_dtype(dst.dtype, [&](auto dtype) {
     constexpr int DTYPE = decltype(dtype)::value;
-    static_cast<typename int4mm_out_word<DTYPE>::type *>(dst.data)[index] = int4mm_round<DTYPE>(x);
+    auto *to = static_cast<typename int4mm_out_word<DTYPE>::type *>(dst.data) + at;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+      for (int i = 0; i < CHUNK; i++) {
+        int k = first_value(c, strided) + (strided ? CHUNK : 1) * i;
+        if (k < count) to[k] = int4mm_round<DTYPE>(__fmul_rn(x[c][i], factor));
+      }
   });
 }
 
-/* Rotated rows as floats. */
-template <int SRC>
-__global__ void __launch_bounds__(MAX_THREADS) rotate_rows(const int4mm_rotate_job job, bool vector) {
-  typedef typename Element<SRC>::type T;
-  extern __shared__ __align__(16) float spans[];
-  int64_t pass = (int64_t)blockDim.x * CHUNK;
-  for (int64_t row = blockIdx.x; row < job.src.rows; row += gridDim.x)
-    for (int64_t first = 0; first < job.src.cols; first += pass) {
-      int64_t col = first + (int64_t)threadIdx.x * CHUNK;
-      int step = job.block > CHUNK ? CHUNK : 1, thread = threadIdx.x % SPAN_THREADS;
-      RawChunk<T> raw;
-      float x[CHUNK];
-      raw.load(static_cast<const T *>(job.src.data) + row * job.src.stride, col, job.src.cols, vector);
-      raw.to_floats(x);
-      rotate(x, spans, job.block, __any_sync(0xffffffffu, largest(x) >= 0x71800000u));
-      __syncthreads(); /* in place, no value is overwritten that is still to be read */
-      if (step > 1) col += thread - thread * CHUNK;
-#pragma unroll
-      for (int i = 0; i < CHUNK; i++)
-        if (col + i * step < job.src.cols) store_float(job.dst, row * job.dst.stride + col + i * step, x[i]);
+enum Task { FIND_SCALES, TO_INT4, TO_INT8, ROTATE };
+
+/* A CTA has `pieces` of a row, 1024 values for each warp; where the row is in one piece, it finds the scale as well.
+ * FIND_SCALES leaves in scales the largest of what the pieces of a row find, as scale_of never falls. */
+template <int TASK> __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(16) float shared[];
+  __shared__ uint32_t warps[MAX_WARPS];
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  constexpr bool INT8 = TASK == TO_INT8;
+  const int4mm_pack_job &job = a.job;
+  const int warp = threadIdx.x / 32, block = job.rotate;
+  int64_t row = a.first_item + blockIdx.x, first = warp * WARP_VALUES;
+  if (a.pieces > 1) {
+    first += row % a.pieces * (blockDim.x / 32) * WARP_VALUES;
+    row /= a.pieces;
+  }
+  const Line line = line_of(job.plain, 1, row, first);
+  Values x;
+  float most = make_values(x, shared + warp * WARP_FLOATS, line, a.vector_load, block);
+  if constexpr (TASK == ROTATE)
+    return store_floats(a.rotated, row * a.rotated.stride + first, line.count, x, a.factor, block > CHUNK);
+  float scale;
+  if (a.scales_given) {
+    scale = job.scales[row];
+  } else {
+    uint32_t absmax = cta_max(__fmul_rn(most, a.factor), warps);
+    scale = scale_of(absmax, job.clip, TASK == FIND_SCALES ? qmax_of(job) : QMAX<INT8>);
+    if (threadIdx.x == 0) {
+      if (TASK == FIND_SCALES)
+        atomicMax((uint32_t *)job.scales + row, __float_as_uint(scale));
+      else
+        job.scales[row] = scale;
     }
+    if (absmax >= INFINITE && a.bad) report_bad(a, row, first);
+  }
+  if constexpr (TASK == TO_INT4 || TASK == TO_INT8) {
+    uint32_t words[CHUNKS][WORDS<INT8>];
+    const Divisor by(scale);
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
+    uint8_t *to = static_cast<uint8_t *>(job.packed.data);
+    to += INT8 ? row * job.packed.stride + first : row * job.packed.stride * 4 + first / 2;
+    const bool whole = !INT8 || a.vector_store;
+    for_words<INT8>(words, block > CHUNK, [&](uint32_t word, int at) {
+      if (at >= line.count) return;
+      if (whole)
+        *(uint32_t *)(to + at * 4 / PER_WORD<INT8>) = word ^ (INT8 ? 0 : job.xor_mask);
+      else
+        for (int k = 0; k < 4 && at + k < line.count; k++) to[at + k] = (uint8_t)(word >> 8 * k);
+    });
+  }
 }
 
 /* ---- columns ---- */
 
-constexpr int LANES = 32, COLUMN_WARPS = 32;
+constexpr int EIGHT = 8; /* columns that a thread loads at once */
+constexpr int COLUMN_WARPS = 8;
 
-/* A span of `height` rows of 32 columns in shared memory, rotated along its rows. All threads call it; a lane has a
- * column. report_bad(row, column) is called for values that are not finite. Rows and columns outside are zeros. */
-template <class T, class Report>
-__device__ __forceinline__ void load_span(float *span, const int4mm_matrix &src, int64_t first_row, int64_t first_col,
-                                          int height, int block, Report report_bad) {
-  constexpr int BATCH = SPAN / COLUMN_WARPS; /* loads in flight */
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-  int64_t col = first_col + lane;
-  const T *from = static_cast<const T *>(src.data) + col;
-  __syncthreads(); /* the span before has been used */
-  for (int r0 = warp; r0 < height; r0 += SPAN) {
-    T values[BATCH];
+/* What a CTA takes of a matrix: so many rows that blocks are whole, and for each warp 1024 values of them, column after
+ * column. All are powers of two, of which these are the logarithms. */
+struct Tile {
+  int log2_rows, log2_warp_columns, log2_columns;
+
+  __host__ __device__ __forceinline__ explicit Tile(int block) {
+    log2_rows = block == 1024 ? 10 : block == 512 ? 9 : 8;
+    log2_warp_columns = 10 - log2_rows, log2_columns = log2_warp_columns + 3; /* 8 warps */
+  }
+  __host__ __device__ __forceinline__ int rows() const { return 1 << log2_rows; }
+  __host__ __device__ __forceinline__ int warp_columns() const { return 1 << log2_warp_columns; }
+  __host__ __device__ __forceinline__ int columns() const { return 1 << log2_columns; }
+};
+
+/* Places the tile from (row, col) on in the memories of the warps; zeros outside the matrix. A thread has eight columns
+ * of four rows. */
+__device__ __forceinline__ void load_tile(float *shared, const int4mm_matrix &src, int64_t row, int64_t col,
+                                          const Tile &tile, bool vector) {
+  constexpr int ROWS = 4;
+  const int log2_groups = tile.log2_columns - 3, group = threadIdx.x / 4 & ((1 << log2_groups) - 1);
+  const int c = group * EIGHT, r = ((threadIdx.x / 4 >> log2_groups) * 4 + threadIdx.x % 4) * ROWS;
+  const int64_t rows = src.rows - row - r, cols = src.cols - col - c; /* that are left */
+  int4mm_for_out_dtype(src.dtype, [&](auto dtype) {
+    typedef typename Element<decltype(dtype)::value>::type T;
+    constexpr int VECTORS = EIGHT * sizeof(T) / 16;
+    const T *from = static_cast<const T *>(src.data) + (row + r) * src.stride + col + c;
+    uint4 raw[ROWS][VECTORS] = {};
+    float x[ROWS][EIGHT];
+    if (vector) {
 #pragma unroll
-    for (int i = 0; i < BATCH; i++) {
-      int64_t row = first_row + r0 + i * COLUMN_WARPS;
-      values[i] = row < src.rows && col < src.cols ? from[row * src.stride] : T(0.0f);
+      for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+          if (i < rows && cols > 0) raw[i][v] = __ldg((const uint4 *)(from + i * src.stride) + v);
+    } else {
+#pragma unroll
+      for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int k = 0; k < EIGHT; k++)
+          if (i < rows && k < cols) ((T *)raw[i])[k] = from[i * src.stride + k];
     }
 #pragma unroll
-    for (int i = 0; i < BATCH; i++) {
-      float x = to_float(values[i]);
-      if (magnitude(x) >= INFINITE) report_bad(first_row + r0 + i * COLUMN_WARPS, col);
-      span[(r0 + i * COLUMN_WARPS) * LANES + lane] = x;
+    for (int i = 0; i < ROWS; i++) to_floats<T>(x[i], raw[i]);
+#pragma unroll
+    for (int k = 0; k < EIGHT; k++) {
+      int slot = (c + k) & (tile.warp_columns() - 1);
+      float *to = shared + (c + k >> tile.log2_warp_columns) * WARP_FLOATS + place((slot << tile.log2_rows) + r);
+      *(float4 *)to = make_float4(x[0][k], x[1][k], x[2][k], x[3][k]);
     }
-  }
-  __syncthreads();
-  if (!block) return;
-  int stride = 1;
-  for (; 4 * stride <= block; stride *= 4) {
-    for (int i = warp; i < height / 4; i += COLUMN_WARPS) {
-      float *x = span + (i / stride * 4 * stride + i % stride) * LANES + lane;
-      four_points<false>(x[0], x[stride * LANES], x[2 * stride * LANES], x[3 * stride * LANES]);
-    }
-    __syncthreads();
-  }
-  if (stride < block) {
-    for (int i = warp; i < height / 2; i += COLUMN_WARPS) {
-      float *x = span + (i / stride * 2 * stride + i % stride) * LANES + lane;
-      two_points(x[0], x[stride * LANES]);
-    }
-    __syncthreads();
-  }
-  float scale = rotation_scale(block);
-  for (int r = warp; r < height; r += COLUMN_WARPS) span[r * LANES + lane] = __fmul_rn(span[r * LANES + lane], scale);
-  __syncthreads();
+  });
 }
 
-__device__ __forceinline__ int span_height(int block) {
-  return block > SPAN ? block : SPAN;
+/* Calls f(element, value) for `count` rows of what the warps left in their memories, from (row, col) of dst on:
+ * elements of type T, those of a column `pitch` after those of the one before. */
+template <class T, class F>
+__device__ __forceinline__ void store_tile(const float *shared, int64_t row, int64_t col, const Tile &tile, int count,
+                                           int pitch, const int4mm_matrix &dst, F f) {
+  const int c = threadIdx.x & (tile.columns() - 1), slot = c & (tile.warp_columns() - 1);
+  const T *from = (const T *)(shared + (c >> tile.log2_warp_columns) * WARP_FLOATS) + slot * pitch;
+  __syncthreads();
+  if (col + c >= dst.cols) return;
+  if (count > dst.rows - row) count = (int)(dst.rows - row);
+#pragma unroll 4
+  for (int r = threadIdx.x >> tile.log2_columns; r < count; r += 32 * COLUMN_WARPS >> tile.log2_columns)
+    f((row + r) * dst.stride + col + c, from[r]);
 }
 
-/* The squared error of this lane's column with a scale: 32 partial sums over the rows modulo 32, then these in order.
- * `next(first_row)` makes a span. */
-template <class Next>
-__device__ double column_error(const float *span, double *partial, int64_t rows, int height, float scale, int qmax,
-                               Next next) {
-  constexpr int OWN = 32 / COLUMN_WARPS; /* of the partial sums */
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-  double sums[OWN] = {};
-  for (int64_t first = 0; first < rows; first += height) {
-    next(first);
-    int end = (int)min((int64_t)height, rows - first);
+/* The largest of the lanes that have values of a column, in each chunk, as bits. */
+__device__ __forceinline__ void max_of_columns(uint32_t (&most)[CHUNKS], const Tile &tile) {
 #pragma unroll
-    for (int i = 0; i < OWN; i++)
-      for (int r = warp + i * COLUMN_WARPS; r < end; r += 32) {
-        float x = span[r * LANES + lane];
-        double e = __dsub_rn(x, __dmul_rn(quantize_one(x, scale, qmax), scale));
-        sums[i] = __dadd_rn(sums[i], __dmul_rn(e, e));
-      }
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < OWN; i++) partial[(warp + i * COLUMN_WARPS) * LANES + lane] = sums[i];
-  __syncthreads();
-  double sum = 0;
-  for (int r = 0; r < 32; r++) sum = __dadd_rn(sum, partial[r * LANES + lane]);
-  return sum;
+  for (int c = 0; c < CHUNKS; c++)
+    for (int lane = 1; lane < (tile.rows() > SPAN ? 32 : CHUNK); lane *= 2)
+      most[c] = max(most[c], __shfl_xor_sync(0xffffffffu, most[c], lane));
+  if (tile.rows() == WARP_VALUES) most[0] = most[1] = max(most[0], most[1]);
 }
 
-/* Stores what a span's rows are quantised to. */
-__device__ __forceinline__ void store_span(const int4mm_pack_job &job, const float *span, int64_t first_row,
-                                           int64_t col, int height, float scale, int qmax) {
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-  if (col >= job.plain.cols) return;
-  if (job.packed.dtype == INT4MM_INT8) {
-    for (int r = warp; r < height && first_row + r < job.packed.rows; r += COLUMN_WARPS)
-      static_cast<int8_t *>(job.packed.data)[(first_row + r) * job.packed.stride + col] =
-          (int8_t)quantize_one(span[r * LANES + lane], scale, qmax);
+/* Stores the rotated values of a tile. */
+__device__ __forceinline__ void store_rotated(float *shared, const Values &x, const Arguments &a, int64_t row,
+                                              int64_t col, const Tile &tile) {
+  const int pitch = tile.rows() + 1;
+  const bool strided = a.job.rotate > CHUNK;
+  float *memory = shared + threadIdx.x / 32 * WARP_FLOATS;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) {
+      int at = first_value(c, strided) + i * (strided ? CHUNK : 1);
+      memory[(at >> tile.log2_rows) * pitch + (at & (tile.rows() - 1))] = __fmul_rn(x[c][i], a.factor);
+    }
+  store_tile<float>(shared, row, col, tile, tile.rows(), pitch, a.rotated, [&](int64_t at, float v) {
+    int4mm_for_out_dtype(a.rotated.dtype, [&](auto dtype) {
+      constexpr int DTYPE = decltype(dtype)::value;
+      static_cast<typename int4mm_out_word<DTYPE>::type *>(a.rotated.data)[at] = int4mm_round<DTYPE>(v);
+    });
+  });
+}
+
+/* Stores the words, or bytes, of a tile. */
+template <bool INT8>
+__device__ __forceinline__ void store_words(float *shared, uint32_t (&words)[CHUNKS][WORDS<INT8>], const Arguments &a,
+                                            int64_t row, int64_t col, const Tile &tile) {
+  typedef typename Element<INT8 ? INT4MM_INT8 : INT4MM_INT32>::type T;
+  constexpr int N = PER_WORD<INT8>;
+  const int4mm_matrix &packed = a.job.packed;
+  const int pitch = tile.rows() / N + 1; /* words */
+  uint32_t *memory = (uint32_t *)(shared + threadIdx.x / 32 * WARP_FLOATS);
+  for_words<INT8>(words, a.job.rotate > CHUNK, [&](uint32_t word, int at) {
+    memory[(at >> tile.log2_rows) * pitch + (at & (tile.rows() - 1)) / N] = word;
+  });
+  store_tile<T>(shared, INT8 ? row : row / 8, col, tile, INT8 ? tile.rows() : tile.rows() / 8, INT8 ? pitch * 4 : pitch,
+                packed, [&](int64_t at, T v) { static_cast<T *>(packed.data)[at] = v ^ (INT8 ? 0 : a.job.xor_mask); });
+}
+
+/* A CTA for a tile. Those that quantise or rotate go backwards. */
+template <int TASK>
+__global__ void __launch_bounds__(32 * COLUMN_WARPS, 32 / COLUMN_WARPS)
+    columns_kernel(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(16) float shared[];
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  constexpr bool INT8 = TASK == TO_INT8;
+  const int4mm_pack_job &job = a.job;
+  const int block = job.rotate, warp = threadIdx.x / 32;
+  const Tile tile(block);
+  const int64_t across = (job.plain.cols + tile.columns() - 1) >> tile.log2_columns;
+  const int64_t down = (job.plain.rows + tile.rows() - 1) >> tile.log2_rows;
+  int64_t item = a.first_item + blockIdx.x;
+  if (TASK != FIND_SCALES) item = across * down - 1 - item;
+  const int64_t row = item / across << tile.log2_rows, first_col = item % across << tile.log2_columns;
+  load_tile(shared, job.plain, row, first_col, tile, a.vector_load);
+  __syncthreads();
+  Values x;
+  float most[CHUNKS];
+  int64_t col[CHUNKS]; /* of each chunk's values in this lane */
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++)
+    col[c] = first_col + ((warp * WARP_VALUES + SPAN * CHUNKS * c + SPAN * (lane_id() / CHUNK)) >> tile.log2_rows);
+  float *memory = shared + warp * WARP_FLOATS;
+  fetch(x, memory, false);
+  rotate_values(x, most, memory, block, [&] {
+    for (int i = 0; i < tile.warp_columns(); i++) {
+      int64_t at = min(first_col + (warp << tile.log2_warp_columns) + i, job.plain.cols - 1);
+      gather<1>(memory + place(i << tile.log2_rows), line_of(job.plain, 0, at, row), tile.rows());
+    }
+  });
+  __syncwarp();
+  if constexpr (TASK == FIND_SCALES) {
+    uint32_t absmax[CHUNKS] = {magnitude(__fmul_rn(most[0], a.factor)), magnitude(__fmul_rn(most[1], a.factor))};
+    max_of_columns(absmax, tile);
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+      if (col[c] >= job.plain.cols) continue;
+      float scale = scale_of(absmax[c], job.clip, qmax_of(job));
+      if (lane_id() % CHUNK == 0) atomicMax((uint32_t *)job.scales + col[c], __float_as_uint(scale));
+      if (absmax[c] >= INFINITE && a.bad) report_bad(a, col[c], row);
+    }
+  } else if constexpr (TASK == ROTATE) {
+    store_rotated(shared, x, a, row, first_col, tile);
   } else {
-    for (int w = warp; w < height / 8 && first_row / 8 + w < job.packed.rows; w += COLUMN_WARPS) {
-      uint32_t word = 0;
+    uint32_t words[CHUNKS][WORDS<INT8>];
 #pragma unroll
-      for (int i = 0; i < 8; i++)
-        word |= ((uint32_t)quantize_one(span[(8 * w + i) * LANES + lane], scale, qmax) & 15u) << (4 * i);
-      static_cast<uint32_t *>(job.packed.data)[(first_row / 8 + w) * job.packed.stride + col] = word ^ job.xor_mask;
+    for (int c = 0; c < CHUNKS; c++) {
+      const Divisor by(col[c] < job.plain.cols ? job.scales[col[c]] : 0);
+      quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
     }
+    store_words<INT8>(shared, words, a, row, first_col, tile);
   }
 }
 
-template <int DTYPE>
-__global__ void __launch_bounds__(LANES *COLUMN_WARPS)
-    quantize_columns(const int4mm_pack_job job, unsigned long long *bad) {
-  typedef typename Element<DTYPE>::type T;
-  extern __shared__ __align__(16) float span[];
-  __shared__ uint32_t absmax[COLUMN_WARPS][LANES];
-  __shared__ double partial[32 * LANES];
+/* ---- the clip of least squared error ---- */
+
+constexpr int SEARCH_WARPS = 11, OWN_RATIOS = RATIOS / SEARCH_WARPS; /* three ratios for each warp */
+constexpr int HELD_WARPS = 8;                                        /* times 1024 values in shared memory */
+
+/* (x - q scale)^2, where the product is exact. The rounded quotient is 0x4b400000 + q as bits; these below 2^52 are a
+ * double. */
+__device__ __forceinline__ double squared_error(float x, const Divisor &by, double scale, float qmax) {
+  float rounded = divide_and_round(__fmul_rn(x, by.power), by, qmax);
+  double q = __dsub_rn(__hiloint2double(0x43300000, (int)__float_as_uint(rounded)), 0x1p52 + 0x4b400000);
+  double e = __fma_rn(-q, scale, (double)x);
+  return __dmul_rn(e, e);
+}
+
+/* The ratio of least error, of equals the largest, from the sums of this warp's ratios in each lane. */
+__device__ __forceinline__ int best_ratio(const double (&sums)[OWN_RATIOS], double (&errors)[RATIOS]) {
+#pragma unroll
+  for (int i = 0; i < OWN_RATIOS; i++) {
+    double sum = 0;
+    for (int lane = 0; lane < 32; lane++) sum = __dadd_rn(sum, __shfl_sync(0xffffffffu, sums[i], lane));
+    if (lane_id() == 0) errors[threadIdx.x / 32 * OWN_RATIOS + i] = sum;
+  }
+  __syncthreads();
+  int best = 0;
+  for (int i = 1; i < RATIOS; i++)
+    if (errors[i] < errors[best]) best = i;
+  return best;
+}
+
+/* The scales of rows or columns. A CTA for each, 8192 values at a time; a lane for k modulo 32. */
+__global__ void __launch_bounds__(32 * SEARCH_WARPS) find_clips(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(16) float shared[];
+  __shared__ uint32_t warps[MAX_WARPS];
+  __shared__ double errors[RATIOS];
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  const int4mm_pack_job &job = a.job;
+  const int warp = threadIdx.x / 32, lane = lane_id(), block = job.rotate, step = block > CHUNK ? CHUNK : 1;
   const int qmax = qmax_of(job);
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, height = span_height(job.rotate);
-  int64_t rows = job.plain.rows;
-  for (int64_t first_col = (int64_t)blockIdx.x * LANES; first_col < job.plain.cols;
-       first_col += (int64_t)gridDim.x * LANES) {
-    int64_t col = first_col + lane;
-    auto next = [&](int64_t first) {
-      load_span<T>(span, job.plain, first, first_col, height, job.rotate, [](int64_t, int64_t) {});
+  const int64_t lines = job.dim ? job.plain.rows : job.plain.cols, held = HELD_WARPS * WARP_VALUES;
+  for (int64_t index = blockIdx.x; index < lines; index += gridDim.x) {
+    const int64_t count = job.dim ? job.plain.cols : job.plain.rows;
+    auto load = [&](int64_t first) {
+      float most = 0, *memory = shared + warp * WARP_FLOATS;
+      __syncthreads();
+      if (warp < HELD_WARPS) {
+        Values x;
+        const Line line = line_of(job.plain, job.dim, index, first + warp * WARP_VALUES);
+        most = make_values(x, memory, line, job.dim && a.vector_load, block);
+        __syncwarp();
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+          for (int i = 0; i < CHUNK; i++) memory[first_value(c, step > 1) + step * i] = __fmul_rn(x[c][i], a.factor);
+      }
+      __syncthreads();
+      return __fmul_rn(most, a.factor);
     };
-    uint32_t most = 0;
-    for (int64_t first = 0; first < rows; first += height) {
-      load_span<T>(span, job.plain, first, first_col, height, job.rotate, [&](int64_t r, int64_t c) {
-        if (bad) report(job, r, c, bad);
-      });
-      for (int r = warp; r < height; r += COLUMN_WARPS) most = max(most, magnitude(span[r * LANES + lane]));
-    }
-    absmax[warp][lane] = most;
-    __syncthreads();
-    for (int w = 0; w < COLUMN_WARPS; w++) most = max(most, absmax[w][lane]);
-    float scale = scale_of(most, job.clip_mse ? 1.0f : job.clip, qmax);
-    if (job.clip_mse) {
-      double least = column_error(span, partial, rows, height, scale, qmax, next);
-      for (int i = 1; i < RATIOS; i++) {
-        float other = scale_of(most, ratio_of(i), qmax);
-        double error = column_error(span, partial, rows, height, other, qmax, next);
-        if (error < least) least = error, scale = other;
+    float most = 0;
+    for (int64_t first = 0; first < count; first += held) most = max_magnitude(most, load(first));
+    const uint32_t absmax = cta_max(most, warps);
+    if (absmax >= INFINITE && a.bad)
+      for (int64_t at = warp * WARP_VALUES; at < count; at += SEARCH_WARPS * WARP_VALUES) report_bad(a, index, at);
+    auto own_scale = [&](int i) { return scale_of(absmax, ratio_of(warp * OWN_RATIOS + i), qmax); };
+    static_assert(OWN_RATIOS == 3, "three are written out");
+    const double scales[OWN_RATIOS] = {own_scale(0), own_scale(1), own_scale(2)};
+    const Divisor by[OWN_RATIOS] = {Divisor(own_scale(0)), Divisor(own_scale(1)), Divisor(own_scale(2))};
+    double sums[OWN_RATIOS] = {};
+    for (int64_t first = 0; first < count; first += held) {
+      if (count > held) (void)load(first);
+      int end = (int)min(held, count - first);
+      for (int k = lane; k < end; k += 32) {
+        float x = shared[k / WARP_VALUES * WARP_FLOATS + k % WARP_VALUES];
+#pragma unroll
+        for (int i = 0; i < OWN_RATIOS; i++)
+          sums[i] = __dadd_rn(sums[i], squared_error(x, by[i], scales[i], (float)qmax));
       }
     }
-    if (warp == 0 && col < job.plain.cols) job.scales[col] = scale;
-    for (int64_t first = 0; first < rows; first += height) {
-      next(first);
-      store_span(job, span, first, col, height, scale, qmax);
-    }
-    __syncthreads();
+    const int best = best_ratio(sums, errors);
+    if (threadIdx.x == 0) job.scales[index] = scale_of(absmax, ratio_of(best), qmax);
   }
-}
-
-template <int SRC> __global__ void __launch_bounds__(LANES *COLUMN_WARPS) rotate_columns(const int4mm_rotate_job job) {
-  typedef typename Element<SRC>::type T;
-  extern __shared__ __align__(16) float span[];
-  int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, height = span_height(job.block);
-  for (int64_t first_col = (int64_t)blockIdx.x * LANES; first_col < job.src.cols;
-       first_col += (int64_t)gridDim.x * LANES)
-    for (int64_t first = 0; first < job.src.rows; first += height) {
-      load_span<T>(span, job.src, first, first_col, height, job.block, [](int64_t, int64_t) {});
-      for (int r = warp; r < height && first + r < job.src.rows && first_col + lane < job.src.cols; r += COLUMN_WARPS)
-        store_float(job.dst, (first + r) * job.dst.stride + first_col + lane, span[r * LANES + lane]);
-    }
 }
 
 /* ---- dequantize ---- */
 
-/* int8: a thread per value. */
-template <int DTYPE> __global__ void dequantize_bytes_kernel(const int4mm_pack_job job) {
-  typedef typename int4mm_out_word<DTYPE>::type T;
-  int64_t cols = job.plain.cols, count = job.plain.rows * cols;
-  for (int64_t i = first_item(); i < count; i += item_step()) {
-    int64_t row = i / cols, col = i - row * cols;
-    float q = static_cast<const int8_t *>(job.packed.data)[row * job.packed.stride + col];
-    static_cast<T *>(job.plain.data)[row * job.plain.stride + col] =
-        int4mm_round<DTYPE>(int4mm_mul(q, job.scales[job.dim ? row : col]));
-  }
+/* Nibble i of a word as a float, exactly: an unsigned value in the low bits of 2^23. */
+__device__ __forceinline__ float value_of_nibble(uint32_t word, int i) {
+  return __uint_as_float(((word ^ 0x88888888u) >> 4 * i & 15u) | 0x4b000000u) - 8388616.0f;
 }
 
-/* int4: a thread per word. */
-template <int DTYPE> __global__ void dequantize_words_kernel(const int4mm_pack_job job) {
-  typedef typename int4mm_out_word<DTYPE>::type T;
-  int64_t words = job.packed.rows * job.packed.cols;
-  for (int64_t word = first_item(); word < words; word += item_step()) {
-    Eight at = locate(job, word);
-    T *plain = static_cast<T *>(job.plain.data) + at.offset;
-    float scale = job.scales[job.dim ? at.row : at.col];
-    uint32_t packed = *packed_word(job, word) ^ job.xor_mask;
-    for (int i = 0; i < at.count; i++)
-      plain[i * at.step] = int4mm_round<DTYPE>(int4mm_mul((float)int4mm_nibble(packed, i), scale));
+/* GROUP columns of a packed row: bytes of int8, words of int4 along dim 0, nibbles of one word along dim 1. They are 16
+ * bytes of the matrix, aligned, or one element. */
+template <bool INT8, int GROUP>
+__global__ void __launch_bounds__(kThreads) dequantize_kernel(const int4mm_pack_job job) {
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  typedef typename Element<INT8 ? INT4MM_INT8 : INT4MM_INT32>::type T;
+  const int4mm_matrix &packed = job.packed, &plain = job.plain;
+  const bool across = !INT8 && job.dim == 0;
+  const int64_t groups = plain.cols / GROUP, items = packed.rows * groups;
+  for (int64_t item = first_item(); item < items; item += item_step()) {
+    const int64_t r = item / groups, col = (item - r * groups) * GROUP;
+    const T *from = static_cast<const T *>(packed.data) + r * packed.stride + (INT8 || across ? col : col / 8);
+    __align__(16) T q[GROUP] = {};
+    if (INT8 || across) {
+      memcpy(q, __builtin_assume_aligned(from, sizeof q < 16 ? sizeof q : 16), sizeof q);
+    } else {
+      uint32_t word = *from >> col % 8 * 4;
+#pragma unroll
+      for (int i = 0; i < GROUP; i++) q[i] = word >> 4 * i;
+    }
+    float scales[GROUP], scale = job.dim ? __ldg(job.scales + r) : 0;
+#pragma unroll
+    for (int i = 0; i < GROUP; i++) scales[i] = job.dim ? scale : __ldg(job.scales + col + i);
+    const int rows = across ? (int)min(plain.rows - 8 * r, (int64_t)8) : 1;
+    int4mm_for_out_dtype(plain.dtype, [&](auto dtype) {
+      constexpr int DTYPE = decltype(dtype)::value;
+      if constexpr (GROUP > 1 && (GROUP == 4) != (DTYPE == INT4MM_FLOAT32)) return;
+      auto *to = static_cast<typename int4mm_out_word<DTYPE>::type *>(plain.data) + (across ? 8 * r : r) * plain.stride;
+#pragma unroll
+      for (int k = 0; k < (INT8 ? 1 : 8); k++, to += plain.stride) {
+        if (k >= rows) break;
+        float x[GROUP];
+#pragma unroll
+        for (int i = 0; i < GROUP; i++)
+          x[i] = __fmul_rn(INT8 ? (float)q[i] : value_of_nibble(q[i] ^ job.xor_mask, k), scales[i]);
+        if constexpr (GROUP > 1 && (GROUP == 4) == (DTYPE == INT4MM_FLOAT32))
+          int4mm_store_vector<DTYPE>(to + col, x);
+        else if constexpr (GROUP == 1)
+          to[col] = int4mm_round<DTYPE>(x[0]);
+      }
+    });
   }
 }
 
@@ -514,99 +724,113 @@ template <int DTYPE> __global__ void dequantize_words_kernel(const int4mm_pack_j
 
 namespace {
 
-bool is_aligned(const int4mm_matrix &m, size_t element, size_t bytes) {
-  return ((uintptr_t)m.data | (uintptr_t)m.stride * element) % bytes == 0;
+/* Whether rows are whole vectors of so many elements, which are of these bytes together, and aligned to them (to 16
+ * bytes where they are more). */
+bool is_aligned(const int4mm_matrix &m, int64_t elements, size_t bytes) {
+  size_t element = bytes / elements;
+  return ((uintptr_t)m.data | (uintptr_t)m.stride * element) % (bytes < 16 ? bytes : 16) == 0 && m.cols % elements == 0;
 }
 
-/* Threads that hold a row of `cols`, a chunk each, in whole warps and, for a rotation, in whole blocks of 1024. */
-int threads_for(int64_t cols, bool rotated) {
-  int64_t chunks = (cols + CHUNK - 1) / CHUNK, unit = rotated ? 64 : 32, threads = (chunks + unit - 1) / unit * unit;
-  return (int)(threads < unit ? unit : threads > MAX_THREADS ? MAX_THREADS : threads);
+size_t element_bytes(const int4mm_matrix &m) {
+  return m.dtype == INT4MM_INT32 || m.dtype == INT4MM_FLOAT32 ? 4 : m.dtype == INT4MM_INT8 ? 1 : 2;
 }
 
-size_t spans_bytes(int threads) {
-  return (size_t)threads / SPAN_THREADS * SPAN_FLOATS * sizeof(float);
+int64_t ceil_div(int64_t x, int64_t y) {
+  return (x + y - 1) / y;
 }
 
 template <auto KERNEL, class... A>
-cudaError_t launch_shared(unsigned blocks, int threads, size_t shared, cudaStream_t stream, const A &...arguments) {
-  if (shared > 48 << 10) {
-    cudaError_t error =
-        cudaFuncSetAttribute((const void *)KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    if (error != cudaSuccess) return error;
-  }
-  KERNEL<<<blocks, threads, shared, stream>>>(arguments...);
-  return cudaGetLastError();
+cudaError_t launch(int64_t blocks, int warps, int memories, cudaStream_t stream, const A &...arguments) {
+  int device;
+  cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error
+                              : int4mm_launch<KERNEL>(device, int4mm_blocks(blocks, 1), 32 * warps,
+                                                      (size_t)memories * WARP_BYTES, 1, stream, arguments...);
 }
 
-template <int DTYPE, bool INT8> cudaError_t launch_rows(RowArguments a, cudaStream_t stream) {
+/* A CTA per item, in as many grids as it takes. */
+template <auto KERNEL>
+cudaError_t launch_items(Arguments a, int64_t items, int warps, int memories, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  unsigned blocks = int4mm_blocks(a.job.plain.rows, 1);
-  if (a.job.clip_mse) {
-    size_t shared = spans_bytes(1024) + 1024 * CHUNK * sizeof(float);
-    error = launch_shared<clip_rows<DTYPE>>(blocks, 1024, shared, stream, a);
-    if (error != cudaSuccess) return error;
-    a.scales_given = true, a.bad = nullptr;
-  }
-  int threads = threads_for(a.job.plain.cols, a.job.rotate > 0);
-  size_t shared = a.job.rotate ? spans_bytes(threads) : 0;
-  return launch_shared<quantize_rows<DTYPE, INT8>>(blocks, threads, shared, stream, a);
+  for (a.first_item = 0; a.first_item < items && error == cudaSuccess; a.first_item += INT32_MAX)
+    error = launch<KERNEL>(items - a.first_item, warps, memories, stream, a);
+  return error;
 }
 
-template <int DTYPE, bool INT8>
-cudaError_t launch_quantize(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream) {
-  if (job->dim) {
-    size_t element = DTYPE == INT4MM_FLOAT32 ? 4 : 2;
-    RowArguments a = {*job, bad, false, is_aligned(job->plain, element, 16),
-                      INT8 ? is_aligned(job->packed, 1, 16) : is_aligned(job->packed, 4, 8)};
-    return job->plain.rows ? launch_rows<DTYPE, INT8>(a, stream) : cudaSuccess;
-  }
-  unsigned blocks = int4mm_blocks(job->plain.cols, LANES);
-  size_t shared = (size_t)(job->rotate > SPAN ? job->rotate : SPAN) * LANES * sizeof(float);
-  return blocks ? launch_shared<quantize_columns<DTYPE>>(blocks, LANES * COLUMN_WARPS, shared, stream, *job, bad)
-                : cudaSuccess;
+/* Whether the warps of rows use their memories. */
+bool uses_memory(const Arguments &a) {
+  return a.job.rotate || !a.vector_load;
 }
 
-template <int SRC> cudaError_t launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream) {
-  if (!job->src.rows || !job->src.cols) return cudaSuccess;
-  if (job->dim) {
-    int threads = threads_for(job->src.cols, true);
-    bool vector = is_aligned(job->src, SRC == INT4MM_FLOAT32 ? 4 : 2, 16);
-    return launch_shared<rotate_rows<SRC>>(int4mm_blocks(job->src.rows, 1), threads, spans_bytes(threads), stream, *job,
-                                           vector);
-  }
-  size_t shared = (size_t)(job->block > SPAN ? job->block : SPAN) * LANES * sizeof(float);
-  return launch_shared<rotate_columns<SRC>>(int4mm_blocks(job->src.cols, LANES), LANES * COLUMN_WARPS, shared, stream,
-                                            *job);
+/* The warps of a CTA that has a row, or a piece of one where it cannot hold all. */
+cudaError_t divide_rows(Arguments *a) {
+  int device, bytes, most = MAX_WARPS;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  if (uses_memory(*a) && (bytes - 1024) / WARP_BYTES < most) most = (bytes - 1024) / WARP_BYTES;
+  const int64_t warps = a->job.plain.cols ? ceil_div(a->job.plain.cols, WARP_VALUES) : 1;
+  a->row_warps = warps <= most ? (int)warps : 8;
+  a->pieces = (int)ceil_div(warps, a->row_warps);
+  return cudaSuccess;
+}
+
+template <int TASK> cudaError_t launch_task(const Arguments &a, cudaStream_t stream) {
+  const int4mm_matrix &m = a.job.plain;
+  if (a.job.dim)
+    return launch_items<rows_kernel<TASK>>(a, m.rows * a.pieces, a.row_warps, uses_memory(a) ? a.row_warps : 0, stream);
+  const Tile tile(a.job.rotate);
+  int64_t tiles = ceil_div(m.rows, tile.rows()) * ceil_div(m.cols, tile.columns());
+  return launch_items<columns_kernel<TASK>>(a, tiles, COLUMN_WARPS, COLUMN_WARPS, stream);
 }
 
 } // namespace
 
 cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  int4mm_for_out_dtype(job->plain.dtype, [&](auto dtype) {
-    constexpr int DTYPE = decltype(dtype)::value;
-    error = job->packed.dtype == INT4MM_INT8 ? launch_quantize<DTYPE, true>(job, bad, stream)
-                                             : launch_quantize<DTYPE, false>(job, bad, stream);
-  });
-  return error;
+  const int64_t lines = job->dim ? job->plain.rows : job->plain.cols;
+  const int vector = job->dim ? CHUNK : EIGHT;
+  Arguments a = {*job, {}, bad, int4mm_rotation_factor(job->rotate), 0, 1, 1, false, false, false};
+  a.vector_load = is_aligned(job->plain, vector, vector * element_bytes(job->plain));
+  a.vector_store = is_aligned(job->packed, 4, 4 * element_bytes(job->packed));
+  if (!lines) return cudaSuccess;
+  cudaError_t error = job->dim ? divide_rows(&a) : cudaSuccess;
+  if (error != cudaSuccess) return error;
+  if (job->clip_mse) {
+    error = launch<find_clips>(lines, SEARCH_WARPS, HELD_WARPS, stream, a);
+    a.scales_given = true;
+  } else if (!job->dim || a.pieces > 1) {
+    error = cudaMemsetAsync(job->scales, 0, (size_t)lines * sizeof(float), stream);
+    if (error == cudaSuccess) error = launch_task<FIND_SCALES>(a, stream);
+    a.scales_given = true;
+  }
+  if (error != cudaSuccess) return error;
+  return job->packed.dtype == INT4MM_INT8 ? launch_task<TO_INT8>(a, stream) : launch_task<TO_INT4>(a, stream);
 }
 
 cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  int4mm_for_out_dtype(job->src.dtype, [&](auto src) { error = launch_rotate<decltype(src)::value>(job, stream); });
-  return error;
+  const int vector = job->dim ? CHUNK : EIGHT;
+  Arguments a = {{}, job->dst, nullptr, int4mm_rotation_factor(job->block), 0, 1, 1, false, false, false};
+  a.job.plain = job->src, a.job.rotate = job->block, a.job.dim = job->dim;
+  a.vector_load = is_aligned(job->src, vector, vector * element_bytes(job->src));
+  const int64_t warps = ceil_div(job->src.cols, WARP_VALUES);
+  if (!warps) return cudaSuccess;
+  a.row_warps = warps < 8 ? (int)warps : 8;
+  a.pieces = (int)ceil_div(warps, a.row_warps);
+  return launch_task<ROTATE>(a, stream);
+}
+
+template <bool INT8, int GROUP> cudaError_t launch_dequantize(const int4mm_pack_job &job, cudaStream_t stream) {
+  int64_t items = job.packed.rows * (job.plain.cols / GROUP);
+  return items ? launch<dequantize_kernel<INT8, GROUP>>(ceil_div(items, kThreads), kThreads / 32, 0, stream, job)
+               : cudaSuccess;
 }
 
 cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t stream) {
-  unsigned blocks = int4mm_blocks(job->packed.rows * job->packed.cols, kThreads);
-  if (!blocks) return cudaSuccess;
-  int4mm_for_out_dtype(job->plain.dtype, [&](auto dtype) {
-    constexpr int DTYPE = decltype(dtype)::value;
-    if (job->packed.dtype == INT4MM_INT8)
-      dequantize_bytes_kernel<DTYPE><<<blocks, kThreads, 0, stream>>>(*job);
-    else
-      dequantize_words_kernel<DTYPE><<<blocks, kThreads, 0, stream>>>(*job);
-  });
-  return cudaGetLastError();
+  const bool int8 = job->packed.dtype == INT4MM_INT8;
+  const int group = 16 / (int)element_bytes(job->plain);
+  bool vector = is_aligned(job->plain, group, 16);
+  if (int8 || !job->dim) vector = vector && is_aligned(job->packed, group, group * element_bytes(job->packed));
+  if (!vector) return int8 ? launch_dequantize<true, 1>(*job, stream) : launch_dequantize<false, 1>(*job, stream);
+  if (group == 4) return int8 ? launch_dequantize<true, 4>(*job, stream) : launch_dequantize<false, 4>(*job, stream);
+  return int8 ? launch_dequantize<true, 8>(*job, stream) : launch_dequantize<false, 8>(*job, stream);
 }

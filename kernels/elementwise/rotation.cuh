@@ -1,10 +1,10 @@
 /*
  * The rotation by a regular Hadamard matrix, as int4mm_rotate has it: stages of four points at strides 1, 4, 16, ...,
- * where the block is no power of four a last one of two points, then one multiplication.
+ * where the block is no power of four a last one of two points, then one multiplication, which is left to the caller.
  *
- * A thread holds a chunk of 16 neighbours, in which it does the strides 1 and 4. A span is 256 values, 16 threads: they
- * exchange through shared memory, so that each then holds every 16th value, and does the strides 16 and 64. The last
- * stage of blocks above 256 combines neighbouring spans.
+ * A warp rotates 1024 values by itself: a lane holds two chunks of 16 neighbours, in which it does the strides 1 and 4.
+ * Half a warp holds a span of 256 values in either chunk: its lanes exchange through shared memory, so that each then
+ * holds every 16th value, and do the strides 16 and 64. The last stage of blocks above 256 combines spans by shuffles.
  */
 #ifndef INT4MM_ROTATION_CUH
 #define INT4MM_ROTATION_CUH
@@ -13,11 +13,49 @@
 
 namespace {
 
-constexpr int CHUNK = 16; /* neighbours that a thread holds */
-constexpr int SPAN = 256, SPAN_THREADS = SPAN / CHUNK;
-/* Floats of shared memory for a span: rows of 16 are 20 apart and spans 16 more, which keeps both ways of an exchange
- * free of bank conflicts. */
-constexpr int ROW_FLOATS = 20, SPAN_FLOATS = SPAN_THREADS * ROW_FLOATS + 16;
+constexpr int CHUNK = 16, CHUNKS = 2, SPAN = 256, WARP_VALUES = 32 * CHUNKS * CHUNK;
+
+/* What a lane holds of its warp's values. In order: value 512 c + 16 lane + i is x[c][i]. Strided, after a rotation by
+ * more than a chunk: value 512 c + 256 (lane / 16) + lane % 16 + 16 i is. */
+typedef float Values[CHUNKS][CHUNK];
+
+/* Floats of a warp's shared memory: 16 values in a row of 20, which keeps 128-bit accesses by lanes free of bank
+ * conflicts, and 8 more, so that one place of neighbouring warps lies in different banks. */
+constexpr int WARP_FLOATS = WARP_VALUES / CHUNK * 20 + 8;
+
+__device__ __forceinline__ int place(int value) {
+  return value / CHUNK * 20 + value % CHUNK;
+}
+
+__device__ __forceinline__ int lane_id() {
+  return threadIdx.x % 32;
+}
+
+/* The number of x[c][0] among the warp's values, and what is between neighbours in a chunk. */
+__device__ __forceinline__ int first_value(int c, bool strided) {
+  int lane = lane_id();
+  return SPAN * CHUNKS * c + (strided ? lane / CHUNK * SPAN + lane % CHUNK : CHUNK * lane);
+}
+
+/* A lane's values from the warp's memory, where all were placed in order. */
+__device__ __forceinline__ void fetch(Values &x, const float *memory, bool strided) {
+  __syncwarp();
+  if (strided) {
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+      for (int i = 0; i < CHUNK; i++) x[c][i] = memory[place(first_value(c, true) + CHUNK * i)];
+  } else {
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+      for (int i = 0; i < CHUNK; i += 4) {
+        float4 v = *(const float4 *)(memory + place(first_value(c, false) + i));
+        x[c][i] = v.x, x[c][i + 1] = v.y, x[c][i + 2] = v.z, x[c][i + 3] = v.w;
+      }
+  }
+  __syncwarp();
+}
 
 /* Four points of a stage. FUSED: s - 2 x in one step, which is the same as in two as long as 2 x does not overflow. */
 template <bool FUSED> __device__ __forceinline__ void four_points(float &x0, float &x1, float &x2, float &x3) {
@@ -33,120 +71,109 @@ __device__ __forceinline__ void two_points(float &x0, float &x1) {
   x1 = __fsub_rn(x0, x1), x0 = y;
 }
 
-/* The stages of a block of so many of the values that a thread holds, among those at distances 1, 4 and 8. */
-__device__ __forceinline__ void rotate_chunk(float (&x)[CHUNK], int block) {
-  if (block >= 4) {
+/* The stages of a block of so many values among the sixteen of each chunk: those at distances 1, 4 and 8. */
+__device__ __forceinline__ void rotate_sixteens(Values &x) {
 #pragma unroll
-    for (int i = 0; i < CHUNK; i += 4) four_points<true>(x[i], x[i + 1], x[i + 2], x[i + 3]);
-  } else if (block == 2) {
+  for (int c = 0; c < CHUNKS; c++) {
 #pragma unroll
-    for (int i = 0; i < CHUNK; i += 2) two_points(x[i], x[i + 1]);
-  }
-  if (block >= 16) {
+    for (int i = 0; i < CHUNK; i += 4) four_points<true>(x[c][i], x[c][i + 1], x[c][i + 2], x[c][i + 3]);
 #pragma unroll
-    for (int i = 0; i < 4; i++) four_points<true>(x[i], x[i + 4], x[i + 8], x[i + 12]);
-  } else if (block == 8) {
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++)
-      if (i % 8 < 4) two_points(x[i], x[i + 4]);
+    for (int i = 0; i < 4; i++) four_points<true>(x[c][i], x[c][i + 4], x[c][i + 8], x[c][i + 12]);
   }
 }
 
-/* 1 / sqrt(block) as float32, for the powers of two from 4 to 1024. */
-__device__ __forceinline__ float rotation_scale(int block) {
-  int log2 = 31 - __clz(block);
-  float whole = __uint_as_float((uint32_t)(127 - log2 / 2) << 23);          /* 2^-(log2 / 2) */
-  return log2 % 2 ? __fmul_rn(whole, __uint_as_float(0x3f3504f3u)) : whole; /* times 1 / sqrt(2) */
-}
-
-/* Value i of a span in its shared memory. */
-__device__ __forceinline__ float &in_span(float *span, int i) {
-  return span[i / CHUNK * ROW_FLOATS + i % CHUNK];
-}
-
-__device__ __forceinline__ void store_to_span(const float (&x)[CHUNK], float *span, int thread) {
-  __syncwarp(); /* what lay there before has been read */
+__device__ __forceinline__ void rotate_fewer(Values &x, int block) {
 #pragma unroll
-  for (int i = 0; i < CHUNK; i += 4)
-    *(float4 *)&in_span(span, thread * CHUNK + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
-  __syncwarp();
-}
-
-/* Every 16th value of the span. */
-__device__ __forceinline__ void load_strided(float (&x)[CHUNK], float *span, int thread) {
+  for (int c = 0; c < CHUNKS; c++) {
 #pragma unroll
-  for (int j = 0; j < CHUNK; j++) x[j] = in_span(span, j * CHUNK + thread);
-}
-
-/* The stages up to a span in shared memory, in steps that may overflow: short code, which is hardly ever run. */
-__device__ __forceinline__ void rotate_large(float (&x)[CHUNK], float *span, int thread, int block) {
-  int stride = 1;
-  store_to_span(x, span, thread);
-#pragma unroll 1
-  for (; 4 * stride <= block && stride < SPAN; stride *= 4) {
-#pragma unroll 1
-    for (int i = thread; i < SPAN / 4; i += SPAN_THREADS) {
-      int at = i / stride * 4 * stride + i % stride;
-      four_points<false>(in_span(span, at), in_span(span, at + stride), in_span(span, at + 2 * stride),
-                         in_span(span, at + 3 * stride));
+    for (int i = 0; i < CHUNK; i += 4)
+      if (block >= 4)
+        four_points<true>(x[c][i], x[c][i + 1], x[c][i + 2], x[c][i + 3]);
+      else
+        two_points(x[c][i], x[c][i + 1]), two_points(x[c][i + 2], x[c][i + 3]);
+    if (block == 8) {
+#pragma unroll
+      for (int i = 0; i < CHUNK; i++)
+        if (i % 8 < 4) two_points(x[c][i], x[c][i + 4]);
     }
-    __syncwarp();
   }
-#pragma unroll 1
-  for (int i = thread; stride < block && stride < SPAN && i < SPAN / 2; i += SPAN_THREADS) {
-    int at = i / stride * 2 * stride + i % stride;
-    two_points(in_span(span, at), in_span(span, at + stride));
-  }
+}
+
+/* From values in order to strided ones. Both chunks go side by side, in rows of 16 pairs that are 36 floats apart. */
+__device__ __forceinline__ void exchange(Values &x, float *memory) {
+  constexpr int ROW = 2 * CHUNK + 4;
+  int thread = lane_id() % CHUNK;
+  float *span = memory + lane_id() / CHUNK * CHUNK * ROW;
   __syncwarp();
-  if (block > CHUNK) return load_strided(x, span, thread);
 #pragma unroll
-  for (int i = 0; i < CHUNK; i++) x[i] = in_span(span, thread * CHUNK + i);
-}
-
-/* The last stage of blocks of 512 and 1024: the values of neighbouring spans, which all threads of the CTA give at
- * once. `spans` is where span 0 of the CTA lies, `index` this thread's. */
-__device__ __forceinline__ void combine_spans(float (&x)[CHUNK], float *spans, int index, int thread, int block) {
-  int count = block / SPAN, mine = index % count;
-  float *first = spans + (index - mine) * SPAN_FLOATS;
-  __syncthreads();
+  for (int i = 0; i < CHUNK; i += 2)
+    *(float4 *)(span + thread * ROW + 2 * i) = make_float4(x[0][i], x[1][i], x[0][i + 1], x[1][i + 1]);
+  __syncwarp();
 #pragma unroll
-  for (int j = 0; j < CHUNK; j++) in_span(first + mine * SPAN_FLOATS, j * CHUNK + thread) = x[j];
-  __syncthreads();
-#pragma unroll
-  for (int j = 0; j < CHUNK; j++) {
-    float v[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) v[i] = i < count ? in_span(first + i * SPAN_FLOATS, j * CHUNK + thread) : 0;
-    if (count == 2)
-      two_points(v[0], v[1]);
-    else
-      four_points<false>(v[0], v[1], v[2], v[3]);
-    x[j] = mine == 0 ? v[0] : mine == 1 ? v[1] : mine == 2 ? v[2] : v[3];
+  for (int i = 0; i < CHUNK; i++) {
+    float2 pair = *(const float2 *)(span + i * ROW + 2 * thread);
+    x[0][i] = pair.x, x[1][i] = pair.y;
   }
-  __syncthreads(); /* before the memory is used again */
 }
 
-/* Rotates what the threads of a CTA hold, chunk by chunk; all of them call it. `spans` is shared memory of SPAN_FLOATS
- * for every SPAN_THREADS threads. After it a thread holds its chunk still where block is 16 or less, else every 16th
- * value of its span, from its number in the span on. `large`, alike in a warp: it has a value so large that twice a sum
- * might overflow. */
-__device__ __forceinline__ void rotate(float (&x)[CHUNK], float *spans, int block, bool large) {
-  int index = threadIdx.x / SPAN_THREADS, thread = threadIdx.x % SPAN_THREADS;
-  float *span = spans + index * SPAN_FLOATS;
-  if (large) {
-    rotate_large(x, span, thread, block);
+/* The last stage of blocks of 512 and 1024, over spans: 0 and 1 are chunk 0 of either half of the warp, 2 and 3 are
+ * chunk 1. */
+__device__ __forceinline__ void combine_spans(Values &x, int block) {
+  auto other = [](float v) { return __shfl_xor_sync(0xffffffffu, v, CHUNK); };
+  if (block == 2 * SPAN) {
+    float sign = lane_id() < CHUNK ? 1.0f : -1.0f;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+      for (int i = 0; i < CHUNK; i++) x[c][i] = __fmaf_rn(sign, x[c][i], other(x[c][i]));
   } else {
-    rotate_chunk(x, block);
-    if (block > CHUNK) {
-      store_to_span(x, span, thread);
-      load_strided(x, span, thread);
-      rotate_chunk(x, block / CHUNK);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) {
+      float other0 = other(x[0][i]), other1 = other(x[1][i]);
+      float s = __fadd_rn(__fadd_rn(x[0][i], other0), __fadd_rn(x[1][i], other1));
+      x[0][i] = __fmaf_rn(-2.0f, other1, s), x[1][i] = __fmaf_rn(-2.0f, other0, s);
     }
   }
-  if (block > SPAN) combine_spans(x, spans, index, thread, block);
-  float scale = rotation_scale(block);
-#pragma unroll
-  for (int i = 0; i < CHUNK; i++) x[i] = __fmul_rn(x[i], scale);
+}
+
+/* Rotates a warp's values, from values in order to strided ones where block is more than a chunk. Right where no result
+ * reaches LARGE: stages do not make the largest magnitude smaller, so that then nothing overflowed on the way. */
+constexpr float LARGE = 0x1p120f;
+__device__ __forceinline__ void rotate(Values &x, float *memory, int block) {
+  if (block >= SPAN) {
+    rotate_sixteens(x);
+    exchange(x, memory);
+    rotate_sixteens(x);
+    if (block > SPAN) combine_spans(x, block);
+  } else {
+    if (block >= CHUNK)
+      rotate_sixteens(x);
+    else
+      rotate_fewer(x, block);
+    if (block <= CHUNK) return;
+    exchange(x, memory);
+    rotate_fewer(x, block / CHUNK);
+  }
+}
+
+/* The same in memory, where the values were placed in order, with every overflow in its place. Short, as it is hardly
+ * ever run. */
+__device__ __forceinline__ void rotate_large(float *memory, int block) {
+  int stride = 1;
+#pragma unroll 1
+  for (; stride < block; stride *= 4) {
+    bool four = 4 * stride <= block;
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane_id(); i < WARP_VALUES / (four ? 4 : 2); i += 32) {
+      int low = i & (stride - 1), at = (i - low) * (four ? 4 : 2) + low;
+      float &x0 = memory[place(at)], &x1 = memory[place(at + stride)];
+      if (four)
+        four_points<false>(x0, x1, memory[place(at + 2 * stride)], memory[place(at + 3 * stride)]);
+      else
+        two_points(x0, x1);
+    }
+  }
 }
 
 } // namespace

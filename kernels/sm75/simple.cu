@@ -26,13 +26,16 @@ __device__ __forceinline__ int32_t dot(const int4mm_operand &a, const int4mm_ope
 }
 
 /* Neighbouring threads take neighbouring columns, so that reads of b and writes of out are coalesced. */
+template <bool LAYER>
 __global__ void __launch_bounds__(kThreads) simple_kernel(const int4mm_problem p, const EpilogueArguments e) {
   int64_t outputs = p.M * p.N, step = (int64_t)gridDim.x * kThreads;
   for (int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x; i < outputs; i += step) {
     int64_t m = i / p.N, n = i - m * p.N;
     int32_t acc[1] = {dot(p.a, p.b, m, n, p.K / 8)};
     float scale_b[1] = {e.scale_b[n]};
-    int4mm_finish(e, m, n, p.N, 1.0f, e.scale_a[m], scale_b, acc);
+    float bias[1];
+    int4mm_load_bias(bias, e, n, p.N);
+    int4mm_finish<LAYER>(e, m, n, p.N, 1.0f, e.scale_a[m], scale_b, bias, acc);
   }
 }
 
@@ -40,6 +43,10 @@ __global__ void __launch_bounds__(kThreads) simple_kernel(const int4mm_problem p
 
 cudaError_t int4mm_launch_simple(const int4mm_problem *problem, const int4mm_plan *, cudaStream_t stream) {
   unsigned blocks = int4mm_blocks(problem->M * problem->N, kThreads);
-  simple_kernel<<<blocks, kThreads, 0, stream>>>(*problem, int4mm_epilogue_arguments(problem, 1));
+  EpilogueArguments e = int4mm_epilogue_arguments(problem, 1);
+  if (e.layer)
+    simple_kernel<true><<<blocks, kThreads, 0, stream>>>(*problem, e);
+  else
+    simple_kernel<false><<<blocks, kThreads, 0, stream>>>(*problem, e);
   return cudaGetLastError();
 }

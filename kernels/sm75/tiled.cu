@@ -55,6 +55,7 @@ __device__ __forceinline__ int32_t accumulate(Tile &tile, const int4mm_problem &
   return acc + (sum >> 8);
 }
 
+template <bool LAYER>
 __global__ void __launch_bounds__(kThreads) tiled_kernel(const int4mm_problem p, const EpilogueArguments e) {
   __shared__ Tile tile;
   int64_t tiles_n = (p.N + kTile - 1) / kTile, tiles = (p.M + kTile - 1) / kTile * tiles_n;
@@ -64,7 +65,9 @@ __global__ void __launch_bounds__(kThreads) tiled_kernel(const int4mm_problem p,
     int64_t m = m0 + threadIdx.y, n = n0 + threadIdx.x;
     if (m >= p.M || n >= p.N) continue;
     float scale_b[1] = {e.scale_b[n]};
-    int4mm_finish(e, m, n, p.N, 1.0f, e.scale_a[m], scale_b, acc);
+    float bias[1];
+    int4mm_load_bias(bias, e, n, p.N);
+    int4mm_finish<LAYER>(e, m, n, p.N, 1.0f, e.scale_a[m], scale_b, bias, acc);
   }
 }
 
@@ -73,6 +76,10 @@ __global__ void __launch_bounds__(kThreads) tiled_kernel(const int4mm_problem p,
 cudaError_t int4mm_launch_tiled(const int4mm_problem *problem, const int4mm_plan *, cudaStream_t stream) {
   int64_t tiles = (problem->M + kTile - 1) / kTile * ((problem->N + kTile - 1) / kTile);
   unsigned blocks = int4mm_blocks(tiles, 1);
-  tiled_kernel<<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, int4mm_epilogue_arguments(problem, 1));
+  EpilogueArguments e = int4mm_epilogue_arguments(problem, 1);
+  if (e.layer)
+    tiled_kernel<true><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, e);
+  else
+    tiled_kernel<false><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, e);
   return cudaGetLastError();
 }

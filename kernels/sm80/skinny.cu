@@ -38,16 +38,18 @@ struct Arguments {
   int warps_n, warps_k; /* of a CTA: along the columns, along K */
   int split;            /* CTAs of a cluster that share K */
   uint32_t xor_a, xor_b;
+  bool b_is_ready;     /* before the prerequisite grids have completed */
   int rotation_length; /* k-blocks that every warp has, times the warps that share K */
   int rotation_starts; /* a power of two up to what a warp has of them: the number of places where CTAs begin */
   EpilogueArguments epilogue;
 };
 
-/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. ALIGNED: rows of A and B start on 16 bytes.
- * ROTATED: neighbouring CTAs begin K at different k-blocks. */
-template <int ROWS_, int STAGES_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false> struct Shape {
+/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual, and B
+ * read ahead of the prerequisite grids where it is ready. ALIGNED: rows of A and B start on 16 bytes. ROTATED:
+ * neighbouring CTAs begin K at different k-blocks; a CTA has one stripe. */
+template <int ROWS_, int STAGES_, bool LAYER_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false> struct Shape {
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
-  static constexpr bool ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
+  static constexpr bool LAYER = LAYER_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
   static constexpr int CHUNKS = 4 + A_CHUNKS;        /* B's first */
@@ -56,6 +58,11 @@ template <int ROWS_, int STAGES_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = fal
   static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
 };
+
+/* Warps of a CTA along the columns. */
+template <class S> __device__ __forceinline__ int warps_n(const Arguments &p) {
+  return S::ROTATED ? 1 : p.warps_n;
+}
 
 /* ---- mainloop ---- */
 
@@ -81,22 +88,24 @@ __device__ __forceinline__ uint32_t chunk_offset(int t, int g) {
   return (8 * t + (g ^ 2 * t)) * 16;
 }
 
-/* Issues this warp's copies of a k-block to the stage at `stage`. B: lanes along a row of B first, since a copy past L1
- * goes to L2 in whole sectors of a quarter-warp's neighbours only. A: row g + 8r, words 4t .. for the lane itself. Rows
- * and columns outside the matrices are not copied: their sums are never stored. */
+/* Issues this warp's copies of a k-block of B to the stage at `stage`: lanes along a row of B first, since a copy past
+ * L1 goes to L2 in whole sectors of a quarter-warp's neighbours only. Rows and columns outside the matrices are not
+ * copied, here and below: their sums are never stored. */
 template <class S>
-__device__ __forceinline__ void copy_k_block(const Arguments &p, uint32_t stage, int k_block, int first_row,
-                                             int first_column) {
-  int lane = threadIdx.x % 32;
-  {
-    int t = lane / 8, g = lane % 8, word = k_block * BLOCK_WORDS + 4 * t, column = first_column + 4 * g;
-    const uint32_t *b = p.b + word * p.ldb + column;
-    uint32_t chunk = stage + chunk_offset(t, g);
+__device__ __forceinline__ void copy_b(const Arguments &p, uint32_t stage, int k_block, int first_column) {
+  int t = threadIdx.x % 32 / 8, g = threadIdx.x % 8, word = k_block * BLOCK_WORDS + 4 * t;
+  int column = first_column + 4 * g;
+  const uint32_t *b = p.b + word * p.ldb + column;
+  uint32_t chunk = stage + chunk_offset(t, g);
 #pragma unroll
-    for (int j = 0; j < 4; j++, b += p.ldb)
-      if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
-  }
-  int g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
+  for (int j = 0; j < 4; j++, b += p.ldb)
+    if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
+}
+
+/* The same of A: row g + 8r, words 4t .. for the lane itself. */
+template <class S>
+__device__ __forceinline__ void copy_a(const Arguments &p, uint32_t stage, int k_block, int first_row) {
+  int lane = threadIdx.x % 32, g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
 #pragma unroll
   for (int r = 0; r < S::A_CHUNKS; r++) {
     int row = first_row + g + 8 * r;
@@ -161,15 +170,15 @@ __device__ __forceinline__ void store_partial(uint32_t matrix, const int32_t (&a
  * columns in every row that it takes: the threads of a CTA are whole rows of the stripe. */
 template <class S>
 __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int first_row, int first_column,
-                                       const float (&scale_b)[CHUNK_WORDS]) {
-  int lanes = p.warps_n * COLUMNS / CHUNK_WORDS, column = threadIdx.x % lanes * CHUNK_WORDS;
-  int rows = min(S::ROWS, p.M - first_row), step = blockDim.x / lanes, rank = blockIdx.x % p.split;
+                                       const float (&scale_b)[CHUNK_WORDS], const float (&bias)[CHUNK_WORDS]) {
+  int lanes = warps_n<S>(p) * COLUMNS / CHUNK_WORDS, column = threadIdx.x % lanes * CHUNK_WORDS;
+  int rows = min(S::ROWS, p.M - first_row), step = blockDim.x / lanes, rank = blockIdx.y;
   uint32_t partial = base + column / COLUMNS * S::WARP_BYTES + column % COLUMNS * 4; /* of the first warp with it */
   auto finish = [&](int row, const int4 &sum) {
     const int32_t acc[CHUNK_WORDS] = {sum.x, sum.y, sum.z, sum.w};
     if (first_column + column >= p.N) return;
-    int4mm_finish(p.epilogue, first_row + row, first_column + column, p.N, Unpacker<S::WIDE>::UNSCALE,
-                  __ldg(p.epilogue.scale_a + first_row + row), scale_b, acc);
+    int4mm_finish<S::LAYER>(p.epilogue, first_row + row, first_column + column, p.N, Unpacker<S::WIDE>::UNSCALE,
+                            __ldg(p.epilogue.scale_a + first_row + row), scale_b, bias, acc);
   };
   auto add = [](int4 &sum, const int4 &x) { sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w; };
 
@@ -177,7 +186,7 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
     int4 sum = make_int4(0, 0, 0, 0);
     uint32_t at = partial + row * COLUMNS * 4;
 #pragma unroll 4
-    for (int w = 0; w < p.warps_k; w++, at += p.warps_n * S::WARP_BYTES) {
+    for (int w = 0; w < p.warps_k; w++, at += warps_n<S>(p) * S::WARP_BYTES) {
       uint4 x = ptx::ld_shared_v4(at);
       add(sum, make_int4(x.x, x.y, x.z, x.w));
     }
@@ -210,14 +219,14 @@ __device__ __forceinline__ void prefetch(const Arguments &p, int k_block, int fi
 template <class S>
 __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(const __grid_constant__ Arguments p) {
   extern __shared__ __align__(16) uint8_t memory[];
-  int warp = threadIdx.x / 32, rank = blockIdx.x % p.split;
+  int warp = threadIdx.x / 32;
   uint32_t base = ptx::smem_address(memory), stages = base + warp * S::WARP_BYTES;
-  int first_row = blockIdx.y * S::ROWS, stripe_column = blockIdx.x / p.split * p.warps_n * COLUMNS;
-  int first_column = stripe_column + warp % p.warps_n * COLUMNS;
+  int first_row = blockIdx.z * S::ROWS, stripe_column = blockIdx.x * warps_n<S>(p) * COLUMNS;
+  int first_column = stripe_column + warp % warps_n<S>(p) * COLUMNS;
   int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
-  int k_block = rank * p.warps_k + warp / p.warps_n;
+  int k_block = blockIdx.y * p.warps_k + warp / warps_n<S>(p);
   /* The k-blocks that every warp has are rotated, so that the CTAs begin at different ones. */
-  int rotation = (blockIdx.x / p.split & (p.rotation_starts - 1)) * stride;
+  int rotation = (blockIdx.x & (p.rotation_starts - 1)) * stride;
   auto rotated = [&](int k_block) {
     if (!S::ROTATED || k_block >= p.rotation_length) return k_block;
     return k_block + rotation < p.rotation_length ? k_block + rotation : k_block + rotation - p.rotation_length;
@@ -225,12 +234,26 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
   Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
   int32_t acc[S::ROW_TILES][4][4] = {};
 
-  prefetch(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
-  ptx::griddepcontrol_wait();
+  auto copy = [&](uint32_t stage, int k_block, bool a, bool b) {
+    if (k_block >= k_blocks) return;
+    if (b) copy_b<S>(p, stage, rotated(k_block), first_column);
+    if (a) copy_a<S>(p, stage, rotated(k_block), first_row);
+  };
+
+  const bool ready = S::LAYER && p.b_is_ready;
+  if (!ready) {
+    prefetch(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
+    ptx::griddepcontrol_wait();
+  }
+  if (S::LAYER) {
+#pragma unroll
+    for (int stage = 0; stage < S::STAGES; stage++)
+      copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, false, true);
+  }
+  if (ready) ptx::griddepcontrol_wait();
 #pragma unroll
   for (int stage = 0; stage < S::STAGES; stage++) {
-    int next = k_block + stage * stride;
-    if (next < k_blocks) copy_k_block<S>(p, stages + stage * S::STAGE_BYTES, rotated(next), first_row, first_column);
+    copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, true, !S::LAYER);
     ptx::cp_async_commit_group();
   }
   for (uint32_t stage = stages; k_block < k_blocks; k_block += stride) {
@@ -238,22 +261,22 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
     __syncwarp(); /* every lane's copies have landed */
     multiply_k_block<S>(acc, p, stage, rotated(k_block), unpack_a, unpack_b);
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
-    int next = k_block + S::STAGES * stride;
-    if (next < k_blocks) copy_k_block<S>(p, stage, rotated(next), first_row, first_column);
+    copy(stage, k_block + S::STAGES * stride, true, true);
     ptx::cp_async_commit_group();
     stage = stage + S::STAGE_BYTES == stages + S::WARP_BYTES ? stages : stage + S::STAGE_BYTES;
   }
   /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */
   ptx::griddepcontrol_launch_dependents();
-  float scale_b[CHUNK_WORDS]; /* of the columns that this thread will finish, loaded meanwhile */
-  int scaled = stripe_column + threadIdx.x % (p.warps_n * COLUMNS / CHUNK_WORDS) * CHUNK_WORDS;
+  float scale_b[CHUNK_WORDS], bias[CHUNK_WORDS]; /* of the columns that this thread will finish, loaded meanwhile */
+  int scaled = stripe_column + threadIdx.x % (warps_n<S>(p) * COLUMNS / CHUNK_WORDS) * CHUNK_WORDS;
 #pragma unroll
   for (int i = 0; i < CHUNK_WORDS; i++) scale_b[i] = scaled + i < p.N ? __ldg(p.epilogue.scale_b + scaled + i) : 0;
+  int4mm_load_bias(bias, p.epilogue, scaled, p.N);
   ptx::cp_async_wait_group<0>();
   __syncwarp(); /* other lanes' chunks are about to be overwritten */
   store_partial<S>(base + warp * S::WARP_BYTES, acc);
   __syncthreads();
-  reduce<S>(p, base, first_row, stripe_column, scale_b);
+  reduce<S>(p, base, first_row, stripe_column, scale_b, bias);
 }
 
 /* ---- host ---- */
@@ -263,14 +286,25 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.a = problem->a.words, p.b = problem->b.words, p.lda = problem->a.stride, p.ldb = problem->b.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / INT4MM_BLOCK_K, p.split = plan->split_k;
-  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask, p.b_is_ready = problem->b_is_ready;
   p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
   int stride = p.split * p.warps_k, rounds = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS / stride;
   p.rotation_length = rounds * stride;
   for (p.rotation_starts = 1; 2 * p.rotation_starts <= rounds;) p.rotation_starts *= 2;
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
-  dim3 grid((p.N + stripe - 1) / stripe * p.split, (p.M + S::ROWS - 1) / S::ROWS);
-  return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, p.split, stream, p);
+  dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);
+  return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, (size_t)warps * S::WARP_BYTES, cluster, stream, p);
+}
+
+template <int ROWS, int STAGES, bool LAYER>
+cudaError_t launch_aligned(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  /* CTAs of one stripe would all read the same rows of A from L2 at once: rotated, 1 x 4096 x 4096 takes 4.1 us, not
+   * 4.5. With several stripes to a CTA rotation costs more than it gains. */
+  constexpr int MAX_ROTATED_ROWS = LAYER ? 8 : 16; /* a layer of 16 has no registers left for it */
+  if constexpr (ROWS <= MAX_ROTATED_ROWS)
+    if (plan->tile_n == COLUMNS)
+      return launch<Shape<ROWS, INT4MM_SKINNY_ROTATED_STAGES, LAYER, true, false, true>>(problem, plan, stream);
+  return launch<Shape<ROWS, STAGES, LAYER, true, false>>(problem, plan, stream);
 }
 
 /* The depth that src/dispatch/cost_sm80.c plans with. */
@@ -279,14 +313,11 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
   constexpr int GENERAL = INT4MM_SKINNY_GENERAL_STAGES;
   bool aligned = (((uint64_t)problem->a.words | (uint64_t)problem->b.words) % 16 |
                   (uint64_t)(problem->a.stride | problem->b.stride) % 4) == 0;
-  if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, GENERAL, false, true>>(problem, plan, stream);
-  if (!aligned) return launch<Shape<ROWS, GENERAL, false, false>>(problem, plan, stream);
-  /* CTAs of one stripe would all read the same rows of A from L2 at once: rotated, 1 x 4096 x 4096 takes 4.1 us, not
-   * 4.5. With several stripes to a CTA rotation costs more than it gains. */
-  if constexpr (ROWS <= 16)
-    if (plan->tile_n == COLUMNS)
-      return launch<Shape<ROWS, INT4MM_SKINNY_ROTATED_STAGES, true, false, true>>(problem, plan, stream);
-  return launch<Shape<ROWS, STAGES, true, false>>(problem, plan, stream);
+  /* Where speed depends on other things one code serves layers and bare products. */
+  if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, GENERAL, true, false, true>>(problem, plan, stream);
+  if (!aligned) return launch<Shape<ROWS, GENERAL, true, false, false>>(problem, plan, stream);
+  if (problem->b_is_ready || int4mm_is_layer(problem)) return launch_aligned<ROWS, STAGES, true>(problem, plan, stream);
+  return launch_aligned<ROWS, STAGES, false>(problem, plan, stream);
 }
 
 } // namespace
@@ -304,8 +335,8 @@ LAUNCHER(64)
 
 extern "C" cudaError_t int4mm_code_arch(int32_t *arch) {
   cudaFuncAttributes attributes;
-  cudaError_t error =
-      cudaFuncGetAttributes(&attributes, (const void *)skinny<Shape<8, INT4MM_TILE(skinny_8, STAGES), true, false>>);
+  cudaError_t error = cudaFuncGetAttributes(
+      &attributes, (const void *)skinny<Shape<8, INT4MM_TILE(skinny_8, STAGES), false, true, false>>);
   *arch = 75; /* where this file has no code, only the kernels for every architecture can be taken */
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
     (void)cudaGetLastError();

@@ -21,13 +21,14 @@
 namespace {
 
 /* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of packed A,
- * packed B and int8 B. */
-template <int CONSUMERS_, int ROW_BLOCKS_, int UNPACKERS_, int STAGES_A_, int STAGES_B_, int STAGES_8_> struct Tile {
+ * packed B and int8 B; LAYER: with activation and residual. */
+template <int CONSUMERS_, int ROW_BLOCKS_, int UNPACKERS_, int STAGES_A_, int STAGES_B_, int STAGES_8_, bool LAYER_>
+struct Tile {
   static constexpr int CONSUMERS = CONSUMERS_, ROW_BLOCKS = ROW_BLOCKS_, UNPACKERS = UNPACKERS_;
   static constexpr int STAGES_A = STAGES_A_, STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_;
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
                        FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = 2;
-  static constexpr bool WIDE = false;
+  static constexpr bool WIDE = false, LAYER = LAYER_, CALLS = LAYER_;
   static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS);
 
   /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. */
@@ -273,10 +274,11 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
 #define LAUNCHER(NAME, ...)                                                                                            \
   extern "C" cudaError_t int4mm_launch_##NAME(const int4mm_problem *problem, const int4mm_plan *plan,                  \
                                               cudaStream_t stream) {                                                   \
-    typedef Tile<__VA_ARGS__> T;                                                                                       \
+    typedef Tile<__VA_ARGS__, false> T;                                                                                \
     static_assert(T::BM == INT4MM_TILE(NAME, M) && T::BN == INT4MM_TILE(NAME, N), "the registry has another tile");    \
     static_assert(T::STAGES_8 == INT4MM_TILE(NAME, STAGES), "the registry has another depth");                         \
-    return launch<T>(problem, plan, stream);                                                                           \
+    return int4mm_is_layer(problem) ? launch<Tile<__VA_ARGS__, true>>(problem, plan, stream)                           \
+                                    : launch<T>(problem, plan, stream);                                                \
   }
 LAUNCHER(hopper_256x128, 2, 2, 1, 6, 4, 6)
 LAUNCHER(hopper_128x128, 2, 1, 2, 6, 8, 7)

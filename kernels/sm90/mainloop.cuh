@@ -50,6 +50,7 @@ struct Arguments {
   const uint32_t *b;
   int64_t ldb;
   uint32_t xor_a, xor_b;
+  bool b_is_ready; /* before the prerequisite grids have completed */
   EpilogueArguments epilogue;
 };
 
@@ -238,7 +239,7 @@ template <class T, class S> struct Consumer {
 /* ---- epilogue ---- */
 
 /* The scales of a tile, loaded while its last products are in flight: lane l holds those of the columns 4l .. 4l + 3,
- * and every lane those of its own rows. */
+ * and every lane those of its own rows. The bias, for which there are no registers, goes to L1. */
 template <class T> struct Scales {
   float column[4], row[T::ROW_BLOCKS][T::FRAGMENT_ROWS];
 
@@ -247,6 +248,7 @@ template <class T> struct Scales {
 #pragma unroll
     for (int i = 0; i < 4; i++)
       column[i] = threadIdx.x % 32 < T::UNPACK_LANES && first + i < p.N ? __ldg(p.epilogue.scale_b + first + i) : 0;
+    if (p.epilogue.bias && threadIdx.x % 32 < T::UNPACK_LANES && first < p.N) ptx::prefetch_l1(p.epilogue.bias + first);
 #pragma unroll
     for (int b = 0; b < T::ROW_BLOCKS; b++)
 #pragma unroll
@@ -271,8 +273,9 @@ __device__ __forceinline__ void gather(int32_t (&to)[COLUMNS], const int32_t (&a
   for (int i = 0; i < COLUMNS; i++) to[i] = acc[(i % 4 * T::COLUMN_GROUPS + group) * 4 + lower * 2 + i / 4];
 }
 
-/* The epilogue of a tile that lies whole inside an output of aligned rows: straight-line code, a third of the general
- * one's, whose size would cost more in instruction fetches than its arithmetic. `row_scale` has UNSCALE in it. */
+/* The epilogue of a tile that lies whole inside an output of aligned rows, without activation and residual:
+ * straight-line code, a third of the general one's, whose size would cost more in instruction fetches than its
+ * arithmetic. `row_scale` has UNSCALE in it. */
 template <class T, int DTYPE, class Owns>
 __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const TileCoord &at, int first_row,
                                                    const Scales<T> &scales,
@@ -302,15 +305,65 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
   }
 }
 
+/* COLUMNS neighbours of one row, scaled. */
+struct Unit {
+  float x[COLUMNS];
+};
+
+/* What follows the scales, for COLUMNS neighbours of one row. */
+template <class T> __device__ __forceinline__ void finish_scaled(const Arguments &p, int row, int column, Unit unit) {
+  if (p.epilogue.bias) int4mm_add_bias(unit.x, p.epilogue.bias, column, p.N);
+  if (T::LAYER) int4mm_finish_layer(unit.x, p.epilogue, row, column, p.N);
+  int4mm_store(p.epilogue, row, column, p.N, unit.x);
+}
+
+/* A call, not inlined, where T::CALLS: a thread of a large tile has many units, and the code of the activations for
+ * each would be half a megabyte. */
+template <class T> __device__ __noinline__ void call_finish_scaled(const Arguments &p, int row, int column, Unit unit) {
+  finish_scaled<T>(p, row, column, unit);
+}
+
+/* Finishes what a thread has of any tile, as far as it lies inside the output. Large tiles do it for layers alone. */
+template <class T, class Owns>
+__device__ __forceinline__ void epilogue_any_tile(const Arguments &p, const TileCoord &at, int first_row,
+                                                  const Scales<T> &scales,
+                                                  const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
+#pragma unroll
+  for (int group = 0; group < T::COLUMN_GROUPS; group++) {
+    if (!owns(group)) continue;
+    int column = at.n * T::BN + group * 32 + threadIdx.x % 4 * COLUMNS;
+#pragma unroll
+    for (int b = 0; b < T::ROW_BLOCKS; b++)
+#pragma unroll
+      for (int lower = 0; lower < T::FRAGMENT_ROWS; lower++) {
+        int32_t sums[COLUMNS];
+        float scale_b[COLUMNS]; /* anew for each row: registers are few */
+        scales.gather(scale_b, group);
+        gather<T>(sums, acc[b], lower, group);
+        int row = first_row + b * 64 + lower * 8;
+        if (row < p.M && column < p.N) {
+          Unit unit;
+          int4mm_scale_sums(unit.x, sums, Unpacker<T::WIDE>::UNSCALE, scales.row[b][lower], scale_b);
+          if constexpr (T::CALLS)
+            call_finish_scaled<T>(p, row, column, unit);
+          else
+            finish_scaled<T>(p, row, column, unit);
+        }
+      }
+  }
+}
+
 /* Finishes what a thread has: FRAGMENT_ROWS of each row block, and of their columns the groups that owns(group) names.
  */
 template <class T, class Owns>
 __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at, int first_row,
                                          const Scales<T> &scales, const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2],
                                          Owns owns) {
+  if constexpr (T::CALLS) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
   /* A row's scale takes in UNSCALE, 1/256, where that is exact: not among the subnormals. */
   float row_scale[T::ROW_BLOCKS][T::FRAGMENT_ROWS];
-  bool inside = p.epilogue.vector_store && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
+  bool inside = p.epilogue.vector_store && !(T::LAYER && p.epilogue.layer) && (at.m + 1) * T::BM <= p.M &&
+                (at.n + 1) * T::BN <= p.N;
 #pragma unroll
   for (int b = 0; b < T::ROW_BLOCKS; b++)
 #pragma unroll
@@ -319,29 +372,10 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
       row_scale[b][lower] = __fmul_rn(scale, Unpacker<T::WIDE>::UNSCALE);
       inside = inside && __fmul_rn(row_scale[b][lower], 1 / Unpacker<T::WIDE>::UNSCALE) == scale;
     }
-  if (__all_sync(0xffffffffu, inside)) {
-    int4mm_for_out_dtype(p.epilogue.out_dtype, [&](auto dtype) {
-      epilogue_full_tile<T, decltype(dtype)::value>(p, at, first_row, scales, row_scale, acc, owns);
-    });
-    return;
-  }
-#pragma unroll
-  for (int group = 0; group < T::COLUMN_GROUPS; group++) {
-    if (!owns(group)) continue;
-    int column = at.n * T::BN + group * 32 + threadIdx.x % 4 * COLUMNS;
-    float scale_b[COLUMNS];
-    scales.gather(scale_b, group);
-#pragma unroll
-    for (int b = 0; b < T::ROW_BLOCKS; b++)
-#pragma unroll
-      for (int lower = 0; lower < T::FRAGMENT_ROWS; lower++) {
-        int32_t sums[COLUMNS];
-        gather<T>(sums, acc[b], lower, group);
-        int row = first_row + b * 64 + lower * 8;
-        if (row < p.M && column < p.N)
-          int4mm_finish(p.epilogue, row, column, p.N, Unpacker<T::WIDE>::UNSCALE, scales.row[b][lower], scale_b, sums);
-      }
-  }
+  if (!__all_sync(0xffffffffu, inside)) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
+  int4mm_for_out_dtype(p.epilogue.out_dtype, [&](auto dtype) {
+    epilogue_full_tile<T, decltype(dtype)::value>(p, at, first_row, scales, row_scale, acc, owns);
+  });
 }
 
 /* ---- host ---- */
@@ -390,7 +424,7 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   p.tiles_m = (p.M + plan->tile_m - 1) / plan->tile_m, p.tiles_n = (p.N + plan->tile_n - 1) / plan->tile_n;
   p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
   p.b = problem->b.words, p.ldb = problem->b.stride;
-  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask, p.b_is_ready = problem->b_is_ready;
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   return p;
 }

@@ -24,10 +24,11 @@
 
 namespace {
 
-/* K_GROUPS: 2 where the consumers split K, else 1; depths of the pipelines of packed A and int8 B. */
-template <int K_GROUPS_, int STAGES_A_, int STAGES_8_, bool WIDE_> struct Tile {
+/* K_GROUPS: 2 where the consumers split K, else 1; depths of the pipelines of packed A and int8 B; LAYER: with
+ * activation and residual, and B read ahead of the prerequisite grids where it is ready. */
+template <int K_GROUPS_, int STAGES_A_, int STAGES_8_, bool WIDE_, bool LAYER_> struct Tile {
   static constexpr int K_GROUPS = K_GROUPS_, STAGES_A = STAGES_A_, STAGES_8 = STAGES_8_;
-  static constexpr bool WIDE = WIDE_;
+  static constexpr bool WIDE = WIDE_, LAYER = LAYER_, CALLS = false;
   static constexpr int CONSUMERS = 2, UNPACKERS = 2, THREADS = 128 * (UNPACKERS + CONSUMERS);
   static constexpr int ROW_BLOCKS = 1, BM = 64 * CONSUMERS / K_GROUPS, BN = 64, UNPACK_LANES = BN / 4,
                        COLUMN_GROUPS = BN / 32;
@@ -139,8 +140,10 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
   state.advance(group);
   Unpacker<T::WIDE> unpacker(p.xor_b);
   PackedB b = {p.b + word * p.ldb + n, n < p.N ? p.words - word : 0};
-  b.prefetch(p);
-  ptx::griddepcontrol_wait();
+  if (!T::LAYER || !p.b_is_ready) {
+    b.prefetch(p);
+    ptx::griddepcontrol_wait();
+  }
   b.load(p);
 #pragma unroll 1
   for (int k_block = group; k_block < work.count; k_block += T::UNPACK_GROUPS) {
@@ -282,20 +285,28 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
                                   p.split, stream, map_a, p);
 }
 
+template <int K_GROUPS, int STAGES_A, int STAGES_8>
+cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (problem->b_is_ready || int4mm_is_layer(problem))
+    return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, false, true>>(problem, plan, stream);
+  return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, false, false>>(problem, plan, stream);
+}
+
 } // namespace
 
 extern "C" cudaError_t int4mm_launch_narrow_128x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                    cudaStream_t stream) {
-  typedef Tile<1, 7, INT4MM_TILE(narrow_128x64, STAGES), false> T;
+  constexpr int STAGES = INT4MM_TILE(narrow_128x64, STAGES);
+  typedef Tile<1, 7, STAGES, false, false> T;
   static_assert(T::BM == INT4MM_TILE(narrow_128x64, M) && T::BN == INT4MM_TILE(narrow_128x64, N), "another tile");
-  return launch<T>(problem, plan, stream);
+  return launch_tile<1, 7, STAGES>(problem, plan, stream);
 }
 
 extern "C" cudaError_t int4mm_launch_narrow_64x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                   cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_64x64, STAGES);
-  typedef Tile<2, 8, STAGES, false> T;
+  typedef Tile<2, 8, STAGES, false, false> T;
   static_assert(T::BM == INT4MM_TILE(narrow_64x64, M) && T::BN == INT4MM_TILE(narrow_64x64, N), "another tile");
-  if (problem->K >= INT4MM_WIDE_K) return launch<Tile<2, 8, STAGES, true>>(problem, plan, stream);
-  return launch<T>(problem, plan, stream);
+  if (problem->K >= INT4MM_WIDE_K) return launch<Tile<2, 8, STAGES, true, true>>(problem, plan, stream);
+  return launch_tile<2, 8, STAGES>(problem, plan, stream);
 }

@@ -84,14 +84,18 @@ check.describe_type(Stream, function(stream) return stream.live and "a stream" o
 
 --- A new CUDA stream. Work on it runs in order, beside other streams. It goes when it is collected.
 -- @tparam[opt="cuda"] string which the GPU
--- @treturn stream with `device` (the GPU's name), `handle` (the cudaStream_t as void *), `:synchronize()`, `:destroy()`
+-- @treturn stream with `device` (the GPU's name), `handle` (the cudaStream_t as void *), `:synchronize()`, `:wait(e)`
+--   (later work on it comes after an @{int4mm.event.event|event}), `:destroy()`
 -- @raise where CUDA is not available
 function device.stream(which)
   local number = enums.device("stream", "device", which, "cuda")
   local handle = ffi.new("void *[1]")
   binding.check("stream", lib.int4mm_stream_create(number, handle))
-  return Stream(handle[0], number, true)
+  return Stream(handle[0], number, true, true)
 end
+
+--- A stream over a handle that something else destroys, which then says so with `live = false`.
+function device.borrowed_stream(handle, number) return Stream(handle, number, true, false) end
 
 local function check_stream(name, stream)
   if not ffi.istype(Stream, stream) then
@@ -112,6 +116,7 @@ end
 function methods:destroy()
   if not ffi.istype(Stream, self) then check_stream("destroy", self) end
   if not self.live then return end
+  if not self.owned then check.raise("destroy", "the stream is a CUDA graph's and goes with its capture") end
   binding.check("destroy", lib.int4mm_stream_destroy(self.number, self.stream))
   self.live = false
 end
@@ -130,16 +135,48 @@ end
 
 function events.__gc(stream)
   -- a failure is not told: the process may be ending and its driver be unloaded
-  if stream.live then lib.int4mm_stream_destroy(stream.number, stream.stream) end
+  if stream.live and stream.owned then lib.int4mm_stream_destroy(stream.number, stream.stream) end
 end
 
-check.refuse_operators(events, "stream", { other = "a stream has device, handle, synchronize and destroy" })
+check.refuse_operators(events, "stream", { other = "a stream has device, handle, synchronize, wait and destroy" })
 binding.metatype("int4mm_lua_stream", events)
 
---- The cudaStream_t in a `stream` option: a stream of ours, a C pointer, a light userdata, or nil for the default
--- stream.
-function device.stream_handle(name, value)
-  if value == nil then return nil end
+-- The stream that calls without a stream go to, by device number, and `last`, the one of the innermost with_stream.
+local current = binding.kept_table("streams.current")
+
+-- What a protected call gave, with the streams of before put back.
+local function finish_with(number, stream, last, ok, ...)
+  current[number], current.last = stream, last
+  if not ok then error((...), 0) end
+  return ...
+end
+
+--- Runs a function whose calls on the stream's GPU go to the stream where they are given none: products, quantising,
+-- copies, fills and the like. Calls of this function may stand inside each other; the streams of before are back when
+-- it returns or raises. The function must not yield.
+-- @tparam stream stream from @{stream}
+-- @tparam function f
+-- @param ... its arguments
+-- @return what f returns
+function device.with_stream(stream, f, ...)
+  check_stream("with_stream", stream)
+  if type(f) ~= "function" then check.raise("with_stream", "f is %s, expected a function", check.describe(f)) end
+  local number = stream.number
+  local before, last = current[number], current.last
+  current[number], current.last = stream, stream
+  return finish_with(number, before, last, pcall(f, ...))
+end
+
+--- The cudaStream_t in a `stream` option: a stream of ours, a C pointer, a light userdata, or nil for the stream of
+-- @{with_stream}, else the default stream.
+-- @tparam string name the function that the user called
+-- @param value what was given
+-- @tparam[opt] number number the device that the work is for; by default that of the innermost with_stream
+function device.stream_handle(name, value, number)
+  if type(value) == "nil" then -- a NULL pointer, which equals nil, is the default stream
+    local stream = current[number or "last"]
+    return stream and check_stream(name, stream).stream or nil
+  end
   if ffi.istype(Stream, value) then return check_stream(name, value).stream end
   local handle = cdata.handle(value)
   if not handle then
@@ -148,6 +185,17 @@ function device.stream_handle(name, value)
   end
   return handle
 end
+
+--- As stream_handle, for what has to be on the device `number` itself: a stream of ours that is elsewhere is refused.
+function device.stream_on(name, value, number)
+  if ffi.istype(Stream, value) and value.number ~= number then
+    check.raise(name, "the stream is on %s, expected one on %s", value.device, enums.device_name(number))
+  end
+  return device.stream_handle(name, value, number)
+end
+
+-- The methods of streams, for int4mm.event, which adds `wait`.
+device.stream_methods = methods
 
 -- ---- the CPU ----
 

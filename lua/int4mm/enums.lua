@@ -77,6 +77,11 @@ enums.encoding_names = {}
 for name, id in pairs(enums.encodings) do enums.encoding_names[id] = name end
 enums.layouts_b = { kn = tonumber(lib.INT4MM_B_KN), nk = tonumber(lib.INT4MM_B_NK) }
 
+enums.activations = {
+  none = tonumber(lib.INT4MM_NO_ACTIVATION), relu = tonumber(lib.INT4MM_RELU), silu = tonumber(lib.INT4MM_SILU),
+  gelu = tonumber(lib.INT4MM_GELU), gelu_tanh = tonumber(lib.INT4MM_GELU_TANH),
+}
+
 -- how a tensor's words lie in memory: numbers and names
 enums.ROWS = tonumber(lib.INT4MM_ROWS)
 enums.layout_names = { [enums.ROWS] = "rows", [tonumber(lib.INT4MM_PANELS)] = "panels" }

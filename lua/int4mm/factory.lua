@@ -15,7 +15,17 @@ local CPU = enums.CPU
 local alloc, encode = tensor.alloc, tensor.encode
 local factory = {}
 
--- { 2, 3, dtype = "int8", device = "cuda" } as rank, rows, columns, dtype, device
+-- Whether memory is to be pinned, which only the CPU's can be.
+local function check_pinned(name, pinned, device)
+  pinned = check.boolean(name, "pinned", pinned, false)
+  if pinned and device ~= CPU then
+    check.raise(name, "pinned is true but device is %s: pinned memory is the host's; leave one of them out",
+      enums.device_name(device))
+  end
+  return pinned
+end
+
+-- { 2, 3, dtype = "int8", device = "cuda", pinned = false } as rank, rows, columns, dtype, device, pinned
 local function parse_spec(name, spec)
   if type(spec) ~= "table" then
     check.raise(name, "the shape is %s, expected a table such as { 2, 3, dtype = \"float32\", device = \"cpu\" }",
@@ -29,18 +39,20 @@ local function parse_spec(name, spec)
         check.describe(value))
     end
   end
-  check.options(name, options, { "dtype", "device" })
+  check.options(name, options, { "dtype", "device", "pinned" })
   local rank = spec[2] == nil and 1 or 2
   local rows = check.integer(name, rank == 2 and "the number of rows" or "the length", spec[1], 0)
   local columns = rank == 2 and check.integer(name, "the number of columns", spec[2], 0) or 1
-  return rank, rows, columns, enums.dtype(name, "dtype", spec.dtype, "float32"),
-    enums.device(name, "device", spec.device, "cpu")
+  local dtype = enums.dtype(name, "dtype", spec.dtype, "float32")
+  local device = enums.device(name, "device", spec.device, "cpu")
+  return rank, rows, columns, dtype, device, check_pinned(name, spec.pinned, device)
 end
 
 --- A tensor with undefined contents.
--- @tparam table spec `{ rows, columns, dtype = "float32", device = "cpu" }`, or `{ length, ... }` for a vector
+-- @tparam table spec `{ rows, columns, dtype = "float32", device = "cpu", pinned = false }`, or `{ length, ... }` for a
+--   vector; `pinned`: in page-locked host memory, where `pin` of a tensor copies it
 -- @treturn tensor
--- @raise for a negative size, an unknown dtype or device, and when memory runs out
+-- @raise for a negative size, an unknown dtype or device, when memory runs out, and for pinned memory without CUDA
 function factory.empty(spec)
   return alloc("empty", parse_spec("empty", spec))
 end
@@ -48,7 +60,7 @@ end
 --- A tensor of zeros; `spec` as in @{empty}.
 function factory.zeros(spec)
   local t = alloc("zeros", parse_spec("zeros", spec))
-  binding.check("zeros", lib.int4mm_tensor_fill_bytes(t.c, 0, nil))
+  binding.check("zeros", lib.int4mm_tensor_fill_bytes(t.c, 0, devices.stream_handle("zeros", nil, t.c.device)))
   return t
 end
 
@@ -81,7 +93,7 @@ function factory.random(t, opts)
   local low = check.number("random", "low", check.default(opts.low, 0))
   local high = check.number("random", "high", check.default(opts.high, 1))
   binding.check("random", lib.int4mm_random(t.c, seed, sequence, float_argument(0, low), float_argument(1, high),
-    devices.stream_handle("random", opts.stream)))
+    devices.stream_handle("random", opts.stream, t.c.device)))
   return t
 end
 
@@ -138,11 +150,12 @@ local function from_bytes(source, shape, dtype)
   return t
 end
 
-local function from_tensor(source, opts, device)
+local function from_tensor(source, opts, device, pinned)
   tensor.check("tensor", "the source", source)
   if opts.shape ~= nil then check.raise("tensor", "shape goes with a string or C memory; a tensor has its own") end
   local dtype = enums.dtype("tensor", "dtype", opts.dtype, source.dtype)
   local t = tensor.convert("tensor", source, device or source.c.device, dtype)
+  if pinned then return tensor.copy("tensor", tensor.like("tensor", t, CPU, true), t) end
   return t == source and tensor.clone("tensor", source) or t
 end
 
@@ -150,13 +163,14 @@ end
 -- @param source `{ 1, 2 }` (a vector), `{ { 1, 2 }, { 3, 4 } }` (a matrix), a string or a C pointer or array holding
 --   the elements row by row in the machine's byte order (then with `opts.shape`), or a tensor; always copied
 -- @tparam[opt] table opts `dtype` ("float32"), `device` ("cpu"), `shape` ({ rows, columns } or { length }, with a
---   string or C memory only)
+--   string or C memory only), `pinned` (false)
 -- @treturn tensor
 -- @raise for ragged rows, for what is not a number and for numbers outside the dtype, with row and column
 function factory.tensor(source, opts)
-  opts = check.options("tensor", opts, { "dtype", "device", "shape" })
+  opts = check.options("tensor", opts, { "dtype", "device", "shape", "pinned" })
   local device = opts.device ~= nil and enums.device("tensor", "device", opts.device) or nil
-  if tensor.is_tensor(source) then return from_tensor(source, opts, device) end
+  local pinned = check_pinned("tensor", opts.pinned, device or CPU)
+  if tensor.is_tensor(source) then return from_tensor(source, opts, pinned and CPU or device, pinned) end
   local dtype = enums.dtype("tensor", "dtype", opts.dtype, "float32")
   local t
   if type(source) == "table" then
@@ -168,7 +182,7 @@ function factory.tensor(source, opts)
     check.raise("tensor", "the source is %s, expected a table of numbers, a string, C memory or a tensor",
       check.describe(source))
   end
-  return tensor.convert("tensor", t, device or CPU, dtype)
+  return pinned and tensor.pin("tensor", t) or tensor.convert("tensor", t, device or CPU, dtype)
 end
 
 --- A tensor over memory that belongs to something else, without a copy: a C array, a mapped file, a GPU pointer of
@@ -221,15 +235,15 @@ function factory.generate_test_data(M, K, N, opts)
   if K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8: a word holds eight values", K) end
   opts = check.options(name, opts, { "seed", "device" })
   local device = enums.device(name, "device", opts.device, "cpu")
-  local seed = check_seed(name, opts.seed)
+  local seed, stream = check_seed(name, opts.seed), devices.stream_handle(name, nil, device)
   local function random(sequence, high, ...)
     local t = alloc(name, ...)
-    binding.check(name, lib.int4mm_random(t.c, seed, sequence, 0, high, nil))
+    binding.check(name, lib.int4mm_random(t.c, seed, sequence, 0, high, stream))
     return t
   end
   local function unpacked(packed, dim, rows, columns)
     local t = alloc(name, 2, rows, columns, enums.dtypes.int8, device)
-    binding.check(name, lib.int4mm_unpack(t.c, packed.c, dim, enums.encodings.twos_complement, nil))
+    binding.check(name, lib.int4mm_unpack(t.c, packed.c, dim, enums.encodings.twos_complement, stream))
     return t
   end
   local int32, float32 = enums.dtypes.int32, enums.dtypes.float32

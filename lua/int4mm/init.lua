@@ -13,6 +13,8 @@
 --   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference}, @{int4mm.ops.prepack|prepack}
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
 --   @{int4mm.ops.cuda_kernels|cuda_kernels}
+-- - layers: @{int4mm.linear.linear|linear}, @{int4mm.linear.int4_linear|int4_linear},
+--   @{int4mm.linear.linear_workspace|linear_workspace}
 -- - packing: @{int4mm.ops.pack_int4_to_int32|pack_int4_to_int32},
 --   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}; data:
 --   @{int4mm.factory.generate_test_data|generate_test_data}
@@ -29,7 +31,9 @@
 --   @{int4mm.factory.ones|ones}, @{int4mm.factory.full|full}, @{int4mm.factory.random|random},
 --   @{int4mm.factory.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
 -- - devices: @{int4mm.device.cuda_available|cuda_available}, @{int4mm.device.device_count|device_count},
---   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream}
+--   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream},
+--   @{int4mm.device.with_stream|with_stream}, @{int4mm.event.event|event}
+-- - CUDA graphs: @{int4mm.graph.graph|graph}
 -- - the CPU: @{int4mm.device.set_num_threads|set_num_threads}, @{int4mm.device.get_num_threads|get_num_threads},
 --   @{int4mm.device.cpu_isa|cpu_isa}, @{int4mm.device.set_cpu_isa|set_cpu_isa}, @{int4mm.device.cpu_isas|cpu_isas}
 -- - memory: @{int4mm.internal.memory.figures|memory}, @{int4mm.internal.memory.set_slack|set_memory_slack}
@@ -44,6 +48,9 @@ local binding = require "int4mm.lib"
 local factory = require "int4mm.factory"
 local device = require "int4mm.device"
 local elementwise = require "int4mm.elementwise"
+local event = require "int4mm.event"
+local graph = require "int4mm.graph"
+local linear = require "int4mm.linear"
 local memory = require "int4mm.internal.memory"
 local ops = require "int4mm.ops"
 local reference = require "int4mm.reference"
@@ -67,6 +74,12 @@ return {
   explain = ops.explain,
   choose_cuda = ops.choose_cuda,
   cuda_kernels = ops.cuda_kernels,
+
+  -- layers
+  linear = linear.linear,
+  int4_linear = linear.int4_linear,
+  int4_linear_reference = reference.int4_linear_reference,
+  linear_workspace = linear.linear_workspace,
 
   -- packing, quantising, test data
   pack_int4_to_int32 = ops.pack_int4_to_int32,
@@ -109,6 +122,9 @@ return {
   device_info = device.device_info,
   synchronize = device.synchronize,
   stream = device.stream,
+  with_stream = device.with_stream,
+  event = event.event,
+  graph = graph.graph,
   set_num_threads = device.set_num_threads,
   get_num_threads = device.get_num_threads,
   cpu_isa = device.cpu_isa,

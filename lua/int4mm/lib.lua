@@ -25,7 +25,9 @@ local FIRST_DECLARATIONS = [[
 -- Structs that get metatables (one around the C struct, whose own fields would hide `shape` and `dtype` of __index).
 local LUA_TYPES = [[
   typedef struct int4mm_lua_tensor { int4mm_tensor c; } int4mm_lua_tensor;
-  typedef struct int4mm_lua_stream { void *stream; int32_t number; bool live; } int4mm_lua_stream;
+  typedef struct int4mm_lua_stream { void *stream; int32_t number; bool live, owned; } int4mm_lua_stream;
+  typedef struct int4mm_lua_event { void *event; int32_t number; bool live, recorded; } int4mm_lua_event;
+  typedef struct int4mm_lua_graph { int4mm_graph *graph; int32_t number; bool live; } int4mm_lua_graph;
 ]]
 
 local REGISTRY_KEY = "int4mm.lib"

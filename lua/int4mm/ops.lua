@@ -2,8 +2,9 @@
 --
 -- The functions that compute take a last table of options, in which an unknown key is an error. Common ones: `stream`,
 -- a stream from @{int4mm.device.stream} or a cudaStream_t as a C pointer, on which work for GPU tensors is enqueued (by
--- default the default stream); encodings, "twos_complement" (nibble = value & 15, the default) or "offset" (nibble =
--- value + 8); `dim`, the dimension that is packed eight to a word, 2 (columns, the default) or 1 (rows).
+-- default that of @{int4mm.device.with_stream} or of a graph's capture, else the default stream); encodings,
+-- "twos_complement" (nibble = value & 15, the default) or "offset" (nibble = value + 8); `dim`, the dimension that is
+-- packed eight to a word, 2 (columns, the default) or 1 (rows).
 --
 -- Packed tensors know their encoding, dimension and length (see @{int4mm.tensor}): functions that read one have those
 -- for defaults, and raise for an option that contradicts them.
@@ -16,51 +17,17 @@ local devices = require "int4mm.device"
 local memory = require "int4mm.internal.memory"
 local enums = require "int4mm.enums"
 local numeric = require "int4mm.internal.numeric"
+local options = require "int4mm.internal.options"
 local tensor = require "int4mm.tensor"
 
 local lib = binding.lib
-local NK, ROWS = enums.layouts_b.nk, enums.ROWS
+local NK = enums.layouts_b.nk
 local MAX_INT32 = 2 ^ 31 - 1
 local ops = {}
 
 local AUTO, USE_CPU, USE_CUDA = enums.backends.auto, enums.backends.cpu, enums.backends.cuda
 
--- Whether words say themselves how they are packed; of a prepacked weight the core tells what is wrong.
-local function is_marked(words) return tensor.is_marked(words) and words.c.layout == ROWS end
-
--- The encoding that an option names. Where `words` are read (the argument `what`) and marked, it is the mark's, with
--- which the option has to agree; dim, length and layout_b are taken in the same way.
-local function encoding_of(name, opts, key, what, words)
-  local given = check.choice(name, key, opts[key], enums.encodings, "twos_complement")
-  if not words or not is_marked(words) then return given end
-  if opts[key] ~= nil and given ~= words.c.encoding then
-    check.raise(name, '%s is "%s" but %s was packed as "%s"; leave %s out', key, opts[key], what,
-      enums.encoding_names[words.c.encoding], key)
-  end
-  return words.c.encoding
-end
-
-local function dim_of(name, opts, what, words)
-  local given = enums.dim(name, opts.dim, 2)
-  if not is_marked(words) then return given end
-  if opts.dim ~= nil and opts.dim ~= words.c.packing then
-    check.raise(name, "dim is %d but %s was packed along dim %d; leave dim out", opts.dim, what, words.c.packing)
-  end
-  return words.c.packing - 1
-end
-
-local LAYOUTS = { "kn", "nk" } -- of b_packed by the dimension it is packed along
-
-local function layout_of(name, opts, b_packed)
-  local given = check.choice(name, "layout_b", opts.layout_b, enums.layouts_b, "kn")
-  if not is_marked(b_packed) then return given end
-  local marked = LAYOUTS[b_packed.c.packing]
-  if opts.layout_b ~= nil and opts.layout_b ~= marked then
-    check.raise(name, 'layout_b is "%s" but b_packed was packed along dim %d, which is "%s"; leave layout_b out',
-      opts.layout_b, b_packed.c.packing, marked)
-  end
-  return enums.layouts_b[marked]
-end
+local is_marked, encoding_of, dim_of = options.is_marked, options.encoding, options.dim
 
 -- The tensor given as an option, or a new one.
 local function output(name, what, given, ...)
@@ -104,7 +71,7 @@ function ops.pack_int4_to_int32(src, opts)
   opts = check.options(name, opts, { "dim", "encoding", "out", "stream" })
   tensor.check(name, "src", src)
   local dim, encoding = enums.dim(name, opts.dim, 2), encoding_of(name, opts, "encoding")
-  local stream = devices.stream_handle(name, opts.stream)
+  local stream = devices.stream_handle(name, opts.stream, src.c.device)
   local rows, columns = packed_shape(src, dim)
   local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes.int32, src.c.device)
   binding.check(name, lib.int4mm_pack(out.c, src.c, dim, encoding, stream))
@@ -123,7 +90,7 @@ function ops.unpack_int32_to_int4(packed, opts)
   tensor.check(name, "packed", packed)
   local dim, encoding = dim_of(name, opts, "packed", packed), encoding_of(name, opts, "encoding", "packed", packed)
   local dtype = check.choice(name, "dtype", opts.dtype, enums.integer_dtypes, "int8")
-  local stream = devices.stream_handle(name, opts.stream)
+  local stream = devices.stream_handle(name, opts.stream, packed.c.device)
   local rows, columns = plain_shape(name, packed, dim, opts.length)
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
   binding.check(name, lib.int4mm_unpack(out.c, packed.c, dim, encoding, stream))
@@ -132,23 +99,6 @@ function ops.unpack_int32_to_int4(packed, opts)
 end
 
 -- ---- quantising ----
-
--- A block of a rotation; 0 for none. The C core checks that it is a power of two that divides the extent.
-local function block_of(name, key, value)
-  if value == nil or value == false then return 0 end
-  return check.integer(name, key, value, 4, 1024)
-end
-
--- The clip as the C core takes it: the factor as a float32 (0 stands for 1), and whether to search for it.
-local function clip_of(name, value)
-  if value == nil then return 0, 0 end
-  if value == "mse" then return 0, 1 end
-  -- what float32 rounds to 0 is refused as well
-  if type(value) ~= "number" or not (value <= 1 and numeric.to_float(value) > 0) then
-    check.raise(name, 'clip is %s, expected a number above 0 and up to 1, or "mse"', check.describe(value))
-  end
-  return numeric.to_float(value), 0
-end
 
 local QUANTIZED = { int4 = enums.dtypes.int32, int8 = enums.dtypes.int8 }
 
@@ -168,8 +118,8 @@ function ops.quantize_options(name, src, opts)
   tensor.check(name, "src", src)
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
   local known = { dim = enums.dim(name, opts.dim, 2), encoding = encoding_of(name, opts, "encoding") }
-  known.rotate = block_of(name, "rotate", opts.rotate)
-  known.clip, known.clip_mse = clip_of(name, opts.clip)
+  known.rotate = options.block(name, "rotate", opts.rotate)
+  known.clip, known.clip_mse = options.clip(name, opts.clip)
   known.dtype = quantized_dtype(name, opts)
   return known
 end
@@ -193,7 +143,7 @@ function ops.rotate(src, opts)
   tensor.check(name, "src", src)
   local dim = enums.dim(name, opts.dim, 2)
   local block = check.integer(name, "block", check.default(opts.block, 256), 4, 1024)
-  local stream = devices.stream_handle(name, opts.stream)
+  local stream = devices.stream_handle(name, opts.stream, src.c.device)
   local rows, columns = rows_and_columns(src)
   local out = output(name, "out", opts.out, 2, rows, columns, enums.dtypes[src.dtype], src.c.device)
   binding.check(name, lib.int4mm_rotate(out.c, src.c, dim, block, stream))
@@ -230,7 +180,7 @@ function ops.quantize(src, opts)
   args.dim, args.encoding, args.rotate, args.clip_mse = known.dim, known.encoding, known.rotate, known.clip_mse
   args.clip = numeric.float_argument(0, known.clip)
   args.check = check.boolean(name, "check", opts.check, true) and 1 or 0
-  args.stream = devices.stream_handle(name, opts.stream)
+  args.stream = devices.stream_handle(name, opts.stream, src.c.device)
   local rows, columns = rows_and_columns(src)
   local lines = known.dim == 0 and columns or rows
   if known.dtype ~= enums.dtypes.int8 then rows, columns = packed_shape(src, known.dim) end
@@ -255,7 +205,7 @@ function ops.dequantize(packed, scales, opts)
   tensor.check(name, "scales", scales)
   local dim, encoding = dim_of(name, opts, "packed", packed), encoding_of(name, opts, "encoding", "packed", packed)
   local dtype = check.choice(name, "dtype", opts.dtype, enums.float_dtypes, "float32")
-  local stream = devices.stream_handle(name, opts.stream)
+  local stream = devices.stream_handle(name, opts.stream, packed.c.device)
   local rows, columns = rows_and_columns(packed)
   if packed.c.dtype ~= enums.dtypes.int8.id then
     rows, columns = plain_shape(name, packed, dim, opts.length)
@@ -285,15 +235,6 @@ local function strassen_levels(name, value)
   return value
 end
 
--- out_dtype's number, which has to be that of `out` where both are given
-local function out_dtype(name, opts)
-  local dtype = check.choice(name, "out_dtype", opts.out_dtype, enums.float_dtypes, "float16")
-  if opts.out_dtype ~= nil and opts.out ~= nil and opts.out.c.dtype ~= dtype.id then
-    check.raise(name, "out is %s but out_dtype is %s; leave one of them out", opts.out.dtype, dtype.name)
-  end
-  return dtype.id
-end
-
 local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
   tensor.check(name, "a_packed", a_packed)
   tensor.check(name, "b_packed", b_packed)
@@ -312,13 +253,15 @@ local function make_args(name, backend, a_packed, b_packed, opts)
   args.backend = backend
   args.strassen = -1
   args.out_dtype = enums.dtypes.float16.id
+  -- operands on the CPU may have their product on a GPU
+  local where = (a_packed.c.device < 0 and opts.out or a_packed).c.device
+  args.stream = devices.stream_handle(name, opts.stream, where)
   if next(opts) == nil then return args end
-  args.out_dtype = out_dtype(name, opts)
+  args.out_dtype = options.out_dtype(name, opts, "float16")
   args.encoding_a = encoding_of(name, opts, "encoding_a", "a_packed", a_packed)
   args.encoding_b = encoding_of(name, opts, "encoding_b", "b_packed", b_packed)
-  args.layout_b = layout_of(name, opts, b_packed)
+  args.layout_b = options.layout_b(name, opts, b_packed)
   args.strassen = strassen_levels(name, opts.strassen)
-  args.stream = devices.stream_handle(name, opts.stream)
   return args
 end
 
@@ -395,7 +338,11 @@ end
 function ops.prepack(b_packed, opts)
   opts = check.options("prepack", opts, { "layout_b", "encoding" })
   tensor.check("prepack", "b_packed", b_packed)
-  local layout = layout_of("prepack", opts, b_packed)
+  if b_packed.c.device == tensor.capture.number then
+    check.raise("prepack", "a CUDA graph is being captured on %s, which a prepacked weight is not made for: prepack "
+      .. "before", b_packed.device)
+  end
+  local layout = options.layout_b("prepack", opts, b_packed)
   local encoding = encoding_of("prepack", opts, "encoding", "b_packed", b_packed)
   local prepacked = tensor.released()
   binding.check("prepack", memory.with_room(b_packed.c.device, b_packed:bytes(), function()
@@ -462,7 +409,7 @@ end
 -- a table, never nil.
 function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known)
   opts = check.options(name, opts, known)
-  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= ROWS then
+  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= enums.ROWS then
     check.raise(name, "b_packed is prepacked; the oracle reads the words it was made from")
   end
   -- nothing of CUDA is opened for operands on the CPU

@@ -1,4 +1,4 @@
---- The oracle: the product, rotating and quantising in plain LuaJIT, straight from their definitions.
+--- The oracle: the product, rotating, quantising and layers in plain LuaJIT, straight from their definitions.
 --
 -- No function of the C core computes here (one checks the arguments of the product): nibbles, sums, scales and
 -- roundings are written a second time, plainly, so that a mistake has to be made twice to stay unseen. A sum of int4
@@ -8,9 +8,11 @@
 
 local ffi = require "ffi"
 local bit = require "bit"
+local activation = require "int4mm.internal.activation"
 local enums = require "int4mm.enums"
 local check = require "int4mm.internal.check"
 local numeric = require "int4mm.internal.numeric"
+local linear = require "int4mm.linear"
 local ops = require "int4mm.ops"
 local tensor = require "int4mm.tensor"
 
@@ -69,7 +71,8 @@ local function set_packing(opts, a_packed, b_packed)
   opts.layout_b = opts.layout_b or (b.dim == 2 and "nk" or "kn")
 end
 
--- All operands on the CPU and known to fit each other.
+-- All operands on the CPU and known to fit each other. opts.finish(x, m, n), if there is one, is what follows the bias,
+-- with the places counted from 0.
 local function multiply(out, a_packed, b_packed, scale_a, scale_b, opts)
   local M, k8, N = a_packed:size(1), a_packed:size(2), out:size(2)
   if M * N == 0 then return end
@@ -82,7 +85,8 @@ local function multiply(out, a_packed, b_packed, scale_a, scale_b, opts)
   local encode, data, ldo = dtype.encode, ffi.cast(dtype.pointer, out:data()), out.stride
   for m = 0, M - 1 do
     for n = 0, N - 1 do
-      data[m * ldo + n] = encode(scale(dot(a + m * K, b + n * K, K), rows[m], columns[n], bias and bias[n]))
+      local x = scale(dot(a + m * K, b + n * K, K), rows[m], columns[n], bias and bias[n])
+      data[m * ldo + n] = encode(opts.finish and opts.finish(x, m, n) or x)
     end
   end
   tensor.keep(out, a_packed, b_packed)
@@ -285,6 +289,24 @@ local function store(out, lines, dim, encoding)
   end
 end
 
+-- Words or int8, and scales, of the lines of src along known.dim, which are overwritten.
+local function quantize_lines(name, src, lines, known, most)
+  local dim, size = known.dim, { src:size(1), src:size(2) }
+  if most == 7 then size[dim + 1] = math.ceil(size[dim + 1] / 8) end
+  local out = tensor.alloc(name, 2, size[1], size[2], known.dtype, enums.CPU)
+  local scales = tensor.alloc(name, 1, #lines, 1, enums.dtypes.float32, enums.CPU)
+  local bits = ffi.cast("uint32_t *", scales:data())
+  for l, x in ipairs(lines) do
+    if known.rotate > 0 then rotate_line(x, known.rotate) end
+    local step = scale_of_line(x, known, most)
+    bits[l - 1] = numeric.float_bits(step)
+    for k = 1, #x do x[k] = quantum(x[k], step, most) end
+  end
+  store(out, lines, dim, known.encoding)
+  tensor.keep(src, out, scales)
+  return out, scales
+end
+
 --- @{int4mm.ops.quantize} in plain LuaJIT: slow on purpose, and what every backend is compared with, bit for bit.
 -- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
 -- @tparam[opt] table opts `dim`, `rotate`, `clip`, `dtype` and `encoding` as there
@@ -299,21 +321,51 @@ function reference.quantize_reference(src, opts)
   local dim, most = known.dim, known.dtype == enums.dtypes.int8 and 127 or 7
   check_block(name, "rotate", known.rotate, src, dim)
   src = tensor.on_cpu(name, src)
-  local lines, size = lines_of(src, dim), { src:size(1), src:size(2) }
+  local lines = lines_of(src, dim)
   first_not_finite(name, lines, dim)
-  if most == 7 then size[dim + 1] = math.ceil(size[dim + 1] / 8) end
-  local out = tensor.alloc(name, 2, size[1], size[2], known.dtype, enums.CPU)
-  local scales = tensor.alloc(name, 1, #lines, 1, enums.dtypes.float32, enums.CPU)
-  local bits = ffi.cast("uint32_t *", scales:data())
-  for l, x in ipairs(lines) do
-    if known.rotate > 0 then rotate_line(x, known.rotate) end
-    local step = scale_of_line(x, known, most)
-    bits[l - 1] = numeric.float_bits(step)
-    for k = 1, #x do x[k] = quantum(x[k], step, most) end
+  return quantize_lines(name, src, lines, known, most)
+end
+
+-- ---- a layer ----
+
+local LINEAR_OPTIONS = {
+  "bias", "rotate", "clip", "activation", "residual", "out_dtype", "layout_b", "encoding_b",
+}
+
+--- @{int4mm.linear.int4_linear} in plain LuaJIT: slow on purpose, and what every backend is compared with, bit for bit.
+-- @tparam tensor x
+-- @tparam tensor b_packed
+-- @tparam tensor scale_b
+-- @tparam[opt] table opts `bias`, `rotate`, `clip`, `activation`, `residual`, `out_dtype`, `layout_b` and `encoding_b`
+--   as there
+-- @treturn tensor [M, N] on the CPU
+-- @raise as int4_linear
+function reference.int4_linear_reference(x, b_packed, scale_b, opts)
+  local name = "int4_linear_reference"
+  opts = linear.check_tensors(name, x, b_packed, scale_b, opts, LINEAR_OPTIONS)
+  local known = ops.quantize_options(name, x, { rotate = opts.rotate, clip = opts.clip })
+  check.choice(name, "activation", opts.activation, enums.activations, "none")
+  local activate = activation[opts.activation or "none"] -- nil for "none"
+  check_float_matrix(name, x)
+  check_block(name, "rotate", known.rotate, x, 1)
+  x = tensor.on_cpu(name, x)
+  local words, scales = quantize_lines(name, x, lines_of(x, 1), known, 7)
+  words:mark_ { length = x:size(2) }
+  local here = {
+    bias = opts.bias, encoding_b = opts.encoding_b, layout_b = opts.layout_b,
+    out_dtype = opts.out_dtype or x.dtype,
+  }
+  ops.check_matmul(name, words, b_packed, scales, scale_b, here, OPTIONS)
+  set_packing(here, words, b_packed)
+  local terms = opts.residual and lines_of(tensor.on_cpu(name, opts.residual), 1)
+  function here.finish(sum, m, n)
+    local y = activate and activate(sum) or sum
+    return terms and to_float(y + terms[m + 1][n + 1]) or y
   end
-  store(out, lines, dim, known.encoding)
-  tensor.keep(src, out, scales)
-  return out, scales
+  local out = tensor.alloc(name, 2, x:size(1), scale_b:size(1), enums.dtypes[here.out_dtype], enums.CPU)
+  here.bias = here.bias and tensor.on_cpu(name, here.bias)
+  multiply(out, words, tensor.on_cpu(name, b_packed), scales, tensor.on_cpu(name, scale_b), here)
+  return out
 end
 
 return reference

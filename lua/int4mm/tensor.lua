@@ -3,7 +3,8 @@
 -- A tensor is a C struct held by value; its memory is counted by references, so views share it, and goes when the last
 -- tensor over it is collected or freed. Fields, all for reading: `shape` ({ rows, columns } or { length }), `dtype`
 -- ("float16"), `device` ("cpu", "cuda:0"), `stride` (elements from one row to the next), `layout` ("rows", or "panels"
--- for a prepacked weight, whose elements cannot be read), `packing` (see below). Indices and dimensions count from 1.
+-- for a prepacked weight, whose elements cannot be read), `packing` (see below), `pinned` (whether it lies in
+-- page-locked host memory, which a GPU reads and writes by itself). Indices and dimensions count from 1.
 --
 -- **A packed tensor knows how it was packed.** What `pack_int4_to_int32`, `quantize`, `prepack` and
 -- `generate_test_data` return has `packing` = `{ dim =, encoding =, length = }`: the dimension that is packed eight to
@@ -42,6 +43,16 @@ function tensor.is_tensor(value) return ffi.istype(Tensor, value) end
 --- A tensor with nothing in it yet, for the core to fill.
 function tensor.released() return Tensor() end
 
+-- What must outlive a tensor over borrowed memory: { pointer, owner } by tensor. Keys are weak and values strong, so an
+-- owner that keeps its tensor keeps the entry: a tensor is no table that could hold the owner itself.
+local owners = binding.kept_table("owners", "k")
+tensor.owners = owners
+
+-- While a CUDA graph is captured, `owners` is the set of what its tensors over borrowed memory need: the core keeps the
+-- memory that it knows the owner of, so the graph has to keep these (int4mm.graph).
+local capture = binding.kept_table("capture")
+tensor.capture = capture
+
 --- Checks that an argument is a tensor that has not been freed, and returns it.
 -- @tparam string name the function that the user called
 -- @tparam string what the argument
@@ -52,6 +63,7 @@ function tensor.check(name, what, value)
       type(value) == "table" and " (int4mm.tensor makes one from a table)" or "")
   end
   if value.c.rank == 0 then check.raise(name, "%s was freed", what) end
+  if capture.owners and owners[value] then capture.owners[owners[value]] = true end
   return value
 end
 
@@ -82,38 +94,66 @@ local function try_alloc(t, rank, rows, columns, dtype, device)
   return lib.int4mm_tensor_alloc(t.c, rank, rows, columns, dtype, device)
 end
 
--- Allocates; dtype is a description from enums, device the core's number.
-local function alloc(name, rank, rows, columns, dtype, device)
+local function try_alloc_pinned(t, rank, rows, columns, dtype)
+  return lib.int4mm_tensor_alloc_pinned(t.c, rank, rows, columns, dtype)
+end
+
+-- Allocates; dtype is a description from enums, device the core's number. Pinned memory is the CPU's.
+local function alloc(name, rank, rows, columns, dtype, device, pinned)
   local t = Tensor()
   local bytes = rows * columns * dtype.bytes
-  binding.check(name, memory.with_room(device, bytes, try_alloc, t, rank, rows, columns, dtype.id, device))
+  binding.check(name, memory.with_room(device, bytes, pinned and try_alloc_pinned or try_alloc, t, rank, rows, columns,
+    dtype.id, device))
   return t
 end
 tensor.alloc = alloc
 
-local function like(name, t, device)
-  return alloc(name, t.c.rank, rows_of(t), columns_of(t), info_of(t), device or t.c.device)
+local function like(name, t, device, pinned)
+  return alloc(name, t.c.rank, rows_of(t), columns_of(t), info_of(t), device or t.c.device, pinned)
 end
 tensor.like = like
 
-local function copy(name, dst, src, stream)
-  binding.check(name, lib.int4mm_tensor_copy(dst.c, src.c, stream))
+local no_options = {}
+
+-- dst = src. opts: `stream`, by default the current one of the GPU that takes part, and `non_blocking`.
+local function copy(name, dst, src, opts)
+  opts = opts or no_options
+  local gpu = dst.c.device ~= CPU and dst.c.device or src.c.device
+  local stream = devices.stream_handle(name, opts.stream, gpu)
+  if opts.non_blocking then
+    binding.check(name, lib.int4mm_tensor_copy_async(dst.c, src.c, stream))
+  else
+    binding.check(name, lib.int4mm_tensor_copy(dst.c, src.c, stream))
+  end
   return dst
 end
 tensor.copy = copy
 
--- The tensor on a device in a dtype (a description from enums), itself when nothing changes. Dtypes are converted on
--- the CPU.
-local function convert(name, t, device, dtype)
+-- The tensor on a device in a dtype (a description from enums), itself when nothing changes; opts as of copy. Dtypes
+-- are converted on the CPU, which waits.
+local function convert(name, t, device, dtype, opts)
   if dtype == info_of(t) and device == t.c.device then return t end
   check_rows(name, t)
   if dtype ~= info_of(t) then
-    local here = convert(name, t, CPU, info_of(t))
+    local here = convert(name, t, CPU, info_of(t), opts and { stream = opts.stream })
     t = copy(name, alloc(name, t.c.rank, rows_of(t), columns_of(t), dtype, CPU), here)
   end
-  return device == t.c.device and t or copy(name, like(name, t, device), t)
+  if device == t.c.device then return t end
+  local pinned = device == CPU and opts ~= nil and opts.non_blocking or false
+  return copy(name, like(name, t, device, pinned), t, opts)
 end
 tensor.convert = convert
+
+--- The tensor in pinned host memory; itself where it is.
+-- @tparam string name the function that the user called
+-- @tparam tensor t on the CPU
+function tensor.pin(name, t)
+  check_rows(name, t)
+  if t.c.device ~= CPU then
+    check.raise(name, "the tensor is on %s, expected one on the CPU: pinned memory is the host's", t.device)
+  end
+  return t.pinned and t or copy(name, like(name, t, CPU, true), t)
+end
 
 --- The tensor on the CPU; itself where it is.
 local function on_cpu(name, t) return convert(name, t, CPU, info_of(t)) end
@@ -193,11 +233,6 @@ end
 
 -- ---- views ----
 
--- What must outlive a tensor over borrowed memory: { pointer, owner } by tensor. Keys are weak and values strong, so an
--- owner that keeps its tensor keeps the entry: a tensor is no table that could hold the owner itself.
-local owners = binding.kept_table("owners", "k")
-tensor.owners = owners
-
 -- Rows (dim 1) or columns from `first` on, which are inside the tensor.
 local function narrow(name, t, dim, first, length)
   local view = Tensor()
@@ -216,6 +251,7 @@ function fields.dtype(t) return enums.dtype_names[t.c.dtype] end
 function fields.device(t) return enums.device_name(t.c.device) end
 function fields.stride(t) return tonumber(t.c.stride) end
 function fields.layout(t) return enums.layout_names[t.c.layout] end
+function fields.pinned(t) return lib.int4mm_tensor_is_pinned(t.c) == 1 end
 
 function fields.packing(t)
   if not is_marked(t) then return nil end
@@ -279,18 +315,35 @@ end
 --- A contiguous copy on the same device.
 function methods:clone() return clone("clone", self) end
 
+-- { stream =, non_blocking = }, checked; a stream by itself is one too.
+local function copy_options(name, opts)
+  if type(opts) ~= "table" then return { stream = opts } end
+  check.options(name, opts, { "stream", "non_blocking" })
+  return { stream = opts.stream, non_blocking = check.boolean(name, "non_blocking", opts.non_blocking, false) }
+end
+
 --- Copies the elements of another tensor of the same shape into this one, between devices too. Between CPU tensors the
 -- dtypes may differ: values are rounded to the nearest; from float to int is an error. A copy between GPU tensors is
--- enqueued, any other is done on return.
+-- enqueued, any other is done on return, unless it is non-blocking.
 -- @tparam tensor src
--- @tparam[opt] stream stream for copies with a GPU
+-- @param[opt] opts the stream for copies with a GPU, or a table: `stream`; `non_blocking` (false): true enqueues a copy
+--   between pinned host memory and a GPU as well. Until the stream has come to it, pinned memory that is copied from
+--   must not be written to, and what is copied to must not be read; freeing it waits. Host memory that is not pinned is
+--   waited for as ever.
 -- @treturn tensor self
 -- @raise for shapes that differ, and from float to int
-function methods:copy_(src, stream)
+function methods:copy_(src, opts)
   check_rows("copy_", self)
   check_rows("copy_", src, "the source")
-  return copy("copy_", self, src, devices.stream_handle("copy_", stream))
+  return copy("copy_", self, src, copy_options("copy_", opts))
 end
+
+--- A copy in pinned (page-locked) host memory; itself where it is in such memory. Copies between that and a GPU are
+-- faster, and with `non_blocking` nobody waits for them. Pinned memory is taken from what the system can swap: pin what
+-- is copied often.
+-- @treturn tensor
+-- @raise for a tensor on a GPU, and where CUDA is not available
+function methods:pin() return tensor.pin("pin", self) end
 
 -- The device's number or the dtype that a name stands for, the other of the two nil.
 local function target_of(name)
@@ -305,10 +358,16 @@ end
 --- The tensor on another device, as another dtype, or both; itself when nothing changes.
 -- @tparam string where "cpu", "cuda", "cuda:1" or a dtype such as "float32"
 -- @tparam[opt] string also the other of the two
+-- @tparam[opt] table opts `stream` and `non_blocking` as for @{methods:copy_}. A non-blocking copy to the CPU goes to
+--   pinned memory, and is there when the stream has been waited for; one to a GPU does not wait where self is pinned
 -- @treturn tensor
 -- @raise for an unknown name, from float to int, and where there is no such device
-function methods:to(where, also)
+function methods:to(where, also, opts)
   tensor.check("to", "the tensor", self)
+  if type(also) == "table" and opts == nil then also, opts = nil, also end
+  if opts ~= nil and type(opts) ~= "table" then
+    check.raise("to", "the options are %s, expected a table", check.describe(opts))
+  end
   local device, dtype = target_of(where)
   if also ~= nil then
     local also_device, also_dtype = target_of(also)
@@ -318,7 +377,7 @@ function methods:to(where, also)
     end
     device, dtype = device or also_device, dtype or also_dtype
   end
-  return convert("to", self, device or self.c.device, dtype or info_of(self))
+  return convert("to", self, device or self.c.device, dtype or info_of(self), opts and copy_options("to", opts))
 end
 
 --- Some rows or columns as a view of the same memory.
@@ -410,7 +469,8 @@ function methods:fill_(value) return tensor.fill("fill_", self, value) end
 function methods:fill_bytes_(byte, stream)
   check_rows("fill_bytes_", self)
   check.integer("fill_bytes_", "the byte", byte, 0, 255)
-  binding.check("fill_bytes_", lib.int4mm_tensor_fill_bytes(self.c, byte, devices.stream_handle("fill_bytes_", stream)))
+  local handle = devices.stream_handle("fill_bytes_", stream, self.c.device)
+  binding.check("fill_bytes_", lib.int4mm_tensor_fill_bytes(self.c, byte, handle))
   return self
 end
 

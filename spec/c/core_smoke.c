@@ -100,8 +100,9 @@ static void check_product(operands *o, const int4mm_matmul_args *args) {
 static void test_product(int64_t M, int64_t N, int64_t K, uint64_t seed) {
   operands o = make_operands(M, N, K, seed);
   int4mm_tensor nk = matrix(N, K / 8, INT4MM_INT32), panels = {0};
-  int4mm_matrix from = int4mm_as_matrix(&o.b), to = int4mm_as_matrix(&nk);
-  int4mm_cpu_transpose(&to, &from, 0);
+  for (int64_t j = 0; j < K / 8; j++)
+    for (int64_t n = 0; n < N; n++)
+      ((uint32_t *)nk.data)[n * nk.stride + j] = ((const uint32_t *)o.b.data)[j * o.b.stride + n];
   for (int32_t dtype = INT4MM_FLOAT16; dtype <= INT4MM_FLOAT32; dtype++) {
     int4mm_tensor out = {0};
     int4mm_matmul_args args = arguments(&o, &out);

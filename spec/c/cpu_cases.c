@@ -45,7 +45,8 @@ static float some_scale(void) {
 
 typedef struct operands {
   int4mm_problem p;
-  uint32_t *a, *b, *panels;
+  uint32_t *a, *b, *nk, *panels;
+  int64_t ld_nk; /* words from row to row of nk */
   float *scale_a, *scale_b, *bias;
   int64_t out_bytes;
 } operands;
@@ -61,6 +62,7 @@ static operands make(int64_t M, int64_t N, int64_t K, bool strided, bool extreme
   int64_t k8 = K / 8;
   p->a.stride = k8 + (strided ? below(9) : 0);
   p->b.stride = N + (strided ? below(9) : 0);
+  p->b.rows = k8, p->b.cols = N;
   p->out.stride = N + (strided ? below(9) : 0);
   int64_t words_a = M && k8 ? (M - 1) * p->a.stride + k8 : 0, words_b = N && k8 ? (k8 - 1) * p->b.stride + N : 0;
   o.a = allocate(words_a * 4), o.b = allocate(words_b * 4);
@@ -79,8 +81,23 @@ static operands make(int64_t M, int64_t N, int64_t K, bool strided, bool extreme
   return o;
 }
 
+/* The weight of o as [N, K/8] words, `pad` words between its rows and none behind the last. */
+static void add_nk(operands *o, int64_t pad) {
+  int64_t k8 = o->p.K / 8, N = o->p.N, words = N && k8 ? (N - 1) * (k8 + pad) + k8 : 0;
+  o->ld_nk = k8 + pad;
+  o->nk = allocate(words * 4);
+  for (int64_t i = 0; i < words; i++) o->nk[i] = next();
+  for (int64_t n = 0; n < N; n++) {
+    for (int64_t j = 0; j < k8; j++) o->nk[n * o->ld_nk + j] = o->b[j * o->p.b.stride + n];
+  }
+}
+
+static void use_nk(const operands *o, int4mm_operand *b) {
+  b->words = o->nk, b->layout = INT4MM_K_MAJOR, b->stride = o->ld_nk, b->rows = o->p.N, b->cols = o->p.K / 8;
+}
+
 static void drop(operands *o) {
-  free(o->a), free(o->b), free(o->panels), free(o->scale_a), free(o->scale_b), free(o->bias);
+  free(o->a), free(o->b), free(o->nk), free(o->panels), free(o->scale_a), free(o->scale_b), free(o->bias);
 }
 
 static void *poisoned(const operands *o, uint8_t byte) {
@@ -129,15 +146,33 @@ static void judge(const char *what, const operands *o, const int4mm_problem *p, 
   memcpy(&g, (const char *)got + i * size, (size_t)size);
   fprintf(stderr,
           "%s: [%" PRId64 ", %" PRId64 ", %" PRId64 "] (M, N, K), strides %" PRId64 " %" PRId64 " %" PRId64
-          ", xor masks %d %d, dtype %s, bias %d, panels %d, strassen %d, threads %d: out[%" PRId64 ", %" PRId64
+          ", xor masks %d %d, dtype %s, bias %d, layout %d, strassen %d, threads %d: out[%" PRId64 ", %" PRId64
           "] is 0x%x, expected 0x%x\n",
           what, p->M, p->N, p->K, p->a.stride, p->b.stride, p->out.stride, p->a.xor_mask != 0, p->b.xor_mask != 0,
-          int4mm_dtype_name(p->out.dtype), p->bias != NULL, int4mm_is_panels(&p->b), p->strassen,
-          int4mm_get_num_threads(), i / p->out.stride, i % p->out.stride, g, e);
+          int4mm_dtype_name(p->out.dtype), p->bias != NULL, p->b.layout, p->strassen, int4mm_get_num_threads(),
+          i / p->out.stride, i % p->out.stride, g, e);
   exit(1);
 }
 
-/* All instruction sets on one problem: raw and prepacked weight, with and without Strassen. */
+/* Both layouts of the weight give the same panels on every instruction set. */
+static void check_panels(const operands *o) {
+  int64_t bytes = int4mm_cpu_panel_words(o->p.K / 8, o->p.N) * 4;
+  int4mm_operand nk = o->p.b;
+  uint32_t *got = allocate(bytes);
+  use_nk(o, &nk);
+  for (int32_t i = 0; int4mm_cpu_isa_at(i); i++) {
+    memset(got, 0xa5, (size_t)bytes);
+    if (int4mm_set_cpu_isa(int4mm_cpu_isa_at(i))) exit(1);
+    int4mm_cpu_prepack(got, &nk);
+    if (!memcmp(got, o->panels, (size_t)bytes)) continue;
+    fprintf(stderr, "%s: panels of [%" PRId64 ", %" PRId64 "] words, K-major, %" PRId64 " from row to row, differ\n",
+            int4mm_cpu_isa_at(i), nk.rows, nk.cols, nk.stride);
+    exit(1);
+  }
+  free(got);
+}
+
+/* All instruction sets on one problem: the weight in each of its layouts, with and without Strassen. */
 static int check(operands *o, bool brute) {
   uint8_t poison = (uint8_t)next();
   int checked = 0;
@@ -148,12 +183,15 @@ static int check(operands *o, bool brute) {
     run("scalar", &o->p, expected);
   }
   o->panels = allocate(int4mm_cpu_panel_words(o->p.K / 8, o->p.N) * 4);
-  int4mm_cpu_prepack(o->panels, o->b, o->p.b.stride, o->p.K / 8, o->p.N, o->p.b.xor_mask);
+  int4mm_cpu_prepack(o->panels, &o->p.b);
+  add_nk(o, below(2) ? below(9) : 0);
+  check_panels(o);
   for (int32_t i = 0; int4mm_cpu_isa_at(i); i++) {
-    for (int variant = 0; variant < 4; variant++) {
+    for (int variant = 0; variant < 7; variant++) {
       int4mm_problem p = o->p;
       if (variant == 1) p.b.words = o->panels, p.b.layout = INT4MM_PANELS_N, p.b.xor_mask = 0, p.b.stride = 0;
-      if (variant > 1) p.strassen = variant - 1;
+      if (variant > 1) p.strassen = (variant - 1) % 3;
+      if (variant > 3) use_nk(o, &p.b);
       void *got = poisoned(o, poison);
       run(int4mm_cpu_isa_at(i), &p, got);
       judge(int4mm_cpu_isa_at(i), o, &p, expected, got);
@@ -177,6 +215,7 @@ static int large_case(int64_t M, int64_t N, int64_t K) {
   operands o = make(M, N, K, true, false);
   void *expected = poisoned(&o, 0xa5), *got = poisoned(&o, 0xa5);
   int checked = 0;
+  add_nk(&o, below(9));
   run(int4mm_cpu_isa_at(0), &o.p, expected);
   for (int i = 0; i < 300; i++) {
     int64_t m = i ? below(M) : M - 1, n = i ? below(N) : N - 1, at = (m * o.p.out.stride + n) * size_of_out(&o.p);
@@ -190,9 +229,10 @@ static int large_case(int64_t M, int64_t N, int64_t K) {
   }
   for (int32_t isa = 0; int4mm_cpu_isa_at(isa); isa++) {
     if (!strcmp(int4mm_cpu_isa_at(isa), "scalar")) continue; /* would take minutes */
-    for (int32_t strassen = 0; strassen <= 2; strassen++) {
+    for (int32_t variant = 0; variant < 6; variant++) {
       int4mm_problem p = o.p;
-      p.strassen = strassen;
+      p.strassen = variant % 3;
+      if (variant > 2) use_nk(&o, &p.b);
       memset(got, 0xa5, (size_t)o.out_bytes);
       run(int4mm_cpu_isa_at(isa), &p, got);
       judge(int4mm_cpu_isa_at(isa), &o, &p, expected, got);

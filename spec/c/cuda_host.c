@@ -35,6 +35,9 @@ static bool devices_made[DEVICES]; /* whether their contexts were made */
 
 #include "cuda/context.c"
 #include "cuda/device.c"
+#include "cuda/event.c"
+#include "cuda/graph.c"
+#include "cuda/host_memory.c"
 #include "cuda/memory.c"
 #include "cuda/stream.c"
 
@@ -48,12 +51,15 @@ struct CUstream_st {
 
 struct CUevent_st {
   unsigned long long stream_id; /* its work is done when this stream is not busy; 0: the default stream */
+  int recorded;                 /* how many events were recorded before it; 0: it was not */
 };
 
 static int context = NO_CONTEXT; /* the current one, by its device */
 static bool pools = true;
 static bool legacy_blocked;                          /* a blocking stream captures */
 static int blocks, events, live_pools, live_streams; /* what is alive */
+static int pinned_blocks, graphs, executables;       /* that too */
+static int records, event_waits;
 static int waits_of_legacy, stream_waits, device_waits;
 static unsigned long long next_id = 1;
 static bool busy[1000]; /* streams with work under way, by their ids */
@@ -250,10 +256,88 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   CALL(true);
   event->stream_id = stream == cudaStreamLegacy ? 0 : stream->id;
+  event->recorded = ++records;
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+  CALL(true);
   return busy[event->stream_id] ? cudaErrorNotReady : cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  CALL(true);
+  event_waits++;
+  busy[event->stream_id] = false;
+  return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  CALL(true);
+  if (!start->recorded || !end->recorded) return cudaErrorInvalidResourceHandle;
+  if (busy[start->stream_id] || busy[end->stream_id]) return cudaErrorNotReady;
+  *milliseconds = (float)(end->recorded - start->recorded);
+  return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned flags) {
+  CALL(true);
+  if (flags != cudaHostAllocPortable) abort();
+  pinned_blocks++;
+  return (*data = malloc(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFreeHost(void *data) {
+  CALL(true);
+  pinned_blocks--;
+  free(data);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode capture_mode) {
+  CALL(true);
+  if (capture_mode != cudaStreamCaptureModeRelaxed || !(stream->flags & cudaStreamNonBlocking)) abort();
+  stream->capturing = true;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+  stream->capturing = false;
+  CALL(true);
+  graphs++;
+  *graph = (cudaGraph_t)&graphs;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
+                                     cudaGraph_t *graph, const cudaGraphNode_t **dependencies,
+                                     const cudaGraphEdgeData **edges, size_t *count) {
+  (void)graph, (void)dependencies, (void)edges, (void)count;
+  CALL(true);
+  *id = stream->id + 1000;
+  return cudaStreamIsCapturing(stream, status);
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count) {
+  (void)graph, (void)nodes;
+  CALL(true);
+  *count = 3;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long flags) {
+  (void)graph, (void)flags;
+  CALL(true);
+  executables++;
+  *executable = (cudaGraphExec_t)&executables;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  (void)executable;
+  CALL(true);
+  busy[stream->id] = true;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  (void)graph;
+  graphs--;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  (void)executable;
+  CALL(true);
+  executables--;
+  return cudaSuccess;
 }
 
 /* ---- the driver ---- */
@@ -368,10 +452,11 @@ static void test_locations(void) {
   CHECK(location.device == 1 && !location.managed);
   OK(cuda->locate(managed_memory, &location));
   CHECK(location.managed);
+  CHECK(!location.pinned);
   OK(cuda->locate(registered_host_memory, &location));
-  CHECK(location.device == INT4MM_CPU && !location.managed);
+  CHECK(location.device == INT4MM_CPU && !location.managed && location.pinned);
   OK(cuda->locate(&location, &location));
-  CHECK(location.device == INT4MM_CPU && !location.managed);
+  CHECK(location.device == INT4MM_CPU && !location.managed && !location.pinned);
 }
 
 /* An event that cannot be had costs a wait, not the block; when that fails too, nothing is kept. */
@@ -457,6 +542,157 @@ static void test_captures(void) {
   CHECK(cudaStreamDestroy(stream) == cudaSuccess);
 }
 
+static void test_user_events(void) {
+  cudaStream_t stream = make_stream(cudaStreamDefault);
+  void *start = NULL, *end = NULL, *none = NULL;
+  bool done = false;
+  float milliseconds = -1;
+  int before = events;
+  OK(cuda->event_create(0, &start));
+  OK(cuda->event_create(0, &end));
+  FAILS(cuda->event_elapsed(0, start, end, &milliseconds), INT4MM_ERR_ARGUMENT, "both have to be recorded");
+  OK(cuda->event_record(0, start, NULL));
+  OK(cuda->event_record(0, end, stream));
+  busy[stream->id] = true;
+  OK(cuda->event_query(0, end, &done));
+  CHECK(!done);
+  OK(cuda->event_elapsed(0, start, end, &milliseconds)); /* waits */
+  CHECK(milliseconds == 1);
+  OK(cuda->event_query(0, end, &done));
+  CHECK(done);
+  OK(cuda->event_synchronize(0, end));
+  OK(cuda->stream_wait(0, stream, start));
+  waits_of_legacy = 0;
+  OK(cuda->stream_wait(0, NULL, end));
+  CHECK(waits_of_legacy == 1);
+  fail_in("cudaEventCreateWithFlags", NULL, cudaErrorLaunchFailure);
+  FAILS(cuda->event_create(0, &none), INT4MM_ERR_CUDA, "cannot create an event: told to fail");
+  fail_in("cudaEventRecord", "cudaStreamWaitEvent", cudaErrorLaunchFailure);
+  FAILS(cuda->event_record(0, start, stream), INT4MM_ERR_CUDA, "cannot record the event: told to fail");
+  FAILS(cuda->stream_wait(0, stream, start), INT4MM_ERR_CUDA,
+        "cannot have the stream wait for the event: told to fail");
+  fail_in("cudaEventSynchronize", "cudaEventQuery", cudaErrorLaunchFailure);
+  FAILS(cuda->event_synchronize(0, start), INT4MM_ERR_CUDA, "cannot wait for the event: told to fail");
+  FAILS(cuda->event_query(0, start, &done), INT4MM_ERR_CUDA, "cannot ask whether the event is done: told to fail");
+  FAILS(cuda->event_elapsed(0, start, end, &milliseconds), INT4MM_ERR_CUDA, "cannot find the time between the events");
+  fail_in("cudaEventElapsedTime", NULL, cudaErrorLaunchFailure);
+  FAILS(cuda->event_elapsed(0, start, end, &milliseconds), INT4MM_ERR_CUDA, "cannot find the time between the events");
+  fail_in("cudaEventSynchronize", "cudaEventQuery", cudaErrorInvalidValue);
+  FAILS(cuda->event_synchronize(0, start), INT4MM_ERR_ARGUMENT,
+        "cannot wait for the event: it was last recorded while");
+  FAILS(cuda->event_query(0, start, &done), INT4MM_ERR_ARGUMENT, "last recorded while a CUDA graph was captured");
+  FAILS(cuda->event_elapsed(0, start, end, &milliseconds), INT4MM_ERR_ARGUMENT, "last recorded while a CUDA graph");
+  fail_in(NULL, NULL, cudaSuccess);
+  CHECK(!none && milliseconds == 1);
+  OK(cuda->event_destroy(0, start));
+  OK(cuda->event_destroy(0, end));
+  CHECK(events == before);
+  CHECK(cudaStreamDestroy(stream) == cudaSuccess);
+}
+
+/* A graph that cannot be made or launched leaves nothing behind. */
+static void test_graphs(void) {
+  static const char *const at_begin[] = {"cudaStreamCreateWithFlags", "cudaStreamBeginCapture",
+                                         "cudaStreamGetCaptureInfo"};
+  static const char *const at_end[] = {"cudaStreamEndCapture", "cudaGraphGetNodes", "cudaGraphInstantiateWithFlags"};
+  void *stream = NULL, *executable = NULL, *own = NULL;
+  uint64_t capture = 0;
+  int64_t nodes = 0;
+  int4mm_stream_state state;
+  for (size_t i = 0; i < sizeof at_begin / sizeof at_begin[0]; i++) {
+    fail_in(at_begin[i], NULL, cudaErrorLaunchFailure);
+    FAILS(cuda->graph_begin(0, &stream, &capture), INT4MM_ERR_CUDA, "told to fail");
+    fail_in(NULL, NULL, cudaSuccess);
+    CHECK(live_streams == 0 && graphs == 0 && !int4mm_cuda_is_capturing());
+  }
+  for (size_t i = 0; i < sizeof at_end / sizeof at_end[0]; i++) {
+    OK(cuda->graph_begin(0, &stream, &capture));
+    fail_in(at_end[i], NULL, cudaErrorLaunchFailure);
+    FAILS(cuda->graph_end(0, stream, &executable, &nodes), INT4MM_ERR_CUDA, "told to fail");
+    fail_in(NULL, NULL, cudaSuccess);
+    CHECK(live_streams == 0 && graphs == 0 && executables == 0 && !executable && !int4mm_cuda_is_capturing());
+  }
+  OK(cuda->graph_begin(0, &stream, &capture)); /* dropped */
+  OK(cuda->graph_end(0, stream, NULL, &nodes));
+  CHECK(live_streams == 0 && graphs == 0 && executables == 0 && nodes == 0);
+
+  OK(cuda->graph_begin(0, &stream, &capture));
+  OK(cuda->stream_state(0, stream, &state));
+  CHECK(state.capturing && state.non_blocking && state.capture == capture && capture != 0);
+  OK(cuda->graph_end(0, stream, &executable, &nodes));
+  CHECK(live_streams == 0 && graphs == 0 && executables == 1 && nodes == 3);
+  OK(cuda->stream_create(0, &own));
+  OK(cuda->stream_state(0, own, &state));
+  CHECK(!state.capturing && state.capture == 0);
+  fail_in("cudaGraphLaunch", NULL, cudaErrorLaunchFailure);
+  FAILS(cuda->graph_launch(0, executable, own, false), INT4MM_ERR_CUDA, "cannot launch the CUDA graph: told to fail");
+  fail_in(NULL, NULL, cudaSuccess);
+  OK(cuda->graph_launch(0, executable, own, false));
+  cudaStream_t other = make_stream(cudaStreamNonBlocking);
+  int before = records;
+  OK(cuda->graph_launch(0, executable, other, true));
+  CHECK(records == before + 1); /* for later frees */
+  OK(cuda->stream_destroy(0, own));
+  OK(cuda->graph_destroy(0, executable));
+  CHECK(executables == 0 && mode == cudaStreamCaptureModeGlobal);
+  CHECK(cudaStreamSynchronize(other) == cudaSuccess && cudaStreamDestroy(other) == cudaSuccess);
+}
+
+/* Pinned memory goes when the devices that used it are done, and not during a capture. */
+static void test_pinned(void) {
+  void *pinned = NULL, *data = NULL, *stream = NULL;
+  uint64_t capture;
+  int64_t nodes;
+  fail_in("cudaHostAlloc", NULL, cudaErrorMemoryAllocation);
+  FAILS(cuda->host_alloc(16, &pinned), INT4MM_ERR_MEMORY, "cannot allocate pinned host memory: out of memory");
+  fail_in(NULL, NULL, cudaSuccess);
+  CHECK(!pinned);
+  OK(cuda->host_alloc(16, &pinned));
+  event_waits = 0;
+  cuda->host_free(pinned, 0); /* no copy used it */
+  CHECK(pinned_blocks == 0 && event_waits == 0);
+
+  OK(cuda->alloc(1, 16, NULL, &data));
+  OK(cuda->host_alloc(16, &pinned));
+  memset(pinned, 7, 16);
+  cudaStream_t other = make_stream(cudaStreamNonBlocking);
+  stream_waits = 0;
+  OK(cuda->copy_async(1, false, data, 16, pinned, 16, 16, 1, other));
+  OK(cuda->copy_async(1, true, pinned, 16, data, 16, 16, 1, NULL));
+  CHECK(stream_waits == 0 && *(char *)data == 7);
+  fail_in("cudaMemcpyAsync", NULL, cudaErrorLaunchFailure);
+  FAILS(cuda->copy_async(1, true, pinned, 8, data, 8, 7, 2, NULL), INT4MM_ERR_CUDA, "cannot copy from the device");
+  fail_in(NULL, NULL, cudaSuccess);
+  waits_of_legacy = 0;
+  cuda->host_free(pinned, 2);
+  CHECK(pinned_blocks == 0 && event_waits == 1 && waits_of_legacy > 0);
+
+  OK(cuda->host_alloc(16, &pinned)); /* the events cannot be waited for: the device is */
+  fail_in("cudaEventSynchronize", NULL, cudaErrorLaunchFailure);
+  device_waits = 0;
+  cuda->host_free(pinned, 2);
+  fail_in(NULL, NULL, cudaSuccess);
+  CHECK(pinned_blocks == 0 && device_waits == 1);
+
+  OK(cuda->host_alloc(16, &pinned));
+  OK(cuda->graph_begin(0, &stream, &capture));
+  event_waits = 0;
+  cuda->host_free(pinned, 2);
+  CHECK(pinned_blocks == 1 && event_waits == 0);
+  OK(cuda->graph_end(0, stream, NULL, &nodes));
+  CHECK(pinned_blocks == 0 && event_waits == 1);
+
+  OK(cuda->host_alloc(16, &pinned));
+  legacy_blocked = true; /* a blocking stream captures, for someone else */
+  cuda->host_free(pinned, 1);
+  CHECK(pinned_blocks == 1);
+  legacy_blocked = false;
+  OK(cuda->synchronize(0));
+  CHECK(pinned_blocks == 0);
+  cuda->free(1, data, true);
+  CHECK(blocks == 0 && cudaStreamDestroy(other) == cudaSuccess);
+}
+
 static void test_failures(void) {
   void *data = NULL, *stream = NULL;
   char host[32] = {0};
@@ -501,6 +737,9 @@ int main(void) {
   test_no_event();
   test_events();
   test_captures();
+  test_user_events();
+  test_graphs();
+  test_pinned();
   test_failures();
   return report();
 }

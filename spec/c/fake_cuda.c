@@ -7,8 +7,8 @@
  *   host                               two devices of 1 GiB each in host memory that do the work with the CPU backend
  *
  * INT4MM_FAKE_FAIL=matmul has the first product fail, as where this build has no code for the GPU; scratch (no memory),
- * scratch_free and stream_destroy likewise. With a number before it (3scratch) that many calls fail; several
- * stand with commas between them.
+ * scratch_free, stream_destroy, host_alloc (no memory) and graph_end likewise. With a number before it (3scratch) that
+ * many calls fail; several stand with commas between them.
  *
  * A device address is a host address with its device in the top bits, so no host code can read through it by mistake,
  * and work that is given memory of the host or of the other device ends the process.
@@ -22,12 +22,12 @@
 #include "core/tensor.h"
 #include "cpu/backend.h"
 #include "cuda/table.h"
+#include "fake_streams.h"
 #include "int4mm_abi.h"
 
 enum { DEVICES = 2 };
 static const size_t device_bytes = (size_t)1 << 30;
 
-static int32_t (*core_fail)(int32_t status, const char *format, ...);
 static atomic_size_t used[DEVICES];
 
 static bool asked_for(const char *what) {
@@ -78,11 +78,28 @@ static void *to_host(int32_t device, const void *data) {
   return (void *)(uintptr_t)(bits ^ tag);
 }
 
+/* Pinned memory, by its first address. */
+enum { MOST_PINNED = 1000 };
+static struct {
+  const char *data;
+  size_t bytes;
+  uint64_t used_by; /* bit d: copies of device d, also those of a graph */
+} pinned[MOST_PINNED];
+
+static int find_pinned(const void *data) {
+  int i = 0;
+  while (i < MOST_PINNED && !(pinned[i].data && (const char *)data >= pinned[i].data &&
+                              (const char *)data < pinned[i].data + pinned[i].bytes))
+    i++;
+  return i;
+}
+
 /* Memory of a device is told by its address; the rest is the host's. */
 static int32_t fake_locate(const void *data, int4mm_location *location) {
   uint64_t bits = (uint64_t)(uintptr_t)data;
   bool on_device = bits >> 56 == device_tag >> 56;
-  *location = (int4mm_location){.device = on_device ? (int32_t)(bits >> 48 & 0xff) : INT4MM_CPU};
+  *location = (int4mm_location){.device = on_device ? (int32_t)(bits >> 48 & 0xff) : INT4MM_CPU,
+                                .pinned = !on_device && find_pinned(data) < MOST_PINNED};
   return INT4MM_OK;
 }
 
@@ -112,6 +129,7 @@ static int32_t fake_alloc(int32_t device, size_t bytes, void *stream, void **dat
 
 static void fake_free(int32_t device, void *data, bool non_blocking) {
   (void)non_blocking;
+  run_line();
   const header *h = (const header *)to_host(device, data) - 1;
   atomic_fetch_sub(&used[device], h->bytes);
   free(h->block);
@@ -125,28 +143,106 @@ static int32_t fake_scratch(int32_t device, size_t bytes, void **data, void *str
   return status;
 }
 
+typedef struct block {
+  int32_t device;
+  void *data;
+} block;
+
+static void run_free(const void *job) {
+  const block *b = job;
+  fake_free(b->device, b->data, false);
+}
+
+/* What a capture used stays the graph's. */
 static int32_t fake_scratch_free(int32_t device, void *data, void *stream) {
   static atomic_int calls;
-  (void)stream;
-  fake_free(device, data, false);
+  fake_graph *capture = capture_of(stream);
+  block b = {device, data};
+  if (capture)
+    append(&capture->at_end, run_free, &b, sizeof b);
+  else
+    run_free(&b);
   return told_to_fail("scratch_free", &calls)
              ? core_fail(INT4MM_ERR_CUDA, "cannot free scratch memory on the device: it was told so")
              : INT4MM_OK;
 }
 
+static int32_t fake_host_alloc(size_t bytes, void **data) {
+  static atomic_int calls;
+  int i = 0;
+  while (i < MOST_PINNED && pinned[i].data) i++;
+  if (told_to_fail("host_alloc", &calls) || i == MOST_PINNED || bytes > device_bytes ||
+      !(*data = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096)))
+    return core_fail(INT4MM_ERR_MEMORY, "cannot allocate pinned host memory: out of memory");
+  pinned[i].data = *data, pinned[i].bytes = bytes, pinned[i].used_by = 0;
+  return INT4MM_OK;
+}
+
+/* Waits, as CUDA's does, for the devices that are named, which are to be all that used it. */
+static void fake_host_free(void *data, uint64_t devices) {
+  int i = find_pinned(data);
+  if (i == MOST_PINNED || pinned[i].data != data || (pinned[i].used_by & ~devices)) abort();
+  if (devices) run_line();
+  memset(data, 0xAA, pinned[i].bytes);
+  pinned[i].data = NULL;
+  free(data);
+}
+
+/* ---- copies and fills ---- */
+
+typedef struct copy_job {
+  char *dst;
+  const char *src;
+  size_t dst_pitch, src_pitch, width, rows;
+  uint8_t byte; /* of a fill, which has no src */
+} copy_job;
+
+static void run_copy(const void *job) {
+  const copy_job *c = job;
+  for (size_t r = 0; r < c->rows; r++) memmove(c->dst + r * c->dst_pitch, c->src + r * c->src_pitch, c->width);
+}
+
+static void run_fill(const void *job) {
+  const copy_job *c = job;
+  for (size_t r = 0; r < c->rows; r++) memset(c->dst + r * c->dst_pitch, c->byte, c->width);
+}
+
 static int32_t fake_copy(int32_t dst_device, void *dst, size_t dst_pitch, int32_t src_device, const void *src,
                          size_t src_pitch, size_t width, size_t rows, void *stream) {
-  char *to = dst_device == INT4MM_CPU ? dst : to_host(dst_device, dst);
-  const char *from = src_device == INT4MM_CPU ? src : to_host(src_device, src);
-  (void)stream;
-  for (size_t r = 0; r < rows; r++) memmove(to + r * dst_pitch, from + r * src_pitch, width);
+  copy_job job = {.dst = dst_device == INT4MM_CPU ? dst : to_host(dst_device, dst),
+                  .src = src_device == INT4MM_CPU ? src : to_host(src_device, src),
+                  .dst_pitch = dst_pitch,
+                  .src_pitch = src_pitch,
+                  .width = width,
+                  .rows = rows};
+  int32_t status = INT4MM_OK;
+  if (dst_device != src_device)
+    status = check_waitable(stream, "copy between devices",
+                            "copy before or after it, or with pinned host memory and non_blocking = true");
+  if (!status) enqueue(stream, run_copy, &job, sizeof job);
+  return status;
+}
+
+static int32_t fake_copy_async(int32_t device, bool to_cpu, void *dst, size_t dst_pitch, const void *src,
+                               size_t src_pitch, size_t width, size_t rows, void *stream) {
+  copy_job job = {.dst = to_cpu ? dst : to_host(device, dst),
+                  .src = to_cpu ? to_host(device, src) : src,
+                  .dst_pitch = dst_pitch,
+                  .src_pitch = src_pitch,
+                  .width = width,
+                  .rows = rows};
+  fake_graph *capture = capture_of(stream);
+  int i = find_pinned(to_cpu ? dst : src);
+  if (i == MOST_PINNED) abort();
+  pinned[i].used_by |= (uint64_t)1 << device;
+  append(capture ? &capture->nodes : &in_line, run_copy, &job, sizeof job);
   return INT4MM_OK;
 }
 
 static int32_t fake_fill_bytes(int32_t device, void *dst, size_t pitch, uint8_t byte, size_t width, size_t rows,
                                void *stream) {
-  (void)stream;
-  for (size_t r = 0; r < rows; r++) memset((char *)to_host(device, dst) + r * pitch, byte, width);
+  copy_job job = {.dst = to_host(device, dst), .dst_pitch = pitch, .width = width, .rows = rows, .byte = byte};
+  enqueue(stream, run_fill, &job, sizeof job);
   return INT4MM_OK;
 }
 
@@ -179,55 +275,48 @@ static int32_t fake_device_info(int32_t device, int4mm_gpu_info *info) {
 }
 
 static int32_t fake_synchronize(int32_t device) {
+  run_line();
   return check_device(device);
 }
 
 static int32_t fake_stream_create(int32_t device, void **stream) {
   int32_t status = check_device(device);
-  if (!status && !(*stream = malloc(1))) status = core_fail(INT4MM_ERR_MEMORY, "cannot create a stream: out of memory");
+  if (!status) *stream = make_stream(device, false);
   return status;
 }
 
 static int32_t fake_stream_destroy(int32_t device, void *stream) {
   static atomic_int calls;
+  int32_t status = check_waitable(stream, "destroy the stream", "end the capture first");
+  if (status) return status;
   if (told_to_fail("stream_destroy", &calls))
     return core_fail(INT4MM_ERR_CUDA, "cannot destroy the stream: it was told so");
-  free(stream);
+  remove_stream(stream);
   return check_device(device);
 }
 
 static int32_t fake_stream_synchronize(int32_t device, void *stream) {
-  (void)stream;
-  return check_device(device);
+  int32_t status = check_waitable(stream, "wait for the stream", "wait before or after it");
+  return status ? status : check_device(device);
 }
 
 static int32_t fake_stream_state(int32_t device, void *stream, int4mm_stream_state *state) {
-  (void)stream;
-  *state = (int4mm_stream_state){0};
+  state_of(stream, state);
   return check_device(device);
 }
 
 static int32_t fake_stream_join(int32_t device, void *stream) {
-  (void)stream;
+  if (capture_of(stream)) abort(); /* a capture cannot wait for work outside it */
   return check_device(device);
 }
 
-/* ---- work ---- */
-
-static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                           bool non_blocking) {
+static int32_t fake_graph_end(int32_t device, void *stream, void **executable, int64_t *nodes) {
   static atomic_int calls;
-  int4mm_problem p = *problem;
-  if (told_to_fail("matmul", &calls))
-    return core_fail(INT4MM_ERR_UNAVAILABLE, "cannot launch the product: no kernel image is available for execution on "
-                                             "the device (cudaErrorNoKernelImageForDevice)");
-  (void)stream, (void)non_blocking;
-  if (plan->device != device) abort();
-  p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);
-  p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
-  p.out.data = to_host(device, p.out.data);
-  return int4mm_cpu_matmul(&p);
+  (void)device;
+  return end_graph(stream, told_to_fail("graph_end", &calls), executable, nodes);
 }
+
+/* ---- work ---- */
 
 static int4mm_matrix host_matrix(int32_t device, int4mm_matrix m) {
   m.data = to_host(device, m.data);
@@ -241,37 +330,80 @@ static int4mm_pack_job host_job(int32_t device, const int4mm_pack_job *job) {
   return j;
 }
 
+static void run_quantize(const void *job) {
+  int64_t bad;
+  (void)int4mm_cpu_quantize(job, &bad); /* unchecked: whatever the values */
+}
+
+static void run_rotate(const void *job) {
+  int4mm_cpu_rotate(job);
+}
+
+static void run_unpack(const void *job) {
+  int4mm_cpu_unpack(job);
+}
+
+static void run_dequantize(const void *job) {
+  int4mm_cpu_dequantize(job);
+}
+
+static void run_random(const void *job) {
+  int4mm_cpu_random(job);
+}
+
 static int32_t fake_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
   int4mm_pack_job j = host_job(device, job);
-  (void)stream;
-  return int4mm_cpu_pack(&j, bad);
+  int32_t status = check_waitable(stream, "check values", "pack before the capture");
+  return status ? status : int4mm_cpu_pack(&j, bad);
 }
 
 static int32_t fake_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
   int4mm_pack_job j = host_job(device, job);
-  (void)stream;
-  return int4mm_cpu_quantize(&j, bad);
+  if (!j.check) {
+    enqueue(stream, run_quantize, &j, sizeof j);
+    return INT4MM_OK;
+  }
+  int32_t status = check_waitable(stream, "check values", "give check = false");
+  return status ? status : int4mm_cpu_quantize(&j, bad);
+}
+
+static void run_matmul(const void *job) {
+  if (int4mm_cpu_matmul(job)) abort();
+}
+
+static int32_t fake_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                           const int4mm_plan *plan, void *stream, bool non_blocking) {
+  static atomic_int calls;
+  int4mm_problem p = *problem;
+  if (told_to_fail("matmul", &calls))
+    return core_fail(INT4MM_ERR_UNAVAILABLE, "cannot launch the product: no kernel image is available for execution on "
+                                             "the device (cudaErrorNoKernelImageForDevice)");
+  (void)non_blocking;
+  if (plan->device != device) abort();
+  p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);
+  p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
+  p.out.data = to_host(device, p.out.data), p.residual.data = to_host(device, p.residual.data);
+  if (quantize) (void)fake_quantize(device, quantize, NULL, stream);
+  enqueue(stream, run_matmul, &p, sizeof p);
+  return INT4MM_OK;
 }
 
 static int32_t fake_rotate(int32_t device, const int4mm_rotate_job *job, void *stream) {
   int4mm_rotate_job j = *job;
-  (void)stream;
   j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src);
-  int4mm_cpu_rotate(&j);
+  enqueue(stream, run_rotate, &j, sizeof j);
   return INT4MM_OK;
 }
 
 static int32_t fake_unpack(int32_t device, const int4mm_pack_job *job, void *stream) {
   int4mm_pack_job j = host_job(device, job);
-  (void)stream;
-  int4mm_cpu_unpack(&j);
+  enqueue(stream, run_unpack, &j, sizeof j);
   return INT4MM_OK;
 }
 
 static int32_t fake_dequantize(int32_t device, const int4mm_pack_job *job, void *stream) {
   int4mm_pack_job j = host_job(device, job);
-  (void)stream;
-  int4mm_cpu_dequantize(&j);
+  enqueue(stream, run_dequantize, &j, sizeof j);
   return INT4MM_OK;
 }
 
@@ -294,17 +426,28 @@ static int32_t fake_rowwise(int32_t device, const int4mm_rowwise_job *job, void 
 
 static int32_t fake_random(int32_t device, const int4mm_random_job *job, void *stream) {
   int4mm_random_job j = *job;
-  (void)stream;
   j.dst = host_matrix(device, j.dst);
-  int4mm_cpu_random(&j);
+  enqueue(stream, run_random, &j, sizeof j);
   return INT4MM_OK;
+}
+
+typedef struct transpose_job {
+  int4mm_matrix to, from;
+  uint32_t xor_mask;
+} transpose_job;
+
+static void run_transpose(const void *job) {
+  const transpose_job *t = job;
+  for (int64_t r = 0; r < t->from.rows; r++)
+    for (int64_t c = 0; c < t->from.cols; c++)
+      ((uint32_t *)t->to.data)[c * t->to.stride + r] =
+          ((const uint32_t *)t->from.data)[r * t->from.stride + c] ^ t->xor_mask;
 }
 
 static int32_t fake_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                               void *stream) {
-  int4mm_matrix to = host_matrix(device, *dst), from = host_matrix(device, *src);
-  (void)stream;
-  int4mm_cpu_transpose(&to, &from, xor_mask);
+  transpose_job job = {host_matrix(device, *dst), host_matrix(device, *src), xor_mask};
+  enqueue(stream, run_transpose, &job, sizeof job);
   return INT4MM_OK;
 }
 
@@ -338,7 +481,21 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .random = fake_random,
                                       .transpose = fake_transpose,
                                       .scratch = fake_scratch,
-                                      .scratch_free = fake_scratch_free};
+                                      .scratch_free = fake_scratch_free,
+                                      .host_alloc = fake_host_alloc,
+                                      .host_free = fake_host_free,
+                                      .copy_async = fake_copy_async,
+                                      .event_create = fake_event_create,
+                                      .event_destroy = fake_event_destroy,
+                                      .event_record = fake_event_record,
+                                      .event_synchronize = fake_event_synchronize,
+                                      .event_query = fake_event_query,
+                                      .event_elapsed = fake_event_elapsed,
+                                      .stream_wait = fake_stream_wait,
+                                      .graph_begin = fake_graph_begin,
+                                      .graph_end = fake_graph_end,
+                                      .graph_launch = fake_graph_launch,
+                                      .graph_destroy = fake_graph_destroy};
   if (asked_for("other_abi")) table.abi = INT4MM_CUDA_ABI + 1;
   return asked_for("no_table") ? NULL : &table;
 }

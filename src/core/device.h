@@ -19,6 +19,8 @@ typedef struct int4mm_device_ops {
   int32_t (*alloc)(int4mm_storage *storage, void *stream);
   /* ERR_ARGUMENT when `data` is known not to be memory of this device. */
   int32_t (*check_pointer)(int32_t device, const void *data);
+  /* GPUs: as alloc, pinned host memory (the storage's device is the CPU, and bytes may be 0). NULL for the host. */
+  int32_t (*alloc_pinned)(int4mm_storage *storage);
 } int4mm_device_ops;
 
 /* Once, when the library is loaded. */

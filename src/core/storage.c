@@ -24,6 +24,21 @@ static int32_t new_storage(int4mm_storage **storage, size_t bytes, int32_t devic
   return INT4MM_OK;
 }
 
+/* What allocations end with: `status` of the device's own. */
+static int32_t finish_alloc(int4mm_storage **storage, int4mm_storage *s, int32_t status, const char *kind) {
+  if (status) {
+    if (status == INT4MM_ERR_MEMORY)
+      int4mm_fail(status, "out of %smemory on %s: asked for %zu bytes, %zu are in use by this library", kind,
+                  int4mm_device_name(s->device).s, s->bytes, atomic_load(counter(s->device)));
+    free(s);
+    return status;
+  }
+  s->counted = true;
+  atomic_fetch_add(counter(s->device), s->bytes);
+  *storage = s;
+  return INT4MM_OK;
+}
+
 int32_t int4mm_storage_alloc(int4mm_storage **storage, size_t bytes, int32_t device, void *stream) {
   const int4mm_device_ops *ops = int4mm_device_ops_of(device);
   int4mm_storage *s = NULL;
@@ -31,17 +46,16 @@ int32_t int4mm_storage_alloc(int4mm_storage **storage, size_t bytes, int32_t dev
   int32_t status = ops->check(device);
   if (status || !bytes) return status;
   if ((status = new_storage(&s, bytes, device))) return status;
-  if ((status = ops->alloc(s, stream))) {
-    free(s);
-    if (status == INT4MM_ERR_MEMORY)
-      int4mm_fail(status, "out of memory on %s: asked for %zu bytes, %zu are in use by this library",
-                  int4mm_device_name(device).s, bytes, atomic_load(counter(device)));
-    return status;
-  }
-  s->counted = true;
-  atomic_fetch_add(counter(device), bytes);
-  *storage = s;
-  return INT4MM_OK;
+  return finish_alloc(storage, s, ops->alloc(s, stream), "");
+}
+
+int32_t int4mm_storage_alloc_pinned(int4mm_storage **storage, size_t bytes) {
+  int4mm_storage *s = NULL;
+  *storage = NULL;
+  int32_t status = new_storage(&s, bytes, INT4MM_CPU);
+  if (status) return status;
+  s->pinned = true;
+  return finish_alloc(storage, s, int4mm_device_ops_of(0)->alloc_pinned(s), "pinned ");
 }
 
 static void run_deleter(int4mm_storage *s) {

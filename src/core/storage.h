@@ -20,6 +20,7 @@ struct int4mm_storage {
   size_t bytes;
   int32_t device;
   bool counted;                             /* in int4mm_allocated: not so for adopted memory */
+  bool pinned;                              /* page-locked host memory */
   void (*release)(int4mm_storage *storage); /* gives data back */
   int4mm_deleter *deleter;                  /* of adopted memory, run by `release` */
   void *context;                            /* of `release` or the deleter */
@@ -28,10 +29,14 @@ struct int4mm_storage {
   atomic_bool non_blocking;
   atomic_uint oldest_joined;
   atomic_uint_fast64_t joined[INT4MM_JOINED_STREAMS];
+  /* Pinned host memory: the GPUs that were given copies that use it, also in a graph; bit d: device d. */
+  atomic_uint_fast64_t used_by;
 };
 
 /* Memory of a device that is usable at once on `stream` (NULL: its default stream). *storage is NULL for 0 bytes. */
 int32_t int4mm_storage_alloc(int4mm_storage **storage, size_t bytes, int32_t device, void *stream);
+/* Pinned host memory. *storage is never NULL. */
+int32_t int4mm_storage_alloc_pinned(int4mm_storage **storage, size_t bytes);
 /* Memory of someone else, who is told by `deleter` when it is not needed any more. */
 int32_t int4mm_storage_adopt(int4mm_storage **storage, void *data, size_t bytes, int32_t device,
                              int4mm_deleter *deleter, void *context);

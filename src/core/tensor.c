@@ -14,6 +14,19 @@ int4mm_matrix int4mm_as_matrix(const int4mm_tensor *t) {
   return m;
 }
 
+/* Contiguous rows over fresh memory, or over none where there are no elements. */
+static int4mm_tensor make_rows(int4mm_storage *storage, int32_t rank, int64_t rows, int64_t cols, int32_t dtype,
+                               int32_t device) {
+  return (int4mm_tensor){.data = storage ? storage->data : NULL,
+                         .shape = {rows, cols},
+                         .stride = cols,
+                         .rank = rank,
+                         .dtype = dtype,
+                         .device = device,
+                         .layout = INT4MM_ROWS,
+                         .storage = storage};
+}
+
 int32_t int4mm_tensor_alloc_on(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols, int32_t dtype,
                                int32_t device, void *stream) {
   int4mm_storage *storage;
@@ -22,16 +35,17 @@ int32_t int4mm_tensor_alloc_on(int4mm_tensor *t, int32_t rank, int64_t rows, int
   if (!status) status = int4mm_check_shape(rank, rows, cols, cols, dtype);
   if (!status)
     status = int4mm_storage_alloc(&storage, (size_t)(rows * cols) * int4mm_dtype_size(dtype), device, stream);
-  if (status) return status;
-  *t = (int4mm_tensor){.data = storage ? storage->data : NULL,
-                       .shape = {rows, cols},
-                       .stride = cols,
-                       .rank = rank,
-                       .dtype = dtype,
-                       .device = device,
-                       .layout = INT4MM_ROWS,
-                       .storage = storage};
-  return INT4MM_OK;
+  if (!status) *t = make_rows(storage, rank, rows, cols, dtype, device);
+  return status;
+}
+
+int32_t int4mm_tensor_alloc_pinned(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols, int32_t dtype) {
+  int4mm_storage *storage;
+  int32_t status = int4mm_check_vacant("tensor", t);
+  if (!status) status = int4mm_check_shape(rank, rows, cols, cols, dtype);
+  if (!status) status = int4mm_storage_alloc_pinned(&storage, (size_t)(rows * cols) * int4mm_dtype_size(dtype));
+  if (!status) *t = make_rows(storage, rank, rows, cols, dtype, INT4MM_CPU);
+  return status;
 }
 
 int32_t int4mm_tensor_alloc(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols, int32_t dtype, int32_t device) {

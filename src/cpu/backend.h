@@ -24,13 +24,16 @@ void int4mm_cpu_random(const int4mm_random_job *job);
 void int4mm_cpu_copy(const int4mm_matrix *dst, const int4mm_matrix *src);
 /* The row-major index of the first int32 of src that int8 does not hold; -1 where there is none. */
 int64_t int4mm_cpu_find_outside_int8(const int4mm_matrix *src);
-/* dst[c, r] = src[r, c] ^ xor_mask for int32 words. */
-void int4mm_cpu_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask);
-/* Prepacks a [k8, N] weight into panels of two's complement words, which every instruction set reads; and the size of
- * the panels in words. */
+/* Prepacks a weight, [k8, N] MN-major or [N, k8] K-major, into panels of two's complement words, which every
+ * instruction set reads; and the size of the panels in words. */
 int64_t int4mm_cpu_panel_words(int64_t k8, int64_t N);
-void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_t k8, int64_t N, uint32_t xor_mask);
+void int4mm_cpu_prepack(uint32_t *panels, const int4mm_operand *b);
 /* What int4mm_cpu_matmul would do: instruction set, tile, reason. */
 void int4mm_cpu_plan(const int4mm_problem *problem, int4mm_plan *plan);
+
+/* Scratch memory, 64-byte aligned, in huge pages where large; NULL after recording INT4MM_ERR_MEMORY. A few blocks are
+ * cached for the next call, since fresh pages cost more than the work that fills them. */
+void *int4mm_workspace_acquire(int64_t bytes);
+void int4mm_workspace_release(void *workspace);
 
 #endif

@@ -165,27 +165,35 @@ int64_t int4mm_cpu_panel_words(int64_t k8, int64_t N) {
 
 typedef struct prepack_run {
   uint32_t *panels;
-  const uint32_t *b;
-  int64_t ldb, k8, N;
-  uint32_t xor_mask;
+  const int4mm_operand *b;
+  int4mm_transpose *transpose;
+  int64_t k8, N;
 } prepack_run;
 
 static void prepack_panel(void *context, int64_t index, int32_t slot) {
   (void)slot;
   const prepack_run *run = context;
+  const int4mm_operand *b = run->b;
   int64_t n0 = index * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, run->N - n0);
   uint32_t *panel = run->panels + index * run->k8 * INT4MM_PANEL;
+  if (int4mm_is_k_major(b)) {
+    run->transpose(panel, INT4MM_PANEL, b->words + n0 * b->stride, b->stride, columns, run->k8, b->xor_mask);
+    return;
+  }
   for (int64_t j = 0; j < run->k8; j++, panel += INT4MM_PANEL) {
-    const uint32_t *row = run->b + j * run->ldb + n0;
-    for (int64_t i = 0; i < columns; i++) panel[i] = row[i] ^ run->xor_mask;
+    const uint32_t *row = b->words + j * b->stride + n0;
+    for (int64_t i = 0; i < columns; i++) panel[i] = row[i] ^ b->xor_mask;
     memset(panel + columns, 0, (size_t)(INT4MM_PANEL - columns) * 4);
   }
 }
 
-void int4mm_cpu_prepack(uint32_t *panels, const uint32_t *b, int64_t ldb, int64_t k8, int64_t N, uint32_t xor_mask) {
-  if (!k8) return; /* empty panels, of which there may be many */
-  prepack_run run = {panels, b, ldb, k8, N, xor_mask};
-  int4mm_parallel(int4mm_threads_for(k8 * N, 1 << 16), int4mm_ceil_div(N, INT4MM_PANEL), prepack_panel, &run);
+void int4mm_cpu_prepack(uint32_t *panels, const int4mm_operand *b) {
+  bool k_major = int4mm_is_k_major(b);
+  prepack_run run = {panels, b, int4mm_cpu_current()->transpose, k_major ? b->cols : b->rows,
+                     k_major ? b->rows : b->cols};
+  if (!run.k8) return; /* empty panels, of which there may be many */
+  int64_t count = int4mm_ceil_div(run.N, INT4MM_PANEL);
+  int4mm_parallel(int4mm_threads_for(run.k8 * run.N, 1 << 16), count, prepack_panel, &run);
 }
 
 void int4mm_cpu_plan(const int4mm_problem *problem, int4mm_plan *plan) {

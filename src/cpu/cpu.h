@@ -9,6 +9,7 @@
 #ifndef INT4MM_CPU_H
 #define INT4MM_CPU_H
 
+#include "core/activation.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "cpu/backend.h"
@@ -33,6 +34,11 @@ static inline int64_t int4mm_round_up(int64_t x, int64_t step) {
 
 typedef struct int4mm_kernels int4mm_kernels; /* gemm/gemm.h */
 
+/* dst[j, c] = src[c, j] ^ xor_mask for j < k8 and c < columns, and 0 for columns <= c < width. dst: [k8][width] words;
+ * src: K-major words of `columns` columns of B, ld words from one to the next. width: nr or INT4MM_PANEL. */
+typedef void int4mm_transpose(uint32_t *dst, int64_t width, const uint32_t *src, int64_t ld, int64_t columns,
+                              int64_t k8, uint32_t xor_mask);
+
 /* What an instruction set offers. Every table gives the same bits. */
 typedef struct int4mm_cpu_table {
   const char *name;
@@ -41,6 +47,7 @@ typedef struct int4mm_cpu_table {
   void (*plan)(const int4mm_kernels *kernels, const int4mm_problem *problem, int4mm_plan *plan);
   const int4mm_kernels *kernels; /* for matmul and plan; NULL where they need none */
   const int4mm_rows *rows;
+  int4mm_transpose *transpose;
 } int4mm_cpu_table;
 
 extern const int4mm_cpu_table int4mm_cpu_scalar;
@@ -86,18 +93,12 @@ int32_t int4mm_cgroup_cpus(const char *root, const char *membership);
 /* What is wrong with INT4MM_NUM_THREADS; NULL when nothing is. */
 const char *int4mm_threads_warning(void);
 
-/* ---- workspace --------------------------------------------------------------------------------------------------- */
-
-/* Scratch memory, 64-byte aligned, in huge pages where large; NULL after recording INT4MM_ERR_MEMORY. A few blocks are
- * cached for the next call, since fresh pages cost more than the packing that fills them. */
-void *int4mm_workspace_acquire(int64_t bytes);
-void int4mm_workspace_release(void *workspace);
-
 /* ---- addresses in a weight --------------------------------------------------------------------------------------- */
 
-/* The address of word (j, n) of b, raw or prepacked. The words up to the next multiple of INT4MM_PANEL columns follow.
- */
+/* The address of word (j, n) of b in any layout. The words up to the next multiple of INT4MM_PANEL columns follow,
+ * unless it is K-major: there those along K do. */
 static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
+  if (int4mm_is_k_major(&p->b)) return p->b.words + n * p->b.stride + j;
   if (!int4mm_is_panels(&p->b)) return p->b.words + j * p->b.stride + n;
   return p->b.words + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
 }

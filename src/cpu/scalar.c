@@ -65,7 +65,7 @@ static void tile(void *context, int64_t index, int32_t slot) {
   const int4mm_problem *p = context;
   int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), n0 = index % panels * INT4MM_PANEL;
   int64_t m0 = index / panels * ROWS, m1 = int4mm_min64(m0 + ROWS, p->M);
-  int64_t columns = int4mm_min64(INT4MM_PANEL, p->N - n0);
+  int64_t columns = int4mm_min64(INT4MM_PANEL, p->N - n0), step = int4mm_is_k_major(&p->b) ? p->b.stride : 1;
   for (int64_t m = m0; m < m1; m++) {
     int32_t acc[INT4MM_PANEL] = {0};
     for (int64_t j = 0; j < p->K / 8; j++) {
@@ -73,7 +73,7 @@ static void tile(void *context, int64_t index, int32_t slot) {
       const uint32_t *b = int4mm_b_word(p, j, n0);
       for (int i = 0; i < 8; i++) {
         int32_t a = int4mm_nibble(word_a, i);
-        for (int64_t n = 0; n < columns; n++) acc[n] += a * int4mm_nibble(b[n] ^ p->b.xor_mask, i);
+        for (int64_t n = 0; n < columns; n++) acc[n] += a * int4mm_nibble(b[n * step] ^ p->b.xor_mask, i);
       }
     }
     epilogue(p, m, n0, 1, columns, acc, INT4MM_PANEL);
@@ -93,4 +93,11 @@ static void plan(const int4mm_kernels *kernels, const int4mm_problem *p, int4mm_
   snprintf(out->reason, sizeof out->reason, "plain C, an output at a time");
 }
 
-const int4mm_cpu_table int4mm_cpu_scalar = {"scalar", supported, matmul, plan, NULL, &int4mm_rows_scalar};
+static void transpose(uint32_t *dst, int64_t width, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8,
+                      uint32_t xor_mask) {
+  for (int64_t j = 0; j < k8; j++, dst += width) {
+    for (int64_t c = 0; c < width; c++) dst[c] = c < columns ? src[c * ld + j] ^ xor_mask : 0;
+  }
+}
+
+const int4mm_cpu_table int4mm_cpu_scalar = {"scalar", supported, matmul, plan, NULL, &int4mm_rows_scalar, transpose};

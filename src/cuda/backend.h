@@ -48,6 +48,8 @@ int32_t int4mm_cuda_locate(const void *data, int4mm_location *location);
 
 /* ERR_ARGUMENT for a device that this machine has not. */
 int32_t int4mm_cuda_check_device(int32_t device);
+/* A device whose primary context somebody has made; 0 where there is none. */
+int32_t int4mm_cuda_device_in_use(void);
 /* The device, which is current, ready to be used. */
 int32_t int4mm_cuda_prepare(int32_t device, const int4mm_cuda_device **prepared);
 
@@ -68,8 +70,9 @@ int32_t int4mm_cuda_synchronize(int32_t device);
 /* These are called where the device is entered already. */
 
 int32_t int4mm_cuda_state_here(void *stream, int4mm_stream_state *state);
-/* Fails, in words that name `doing`, when `stream` captures a graph, which cannot be waited for. */
-int32_t int4mm_cuda_check_waitable(void *stream, const char *doing);
+/* Fails when `stream` captures a graph, which cannot be waited for, in words that name `doing` and what to do instead.
+ */
+int32_t int4mm_cuda_check_waitable(void *stream, const char *doing, const char *instead);
 /* Whether a blocking stream captures a graph: then the default stream cannot be used. */
 bool int4mm_cuda_default_blocked(void);
 /* After work was enqueued on `stream`: on a non-blocking one, has later frees of the memory used there wait for it;
@@ -79,11 +82,42 @@ int32_t int4mm_cuda_record_work(int32_t device, void *stream);
 int32_t int4mm_cuda_record_event(int32_t device, void *stream);
 /* Makes the default stream wait for all work that was recorded on `device`. */
 cudaError_t int4mm_cuda_wait_events(int32_t device);
+/* Waits on the host for that, and for what the default stream and those ordered with it were given. */
+cudaError_t int4mm_cuda_wait_for_work(int32_t device, const int4mm_cuda_device *on);
+
+/* ---- events (event.c) ---- */
+
+int32_t int4mm_cuda_event_create(int32_t device, void **event);
+int32_t int4mm_cuda_event_destroy(int32_t device, void *event);
+int32_t int4mm_cuda_event_record(int32_t device, void *event, void *stream);
+int32_t int4mm_cuda_event_synchronize(int32_t device, void *event);
+int32_t int4mm_cuda_event_query(int32_t device, void *event, bool *done);
+int32_t int4mm_cuda_event_elapsed(int32_t device, void *start, void *end, float *milliseconds);
+int32_t int4mm_cuda_stream_wait(int32_t device, void *stream, void *event);
+
+/* ---- graphs (graph.c) ---- */
+
+int32_t int4mm_cuda_graph_begin(int32_t device, void **stream, uint64_t *capture);
+int32_t int4mm_cuda_graph_end(int32_t device, void *stream, void **executable, int64_t *nodes);
+int32_t int4mm_cuda_graph_launch(int32_t device, void *executable, void *stream, bool non_blocking);
+int32_t int4mm_cuda_graph_destroy(int32_t device, void *executable);
+/* Whether graph_begin has a capture under way, on any device. */
+bool int4mm_cuda_is_capturing(void);
 
 /* ---- memory (memory.c) ---- */
 
 int32_t int4mm_cuda_alloc(int32_t device, size_t bytes, void *stream, void **data);
 void int4mm_cuda_free(int32_t device, void *data, bool non_blocking);
+/* A block that is given back: of a device, or pinned (then device is INT4MM_CPU). */
+typedef struct int4mm_cuda_block {
+  int32_t device;
+  void *data;
+  bool non_blocking; /* of a device: it was used on non-blocking streams */
+  uint64_t devices;  /* of pinned memory: those that used it */
+} int4mm_cuda_block;
+
+/* Frees the block, now or, where a capture forbids that, later. */
+void int4mm_cuda_give_back(const int4mm_cuda_block *block);
 /* Frees what could not be freed while a graph was captured. */
 void int4mm_cuda_flush_deferred(void);
 int32_t int4mm_cuda_scratch(int32_t device, size_t bytes, void **data, void *stream);
@@ -93,14 +127,23 @@ int32_t int4mm_cuda_scratch_here(int32_t device, const int4mm_cuda_device *on, s
 cudaError_t int4mm_cuda_scratch_free_here(const int4mm_cuda_device *on, void *data, void *stream);
 int32_t int4mm_cuda_copy(int32_t dst_device, void *dst, size_t dst_pitch, int32_t src_device, const void *src,
                          size_t src_pitch, size_t width, size_t rows, void *stream);
+int32_t int4mm_cuda_copy_async(int32_t device, bool to_host, void *dst, size_t dst_pitch, const void *src,
+                               size_t src_pitch, size_t width, size_t rows, void *stream);
 int32_t int4mm_cuda_fill_bytes(int32_t device, void *dst, size_t pitch, uint8_t byte, size_t width, size_t rows,
                                void *stream);
+
+/* ---- pinned host memory (host_memory.c) ---- */
+
+int32_t int4mm_cuda_host_alloc(size_t bytes, void **data);
+void int4mm_cuda_host_free(void *data, uint64_t devices);
+/* Frees now, which waits for these devices; false where that has to come later. */
+bool int4mm_cuda_try_host_free(void *data, uint64_t devices);
 
 /* ---- work (launch.c) ---- */
 
 int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch);
-int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                           bool non_blocking);
+int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                           const int4mm_plan *plan, void *stream, bool non_blocking);
 int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
 int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
 int32_t int4mm_cuda_rotate(int32_t device, const int4mm_rotate_job *job, void *stream);

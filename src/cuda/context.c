@@ -100,13 +100,14 @@ bool int4mm_cuda_has_context(int32_t device) {
 
 int32_t int4mm_cuda_locate(const void *data, int4mm_location *location) {
   enum { MEMORY_TYPE = 2, IS_MANAGED = 8, DEVICE_ORDINAL = 9 }; /* CUpointer_attribute */
-  enum { DEVICE_MEMORY = 2 };                                   /* CUmemorytype */
+  enum { HOST_MEMORY = 1, DEVICE_MEMORY = 2 };                  /* CUmemorytype; host memory is said of pinned alone */
   int attributes[] = {MEMORY_TYPE, IS_MANAGED, DEVICE_ORDINAL};
   uint64_t type = 0, managed = 0, ordinal = 0; /* wide enough for whatever the driver writes, which it may leave out */
   void *values[] = {&type, &managed, &ordinal};
   int result = driver.pointer_attributes(3, attributes, values, (unsigned long long)(uintptr_t)data);
   if (result) return check(result, "ask the driver where the memory is");
   location->managed = (uint32_t)managed != 0;
+  location->pinned = (uint32_t)type == HOST_MEMORY && !location->managed;
   location->device = (uint32_t)type == DEVICE_MEMORY ? (int32_t)ordinal : INT4MM_CPU;
   return INT4MM_OK;
 }

@@ -76,6 +76,12 @@ int32_t int4mm_cuda_check_device(int32_t device) {
                           device_total);
 }
 
+int32_t int4mm_cuda_device_in_use(void) {
+  for (int32_t device = 0; device < device_total; device++)
+    if (int4mm_cuda_has_context(device)) return device;
+  return 0;
+}
+
 /* A pool of our own, so that what it keeps does not depend on others in the process. It keeps up to an eighth of the
  * device's memory over synchronisations; the default of 0 would give everything back to the system each time. */
 static int32_t make_pool(int device, cudaMemPool_t *pool) {
@@ -208,6 +214,20 @@ static const int4mm_cuda_backend table = {
     .transpose = int4mm_cuda_transpose,
     .scratch = int4mm_cuda_scratch,
     .scratch_free = int4mm_cuda_scratch_free,
+    .host_alloc = int4mm_cuda_host_alloc,
+    .host_free = int4mm_cuda_host_free,
+    .copy_async = int4mm_cuda_copy_async,
+    .event_create = int4mm_cuda_event_create,
+    .event_destroy = int4mm_cuda_event_destroy,
+    .event_record = int4mm_cuda_event_record,
+    .event_synchronize = int4mm_cuda_event_synchronize,
+    .event_query = int4mm_cuda_event_query,
+    .event_elapsed = int4mm_cuda_event_elapsed,
+    .stream_wait = int4mm_cuda_stream_wait,
+    .graph_begin = int4mm_cuda_graph_begin,
+    .graph_end = int4mm_cuda_graph_end,
+    .graph_launch = int4mm_cuda_graph_launch,
+    .graph_destroy = int4mm_cuda_graph_destroy,
 };
 
 INT4MM_API const int4mm_cuda_backend *int4mm_cuda_backend_table(void);

@@ -35,12 +35,22 @@ int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
   return status;
 }
 
-int32_t int4mm_cuda_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                           bool non_blocking) {
+/* The quantiser launches its dependents when it knows all that comes before it to be complete, so that the product may
+ * read its weight while the activations are still being quantised. */
+static cudaError_t launch_product(const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                                  const int4mm_plan *plan, cudaStream_t stream) {
+  int4mm_problem p = *problem;
+  p.b_is_ready = quantize != NULL;
+  cudaError_t error = quantize ? int4mm_launch_quantize(quantize, NULL, stream) : cudaSuccess;
+  return error == cudaSuccess ? launchers[plan->kernel](&p, plan, stream) : error;
+}
+
+int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                           const int4mm_plan *plan, void *stream, bool non_blocking) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  cudaError_t error = launchers[plan->kernel](problem, plan, int4mm_cuda_stream(stream));
+  cudaError_t error = launch_product(quantize, problem, plan, int4mm_cuda_stream(stream));
   if (error == cudaErrorNotSupported) {
     (void)cudaGetLastError();
     int4mm_cuda_leave(&scope);
@@ -73,12 +83,12 @@ static int32_t find_bad(int32_t device, const int4mm_cuda_device *on, checked_la
 }
 
 static int32_t run_checked(int32_t device, checked_launcher *launch, const int4mm_pack_job *job, int64_t *bad,
-                           void *stream) {
+                           const char *instead, void *stream) {
   unsigned long long found = INT4MM_NO_BAD_INDEX;
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check_waitable(stream, "check values");
+  status = int4mm_cuda_check_waitable(stream, "check values", instead);
   if (!status) status = find_bad(device, scope.device, launch, job, &found, stream);
   int4mm_cuda_leave(&scope);
   if (status || found == INT4MM_NO_BAD_INDEX) return status;
@@ -86,20 +96,21 @@ static int32_t run_checked(int32_t device, checked_launcher *launch, const int4m
   return INT4MM_ERR_VALUE;
 }
 
+/* `instead` of a check, where a capture forbids that. */
 static int32_t run_pack(int32_t device, checked_launcher *launch, const int4mm_pack_job *job, int64_t *bad,
-                        const char *doing, void *stream) {
+                        const char *doing, const char *instead, void *stream) {
   int4mm_cuda_scope scope;
-  if (job->check) return run_checked(device, launch, job, bad, stream);
+  if (job->check) return run_checked(device, launch, job, bad, instead, stream);
   int32_t status = int4mm_cuda_enter(device, &scope);
   return status ? status : finish(&scope, device, launch(job, NULL, int4mm_cuda_stream(stream)), doing, stream);
 }
 
 int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
-  return run_pack(device, int4mm_launch_pack, job, bad, "pack on the device", stream);
+  return run_pack(device, int4mm_launch_pack, job, bad, "pack on the device", "pack before the capture", stream);
 }
 
 int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
-  return run_pack(device, int4mm_launch_quantize, job, bad, "quantise on the device", stream);
+  return run_pack(device, int4mm_launch_quantize, job, bad, "quantise on the device", "give check = false", stream);
 }
 
 /* ---- the rest ---- */

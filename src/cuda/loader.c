@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/error.h"
+#include "core/graph.h"
 #include "cuda/table.h"
 #include "int4mm_abi.h"
 
@@ -105,8 +106,7 @@ static int32_t null_argument(const char *name) {
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", name);
 }
 
-/* The table for a GPU's ordinal; the CPU is an argument error here. */
-static int32_t open_for(int32_t device, const int4mm_cuda_backend **cuda) {
+int32_t int4mm_cuda_for(int32_t device, const int4mm_cuda_backend **cuda) {
   *cuda = NULL;
   if (device < 0) return int4mm_fail(INT4MM_ERR_ARGUMENT, "device is %d: CUDA devices count from 0", (int)device);
   *cuda = int4mm_cuda();
@@ -120,40 +120,45 @@ int32_t int4mm_cuda_available(void) {
 int32_t int4mm_cuda_device_count(int32_t *count) {
   const int4mm_cuda_backend *cuda;
   if (!count) return null_argument("count");
-  int32_t status = open_for(0, &cuda);
+  int32_t status = int4mm_cuda_for(0, &cuda);
   return cuda ? cuda->device_count(count) : status;
 }
 
 int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) {
   const int4mm_cuda_backend *cuda;
   if (!info) return null_argument("info");
-  int32_t status = open_for(device, &cuda);
+  int32_t status = int4mm_cuda_for(device, &cuda);
   return cuda ? cuda->device_info(device, info) : status;
 }
 
 int32_t int4mm_stream_create(int32_t device, void **stream) {
   const int4mm_cuda_backend *cuda;
   if (!stream) return null_argument("stream");
-  int32_t status = open_for(device, &cuda);
+  int32_t status = int4mm_cuda_for(device, &cuda);
   return cuda ? cuda->stream_create(device, stream) : status;
 }
 
 int32_t int4mm_stream_destroy(int32_t device, void *stream) {
   const int4mm_cuda_backend *cuda;
   if (!stream) return int4mm_fail(INT4MM_ERR_ARGUMENT, "stream is NULL: the default stream cannot be destroyed");
-  int32_t status = open_for(device, &cuda);
+  int32_t status = int4mm_cuda_for(device, &cuda);
   return cuda ? cuda->stream_destroy(device, stream) : status;
 }
 
 int32_t int4mm_stream_synchronize(int32_t device, void *stream) {
   const int4mm_cuda_backend *cuda;
-  int32_t status = open_for(device, &cuda);
+  int32_t status = int4mm_cuda_for(device, &cuda);
   return cuda ? cuda->stream_synchronize(device, stream) : status;
 }
 
 int32_t int4mm_synchronize(int32_t device) {
   const int4mm_cuda_backend *cuda;
   if (device == INT4MM_CPU) return INT4MM_OK;
-  int32_t status = open_for(device, &cuda);
-  return cuda ? cuda->synchronize(device) : status;
+  int32_t status = int4mm_cuda_for(device, &cuda);
+  if (status) return status;
+  if (int4mm_is_capturing(device)) /* CUDA would give up the capture */
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "cannot wait for cuda:%d while a CUDA graph is being captured there: wait before or after",
+                       (int)device);
+  return cuda->synchronize(device);
 }

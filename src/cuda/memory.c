@@ -8,9 +8,7 @@
 
 /* A free that is still to be done: while a blocking stream captures a graph, the default stream cannot be used. */
 typedef struct deferred_free {
-  int32_t device;
-  void *data;
-  bool non_blocking;
+  int4mm_cuda_block block;
   struct deferred_free *next;
 } deferred_free;
 
@@ -69,12 +67,14 @@ static cudaError_t release(const int4mm_cuda_device *on, int32_t device, void *d
 }
 
 /* True when done, or when nothing more can be done: CUDA is shutting down with the process. */
-static bool try_release(int32_t device, void *data, bool non_blocking) {
+static bool try_release(const int4mm_cuda_block *b) {
   int4mm_cuda_scope scope;
+  int32_t device = b->device;
+  if (device == INT4MM_CPU) return int4mm_cuda_try_host_free(b->data, b->devices);
   if (int4mm_cuda_enter(device, &scope)) return true;
   bool blocked = int4mm_cuda_default_blocked();
   if (!blocked) {
-    cudaError_t error = release(scope.device, device, data, non_blocking);
+    cudaError_t error = release(scope.device, device, b->data, b->non_blocking);
     if (error != cudaSuccess) (void)cudaGetLastError();
     blocked = error == cudaErrorStreamCaptureImplicit; /* a capture that began just now */
   }
@@ -89,14 +89,17 @@ static void defer(deferred_free *d) {
   pthread_mutex_unlock(&deferred_lock);
 }
 
-void int4mm_cuda_free(int32_t device, void *data, bool non_blocking) {
-  if (!data) return;
+void int4mm_cuda_give_back(const int4mm_cuda_block *block) {
   int4mm_cuda_flush_deferred();
-  if (try_release(device, data, non_blocking)) return;
+  if (try_release(block)) return;
   deferred_free *d = malloc(sizeof *d);
-  if (!d) return; /* 32 bytes are not to be had: the block is lost, the capture is not */
-  *d = (deferred_free){device, data, non_blocking, NULL};
+  if (!d) return; /* a few bytes are not to be had: the block is lost, the capture is not */
+  *d = (deferred_free){*block, NULL};
   defer(d);
+}
+
+void int4mm_cuda_free(int32_t device, void *data, bool non_blocking) {
+  if (data) int4mm_cuda_give_back(&(int4mm_cuda_block){device, data, non_blocking, 0});
 }
 
 void int4mm_cuda_flush_deferred(void) {
@@ -107,7 +110,7 @@ void int4mm_cuda_flush_deferred(void) {
   while (list) {
     deferred_free *d = list;
     list = d->next;
-    if (try_release(d->device, d->data, d->non_blocking))
+    if (try_release(&d->block))
       free(d);
     else
       defer(d);
@@ -222,7 +225,9 @@ int32_t int4mm_cuda_copy(int32_t dst_device, void *dst, size_t dst_pitch, int32_
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  if (!here) status = int4mm_cuda_check_waitable(stream, "copy between devices");
+  if (!here)
+    status = int4mm_cuda_check_waitable(stream, "copy between devices",
+                                        "copy before or after it, or with pinned host memory and non_blocking = true");
   if (status) {
     /* said already */
   } else if (to_host || from_host) {
@@ -237,6 +242,20 @@ int32_t int4mm_cuda_copy(int32_t dst_device, void *dst, size_t dst_pitch, int32_
   }
   int4mm_cuda_leave(&scope);
   return status;
+}
+
+int32_t int4mm_cuda_copy_async(int32_t device, bool to_host, void *dst, size_t dst_pitch, const void *src,
+                               size_t src_pitch, size_t width, size_t rows, void *stream) {
+  enum cudaMemcpyKind kind = to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = copy_rows(dst, dst_pitch, src, src_pitch, width, rows, kind, int4mm_cuda_stream(stream));
+  status = int4mm_cuda_check(error, to_host ? "copy from the device" : "copy to the device");
+  /* also after a failure: some rows may be under way */
+  int32_t recorded = int4mm_cuda_record_work(device, stream);
+  int4mm_cuda_leave(&scope);
+  return status ? status : recorded;
 }
 
 int32_t int4mm_cuda_fill_bytes(int32_t device, void *dst, size_t pitch, uint8_t byte, size_t width, size_t rows,

@@ -31,17 +31,27 @@ bool int4mm_cuda_default_blocked(void) {
   return error == cudaErrorStreamCaptureImplicit;
 }
 
+/* The id is of the capture, and unlike any other's. */
+static cudaError_t ask_capture(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id) {
+#if CUDART_VERSION >= 13000
+  return cudaStreamGetCaptureInfo(stream, status, id, NULL, NULL, NULL, NULL);
+#else
+  return cudaStreamGetCaptureInfo(stream, status, id, NULL, NULL, NULL);
+#endif
+}
+
 int32_t int4mm_cuda_state_here(void *stream, int4mm_stream_state *state) {
   enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  unsigned long long id = 0;
+  unsigned long long id = 0, capture_id = 0;
   unsigned flags = 0;
   *state = (int4mm_stream_state){0};
   if (!stream) {
     state->capturing = int4mm_cuda_default_blocked();
     return INT4MM_OK;
   }
-  cudaError_t error = cudaStreamIsCapturing((cudaStream_t)stream, &capture);
+  cudaError_t error = ask_capture((cudaStream_t)stream, &capture, &capture_id);
   state->capturing = capture != cudaStreamCaptureStatusNone;
+  state->capture = capture == cudaStreamCaptureStatusActive ? capture_id : 0;
   /* a stream that captures does not tell its flags: whatever it is, its work does not run now */
   if (error == cudaSuccess && !state->capturing) error = cudaStreamGetFlags((cudaStream_t)stream, &flags);
   if (error == cudaSuccess && (flags & cudaStreamNonBlocking)) error = cudaStreamGetId((cudaStream_t)stream, &id);
@@ -59,13 +69,13 @@ int32_t int4mm_cuda_stream_state(int32_t device, void *stream, int4mm_stream_sta
   return status;
 }
 
-int32_t int4mm_cuda_check_waitable(void *stream, const char *doing) {
+int32_t int4mm_cuda_check_waitable(void *stream, const char *doing, const char *instead) {
   int4mm_stream_state state;
   int32_t status = int4mm_cuda_state_here(stream, &state);
   if (!status && state.capturing)
     status = int4mm_cuda_fail(INT4MM_ERR_ARGUMENT,
-                              "cannot %s while a CUDA graph is being captured: that would have to wait for the result",
-                              doing);
+                              "cannot %s while a CUDA graph is being captured, for that has to wait for the result: %s",
+                              doing, instead);
   return status;
 }
 
@@ -146,6 +156,16 @@ cudaError_t int4mm_cuda_wait_events(int32_t device) {
   return error;
 }
 
+cudaError_t int4mm_cuda_wait_for_work(int32_t device, const int4mm_cuda_device *on) {
+  cudaError_t error = int4mm_cuda_wait_events(device);
+  if (error != cudaSuccess) return error;
+  pthread_mutex_lock(&event_lock);
+  error = cudaEventRecord(on->default_event, cudaStreamLegacy);
+  pthread_mutex_unlock(&event_lock);
+  /* another thread may record it anew meanwhile: then this waits for more */
+  return error == cudaSuccess ? cudaEventSynchronize(on->default_event) : error;
+}
+
 /* ---- making, destroying, waiting ---- */
 
 /* A blocking stream: ordered with the default stream, as everything else here is. */
@@ -165,7 +185,7 @@ int32_t int4mm_cuda_stream_destroy(int32_t device, void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check_waitable(stream, "destroy the stream");
+  status = int4mm_cuda_check_waitable(stream, "destroy the stream", "end the capture first");
   if (!status) status = int4mm_cuda_check(cudaStreamSynchronize((cudaStream_t)stream), "wait for the stream");
   if (!status) status = int4mm_cuda_check(cudaStreamDestroy((cudaStream_t)stream), "destroy the stream");
   int4mm_cuda_leave(&scope);
@@ -176,7 +196,7 @@ int32_t int4mm_cuda_stream_synchronize(int32_t device, void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check_waitable(stream, "wait for the stream");
+  status = int4mm_cuda_check_waitable(stream, "wait for the stream", "wait before or after it");
   if (!status) status = int4mm_cuda_check(cudaStreamSynchronize(int4mm_cuda_stream(stream)), "wait for the stream");
   int4mm_cuda_leave(&scope);
   return status;

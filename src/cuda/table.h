@@ -15,12 +15,14 @@ typedef struct int4mm_stream_state {
   uint64_t id;       /* of a non-blocking stream that captures nothing: unlike the handle never given to another */
   bool non_blocking; /* the default stream is not ordered with it; said of every stream that captures */
   bool capturing;    /* it captures a CUDA graph, or for the default stream, another one's capture forbids its use */
+  uint64_t capture;  /* the id of the capture that it is in, which no other capture ever has; 0: none */
 } int4mm_stream_state;
 
 /* Where an address lies. */
 typedef struct int4mm_location {
   int32_t device; /* INT4MM_CPU for plain and pinned host memory */
   bool managed;   /* good for the host and every GPU */
+  bool pinned;    /* host memory that is page-locked */
 } int4mm_location;
 
 typedef struct int4mm_cuda_backend {
@@ -50,9 +52,10 @@ typedef struct int4mm_cuda_backend {
   int32_t (*stream_create)(int32_t device, void **stream);
   int32_t (*stream_destroy)(int32_t device, void *stream);
   int32_t (*stream_synchronize)(int32_t device, void *stream);
-  /* non_blocking: stream_state says so of the stream, and that it captures nothing. */
-  int32_t (*matmul)(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
-                    bool non_blocking);
+  /* quantize: a layer's, which makes the problem's A first, and unchecked; or NULL. non_blocking: stream_state says so
+   * of the stream, and that it captures nothing. */
+  int32_t (*matmul)(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
+                    const int4mm_plan *plan, void *stream, bool non_blocking);
   int32_t (*pack)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*quantize)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*rotate)(int32_t device, const int4mm_rotate_job *job, void *stream);
@@ -67,6 +70,29 @@ typedef struct int4mm_cuda_backend {
    * which takes a device with memory pools. */
   int32_t (*scratch)(int32_t device, size_t bytes, void **data, void *stream);
   int32_t (*scratch_free)(int32_t device, void *data, void *stream);
+  /* Pinned host memory, of every device; ERR_MEMORY when there is none. */
+  int32_t (*host_alloc)(size_t bytes, void **data);
+  /* Once the work given so far to the devices of the mask (bit d: device d) is done, for which it waits, or later.
+   * Does not fail. */
+  void (*host_free)(void *data, uint64_t devices);
+  /* Rows of `width` bytes between pinned host memory and a device, enqueued. */
+  int32_t (*copy_async)(int32_t device, bool to_host, void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
+                        size_t width, size_t rows, void *stream);
+  int32_t (*event_create)(int32_t device, void **event);
+  int32_t (*event_destroy)(int32_t device, void *event);
+  int32_t (*event_record)(int32_t device, void *event, void *stream);
+  int32_t (*event_synchronize)(int32_t device, void *event);
+  int32_t (*event_query)(int32_t device, void *event, bool *done);
+  int32_t (*event_elapsed)(int32_t device, void *start, void *end, float *milliseconds);
+  int32_t (*stream_wait)(int32_t device, void *stream, void *event);
+  /* A new non-blocking stream that captures, and the id of its capture. */
+  int32_t (*graph_begin)(int32_t device, void **stream, uint64_t *capture);
+  /* Ends the capture and the stream, whatever it returns. *executable is what the others take; with `executable` NULL
+   * what was captured is dropped. */
+  int32_t (*graph_end)(int32_t device, void *stream, void **executable, int64_t *nodes);
+  /* non_blocking: as for matmul. */
+  int32_t (*graph_launch)(int32_t device, void *executable, void *stream, bool non_blocking);
+  int32_t (*graph_destroy)(int32_t device, void *executable);
 } int4mm_cuda_backend;
 
 /* The one symbol of the CUDA library. */
@@ -78,6 +104,8 @@ typedef const int4mm_cuda_backend *(*int4mm_cuda_backend_fn)(void);
 const int4mm_cuda_backend *int4mm_cuda(void);
 /* The table where int4mm_cuda has opened it already and it can still be used, else NULL; records nothing. */
 const int4mm_cuda_backend *int4mm_cuda_if_open(void);
+/* The table for calls that name a GPU by its number: ERR_ARGUMENT for one below 0, ERR_UNAVAILABLE as above. */
+int32_t int4mm_cuda_for(int32_t device, const int4mm_cuda_backend **cuda);
 
 #ifdef __cplusplus
 }

@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/device.h"
 #include "core/error.h"
+#include "core/graph.h"
 #include "core/host_memory.h"
 #include "core/storage.h"
 #include "cuda/table.h"
@@ -53,15 +54,30 @@ static int32_t gpu_alloc(int4mm_storage *s, void *stream) {
   int4mm_stream_state state = {0};
   if (!cuda) return INT4MM_ERR_UNAVAILABLE;
   int32_t status = stream ? cuda->stream_state(s->device, stream, &state) : INT4MM_OK;
-  if (!status && state.capturing)
+  /* In a capture of ours the memory is a plain tensor's, allocated beside the capture, and the graph keeps it. Made
+   * part of the graph instead, it would be gone with the graph while a tensor is over it. */
+  if (!status && state.capturing && !int4mm_is_own_capture(state.capture))
     status = int4mm_fail(INT4MM_ERR_ARGUMENT, "no tensor can be allocated while its stream captures a CUDA graph: "
                                               "allocate before (give out, and operands on the GPU)");
-  if (!status) status = cuda->alloc(s->device, s->bytes, state.non_blocking ? stream : NULL, &s->data);
+  bool ordered = state.non_blocking && !state.capturing;
+  if (!status) status = cuda->alloc(s->device, s->bytes, ordered ? stream : NULL, &s->data);
   if (status) return status;
   s->release = gpu_release;
   atomic_store(&s->non_blocking, state.non_blocking);
-  if (state.non_blocking) int4mm_storage_set_joined(s, state.id);
+  if (ordered) int4mm_storage_set_joined(s, state.id);
   return INT4MM_OK;
+}
+
+static void pinned_release(int4mm_storage *s) {
+  const int4mm_cuda_backend *cuda = int4mm_cuda(); /* as above */
+  if (cuda) cuda->host_free(s->data, atomic_load(&s->used_by));
+}
+
+static int32_t pinned_alloc(int4mm_storage *s) {
+  const int4mm_cuda_backend *cuda = int4mm_cuda();
+  if (!cuda) return INT4MM_ERR_UNAVAILABLE;
+  s->release = pinned_release;
+  return cuda->host_alloc(s->bytes ? s->bytes : 1, &s->data);
 }
 
 static int32_t gpu_check_pointer(int32_t device, const void *data) {
@@ -71,8 +87,8 @@ static int32_t gpu_check_pointer(int32_t device, const void *data) {
 }
 
 __attribute__((constructor)) static void register_devices(void) {
-  static const int4mm_device_ops host = {host_check, int4mm_host_alloc, host_check_pointer};
-  static const int4mm_device_ops gpu = {gpu_check, gpu_alloc, gpu_check_pointer};
+  static const int4mm_device_ops host = {host_check, int4mm_host_alloc, host_check_pointer, NULL};
+  static const int4mm_device_ops gpu = {gpu_check, gpu_alloc, gpu_check_pointer, pinned_alloc};
   int4mm_register_devices(&host, &gpu);
 }
 
@@ -83,25 +99,31 @@ static int4mm_storage *storage_on(const int4mm_tensor *t, int32_t device) {
   return t && t->storage && t->storage->device == device ? t->storage : NULL;
 }
 
+int32_t int4mm_join_storages(const int4mm_cuda_backend *cuda, int32_t device, void *stream, uint64_t stream_id,
+                             int4mm_storage *const *storages, size_t count) {
+  bool join = false;
+  for (size_t i = 0; i < count && !join; i++) join = storages[i] && !int4mm_storage_is_joined(storages[i], stream_id);
+  int32_t status = join ? cuda->stream_join(device, stream) : INT4MM_OK;
+  for (size_t i = 0; join && i < count && !status; i++)
+    if (storages[i]) int4mm_storage_set_joined(storages[i], stream_id);
+  return status;
+}
+
 int32_t int4mm_use_on_stream(const int4mm_cuda_backend *cuda, int32_t device, void *stream,
                              const int4mm_tensor *const *tensors, int count, bool *non_blocking) {
+  enum { MOST = 16 };
+  int4mm_storage *storages[MOST];
   int4mm_stream_state state;
-  int4mm_storage *s;
-  bool join = false;
   if (non_blocking) *non_blocking = false;
   if (!stream) return INT4MM_OK;
   int32_t status = cuda->stream_state(device, stream, &state);
   if (status || !state.non_blocking) return status;
   if (non_blocking) *non_blocking = !state.capturing;
-  for (int i = 0; i < count; i++) {
-    if (!(s = storage_on(tensors[i], device))) continue;
-    if (!atomic_load_explicit(&s->non_blocking, memory_order_relaxed)) atomic_store(&s->non_blocking, true);
-    join = join || !int4mm_storage_is_joined(s, state.id);
+  for (int i = 0; i < count && i < MOST; i++) {
+    int4mm_storage *s = storages[i] = storage_on(tensors[i], device);
+    if (s && !atomic_load_explicit(&s->non_blocking, memory_order_relaxed)) atomic_store(&s->non_blocking, true);
   }
-  /* A capture cannot wait for work outside it; its graph runs later, on a stream that its owner orders. */
-  if (state.capturing || !join) return INT4MM_OK;
-  status = cuda->stream_join(device, stream);
-  for (int i = 0; i < count && !status; i++)
-    if ((s = storage_on(tensors[i], device))) int4mm_storage_set_joined(s, state.id);
-  return status;
+  /* A capture cannot wait for work outside it: its graph runs later, and its launches are ordered. */
+  if (state.capturing) return int4mm_graph_keep(state.capture, tensors, count);
+  return int4mm_join_storages(cuda, device, stream, state.id, storages, (size_t)(count < MOST ? count : MOST));
 }

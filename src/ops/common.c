@@ -37,6 +37,50 @@ int32_t int4mm_check_range(const char *name, int32_t value, int32_t low, int32_t
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, expected %s", name, (int)value, meaning);
 }
 
+int32_t int4mm_check_vector(const char *name, const int4mm_tensor *t, int64_t length, const char *what) {
+  int32_t status = int4mm_check_rows(name, t);
+  if (!status && (t->rank != 1 || t->dtype != INT4MM_FLOAT32 || t->shape[0] != length))
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected [%lld] float32: one %s", name, int4mm_describe(t).s,
+                         (long long)length, what);
+  return status;
+}
+
+int32_t int4mm_check_floats(const char *name, const int4mm_tensor *t, int64_t rows, int64_t cols) {
+  int32_t status = int4mm_check_rows(name, t);
+  if (!status && (t->rank != 2 || t->shape[0] != rows || t->shape[1] != cols || !int4mm_is_out_dtype(t->dtype)))
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected [%lld, %lld] float16, bfloat16 or float32", name,
+                         int4mm_describe(t).s, (long long)rows, (long long)cols);
+  return status;
+}
+
+int32_t int4mm_check_out(const int4mm_tensor *out, int32_t out_dtype, int64_t rows, int64_t cols) {
+  if (!out) return int4mm_fail(INT4MM_ERR_ARGUMENT, "out is NULL: give a tensor, or a released one to be allocated");
+  if (out->rank) return int4mm_check_floats("out", out, rows, cols);
+  if (int4mm_is_out_dtype(out_dtype)) return INT4MM_OK;
+  if (!int4mm_dtype_size(out_dtype))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "out_dtype is %d, which is not an int4mm_dtype", (int)out_dtype);
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "out_dtype is %s, expected float16, bfloat16 or float32",
+                     int4mm_dtype_name(out_dtype));
+}
+
+int32_t int4mm_check_block(const char *name, int32_t block, const char *src_name, const int4mm_tensor *src,
+                           int32_t dim) {
+  if (block < 4 || block > 1024 || (block & (block - 1)))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, expected a power of two from 4 to 1024", name, (int)block);
+  if (src->shape[dim] % block == 0) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, which does not divide the %lld values along dim %d of %s", name,
+                     (int)block, (long long)src->shape[dim], (int)dim, src_name);
+}
+
+int32_t int4mm_check_clip(float clip, int32_t clip_mse) {
+  if (!(clip >= 0 && clip <= 1))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "clip is %g, expected a number above 0 and up to 1", (double)clip);
+  if (clip_mse && clip != 0)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "clip is %g beside clip_mse, which finds the ratio itself: leave it 0",
+                       (double)clip);
+  return int4mm_check_range("clip_mse", clip_mse, 0, 1, "0 or 1");
+}
+
 static bool is_word(int32_t dtype) {
   return dtype == INT4MM_INT32;
 }

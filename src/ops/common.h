@@ -14,6 +14,17 @@ int32_t int4mm_check_words(const char *name, const int4mm_tensor *t);
 /* An enum's value in low .. high, which `meaning` names. */
 int32_t int4mm_check_range(const char *name, int32_t value, int32_t low, int32_t high, const char *meaning);
 
+/* A live vector [length] of float32, one `what`. */
+int32_t int4mm_check_vector(const char *name, const int4mm_tensor *t, int64_t length, const char *what);
+/* A live matrix [rows, cols] of a float dtype. */
+int32_t int4mm_check_floats(const char *name, const int4mm_tensor *t, int64_t rows, int64_t cols);
+/* An output [rows, cols] of a float dtype; a released one is to be allocated as out_dtype. */
+int32_t int4mm_check_out(const int4mm_tensor *out, int32_t out_dtype, int64_t rows, int64_t cols);
+/* The block of a rotation of src along dim, and a clip (int4mm_quantize_args). */
+int32_t int4mm_check_block(const char *name, int32_t block, const char *src_name, const int4mm_tensor *src,
+                           int32_t dim);
+int32_t int4mm_check_clip(float clip, int32_t clip_mse);
+
 /* A plain matrix and its packed counterpart, one eighth as long along `dim`: dtypes, shapes, devices, no overlap. */
 int32_t int4mm_check_packed_pair(const char *name, const int4mm_tensor *plain, bool (*dtype_ok)(int32_t),
                                  const char *expected, const int4mm_tensor *packed, int32_t dim, int32_t encoding);

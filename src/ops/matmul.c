@@ -2,19 +2,12 @@
  * The product: the checks of its arguments, the choice of a target, and the call of a backend.
  */
 #include <stdio.h>
+#include <string.h>
 
 #include "ops/common.h"
 #include "ops/matmul.h"
 
 /* ---- checks ---- */
-
-static int32_t check_vector(const char *name, const int4mm_tensor *t, int64_t length, const char *what) {
-  int32_t status = int4mm_check_rows(name, t);
-  if (!status && (t->rank != 1 || t->dtype != INT4MM_FLOAT32 || t->shape[0] != length))
-    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected [%lld] float32: one %s", name, int4mm_describe(t).s,
-                         (long long)length, what);
-  return status;
-}
 
 static int32_t check_options(const int4mm_matmul_args *args) {
   int32_t status = int4mm_check_encoding("encoding_a", args->encoding_a);
@@ -47,59 +40,70 @@ static const char *other_dim(const int4mm_matmul_call *c, int64_t k8_a, int64_t 
   return "";
 }
 
-/* How the operands are packed, as their marks say, or the options. */
-static int32_t take_marks(int4mm_matmul_call *c) {
+int32_t int4mm_take_weight(int4mm_matmul_call *c) {
   const int4mm_matmul_args *args = c->args;
-  const int4mm_tensor *a = args->a_packed, *b = args->b_packed;
-  int32_t layout_b = args->layout_b;
-  c->encoding_a = args->encoding_a, c->encoding_b = args->encoding_b;
+  const int4mm_tensor *b = args->b_packed;
+  int32_t layout_b = args->layout_b, status = int4mm_check_words("b_packed", b);
+  if (status) return status;
+  c->encoding_b = args->encoding_b;
   c->panels = b->layout == INT4MM_PANELS;
   if (c->panels && (layout_b || c->encoding_b))
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is prepacked, so [K/8, N] and two's complement whatever it was "
                                             "made from: leave layout_b and encoding_b at their defaults");
-  if (a->packing == INT4MM_PACKED_DIM0)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT,
-                       "a_packed was packed along dim 0, expected [M, K/8]: pack A [M, K] along "
-                       "dim 1%s",
-                       b->packing == INT4MM_PACKED_DIM1 ? "; or were a_packed and b_packed swapped?" : "");
-  int32_t status = int4mm_take_encoding("encoding_a", &c->encoding_a, "a_packed", a);
-  if (!status) status = int4mm_take_encoding("encoding_b", &c->encoding_b, "b_packed", b);
+  status = int4mm_take_encoding("encoding_b", &c->encoding_b, "b_packed", b);
   if (!status) status = int4mm_take_layout_b(&layout_b, b);
   c->nk = layout_b == INT4MM_B_NK;
   return status;
 }
 
-/* K as two marks have it, which may end at different places in the last word. */
-static int32_t check_packed_k(const int4mm_tensor *a, const int4mm_tensor *b) {
-  int64_t in_a = a->packing ? a->packed_k : 0, in_b = b->packing ? b->packed_k : 0;
-  if (!in_a || !in_b || in_a == in_b) return INT4MM_OK;
-  return int4mm_fail(INT4MM_ERR_ARGUMENT,
-                     "b_packed was packed from K = %lld values but a_packed from K = %lld: K "
-                     "differs, though both are %lld words",
-                     (long long)in_b, (long long)in_a, (long long)a->shape[1]);
-}
-
-/* a_packed and b_packed, and with them M, N and K. */
-static int32_t check_operands(const int4mm_matmul_args *args, int4mm_matmul_call *c) {
-  const int4mm_tensor *a = args->a_packed, *b = args->b_packed;
+/* How A is packed, as its mark says, or the option. */
+static int32_t take_a(int4mm_matmul_call *c) {
+  const int4mm_tensor *a = c->args->a_packed;
   int32_t status = int4mm_check_rows("a_packed", a);
   if (!status) status = int4mm_check_words("a_packed", a);
-  if (!status) status = int4mm_check_words("b_packed", b);
-  if (!status) status = take_marks(c);
   if (status) return status;
+  if (a->packing == INT4MM_PACKED_DIM0) {
+    bool swapped = c->args->b_packed && c->args->b_packed->packing == INT4MM_PACKED_DIM1;
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "a_packed was packed along dim 0, expected [M, K/8]: pack A [M, K] along "
+                       "dim 1%s",
+                       swapped ? "; or were a_packed and b_packed swapped?" : "");
+  }
+  c->encoding_a = c->args->encoding_a;
+  return int4mm_take_encoding("encoding_a", &c->encoding_a, "a_packed", a);
+}
+
+/* K as two marks have it, which may end at different places in the last word. */
+static int32_t check_packed_k(const int4mm_tensor *a, const int4mm_tensor *b, const char *name_a) {
+  int64_t in_a = a->packing ? a->packed_k : 0, in_b = b->packing ? b->packed_k : 0;
+  if (!in_a || !in_b || in_a == in_b) return INT4MM_OK;
+  return int4mm_fail(
+      INT4MM_ERR_ARGUMENT,
+      "b_packed was packed from K = %lld values but %s %s K = %lld: K differs, though both are %lld words",
+      (long long)in_b, name_a, strcmp(name_a, "x") ? "from" : "has", (long long)in_a, (long long)a->shape[1]);
+}
+
+int32_t int4mm_check_product(int4mm_matmul_call *c, const char *name, const int4mm_tensor *shown) {
+  const int4mm_tensor *a = c->args->a_packed, *b = c->args->b_packed;
   int64_t k8 = a->shape[1], k8_b = b->shape[c->nk ? 1 : 0];
   if (k8 != k8_b)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but a_packed is %s: K/8 differs (%lld and %lld)%s",
-                       int4mm_describe(b).s, int4mm_describe(a).s, (long long)k8, (long long)k8_b,
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but %s is %s: K/8 differs (%lld and %lld)%s",
+                       int4mm_describe(b).s, name, int4mm_describe(shown).s, (long long)k8, (long long)k8_b,
                        other_dim(c, k8, k8_b));
   if (k8 > INT4MM_MAX_K / 8)
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
-                       "a_packed is %s, so K/8 is %lld, expected at most %d: a sum of K products "
-                       "of up to 64 must fit int32, so K may be at most %d",
-                       int4mm_describe(a).s, (long long)k8, INT4MM_MAX_K / 8, INT4MM_MAX_K);
+                       "%s is %s, so K/8 is %lld, expected at most %d: a sum of K products of up to 64 must fit int32, "
+                       "so K may be at most %d",
+                       name, int4mm_describe(shown).s, (long long)k8, INT4MM_MAX_K / 8, INT4MM_MAX_K);
   c->M = a->shape[0], c->N = b->shape[c->nk ? 0 : 1], c->K = 8 * k8;
-  status = check_packed_k(a, b);
-  return status ? status : int4mm_check_same_device("b_packed", b, "a_packed", a);
+  int32_t status = check_packed_k(a, b, name);
+  return status ? status : int4mm_check_same_device("b_packed", b, name, shown);
+}
+
+static int32_t check_operands(int4mm_matmul_call *c) {
+  int32_t status = take_a(c);
+  if (!status) status = int4mm_take_weight(c);
+  return status ? status : int4mm_check_product(c, "a_packed", c->args->a_packed);
 }
 
 /* Vectors of floats whose lengths fit crosswise. */
@@ -115,31 +119,17 @@ static int32_t check_vectors(const int4mm_matmul_args *args, const int4mm_matmul
   int32_t status = int4mm_check_rows("scale_a", args->scale_a);
   if (!status) status = int4mm_check_rows("scale_b", args->scale_b);
   if (!status) status = check_swapped(args, c);
-  if (!status) status = check_vector("scale_a", args->scale_a, c->M, "scale per row of a_packed");
-  if (!status) status = check_vector("scale_b", args->scale_b, c->N, "scale per column of b");
-  if (!status && args->bias) status = check_vector("bias", args->bias, c->N, "addend per column of b");
+  if (!status) status = int4mm_check_vector("scale_a", args->scale_a, c->M, "scale per row of a_packed");
+  if (!status) status = int4mm_check_vector("scale_b", args->scale_b, c->N, "scale per column of b");
+  if (!status && args->bias) status = int4mm_check_vector("bias", args->bias, c->N, "addend per column of b");
   if (!status) status = int4mm_check_same_device("scale_a", args->scale_a, "a_packed", a);
   if (!status) status = int4mm_check_same_device("scale_b", args->scale_b, "a_packed", a);
   if (!status && args->bias) status = int4mm_check_same_device("bias", args->bias, "a_packed", a);
   return status;
 }
 
-/* out where it is given, out_dtype where it is not. */
-static int32_t check_out(const int4mm_matmul_args *args, const int4mm_matmul_call *c) {
-  const int4mm_tensor *out = args->out;
-  int32_t status;
-  if (!out) return int4mm_fail(INT4MM_ERR_ARGUMENT, "out is NULL: give a tensor, or a released one to be allocated");
-  if (out->rank == 0) {
-    if (int4mm_is_out_dtype(args->out_dtype)) return INT4MM_OK;
-    if (!int4mm_dtype_size(args->out_dtype))
-      return int4mm_fail(INT4MM_ERR_ARGUMENT, "out_dtype is %d, which is not an int4mm_dtype", (int)args->out_dtype);
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "out_dtype is %s, expected float16, bfloat16 or float32",
-                       int4mm_dtype_name(args->out_dtype));
-  }
-  if ((status = int4mm_check_rows("out", out))) return status;
-  if (out->rank != 2 || out->shape[0] != c->M || out->shape[1] != c->N || !int4mm_is_out_dtype(out->dtype))
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "out is %s, expected [%lld, %lld] float16, bfloat16 or float32",
-                       int4mm_describe(out).s, (long long)c->M, (long long)c->N);
+/* That no operand lies in out. */
+static int32_t check_out_apart(const int4mm_matmul_args *args) {
   const struct {
     const char *name;
     const int4mm_tensor *t;
@@ -148,8 +138,10 @@ static int32_t check_out(const int4mm_matmul_args *args, const int4mm_matmul_cal
                   {"scale_a", args->scale_a},
                   {"scale_b", args->scale_b},
                   {"bias", args->bias}};
+  int32_t status = INT4MM_OK;
+  if (!args->out->rank) return status;
   for (size_t i = 0; i < sizeof operands / sizeof operands[0] && !status; i++)
-    if (operands[i].t) status = int4mm_check_apart("out", out, operands[i].name, operands[i].t);
+    if (operands[i].t) status = int4mm_check_apart("out", args->out, operands[i].name, operands[i].t);
   return status;
 }
 
@@ -174,9 +166,10 @@ static int32_t check_call(const int4mm_matmul_args *args, int4mm_matmul_call *c)
   if (!args) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
   *c = (int4mm_matmul_call){.args = args};
   int32_t status = check_options(args);
-  if (!status) status = check_operands(args, c);
+  if (!status) status = check_operands(c);
   if (!status) status = check_vectors(args, c);
-  if (!status) status = check_out(args, c);
+  if (!status) status = int4mm_check_out(args->out, args->out_dtype, c->M, c->N);
+  if (!status) status = check_out_apart(args);
   if (!status) status = check_devices(args, c);
   return status;
 }

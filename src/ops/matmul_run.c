@@ -35,10 +35,24 @@ static int4mm_problem make_problem(const int4mm_matmul_call *c) {
                           .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, c->encoding_a, c->K),
                           .b = make_operand(args->b_packed, args->scale_b, layout_b, c->encoding_b, c->K),
                           .bias = args->bias ? args->bias->data : NULL,
+                          .activation = c->activation,
+                          .residual = c->residual ? int4mm_as_matrix(c->residual) : (int4mm_matrix){0},
                           .out = out->rank ? int4mm_as_matrix(out)
                                            : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
                           .strassen = args->strassen};
 }
+
+/* ---- the CPU ---- */
+
+static int32_t run_cpu(const int4mm_matmul_call *c) {
+  int4mm_problem problem = make_problem(c);
+  int64_t unchecked;
+  if (!c->M || !c->N) return INT4MM_OK;
+  int32_t status = c->quantize ? int4mm_cpu_quantize(c->quantize, &unchecked) : INT4MM_OK;
+  return status ? status : int4mm_cpu_matmul(&problem);
+}
+
+/* ---- CUDA ---- */
 
 /* Points the problem at b transposed to [K/8, N] words, two's complement, in `words`. */
 static void use_transposed(int4mm_problem *p, const uint32_t *words) {
@@ -46,55 +60,6 @@ static void use_transposed(int4mm_problem *p, const uint32_t *words) {
   b->words = words, b->rows = p->K / 8, b->cols = b->stride = p->N;
   b->layout = INT4MM_MN_MAJOR, b->xor_mask = 0;
 }
-
-/* ---- the CPU ---- */
-
-/* Columns n0 .. n0 + columns - 1 of a problem whose b is [N, K/8]. */
-static int4mm_problem columns_of(const int4mm_problem *p, int64_t n0, int64_t columns) {
-  int4mm_problem part = *p;
-  part.N = part.b.rows = part.out.cols = columns;
-  if (p->K) part.b.words += n0 * p->b.stride;
-  part.b.scales += n0;
-  if (p->bias) part.bias += n0;
-  part.out.data = (char *)p->out.data + n0 * (int64_t)int4mm_dtype_size(p->out.dtype);
-  return part;
-}
-
-/* b is [N, K/8] and transposed first, so many columns of the product at a time. */
-static int32_t run_by_columns(const int4mm_problem *p, int64_t columns) {
-  int4mm_tensor transposed = {0};
-  int32_t status = int4mm_tensor_alloc(&transposed, 2, p->K / 8, columns, INT4MM_INT32, INT4MM_CPU);
-  for (int64_t n0 = 0; !status && n0 < p->N; n0 += columns) {
-    int4mm_problem part = columns_of(p, n0, n0 + columns < p->N ? columns : p->N - n0);
-    int4mm_matrix from = {(void *)part.b.words, part.N, p->K / 8, p->b.stride, INT4MM_INT32};
-    int4mm_matrix to = {transposed.data, p->K / 8, part.N, part.N, INT4MM_INT32};
-    int4mm_cpu_transpose(&to, &from, p->b.xor_mask);
-    use_transposed(&part, transposed.data);
-    status = int4mm_cpu_matmul(&part);
-  }
-  int4mm_tensor_release(&transposed);
-  return status;
-}
-
-/* All columns at once, or fewer where there is no memory for as large a copy of b. */
-static int32_t run_nk(const int4mm_problem *p) {
-  enum { MIN_COLUMNS = 256 };
-  int64_t columns = p->N;
-  int32_t status = run_by_columns(p, columns);
-  while (status == INT4MM_ERR_MEMORY && columns > MIN_COLUMNS) {
-    columns = (columns / 2 + MIN_COLUMNS - 1) / MIN_COLUMNS * MIN_COLUMNS;
-    status = run_by_columns(p, columns);
-  }
-  return status;
-}
-
-static int32_t run_cpu(const int4mm_matmul_call *c) {
-  int4mm_problem problem = make_problem(c);
-  if (!c->M || !c->N) return INT4MM_OK;
-  return c->nk ? run_nk(&problem) : int4mm_cpu_matmul(&problem);
-}
-
-/* ---- CUDA ---- */
 
 static int32_t alignment_of(const void *address) {
   uintptr_t bits = (uintptr_t)address | 256;
@@ -124,16 +89,15 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
   return status;
 }
 
-static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem,
-                      const int4mm_matmul_args *args, bool non_blocking) {
+static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem, const int4mm_matmul_call *c,
+                      bool non_blocking) {
   int4mm_plan plan = {0};
-  int32_t status = plan_cuda(target, problem, args->kernel, int4mm_choose_kernel, &plan);
+  int32_t status = plan_cuda(target, problem, c->args->kernel, int4mm_choose_kernel, &plan);
   if (status || !problem->M || !problem->N) return status;
-  return target->cuda->matmul(target->device, problem, &plan, args->stream, non_blocking);
+  return target->cuda->matmul(target->device, c->quantize, problem, &plan, c->args->stream, non_blocking);
 }
 
-/* Frees scratch memory after a call that ended with `status`; the call's own failure is the one to tell. */
-static int32_t free_scratch(const int4mm_dispatch_target *target, void *scratch, void *stream, int32_t status) {
+int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch, void *stream, int32_t status) {
   if (!status) return target->cuda->scratch_free(target->device, scratch, stream);
   int4mm_hold_error();
   (void)target->cuda->scratch_free(target->device, scratch, stream);
@@ -160,8 +124,8 @@ static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_tar
     if (!status) status = cuda->transpose(target->device, &to, &from, problem.b.xor_mask, args->stream);
   }
   if (c->nk) use_transposed(&problem, scratch);
-  if (!status) status = launch(target, &problem, args, non_blocking);
-  if (scratch) status = free_scratch(target, scratch, args->stream, status);
+  if (!status) status = launch(target, &problem, c, non_blocking);
+  if (scratch) status = int4mm_free_scratch(target, scratch, args->stream, status);
   return status;
 }
 
@@ -212,11 +176,11 @@ int32_t int4mm_run_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_tar
 
 int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
   int4mm_problem problem = make_problem(c);
-  if (c->nk) use_transposed(&problem, NULL);
   if (!target->cuda) {
     int4mm_cpu_plan(&problem, plan);
     return INT4MM_OK;
   }
+  if (c->nk) use_transposed(&problem, NULL);
   if (c->args->a_packed->device == INT4MM_CPU) { /* as run_staged lays them out: contiguous, on fresh allocations */
     problem.a.data = NULL, problem.a.stride = c->K / 8;
     problem.b.data = NULL, problem.b.stride = c->N;

@@ -22,35 +22,21 @@ static int32_t copy_as_kn(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, u
   return cuda ? cuda->transpose(b->device, &to, &from, xor_mask, NULL) : INT4MM_ERR_UNAVAILABLE;
 }
 
-/* Panels from columns n0 .. n0 + columns - 1 of an [N, K/8] weight, which are transposed into `slab` first. */
-static void pack_slab(int4mm_tensor *panels, const int4mm_matrix *b, int64_t n0, int64_t columns, uint32_t xor_mask,
-                      uint32_t *slab) {
-  int4mm_matrix from = *b, to = {slab, b->cols, columns, columns, INT4MM_INT32};
-  from.data = (uint32_t *)b->data + n0 * b->stride;
-  from.rows = columns;
-  int4mm_cpu_transpose(&to, &from, xor_mask);
-  int4mm_cpu_prepack((uint32_t *)panels->data + n0 * b->cols, slab, columns, b->cols, columns, 0);
-}
-
 /* Panels of `b` on the CPU. */
 static int32_t make_panels(int4mm_tensor *dst, const int4mm_tensor *b, bool nk, uint32_t xor_mask) {
-  enum { SLAB_BYTES = 8 << 20, COLUMNS = 256 }; /* of a slab: a multiple of a panel's */
   int4mm_matrix words = int4mm_as_matrix(b);
   int64_t k8 = b->shape[nk ? 1 : 0], N = b->shape[nk ? 0 : 1];
   int32_t status = int4mm_tensor_alloc_panels(dst, k8, N, int4mm_cpu_panel_words(k8, N));
   if (status || !k8 || !N) return status;
-  if (!nk) {
-    int4mm_cpu_prepack(dst->data, words.data, words.stride, k8, N, xor_mask);
-    return INT4MM_OK;
-  }
-  int64_t columns = (SLAB_BYTES / 4 / k8 / COLUMNS + 1) * COLUMNS;
-  if (columns > N) columns = N;
-  int4mm_tensor slab = {0};
-  status = int4mm_tensor_alloc(&slab, 2, k8, columns, INT4MM_INT32, INT4MM_CPU);
-  for (int64_t n0 = 0; !status && n0 < N; n0 += columns)
-    pack_slab(dst, &words, n0, n0 + columns < N ? columns : N - n0, xor_mask, slab.data);
-  int4mm_tensor_release(&slab);
-  return status;
+  int4mm_operand operand = {.data = words.data,
+                            .rows = words.rows,
+                            .cols = words.cols,
+                            .stride = words.stride,
+                            .dtype = words.dtype,
+                            .layout = nk ? INT4MM_K_MAJOR : INT4MM_MN_MAJOR,
+                            .xor_mask = xor_mask};
+  int4mm_cpu_prepack(dst->data, &operand);
+  return INT4MM_OK;
 }
 
 int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, int32_t layout_b, int32_t encoding) {

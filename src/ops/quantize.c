@@ -42,32 +42,14 @@ static int32_t check_quantized(const char *name, const int4mm_tensor *plain, con
 
 /* ---- quantize ---- */
 
-/* A power of two from 4 to 1024 that divides the extent along dim. */
-static int32_t check_block(const char *name, int32_t block, const int4mm_tensor *src, int32_t dim) {
-  if (block < 4 || block > 1024 || (block & (block - 1)))
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, expected a power of two from 4 to 1024", name, (int)block);
-  if (src->shape[dim] % block == 0) return INT4MM_OK;
-  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %d, which does not divide the %lld values along dim %d of src", name,
-                     (int)block, (long long)src->shape[dim], (int)dim);
-}
-
-static int32_t check_clip(const int4mm_quantize_args *a) {
-  if (!(a->clip >= 0 && a->clip <= 1))
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "clip is %g, expected a number above 0 and up to 1", (double)a->clip);
-  if (a->clip_mse && a->clip != 0)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "clip is %g beside clip_mse, which finds the ratio itself: leave it 0",
-                       (double)a->clip);
-  return int4mm_check_range("clip_mse", a->clip_mse, 0, 1, "0 or 1");
-}
-
 static int32_t check_quantize(const int4mm_quantize_args *a) {
   if (!a) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
   int32_t status = check_quantized("src", a->src, a->packed, a->dim, a->encoding);
   if (!status) status = check_scales(a->scales, "src", a->src, a->dim);
   if (!status) status = int4mm_check_apart("scales", a->scales, "src", a->src);
   if (!status) status = int4mm_check_apart("scales", a->scales, "packed", a->packed);
-  if (!status && a->rotate) status = check_block("rotate", a->rotate, a->src, a->dim);
-  return status ? status : check_clip(a);
+  if (!status && a->rotate) status = int4mm_check_block("rotate", a->rotate, "src", a->src, a->dim);
+  return status ? status : int4mm_check_clip(a->clip, a->clip_mse);
 }
 
 int32_t int4mm_quantize(const int4mm_quantize_args *args) {
@@ -103,7 +85,7 @@ int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_
   if (!status) status = int4mm_check_range("dim", dim, 0, 1, "0 or 1");
   if (!status) status = check_same_shape("dst", dst, "src", src);
   if (!status) status = int4mm_check_same_device("dst", dst, "src", src);
-  if (!status) status = check_block("block", block, src, dim);
+  if (!status) status = int4mm_check_block("block", block, "src", src, dim);
   if (!status && !is_same_memory(dst, src)) status = int4mm_check_apart("dst", dst, "src", src);
   if (status) return status;
   int4mm_rotate_job job = {int4mm_as_matrix(dst), int4mm_as_matrix(src), dim, block};

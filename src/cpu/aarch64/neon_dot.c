@@ -5,4 +5,4 @@
 #include "cpu/aarch64/neon.inc"
 
 const int4mm_cpu_table int4mm_cpu_neon_dot = {"neon_dot", int4mm_has_neon_dot, int4mm_gemm, int4mm_gemm_plan,
-                                              &kernels,   &int4mm_rows_scalar};
+                                              &kernels,   &int4mm_rows_scalar, transpose};

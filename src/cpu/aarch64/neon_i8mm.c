@@ -6,4 +6,4 @@
 #include "cpu/aarch64/neon.inc"
 
 const int4mm_cpu_table int4mm_cpu_neon_i8mm = {"neon_i8mm", int4mm_has_neon_i8mm, int4mm_gemm, int4mm_gemm_plan,
-                                               &kernels,    &int4mm_rows_scalar};
+                                               &kernels,    &int4mm_rows_scalar,  transpose};

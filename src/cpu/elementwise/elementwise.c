@@ -1,5 +1,5 @@
 /*
- * Pack, unpack, dequantize, random, copy and transpose over whole matrices, in blocks (pieces.h); the loops over a
+ * Pack, unpack, dequantize, random and copy over whole matrices, in blocks (pieces.h); the loops over a
  * block are those of rows.h.
  */
 #include <string.h>
@@ -185,7 +185,7 @@ void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *p
   int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? unpack_along : unpack_across, &j);
 }
 
-/* ---- random, copy, transpose ------------------------------------------------------------------------------------ */
+/* ---- random, copy ------------------------------------------------------------------------------------ */
 
 typedef struct random_run {
   const int4mm_rows *rows;
@@ -301,38 +301,4 @@ int64_t int4mm_cpu_find_outside_int8(const int4mm_matrix *src) {
   int4mm_parallel(run.pieces.threads, run.pieces.count, range_piece, &run);
   int64_t bad = atomic_load(&run.bad);
   return bad == INT64_MAX ? -1 : bad;
-}
-
-enum { SQUARE = 16 }; /* words: a cache line */
-
-/* One square. A whole one has constant bounds, so that the compiler keeps it in registers. */
-static inline void transpose_square(uint32_t *restrict dst, int64_t ldd, const uint32_t *restrict src, int64_t lds,
-                                    int64_t rows, int64_t cols, uint32_t xor_mask) {
-  for (int64_t c = 0; c < cols; c++) {
-    for (int64_t r = 0; r < rows; r++) dst[c * ldd + r] = src[r * lds + c] ^ xor_mask;
-  }
-}
-
-static void transpose_piece(void *context, int64_t index, int32_t slot) {
-  (void)slot;
-  const copy_run *run = context;
-  piece s = piece_at(&run->pieces, index);
-  int64_t ldd = run->dst->stride, lds = run->src->stride;
-  for (int64_t c = s.c0; c < s.c1; c += SQUARE) {
-    for (int64_t r = s.r0; r < s.r1; r += SQUARE) {
-      uint32_t *dst = (uint32_t *)run->dst->data + c * ldd + r;
-      const uint32_t *src = (const uint32_t *)run->src->data + r * lds + c;
-      int64_t rows = int4mm_min64(SQUARE, s.r1 - r), cols = int4mm_min64(SQUARE, s.c1 - c);
-      if (rows == SQUARE && cols == SQUARE) {
-        transpose_square(dst, ldd, src, lds, SQUARE, SQUARE, run->xor_mask);
-      } else {
-        transpose_square(dst, ldd, src, lds, rows, cols, run->xor_mask);
-      }
-    }
-  }
-}
-
-void int4mm_cpu_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask) {
-  copy_run run = {NULL, dst, src, cut(src->rows, src->cols, 64, src->cols), xor_mask};
-  int4mm_parallel(run.pieces.threads, run.pieces.count, transpose_piece, &run);
 }

@@ -83,6 +83,11 @@ static void prefetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n
   for (int64_t i = 0; i < n * (int64_t)int4mm_dtype_size(m->dtype); i += 64) __builtin_prefetch(row + i, 0, 2);
 }
 
+/* Whether a quotient may need the clamp: otherwise the largest is `most` or the float above. */
+static bool may_clamp(const quantize_run *run) {
+  return run->job->clip != 1 || run->job->clip_mse;
+}
+
 static int32_t finish(quantize_run *run, int64_t *bad) {
   int64_t first = atomic_load(&run->bad);
   if (first == INT64_MAX) return INT4MM_OK;
@@ -104,17 +109,24 @@ static int64_t chunk_length(const row *l, int64_t c) {
   return int4mm_min64(HELD, l->run->job->plain.cols - c);
 }
 
-/* The chunk from element c on, rotated. */
+/* Whether a row's floats are made, not read where they are. */
+static bool is_made(const int4mm_pack_job *p) {
+  return p->plain.dtype != INT4MM_FLOAT32 || p->rotate;
+}
+
+/* The chunk from element c on, rotated. Half of the next row is prefetched meanwhile, evenly, as the memory would be
+ * idle; write_row does the other half. */
 static const float *chunk_at(row *l, int64_t c) {
   const int4mm_pack_job *p = l->run->job;
   const char *src = at(&p->plain, l->r, c);
-  if (p->plain.dtype == INT4MM_FLOAT32 && !p->rotate) return (const float *)(const void *)src;
+  if (!is_made(p)) return (const float *)(const void *)src;
   if (l->held == c) return l->buffer;
   int64_t length = chunk_length(l, c);
   l->absmax = 0;
   for (int64_t i = 0; i < length; i += BLOCK) {
     int64_t n = int4mm_min64(BLOCK, length - i);
     const void *from = at(&p->plain, l->r, c + i);
+    if (c == 0) prefetch_row(&p->plain, l->r + 1, i, n / 2);
     if (p->rotate) {
       uint32_t absmax = l->run->rows->rotate(l->buffer + i, from, p->plain.dtype, p->rotate, n);
       l->absmax = absmax > l->absmax ? absmax : l->absmax;
@@ -157,22 +169,19 @@ static float best_scale_of_row(row *l, uint32_t absmax) {
   return best;
 }
 
-/* The memory is idle meanwhile: the beginning of the next row is prefetched. */
+/* The beginning of the next row, or the half that chunk_at leaves of it, is prefetched meanwhile. */
 static void write_row(row *l, float scale) {
   const quantize_run *run = l->run;
   const int4mm_pack_job *p = run->job;
-  int8_t q[BLOCK];
   for (int64_t c = 0; c < p->plain.cols; c += BLOCK) {
-    int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), words = int4mm_ceil_div(n, 8);
+    int64_t n = int4mm_min64(BLOCK, p->plain.cols - c), fetched = is_made(p) ? n / 2 : 0;
     const float *x = chunk_at(l, c / HELD * HELD) + c % HELD;
-    if (c < HELD) prefetch_row(&p->plain, l->r + 1, c, n);
+    if (c < HELD) prefetch_row(&p->plain, l->r + 1, c + fetched, n - fetched);
     if (is_bytes(run)) {
       run->rows->quantize(at(&p->packed, l->r, c), x, scale, run->most, n);
       continue;
     }
-    run->rows->quantize(q, x, scale, run->most, n);
-    memset(q + n, 0, (size_t)(8 * words - n));
-    run->rows->pack_along(at(&p->packed, l->r, c / 8), q, words, p->xor_mask);
+    run->rows->quantize_words(at(&p->packed, l->r, c / 8), x, scale, may_clamp(run), n, p->xor_mask);
   }
 }
 
@@ -258,14 +267,14 @@ static void scales_across(void *context, int64_t index, int32_t slot) {
 }
 
 /* A row of at most WIDE columns. The next one is on another page, where no hardware prefetcher follows. */
-static void quantize_wide(const quantize_run *run, int8_t *q, int64_t r, int64_t c, int64_t n) {
+static void quantize_wide(const quantize_run *run, const float *inverses, int8_t *q, int64_t r, int64_t c, int64_t n) {
   const int4mm_pack_job *p = run->job;
   float buffer[BLOCK];
   for (int64_t i = 0; i < n; i += BLOCK) {
     int64_t here = int4mm_min64(BLOCK, n - i);
     const float *x = source_floats(run, buffer, r, c + i, here);
     prefetch_row(&p->plain, r + 1, c + i, here);
-    run->rows->quantize_columns(q + i, x, p->scales + c + i, run->most, here);
+    run->rows->quantize_columns(q + i, x, p->scales + c + i, inverses + i, run->most, may_clamp(run), here);
   }
 }
 
@@ -276,12 +285,14 @@ static void quantize_across(void *context, int64_t index, int32_t slot) {
   const int4mm_pack_job *p = run->job;
   piece s = piece_at(&run->pieces, run->pieces.count - 1 - index); /* eights of rows, and columns */
   int8_t q[8][WIDE];
+  float inverses[WIDE];
   for (int64_t w = s.r0; w < s.r1; w++) {
     int64_t rows = int4mm_min64(8, p->plain.rows - 8 * w);
     for (int64_t c = s.c0; c < s.c1; c += WIDE) {
       int64_t n = int4mm_min64(WIDE, s.c1 - c);
+      run->rows->reciprocals(inverses, p->scales + c, n);
       for (int64_t i = 0; i < rows; i++) {
-        quantize_wide(run, is_bytes(run) ? at(&p->packed, 8 * w + i, c) : q[i], 8 * w + i, c, n);
+        quantize_wide(run, inverses, is_bytes(run) ? at(&p->packed, 8 * w + i, c) : q[i], 8 * w + i, c, n);
       }
       if (is_bytes(run)) continue;
       for (int64_t i = rows; i < 8; i++) memset(q[i], 0, (size_t)n);
@@ -381,12 +392,14 @@ static void write_strip(strip *s) {
   const int4mm_pack_job *p = run->job;
   const float *scales = p->scales + s->c;
   int8_t q[8][STRIP_COLS];
+  float inverses[STRIP_COLS];
+  run->rows->reciprocals(inverses, scales, s->n);
   for (int64_t r = 0; r < p->plain.rows; r += 8) {
     const float *x = rows_at(s, r / s->chunk * s->chunk) + r % s->chunk * s->pitch;
     int64_t rows = int4mm_min64(8, p->plain.rows - r);
     for (int64_t i = 0; i < rows; i++) {
       int8_t *to = is_bytes(run) ? at(&p->packed, r + i, s->c) : q[i];
-      run->rows->quantize_columns(to, x + i * s->pitch, scales, run->most, s->n);
+      run->rows->quantize_columns(to, x + i * s->pitch, scales, inverses, run->most, may_clamp(run), s->n);
     }
     if (is_bytes(run)) continue;
     for (int64_t i = rows; i < 8; i++) memset(q[i], 0, sizeof q[i]);

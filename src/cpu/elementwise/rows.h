@@ -32,10 +32,15 @@ typedef struct int4mm_rows {
   uint32_t (*absmax)(const float *x, int64_t n);
   /* bits[i] = max(bits[i], |x[i]|, |x[stride + i]|, ...) over rows */
   void (*absmax_columns)(uint32_t *bits, const float *x, int64_t stride, int64_t rows, int64_t n);
-  /* q = clamp(round_half_even(x / scale), -most, most), most below 128, 0 where the scale is 0 or infinite; one scale,
-   * or one for each column */
+  /* q = clamp(round_half_even(x / scale), -most, most), most below 128, 0 where the scale is 0 or infinite. clamp,
+   * where it is an argument: some |x / scale| may be most + 0.5 and more. */
   void (*quantize)(int8_t *q, const float *x, float scale, float most, int64_t n);
-  void (*quantize_columns)(int8_t *q, const float *x, const float *scales, float most, int64_t n);
+  /* The words of n such q with most = 7; the last one is completed with zeros. */
+  void (*quantize_words)(uint32_t *words, const float *x, float scale, bool clamp, int64_t n, uint32_t xor_mask);
+  /* A scale for each column. inverses: of these scales, by `reciprocals`: 0 where a division is needed. */
+  void (*reciprocals)(float *inverses, const float *scales, int64_t n);
+  void (*quantize_columns)(int8_t *q, const float *x, const float *scales, const float *inverses, float most,
+                           bool clamp, int64_t n);
   /* For that q and finite x and scales: sums[k % 32] += (x[k] - q[k] * scale)^2 in float64; or the error of one row
    * added to one sum for each column */
   void (*add_errors)(double *sums, const float *x, float scale, float most, int64_t n);

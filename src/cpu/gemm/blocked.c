@@ -21,8 +21,9 @@ enum {
   PACKED_BYTES = 16 << 20,    /* of B, packed: a super block */
   L2_BYTES = 384 << 10,       /* of A, packed: a block that the second-level cache holds */
   L2_WHOLE_BYTES = 512 << 10, /* the same where one block is all of A */
-  PACK_ROWS = 16,             /* words of K in a piece of packing B */
-  PACK_PANELS = 64,           /* panels in such a piece: long sequential reads are the fastest */
+  PIECE_WORDS = 32768,        /* of B in a piece of packing it */
+  PIECE_K8 = 16,              /* words of K in such a piece: long reads along the rows are the fastest */
+  PIECE_K8_K_MAJOR = 512,     /* the same where rows lie along K */
   PREFETCH_ROWS = 16 /* rows of a raw weight: each may be on another page, which no hardware prefetcher follows */
 };
 
@@ -101,28 +102,49 @@ static int64_t bytes_of_panel(const gemm *g, int64_t k8) {
 static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t j, int64_t k8) {
   const int4mm_problem *p = g->p;
   int64_t n = g->n0 + panel * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, p->N - n);
-  const uint32_t *src = int4mm_b_word(p, g->j0 + j, n);
-  int64_t ld = int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride, nr = g->k->nr;
-  if (!g->k->bytes_b) {
-    copy_words(dst + j * INT4MM_PANEL, src, ld, columns, k8, p->b.xor_mask);
+  int64_t nr = g->k->nr;
+  if (g->k->bytes_b) {
+    for (int64_t c = 0; c < columns; c += nr) {
+      int4mm_pack_b(g->k, p, g->j0 + j, n + c, int4mm_min64(nr, columns - c), k8, g->k->offset,
+                    dst + 2 * (c * g->k8 + j * nr));
+    }
     return;
   }
-  for (int64_t c = 0; c < columns; c += nr) {
-    g->k->pack_b(dst + 2 * (c * g->k8 + j * nr), src + c, ld, int4mm_min64(nr, columns - c), k8, p->b.xor_mask,
-                 g->k->offset);
+  const uint32_t *src = int4mm_b_word(p, g->j0 + j, n);
+  int64_t ld = int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride;
+  dst += j * INT4MM_PANEL;
+  if (int4mm_is_k_major(&p->b)) {
+    g->k->transpose(dst, INT4MM_PANEL, src, ld, columns, k8, p->b.xor_mask);
+  } else {
+    copy_words(dst, src, ld, columns, k8, p->b.xor_mask);
   }
 }
 
-/* One piece of packing B for all threads: PACK_PANELS panels by PACK_ROWS words of K, read along the rows. */
-static void pack_strip_of_b(void *context, int64_t index, int32_t slot) {
+/* Words of K in a piece of packing B, and pieces across the columns and along K. */
+static int64_t piece_k8(const gemm *g) {
+  return int4mm_is_k_major(&g->p->b) ? PIECE_K8_K_MAJOR : PIECE_K8;
+}
+static int64_t piece_panels(const gemm *g) {
+  return PIECE_WORDS / INT4MM_PANEL / piece_k8(g);
+}
+static int64_t pieces_across(const gemm *g) {
+  return int4mm_ceil_div(int4mm_ceil_div(g->cols, INT4MM_PANEL), piece_panels(g));
+}
+static int64_t pieces_of_b(const gemm *g) {
+  return pieces_across(g) * int4mm_ceil_div(g->k8, piece_k8(g));
+}
+
+/* One piece of packing B for all threads: several panels by some words of K, read along the rows. */
+static void pack_piece_of_b(void *context, int64_t index, int32_t slot) {
   (void)slot;
   const gemm *g = context;
-  int64_t panels = int4mm_ceil_div(g->cols, INT4MM_PANEL), strips = int4mm_ceil_div(panels, PACK_PANELS);
-  int64_t first = index % strips * PACK_PANELS, last = int4mm_min64(first + PACK_PANELS, panels);
-  int64_t j0 = index / strips * PACK_ROWS, j1 = int4mm_min64(j0 + PACK_ROWS, g->k8);
-  for (int64_t j = j0; j < j1; j += 8) {
+  int64_t depth = piece_k8(g), step = int4mm_is_k_major(&g->p->b) ? depth : 8;
+  int64_t panels = int4mm_ceil_div(g->cols, INT4MM_PANEL), first = index % pieces_across(g) * piece_panels(g);
+  int64_t last = int4mm_min64(first + piece_panels(g), panels);
+  int64_t j0 = index / pieces_across(g) * depth, j1 = int4mm_min64(j0 + depth, g->k8);
+  for (int64_t j = j0; j < j1; j += step) {
     for (int64_t panel = first; panel < last; panel++) {
-      pack_panel_of_b(g, g->b + panel * bytes_of_panel(g, g->k8) / 4, panel, j, int4mm_min64(8, j1 - j));
+      pack_panel_of_b(g, g->b + panel * bytes_of_panel(g, g->k8) / 4, panel, j, int4mm_min64(step, j1 - j));
     }
   }
 }
@@ -155,7 +177,10 @@ static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int
     if (next >= g->rows || t * share >= 4 * p->a.stride * g->mc) return prefetch;
     prefetch.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
     prefetch.stride = 64;
-  } else if (g->thread_local_b && t < 2) { /* the next one is not packed yet: a line of each raw row */
+  } else if (g->thread_local_b && t < 2 && int4mm_is_k_major(&p->b)) { /* it is not packed yet: half of its columns */
+    prefetch.line = (const char *)int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL + INT4MM_PANEL / 2 * t);
+    prefetch.stride = 64;                  /* exact where columns are contiguous */
+  } else if (g->thread_local_b && t < 2) { /* a line of each raw row */
     prefetch.line = (const char *)(int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL) + 16 * t);
     prefetch.stride = 4 * (int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride);
   } else if (!g->thread_local_b && t * share < bytes) {
@@ -173,7 +198,7 @@ static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
   const uint32_t *a = w->a + r * 2 * g->k8;
   bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->split_k && rows == k->mr && columns == k->nr;
-  if (whole && k->microkernel_fused &&
+  if (whole && k->microkernel_fused && !int4mm_is_layer(g->p) &&
       k->microkernel_fused(g->p, g->m0 + m, g->n0 + n, a, b, w->acc_init + r, prefetch))
     return;
   if (last) int4mm_prefetch_out(g->p, g->m0 + m, g->n0 + n, rows);
@@ -230,8 +255,7 @@ static void compute(void *context, int64_t index, int32_t slot) {
 }
 
 static void run_block(gemm *g) {
-  int64_t strips = int4mm_ceil_div(int4mm_ceil_div(g->cols, INT4MM_PANEL), PACK_PANELS);
-  if (packs_b(g)) int4mm_parallel(g->threads, strips * int4mm_ceil_div(g->k8, PACK_ROWS), pack_strip_of_b, g);
+  if (packs_b(g)) int4mm_parallel(g->threads, pieces_of_b(g), pack_piece_of_b, g);
   for (int64_t i = 0; i < g->threads; i++) atomic_init(&g->queues[i].next, first_of_queue(g, i));
   int4mm_parallel(g->threads, g->threads, compute, g);
 }
@@ -311,8 +335,15 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
 
 /* ---- the choice of a driver -------------------------------------------------------------------------------------- */
 
+/* Dot products along K end with the addition of their lanes, which takes as long as some words of K for each row: by
+ * measurements on one thread of an AVX512-VNNI machine, blocks are faster below that. */
+static bool is_dot(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  return p->M <= kernels->dot_max_m && (p->M <= 2 || p->K / 8 >= 8 * p->M);
+}
+
 static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
   if (int4mm_is_panels(&p->b)) return p->M <= kernels->skinny_panel_max_m;
+  if (int4mm_is_k_major(&p->b)) return is_dot(kernels, p);
   return p->M <= (int4mm_skinny_threads(p) > 1 ? kernels->skinny_max_m_threaded : kernels->skinny_max_m);
 }
 
@@ -326,13 +357,18 @@ int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
   return int4mm_gemm_blocked(kernels, p);
 }
 
+/* Columns of a tile of `dot`, 1 where the rows are divided. */
+static int32_t tile_n_of_dot(const int4mm_kernels *kernels, int64_t M) {
+  return (int32_t)int4mm_max64(1, kernels->dot_sums / int4mm_max64(1, M));
+}
+
 void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, int4mm_plan *plan) {
   int32_t levels = int4mm_strassen_levels(kernels, p);
   plan->tile_m = kernels->mr;
   plan->tile_n = kernels->nr;
   if (is_skinny(kernels, p)) {
     plan->tile_m = (int32_t)p->M;
-    plan->tile_n = kernels->skinny_columns;
+    plan->tile_n = int4mm_is_k_major(&p->b) ? tile_n_of_dot(kernels, p->M) : kernels->skinny_columns;
     snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is read once, unpacked in registers%s",
              int4mm_is_panels(&p->b) ? " (prepacked)" : "");
   } else if (levels > 0) {

@@ -6,6 +6,7 @@
  *   - A word holds eight k of one row or column. Its even nibbles, masked, are one dword of four bytes; its odd
  *     nibbles, shifted and masked, the next. A and B are split alike, so both have the same permutation of k and no
  *     shuffle is needed.
+ *   - B that is K-major is transposed into words or bytes while it is packed. For few rows of A it is not packed.
  *   - A panel of A: [2 * k8][mr] dwords of signed bytes; the mr dwords that the microkernel broadcasts are contiguous.
  *   - B in words: rows of INT4MM_PANEL words, as in a prepacked weight; the microkernel unpacks them in registers.
  *   - B in bytes: panels of [2 * k8][nr] dwords, unpacked beforehand, where registers are too few for the former.
@@ -46,6 +47,9 @@ struct int4mm_kernels {
   int32_t skinny_max_m_threaded; /* the same on several, among which it balances less well than the blocked driver */
   int32_t skinny_columns;        /* N of a skinny tile; divides INT4MM_PANEL */
   int32_t skinny_panel_max_m;    /* largest M for `skinny_panel` */
+  int32_t dot_words;             /* words of K that `dot` takes at a time */
+  int32_t dot_sums;              /* largest tile of `dot`, rows times columns */
+  int32_t dot_max_m;             /* largest M for `dot` */
   int32_t strassen;              /* levels that `microkernel_bytes` and the combinations allow: 0 to 2 */
 
   /* Packs `rows` <= mr rows of k8 words into a panel, with zeros for the rows that are missing; sums[r], r < mr, is the
@@ -55,6 +59,7 @@ struct int4mm_kernels {
   /* Packs k8 rows of `columns` <= nr words as bytes + offset; columns that are missing are undefined. */
   void (*pack_b)(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                  int32_t offset);
+  int4mm_transpose *transpose;
   int4mm_microkernel *microkernel;
   /* For Strassen: A any signed bytes, B any unsigned ones. NULL without it. */
   int4mm_microkernel *microkernel_bytes;
@@ -68,8 +73,10 @@ struct int4mm_kernels {
   void (*combine_b)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels,
                     int32_t offset);
 
-  /* Unpacks one row of A into 2 * k8 dwords of signed bytes; returns the sum of its values (0 where offset is 0). */
-  int32_t (*expand)(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask);
+  /* Unpacks one row of A into 2 * k8 dwords of signed bytes; returns the sum of its values (0 where offset is 0). In
+   * runs of `run` words, 1 or dot_words: first the even nibbles of a run, then the odd ones; the last one is completed
+   * with zeros. */
+  int32_t (*expand)(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask, int64_t run);
   /* acc[m, n] += sum over k of a[m, k] * (b[k, n] + offset) for m < rows and n < columns, a multiple of skinny_columns.
    * a: expanded rows; b: raw words, each read once, in runs of `columns`. */
   void (*skinny)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b,
@@ -77,6 +84,11 @@ struct int4mm_kernels {
   /* The same for one prepacked panel: INT4MM_PANEL columns. */
   void (*skinny_panel)(int64_t rows, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int32_t *acc,
                        int64_t ldacc);
+
+  /* acc[m, n] += sum over k of a[m, k] * (b[n, k] + offset) for m < rows and n < columns, any number. a: rows expanded
+   * in runs of dot_words; b: raw K-major words, ldb from column to column. */
+  void (*dot)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
+              uint32_t xor_mask, int32_t *acc, int64_t ldacc);
 
   /* out[m .. m + rows - 1, n .. n + columns - 1] from sums. Rows of acc are read up to a multiple of 16 columns. */
   void (*epilogue)(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows, int64_t columns, const int32_t *acc,
@@ -94,6 +106,11 @@ static inline void int4mm_prefetch_out(const int4mm_problem *p, int64_t m, int64
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *problem);
 /* Tile and reason of what int4mm_gemm would do. */
 void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *problem, int4mm_plan *plan);
+
+/* Packs words j .. j + k8 - 1 of K of columns n .. n + columns - 1, at most nr, of B in any layout as bytes + offset.
+ */
+void int4mm_pack_b(const int4mm_kernels *kernels, const int4mm_problem *p, int64_t j, int64_t n, int64_t columns,
+                   int64_t k8, int32_t offset, uint32_t *panel);
 
 /* The drivers. */
 int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem *problem);

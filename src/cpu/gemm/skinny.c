@@ -1,7 +1,7 @@
 /*
  * The skinny driver, for few rows. Reading the weight takes most of the time, so it is read once, in its own layout, in
- * long sequential runs, and never packed. Accumulators stay in the second-level cache. Threads divide the columns, and
- * K too where there are too few columns.
+ * long sequential runs, and never packed: along the columns, or, where it is K-major, as dot products along K.
+ * Accumulators stay in the second-level cache. Threads divide the columns, and K too where there are too few columns.
  */
 #include "cpu/gemm/gemm.h"
 
@@ -64,7 +64,11 @@ static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, 
     }
     return;
   }
-  const uint32_t *b = p->b.words + j * p->b.stride + n;
+  const uint32_t *b = int4mm_b_word(p, j, n);
+  if (int4mm_is_k_major(&p->b)) {
+    s->k->dot(p->M, columns, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
+    return;
+  }
   int64_t whole = columns / s->k->skinny_columns * s->k->skinny_columns;
   if (whole > 0) s->k->skinny(p->M, whole, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
   if (whole < columns) skinny_tail(s, a, b + whole, columns - whole, k8, acc + whole);
@@ -77,9 +81,10 @@ static const uint32_t *expand_slice(const skinny_run *s, int64_t j, int64_t k8, 
   slice *local = &s->slices[slot];
   if (local->first == j) return a;
   local->first = j;
+  int64_t run = int4mm_is_k_major(&p->b) ? s->k->dot_words : 1;
   for (int64_t m = 0; m < p->M; m++) {
-    local->acc_init[m] =
-        -s->k->offset * s->k->expand(a + m * s->lda, p->a.words + m * p->a.stride + j, k8, p->a.xor_mask);
+    const uint32_t *row = p->a.words + m * p->a.stride + j;
+    local->acc_init[m] = -s->k->offset * s->k->expand(a + m * s->lda, row, k8, p->a.xor_mask, run);
   }
   return a;
 }
@@ -162,7 +167,7 @@ static void choose_parts(skinny_run *s) {
 /* Workspace, in the order: expanded A, slices, accumulators, partial sums. */
 static bool acquire_workspace(skinny_run *s) {
   const int4mm_problem *p = s->p;
-  s->lda = 2 * int4mm_min64(p->K / 8, SLICE_K8) + ROW_PAD;
+  s->lda = 2 * int4mm_round_up(int4mm_min64(p->K / 8, SLICE_K8), 16) + ROW_PAD; /* whole runs */
   s->ld = int4mm_ceil_div(p->N, INT4MM_PANEL) * INT4MM_PANEL;
   int64_t a = int4mm_round_up(4 * s->threads * p->M * s->lda, 64);
   int64_t slices = int4mm_round_up(s->threads * (int64_t)sizeof(slice), 64);

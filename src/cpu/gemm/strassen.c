@@ -125,12 +125,12 @@ static void pack_slice_of_a(const strassen *s, int64_t i, int64_t slice, int64_t
 
 static void pack_slice_of_b(const strassen *s, int64_t j, int64_t slice, int64_t panel, int8_t *blocks) {
   const int4mm_problem *p = s->p;
-  int64_t G = s->G, nr = s->k->nr, bytes = panel_b(s), ld = int4mm_is_panels(&p->b) ? INT4MM_PANEL : p->b.stride;
+  int64_t G = s->G, nr = s->k->nr, bytes = panel_b(s);
   for (int64_t q = 0; q < G * G; q++) {
     int64_t n = (j * G + q % G) * s->nb + panel * nr, word = (slice * G + q / G) * s->kb8;
     int64_t columns = int4mm_max64(0, int4mm_min64(nr, p->N - n)), k8 = columns ? words_of(s, slice, q / G) : 0;
     int8_t *block = blocks + q * bytes;
-    if (k8) s->k->pack_b((uint32_t *)block, int4mm_b_word(p, word, n), ld, columns, k8, p->b.xor_mask, 0);
+    if (k8) int4mm_pack_b(s->k, p, word, n, columns, k8, 0, (uint32_t *)block);
     memset(block + 8 * k8 * nr, 0, (size_t)(bytes - 8 * k8 * nr));
   }
   int64_t first = ((j - s->j0) * s->slices + slice) * s->products;

@@ -8,4 +8,4 @@
 #include "cpu/x86/x86_256.inc"
 
 const int4mm_cpu_table int4mm_cpu_avx512vl_vnni = {
-    "avx512vl_vnni", int4mm_has_avx512vl_vnni, int4mm_gemm, int4mm_gemm_plan, &kernels, &int4mm_rows_avx2};
+    "avx512vl_vnni", int4mm_has_avx512vl_vnni, int4mm_gemm, int4mm_gemm_plan, &kernels, &int4mm_rows_avx2, transpose};

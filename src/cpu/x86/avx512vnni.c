@@ -250,16 +250,21 @@ static inline __m256i signed_bytes256(__m256i nibble) {
   return _mm256_sub_epi8(_mm256_xor_si256(_mm256_and_si256(nibble, _mm256_set1_epi8(15)), eight), eight);
 }
 
-static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask) {
+static int32_t expand(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask, int64_t run) {
   const __m256i ones = _mm256_set1_epi8(1), xor_mask_vector = _mm256_set1_epi32((int32_t)xor_mask);
   __m256i sum = _mm256_setzero_si256();
-  for (int64_t j = 0; j < k8; j += 8) {
-    int64_t count = int4mm_min64(8, k8 - j);
+  for (int64_t j = 0; j < int4mm_round_up(k8, run); j += 8) {
+    int64_t count = int4mm_max64(0, int4mm_min64(8, k8 - j));
     __mmask8 mask = (__mmask8)((1u << count) - 1);
     __m256i x = _mm256_maskz_xor_epi32(mask, _mm256_maskz_loadu_epi32(mask, a + j), xor_mask_vector);
     __m256i even = signed_bytes256(x), odd = signed_bytes256(_mm256_srli_epi32(x, 4));
     sum = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(sum, ones, even), ones, odd);
-    /* interleaved: the two dwords of a word are adjacent */
+    if (run == LANES) {
+      uint32_t *half = dwords + 2 * (j / LANES * LANES) + j % LANES;
+      _mm256_storeu_si256((__m256i *)half, even);
+      _mm256_storeu_si256((__m256i *)(half + LANES), odd);
+      continue;
+    } /* else the two dwords of a word are adjacent */
     __m256i first = _mm256_unpacklo_epi32(even, odd), second = _mm256_unpackhi_epi32(even, odd);
     uint32_t mask16 = (1u << 2 * count) - 1;
     _mm256_mask_storeu_epi32(dwords + 2 * j, (__mmask8)mask16, _mm256_permute2x128_si256(first, second, 0x20));
@@ -281,6 +286,39 @@ static void pack_b(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t colu
       __m512i words = _mm512_maskz_loadu_epi32((__mmask16)((1u << here) - 1), b + LANES * v);
       _mm512_storeu_si512(panel + LANES * v, _mm512_add_epi8(low_nibbles(words, to_offset), rest));
       _mm512_storeu_si512(panel + NR + LANES * v, _mm512_add_epi8(high_nibbles(words, to_offset), rest));
+    }
+  }
+}
+
+/* 16 columns by 16 words of K, or as many as there are. */
+INLINE void transpose_square(uint32_t *dst, int64_t width, const uint32_t *src, int64_t ld, int64_t columns,
+                             int64_t count, __m512i xor_mask) {
+  const __mmask16 mask = (__mmask16)((1u << count) - 1);
+  __m512i x[LANES], line[4];
+  UNROLL for (int c = 0; c < LANES; c++) {
+    x[c] = c < columns ? _mm512_maskz_xor_epi32(mask, _mm512_maskz_loadu_epi32(mask, src + c * ld), xor_mask)
+                       : _mm512_setzero_si512();
+  }
+  UNROLL for (int i = 0; i < 4; i++) transpose4(x + 4 * i);
+  UNROLL for (int i = 0; i < 4; i++) {
+    join_lanes(x[i], x[4 + i], x[8 + i], x[12 + i], line);
+    UNROLL for (int l = 0; l < 4; l++) {
+      if (4 * l + i < count) _mm512_storeu_si512(dst + (4 * l + i) * width, line[l]);
+    }
+  }
+}
+
+static void transpose(uint32_t *dst, int64_t width, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8,
+                      uint32_t xor_mask) {
+  const __m512i mask = _mm512_set1_epi32((int32_t)xor_mask);
+  for (int64_t j = 0; j < k8; j += LANES, dst += LANES * width) {
+    for (int64_t c = 0; c < width; c += LANES) {
+      int64_t here = columns - c, count = int4mm_min64(LANES, k8 - j);
+      if (here >= LANES && count == LANES) {
+        transpose_square(dst + c, width, src + c * ld + j, ld, LANES, LANES, mask);
+      } else {
+        transpose_square(dst + c, width, src + c * ld + j, ld, here, count, mask);
+      }
     }
   }
 }
@@ -380,6 +418,58 @@ static void skinny_panel(int64_t rows, int64_t k8, const uint32_t *a, int64_t ld
 #define SKINNY_PANEL 1
 #include "cpu/gemm/skinny.inc"
 
+enum { DOT_SUMS = 16, DOT_ROWS = 8, DOT_COLUMNS = 8, DOT_TOGETHER = 2, DOT_K8 = 4096 };
+typedef __m512i dot_sum;
+
+INLINE dot_sum dot_zero(void) {
+  return _mm512_setzero_si512();
+}
+
+/* A vector of A times one of each of two columns. In asm, since gcc 12 spills with intrinsics. */
+INLINE void dot_pair(__m512i *sum0, __m512i *sum1, const uint32_t *a, __m512i b0, __m512i b1) {
+  __m512i x;
+  __asm__("vmovdqu32 %3, %2\n\t"
+          "vpdpbusd %2, %4, %0\n\t"
+          "vpdpbusd %2, %5, %1"
+          : "+v"(*sum0), "+v"(*sum1), "=&v"(x)
+          : "m"(*(const __m512i_u *)a), "v"(b0), "v"(b1));
+}
+
+INLINE void dot_step(int rows, int columns, dot_sum sums[DOT_SUMS], const uint32_t *a, int64_t lda,
+                     const uint32_t *const b[], int64_t j, int64_t count, skinny_mask mask) {
+  const __mmask16 there = (__mmask16)((1u << count) - 1);
+  UNROLL for (int c = 0; c < columns; c += DOT_TOGETHER) {
+    __m512i low[DOT_TOGETHER], high[DOT_TOGETHER];
+    UNROLL for (int i = 0; i < DOT_TOGETHER; i++) {
+      const uint32_t *at = b[c + i] + j;
+      __m512i words = count == LANES ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi32(there, at);
+      low[i] = low_nibbles(words, mask.low), high[i] = high_nibbles(words, mask.low);
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+      dot_sum *sum = &sums[r * columns + c];
+      dot_pair(sum, sum + 1, a + r * lda, low[0], low[1]);
+      dot_pair(sum, sum + 1, a + r * lda + LANES, high[0], high[1]);
+    }
+  }
+}
+
+/* By halves: the lanes of two vectors become alternate ones of one, and so on. */
+INLINE void dot_totals(int32_t totals[DOT_SUMS], const dot_sum sums[DOT_SUMS]) {
+  __m512i x[8], line[4];
+  UNROLL for (int i = 0; i < 8; i++) {
+    __m512i y = sums[2 * i], z = sums[2 * i + 1];
+    x[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(y, z), _mm512_unpackhi_epi32(y, z));
+  }
+  UNROLL for (int i = 0; i < 4; i++) {
+    __m512i y = x[2 * i], z = x[2 * i + 1];
+    x[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(y, z), _mm512_unpackhi_epi64(y, z));
+  }
+  join_lanes(x[0], x[1], x[2], x[3], line);
+  _mm512_storeu_si512(totals, _mm512_add_epi32(_mm512_add_epi32(line[0], line[1]), _mm512_add_epi32(line[2], line[3])));
+}
+
+#include "cpu/gemm/dot.inc"
+
 /* ---- epilogue --------------------------------------------------------------------------------------------------- */
 
 typedef __m512i i32_vector;
@@ -466,9 +556,13 @@ static const int4mm_kernels kernels = {
     .skinny_max_m_threaded = 11,
     .skinny_columns = LANES,
     .skinny_panel_max_m = 4,
+    .dot_words = LANES,
+    .dot_sums = DOT_SUMS,
+    .dot_max_m = 64,
     .strassen = 2,
     .pack_a = pack_a,
     .pack_b = pack_b,
+    .transpose = transpose,
     .microkernel = microkernel_words,
     .microkernel_bytes = microkernel_bytes,
     .combine_a = combine_a,
@@ -476,9 +570,10 @@ static const int4mm_kernels kernels = {
     .expand = expand,
     .skinny = skinny,
     .skinny_panel = skinny_panel,
+    .dot = dot_product,
     .epilogue = epilogue,
     .microkernel_fused = microkernel_fused,
 };
 
 const int4mm_cpu_table int4mm_cpu_avx512vnni = {"avx512vnni", int4mm_has_avx512vnni, int4mm_gemm, int4mm_gemm_plan,
-                                                &kernels,     &int4mm_rows_avx512};
+                                                &kernels,     &int4mm_rows_avx512,   transpose};

@@ -1,0 +1,303 @@
+--- Whole layers: activations quantised, multiplied by a quantised weight, scaled, and what follows.
+--
+-- @{int4_linear} is one call on a packed weight. @{linear} makes an object that holds a weight and what belongs to it:
+--
+--     local layer = q.linear(weight, { bias = bias })   -- weight [N, K] of floats, as PyTorch has it
+--     local y = layer(x)                                -- x [M, K], y [M, N]
+-- @module int4mm.linear
+
+local ffi = require "ffi"
+local binding = require "int4mm.lib"
+local check = require "int4mm.internal.check"
+local devices = require "int4mm.device"
+local enums = require "int4mm.enums"
+local memory = require "int4mm.internal.memory"
+local numeric = require "int4mm.internal.numeric"
+local ops = require "int4mm.ops"
+local options = require "int4mm.internal.options"
+local tensor = require "int4mm.tensor"
+
+local lib = binding.lib
+local linear = {}
+
+-- ---- one call ----
+
+local TENSORS = { "bias", "residual", "workspace", "out" } -- options that are tensors
+local OPTIONS = {
+  "bias", "rotate", "clip", "activation", "residual", "out", "out_dtype", "layout_b", "encoding_b", "workspace",
+  "kernel", "stream",
+}
+
+-- The options as the C core takes them, and the tensors among them.
+local function make_args(name, x, b_packed, opts)
+  local args = ffi.new("int4mm_linear_args")
+  args.out_dtype = options.out_dtype(name, opts, enums.float_dtypes[x.dtype] and x.dtype or "float16")
+  args.encoding_b = options.encoding(name, opts, "encoding_b", "b_packed", b_packed)
+  args.layout_b = options.layout_b(name, opts, b_packed)
+  args.rotate = options.block(name, "rotate", opts.rotate)
+  local clip, mse = options.clip(name, opts.clip)
+  args.clip, args.clip_mse = numeric.float_argument(0, clip), mse
+  args.activation = check.choice(name, "activation", opts.activation, enums.activations, "none")
+  args.stream = devices.stream_handle(name, opts.stream, x.c.device)
+  if opts.kernel ~= nil then args.kernel = opts.kernel end
+  for _, key in ipairs { "bias", "residual", "workspace" } do
+    if opts[key] ~= nil then args[key] = opts[key].c end
+  end
+  return args
+end
+
+--- Checks the tensors of a call and its options, for the oracle as well.
+-- @treturn table opts
+function linear.check_tensors(name, x, b_packed, scale_b, opts, known)
+  opts = check.options(name, opts, known or OPTIONS)
+  tensor.check(name, "x", x)
+  tensor.check(name, "b_packed", b_packed)
+  tensor.check(name, "scale_b", scale_b)
+  for _, key in ipairs(TENSORS) do
+    if opts[key] ~= nil then tensor.check(name, key, opts[key]) end
+  end
+  if opts.kernel ~= nil and type(opts.kernel) ~= "string" then
+    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
+  end
+  return opts
+end
+
+local function call_linear(args) return lib.int4mm_linear(args) end
+
+local function run(name, x, b_packed, scale_b, opts)
+  local args = make_args(name, x, b_packed, opts)
+  local out = opts.out or tensor.released()
+  args.x, args.b_packed, args.scale_b, args.out = x.c, b_packed.c, scale_b.c, out.c
+  local status
+  if opts.out then
+    status = memory.with_retry(x.c.device, call_linear, args)
+  else
+    local bytes = tonumber(x.c.shape[0]) * tonumber(scale_b.c.shape[0])
+      * enums.dtypes[enums.dtype_names[args.out_dtype]].bytes
+    status = memory.with_room(x.c.device, bytes, call_linear, args)
+  end
+  binding.check(name, status)
+  tensor.keep(x, b_packed, scale_b, opts)
+  return out
+end
+
+--- A layer in one call: x is rotated and quantised to int4 by rows, as @{int4mm.ops.quantize} does it, and multiplied;
+-- then
+-- out[m, n] = round(activation(float32(acc[m, n]) * scale_x[m] * scale_b[n] + bias[n]) + residual[m, n]), in float32
+-- with every step rounded once: the same bits on every backend. A row of x with NaN or an infinity gives a row of NaN.
+-- On a GPU the product's start overlaps the quantising, and the call may be captured into a CUDA graph.
+-- @tparam tensor x [M, K] float32, float16 or bfloat16
+-- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{int4mm.ops.prepack};
+--   where `rotate` is used, quantised with the same rotation
+-- @tparam tensor scale_b [N] float32
+-- @tparam[opt] table opts
+--
+-- - `bias`: a tensor [N] float32
+-- - `rotate`, `clip`: how x is quantised, as in @{int4mm.ops.quantize}
+-- - `activation`: "none", "relu", "silu", "gelu" (exact, by erf) or "gelu_tanh"
+-- - `residual`: a tensor [M, N] of a float dtype, added after the activation
+-- - `out`: a tensor [M, N] to write to, apart from the others; `out_dtype`: of a new result, by default x's
+-- - `layout_b`, `encoding_b`: of a weight that does not know its own
+-- - `workspace`: a vector of int8 of @{linear_workspace} bytes for the quantised x, instead of memory taken on every
+--   call
+-- - `kernel`: the name of a CUDA kernel to take
+-- - `stream`: for GPU tensors
+-- @treturn tensor [M, N] on the device of x, where all tensors have to be
+-- @raise naming the argument, what it was and what was expected
+function linear.int4_linear(x, b_packed, scale_b, opts)
+  local name = "int4_linear"
+  return (run(name, x, b_packed, scale_b, linear.check_tensors(name, x, b_packed, scale_b, opts)))
+end
+
+--- The bytes of workspace that @{int4_linear} needs for x [M, K].
+-- @tparam number M
+-- @tparam number K
+-- @treturn number
+function linear.linear_workspace(M, K)
+  check.integer("linear_workspace", "M", M, 0)
+  check.integer("linear_workspace", "K", K, 0)
+  return tonumber(lib.int4mm_linear_workspace(M, K))
+end
+
+-- ---- a layer ----
+
+local Linear = { __name = "int4mm.linear" }
+Linear.__index = Linear
+
+local NEW_OPTIONS = {
+  "bias", "scales", "layout", "encoding", "rotate", "clip", "weight_clip", "activation", "out_dtype", "prepack",
+}
+
+-- The largest block of a power of four up to 256 that divides K, whose rotation ends with an exact scale.
+local function default_block(K)
+  for _, block in ipairs { 256, 64, 16, 4 } do
+    if K % block == 0 then return block end
+  end
+  return 0
+end
+
+local DIMS = { nk = 2, kn = 1 } -- that is packed, by layout
+
+-- Words and scales of a float weight; sets the layer's sizes and rotation.
+local function quantize_weight(name, layer, weight, opts)
+  if opts.scales ~= nil or opts.encoding ~= nil then
+    check.raise(name, "%s is given, but weight is %s and will be quantised: it is for packed words",
+      opts.scales ~= nil and "scales" or "encoding", weight.dtype)
+  end
+  local dim = check.choice(name, "layout", opts.layout, DIMS, "nk")
+  local K = weight:size(dim)
+  layer.in_features, layer.out_features = K, weight:size(3 - dim)
+  if opts.rotate == nil or opts.rotate == true then
+    layer.rotate = default_block(K)
+  else
+    layer.rotate = options.block(name, "rotate", opts.rotate)
+  end
+  layer.weight, layer.scales = ops.quantize(weight, {
+    dim = dim, rotate = layer.rotate > 0 and layer.rotate or nil, clip = check.default(opts.weight_clip, "mse"),
+  })
+end
+
+-- Words that are packed already.
+local function take_words(name, layer, words, opts)
+  if opts.scales == nil then
+    check.raise(name, "scales is nil: a weight of packed words comes with its scales, a tensor [N] float32")
+  end
+  if opts.weight_clip ~= nil then
+    check.raise(name, "weight_clip is given, but weight is packed already: it is for a weight of floats")
+  end
+  local marked = options.is_marked(words)
+  local dim = marked and words.packing.dim or check.choice(name, "layout", opts.layout, DIMS, "nk")
+  if marked and opts.layout ~= nil and DIMS[opts.layout] ~= dim then
+    check.raise(name, "layout is %s, but weight was packed along dim %d; leave layout out",
+      check.describe(opts.layout), dim)
+  end
+  local encoding = options.encoding(name, opts, "encoding", "weight", words)
+  if not marked then
+    words = words:narrow(1, 1, words:size(1)):mark_ { dim = dim, encoding = enums.encoding_names[encoding] }
+  end
+  layer.weight, layer.scales = words, tensor.check(name, "scales", opts.scales)
+  layer.in_features = words.packing.length or 8 * words:size(dim)
+  layer.out_features = words:size(3 - dim)
+  layer.rotate = options.block(name, "rotate", opts.rotate)
+end
+
+local function check_vector(name, what, t, length, like)
+  if t == nil then return nil end
+  tensor.check(name, what, t)
+  if t.c.rank ~= 1 or t.dtype ~= "float32" or t:size(1) ~= length then
+    check.raise(name, "%s is %s, expected [%d] float32: one for each output", what, check.describe(t), length)
+  end
+  if t.device ~= like.device then check.raise(name, "%s is on %s but weight is on %s", what, t.device, like.device) end
+  return t
+end
+
+--- A linear layer with an int4 weight, y = activation(x W^T + bias): an object that is called.
+-- It has the fields `weight` (packed words), `scales`, `bias`, `in_features` (K), `out_features` (N), `rotate` (0:
+-- none), `clip` and `activation`, all for reading. It runs where its weight is.
+-- @tparam tensor weight [N, K] of floats, as PyTorch keeps it, or [K, N] with `layout = "kn"`; or packed words (int32)
+-- @tparam[opt] table opts
+--
+-- - `bias`: a tensor [N] float32
+-- - `layout`: "nk" (the default) or "kn"; of marked words, their own
+-- - `rotate`: the block of a Hadamard rotation of weight and activations along K, which makes int4 usable for values
+--   with outliers. Of a float weight by default the largest of 256, 64, 16 and 4 that divides K, false for none; packed
+--   words have been rotated, or not, when they were quantised, and by default were not
+-- - `weight_clip`: of a float weight, "mse" (the default) or a number, as `clip` in @{int4mm.ops.quantize}
+-- - `clip`: of the activations; by default their largest magnitude
+-- - `activation`, `out_dtype`: as in @{int4_linear}
+-- - `scales` (a tensor [N] float32) and `encoding`: of packed words
+-- - `prepack`: true keeps the weight in the layout that the CPU reads fastest; the layer then stays on the CPU
+-- @treturn linear
+function linear.linear(weight, opts)
+  local name = "linear"
+  opts = check.options(name, opts, NEW_OPTIONS)
+  tensor.check(name, "weight", weight)
+  if weight.c.rank ~= 2 or weight.dtype == "int8" then
+    check.raise(name, "weight is %s, expected a matrix of floats, or of packed words (int32)", check.describe(weight))
+  end
+  options.clip(name, opts.clip) -- checked here rather than in the first call
+  local layer = { clip = opts.clip, activation = check.default(opts.activation, "none"), out_dtype = opts.out_dtype }
+  check.choice(name, "activation", layer.activation, enums.activations)
+  check.choice(name, "out_dtype", layer.out_dtype, enums.float_dtypes, "float16")
+  local take = weight.dtype == "int32" and take_words or quantize_weight
+  take(name, layer, weight, opts)
+  layer.scales = check_vector(name, "scales", layer.scales, layer.out_features, weight)
+  layer.bias = check_vector(name, "bias", opts.bias, layer.out_features, weight)
+  if layer.rotate > 0 and layer.in_features % layer.rotate ~= 0 then
+    check.raise(name, "rotate is %d, which does not divide the %d inputs", layer.rotate, layer.in_features)
+  end
+  if check.boolean(name, "prepack", opts.prepack, false) then
+    if weight.device ~= "cpu" then check.raise(name, "prepack is true, but weight is on %s", weight.device) end
+    layer.weight = ops.prepack(layer.weight)
+  end
+  return setmetatable(layer, Linear)
+end
+
+local CALL_OPTIONS = { "residual", "out", "out_dtype", "workspace", "stream", "kernel" }
+
+--- Runs the layer: `layer(x, opts)`.
+-- @tparam tensor x [M, K] float32, float16 or bfloat16, where the layer is
+-- @tparam[opt] table opts `residual`, `out`, `out_dtype`, `workspace`, `kernel` and `stream` as in @{int4_linear}
+-- @treturn tensor [M, N]
+function Linear:__call(x, opts)
+  local name = "linear"
+  opts = check.options(name, opts, CALL_OPTIONS)
+  local all = {
+    bias = self.bias, rotate = self.rotate, clip = self.clip, activation = self.activation, out_dtype = self.out_dtype,
+  }
+  if opts.out ~= nil then all.out_dtype = nil end
+  for i = 1, #CALL_OPTIONS do
+    local key = CALL_OPTIONS[i]
+    if opts[key] ~= nil then all[key] = opts[key] end
+  end
+  if all.rotate == 0 then all.rotate = nil end
+  linear.check_tensors(name, x, self.weight, self.scales, all)
+  return (run(name, x, self.weight, self.scales, all))
+end
+
+--- The layer on a device; itself where it is there.
+-- @tparam string device "cpu", "cuda:0" and so on
+-- @treturn linear
+function Linear:to(device)
+  local number = enums.device("to", "device", device)
+  if number == self.weight.c.device then return self end
+  if self.weight.layout ~= "rows" then
+    check.raise("to", "the layer was made with prepack = true, which keeps its weight on the CPU")
+  end
+  local moved = {}
+  for key, value in pairs(self) do
+    moved[key] = tensor.is_tensor(value) and value:to(device) or value
+  end
+  return setmetatable(moved, Linear)
+end
+
+--- The layer's tensors by name: `{ weight =, scales =, bias = }`, without bias where there is none.
+function Linear:parameters() return { weight = self.weight, scales = self.scales, bias = self.bias } end
+
+--- The bytes of weight, scales and bias.
+function Linear:bytes()
+  return self.weight:bytes() + self.scales:bytes() + (self.bias and self.bias:bytes() or 0)
+end
+
+-- "29.4 MB"
+local function size_text(bytes)
+  for _, unit in ipairs { "bytes", "KB", "MB", "GB" } do
+    if bytes < 1000 or unit == "GB" then return (bytes < 10 or unit == "bytes") and ("%.3g %s"):format(bytes, unit)
+      or ("%.1f %s"):format(bytes, unit) end
+    bytes = bytes / 1000
+  end
+end
+
+--- The sizes, what it does to its input, where it is, its bytes and those of the floats that it replaces.
+function Linear:__tostring()
+  local parts = { ("linear %d -> %d, int4"):format(self.in_features, self.out_features) }
+  if self.rotate > 0 then parts[#parts + 1] = "rotated by " .. self.rotate end
+  if self.clip then parts[#parts + 1] = "clip " .. self.clip end
+  if self.bias then parts[#parts + 1] = "bias" end
+  if self.activation ~= "none" then parts[#parts + 1] = self.activation end
+  if self.weight.layout ~= "rows" then parts[#parts + 1] = "prepacked" end
+  return ("%s on %s: %s, in place of %s as float16"):format(table.concat(parts, ", "), self.weight.device,
+    size_text(self:bytes()), size_text(2 * self.in_features * self.out_features))
+end
+
+return linear
