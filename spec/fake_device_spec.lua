@@ -6,7 +6,9 @@ local helper = require "spec.helper"
 local library = helper.build_folder() .. "/spec/c/fake_cuda.so"
 
 describe("on a device in host memory", function()
-  for _, spec in ipairs { "spec/cuda_spec.lua", "spec/matmul_cuda_spec.lua", "spec/graph_spec.lua" } do
+  for _, spec in ipairs {
+    "spec/cuda_spec.lua", "spec/elementwise_spec.lua", "spec/matmul_cuda_spec.lua", "spec/graph_spec.lua",
+  } do
     it(spec .. " passes", function()
       local output, status = helper.luajit('require("busted.runner")({ standalone = false })',
         { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_SWEEP = "30", INT4MM_NUM_THREADS = "1",

@@ -327,6 +327,56 @@ typedef enum int4mm_activation {
   INT4MM_GELU_TANH = 4 /* .5 x (1 + tanh(sqrt(2 / pi) (x + .044715 x^3))) */
 } int4mm_activation;
 
+/* ---- between products ---- */
+
+/* Element by element and row by row: src and out are matrices, or vectors, which are one row, of float32, float16 or
+ * bfloat16, which may differ. Everything is computed in IEEE float32, in the order given here, each step rounded once;
+ * then there is one rounding to out's dtype, where NaN is 0x7fff or 0x7fffffff. So the bits are the same everywhere.
+ * out may be an operand of its own shape and dtype itself, or else must not overlap one. On a GPU the work is enqueued
+ * on `stream`. */
+
+/* 1 to 4 are the int4mm_activation of that number. */
+typedef enum int4mm_map_op {
+  INT4MM_EXP = 5, /* these three as src/core/activation.h has them, within 2 units in the last place of float32 */
+  INT4MM_TANH = 6,
+  INT4MM_ERF = 7,
+  INT4MM_ADD = 8, /* src + other */
+  INT4MM_MUL = 9  /* src * other */
+} int4mm_map_op;
+
+typedef struct int4mm_map_args {
+  const int4mm_tensor *src;   /* [R, C] or [C] */
+  const int4mm_tensor *other; /* add and mul: of src's shape, or [C] for every row; NULL for `number`. Else NULL */
+  int4mm_tensor *out;         /* of src's shape */
+  float number;
+  int32_t op; /* int4mm_activation but for INT4MM_NO_ACTIVATION, or int4mm_map_op */
+  void *stream;
+} int4mm_map_args;
+
+INT4MM_API int32_t int4mm_map(const int4mm_map_args *args) INT4MM_CHECK;
+
+/* Of each row x[0 .. C-1]. SUM is in float32, over the index modulo 32 first (each of the 32 from 0, in ascending order
+ * of index), then over the 32 partial sums in order, from 0; MEAN is SUM / float32(C). Softmax and the norms of rows
+ * without elements have nothing to write. */
+typedef enum int4mm_rowwise_op {
+  INT4MM_SOFTMAX = 0,    /* e = exp(x - largest of x that is not NaN);  out = e / SUM(e) */
+  INT4MM_LAYER_NORM = 1, /* m = MEAN(x), d = x - m;  out = (d * (1 / sqrt(MEAN(d * d) + eps))) * weight + bias */
+  INT4MM_RMS_NORM = 2,   /* out = (x * (1 / sqrt(MEAN(x * x) + eps))) * weight */
+  INT4MM_ARGMAX = 3      /* out = index, from 0, of the largest, the first of equals; a NaN is larger than all else */
+} int4mm_rowwise_op;
+
+typedef struct int4mm_rowwise_args {
+  const int4mm_tensor *src;    /* [R, C] or [C] */
+  const int4mm_tensor *weight; /* norms: [C] of a float dtype, or NULL, where there is no product */
+  const int4mm_tensor *bias;   /* layer norm: [C] of a float dtype, or NULL, where there is no sum */
+  int4mm_tensor *out;          /* of src's shape; argmax: [R] int32, [1] for a vector, and C is 1 to 2^31 - 1 */
+  float eps;                   /* norms: finite, 0 or more */
+  int32_t op;                  /* int4mm_rowwise_op */
+  void *stream;
+} int4mm_rowwise_args;
+
+INT4MM_API int32_t int4mm_rowwise(const int4mm_rowwise_args *args) INT4MM_CHECK;
+
 /* ---- matrix multiplication ---- */
 
 typedef enum int4mm_backend_choice { INT4MM_AUTO = 0, INT4MM_USE_CPU = 1, INT4MM_USE_CUDA = 2 } int4mm_backend_choice;

@@ -40,6 +40,8 @@ cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long lon
 cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_unpack(const int4mm_pack_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t stream);
+cudaError_t int4mm_launch_map(const int4mm_map_job *job, cudaStream_t stream);
+cudaError_t int4mm_launch_rowwise(const int4mm_rowwise_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_random(const int4mm_random_job *job, cudaStream_t stream);
 /* dst[c, r] = src[r, c] ^ xor_mask, for int32 words. */
 cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,

@@ -21,6 +21,12 @@
 -- - quantising: @{int4mm.ops.rotate|rotate}, @{int4mm.ops.quantize|quantize}, @{int4mm.ops.dequantize|dequantize}, the
 --   oracles @{int4mm.reference.rotate_reference|rotate_reference} and
 --   @{int4mm.reference.quantize_reference|quantize_reference}
+-- - between products: @{int4mm.elementwise.add|add}, @{int4mm.elementwise.mul|mul}, @{int4mm.elementwise.exp|exp},
+--   @{int4mm.elementwise.tanh|tanh}, @{int4mm.elementwise.erf|erf}, @{int4mm.elementwise.relu|relu},
+--   @{int4mm.elementwise.silu|silu}, @{int4mm.elementwise.gelu|gelu}, @{int4mm.elementwise.softmax|softmax},
+--   @{int4mm.elementwise.layer_norm|layer_norm}, @{int4mm.elementwise.rms_norm|rms_norm},
+--   @{int4mm.elementwise.argmax|argmax}; their oracle is the table `elementwise_reference`
+--   (@{int4mm.elementwise_reference})
 -- - tensors: @{int4mm.factory.tensor|tensor}, @{int4mm.factory.empty|empty}, @{int4mm.factory.zeros|zeros},
 --   @{int4mm.factory.ones|ones}, @{int4mm.factory.full|full}, @{int4mm.factory.random|random},
 --   @{int4mm.factory.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
@@ -41,6 +47,7 @@ end
 local binding = require "int4mm.lib"
 local factory = require "int4mm.factory"
 local device = require "int4mm.device"
+local elementwise = require "int4mm.elementwise"
 local event = require "int4mm.event"
 local graph = require "int4mm.graph"
 local linear = require "int4mm.linear"
@@ -83,6 +90,21 @@ return {
   quantize_reference = reference.quantize_reference,
   dequantize = ops.dequantize,
   generate_test_data = factory.generate_test_data,
+
+  -- between products
+  add = elementwise.add,
+  mul = elementwise.mul,
+  exp = elementwise.exp,
+  tanh = elementwise.tanh,
+  erf = elementwise.erf,
+  relu = elementwise.relu,
+  silu = elementwise.silu,
+  gelu = elementwise.gelu,
+  softmax = elementwise.softmax,
+  layer_norm = elementwise.layer_norm,
+  rms_norm = elementwise.rms_norm,
+  argmax = elementwise.argmax,
+  elementwise_reference = require "int4mm.elementwise_reference",
 
   -- tensors
   tensor = factory.tensor,

@@ -28,6 +28,8 @@ static bool devices_made[DEVICES]; /* whether their contexts were made */
 #define int4mm_cuda_unpack     NULL
 #define int4mm_cuda_dequantize NULL
 #define int4mm_cuda_rotate     NULL
+#define int4mm_cuda_map        NULL
+#define int4mm_cuda_rowwise    NULL
 #define int4mm_cuda_random     NULL
 #define int4mm_cuda_transpose  NULL
 

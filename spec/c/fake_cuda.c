@@ -407,6 +407,23 @@ static int32_t fake_dequantize(int32_t device, const int4mm_pack_job *job, void 
   return INT4MM_OK;
 }
 
+static int32_t fake_map(int32_t device, const int4mm_map_job *job, void *stream) {
+  int4mm_map_job j = *job;
+  (void)stream;
+  j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src), j.other = host_matrix(device, j.other);
+  int4mm_cpu_map(&j);
+  return INT4MM_OK;
+}
+
+static int32_t fake_rowwise(int32_t device, const int4mm_rowwise_job *job, void *stream) {
+  int4mm_rowwise_job j = *job;
+  (void)stream;
+  j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src);
+  j.weight = host_matrix(device, j.weight), j.bias = host_matrix(device, j.bias);
+  int4mm_cpu_rowwise(&j);
+  return INT4MM_OK;
+}
+
 static int32_t fake_random(int32_t device, const int4mm_random_job *job, void *stream) {
   int4mm_random_job j = *job;
   j.dst = host_matrix(device, j.dst);
@@ -459,6 +476,8 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .rotate = fake_rotate,
                                       .unpack = fake_unpack,
                                       .dequantize = fake_dequantize,
+                                      .map = fake_map,
+                                      .rowwise = fake_rowwise,
                                       .random = fake_random,
                                       .transpose = fake_transpose,
                                       .scratch = fake_scratch,

@@ -115,6 +115,52 @@ static void rotate_call(void) {
   judge(int4mm_rotate(below(2) ? &dst : &src, &src, dim, block(), NULL), "rotate");
 }
 
+/* The extents of a vector's or a matrix's columns, and of its rows. */
+static int64_t columns_of(const int4mm_tensor *t) {
+  return t->shape[t->rank == 2];
+}
+static int64_t rows_of(const int4mm_tensor *t) {
+  return t->rank == 2 ? t->shape[0] : 1;
+}
+
+static void map_call(void) {
+  static const int32_t floats[] = {4, 2, 3};
+  int4mm_tensor src, other, out;
+  make(&src, 0, 1 + (int32_t)below(2), floats[below(3)], extent(), extent());
+  if (below(2)) {
+    make(&other, 1, src.rank, floats[below(3)], src.shape[0], src.shape[1]);
+  } else {
+    make(&other, 1, 1, floats[below(3)], columns_of(&src), 1);
+  }
+  make(&out, 2, src.rank, floats[below(3)], src.shape[0], src.shape[1]);
+  int4mm_map_args args = {.src = &src, .out = below(3) ? &out : &src, .number = clip(), .op = (int32_t)below(12) - 1};
+  if (args.op >= INT4MM_ADD ? below(4) : !below(8)) args.other = &other;
+  if (below(20) == 0) args.op = (int32_t)next();
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_map(&args), "map");
+}
+
+static void rowwise_call(void) {
+  static const int32_t floats[] = {4, 2, 3};
+  int4mm_tensor src, weight, bias, out;
+  int4mm_rowwise_args args = {.src = &src, .out = &out, .eps = clip(), .op = (int32_t)below(6) - 1};
+  make(&src, 0, 1 + (int32_t)below(2), floats[below(3)], extent(), extent());
+  make(&weight, 1, 1, floats[below(3)], columns_of(&src), 1);
+  make(&bias, 2, 1, floats[below(3)], columns_of(&src), 1);
+  if (args.op == INT4MM_ARGMAX) {
+    make(&out, 3, 1, INT4MM_INT32, rows_of(&src), 1);
+  } else {
+    make(&out, 3, src.rank, floats[below(3)], src.shape[0], src.shape[1]);
+    if (below(4) == 0) args.out = &src;
+  }
+  bool norm = args.op == INT4MM_LAYER_NORM || args.op == INT4MM_RMS_NORM;
+  if (norm ? below(2) : !below(8)) args.weight = &weight;
+  if (args.op == INT4MM_LAYER_NORM ? below(2) : !below(8)) args.bias = &bias;
+  if (below(20) == 0) args.op = (int32_t)next();
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_rowwise(&args), "rowwise");
+}
+
 static void tensor_call(void) {
   int4mm_tensor a, b, made = {0};
   make(&a, 0, 1 + (int32_t)below(2), (int32_t)below(5), extent(), extent());
@@ -171,11 +217,13 @@ int main(int argc, char **argv) {
   for (int i = 0; i < TENSORS; i++) memset(memory[i], 0x11 * i, sizeof memory[i]);
   for (int i = 0; i < calls; i++) {
     OK(int4mm_set_cpu_isa(int4mm_cpu_isa_at((int32_t)(i % 5)) ? int4mm_cpu_isa_at((int32_t)(i % 5)) : NULL));
-    int kind = (int)below(7);
+    int kind = (int)below(9);
     if (kind < 4) pack_call(kind);
     if (kind == 4) tensor_call();
     if (kind == 5) matmul_call();
     if (kind == 6) rotate_call();
+    if (kind == 7) map_call();
+    if (kind == 8) rowwise_call();
   }
   CHECK(!int4mm_cpu_isa_at(INT32_MIN) && !int4mm_cpu_isa_at(-1) && !int4mm_cpu_isa_at(INT32_MAX));
   CHECK(int4mm_allocated(INT4MM_CPU) == 0);

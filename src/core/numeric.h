@@ -115,6 +115,13 @@ INT4MM_FN float int4mm_from_bfloat(uint16_t b) {
   return int4mm_bits_float((uint32_t)b << 16);
 }
 
+/* An integer that orders floats: larger for larger numbers, equal for equal ones, the largest for NaN. */
+INT4MM_FN int32_t int4mm_order_key(float x) {
+  int32_t bits = (int32_t)int4mm_float_bits(int4mm_add(x, 0.0f)); /* -0 becomes 0 */
+  int32_t key = bits ^ (int32_t)((uint32_t)(bits >> 31) >> 1);
+  return x != x ? INT32_MAX : key;
+}
+
 /* The contract's float32 value of one output before its rounding to the output type. */
 INT4MM_FN float int4mm_scale(int32_t acc, float scale_a, float scale_b) {
   return int4mm_mul(int4mm_mul((float)acc, scale_a), scale_b);

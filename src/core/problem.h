@@ -105,6 +105,23 @@ typedef struct int4mm_rotate_job {
   int32_t dim, block;
 } int4mm_rotate_job;
 
+/* dst = op(src) or src op other; in place where data, stride and dtype agree. There are elements. */
+typedef struct int4mm_map_job {
+  int4mm_matrix dst, src;
+  int4mm_matrix other; /* stride 0 for one row that serves all; data NULL: `number` in its place */
+  float number;
+  int32_t op; /* int4mm_activation, int4mm_map_op */
+} int4mm_map_job;
+
+/* dst = op of each row of src; in place as above. There are elements. */
+typedef struct int4mm_rowwise_job {
+  int4mm_matrix dst; /* argmax: one row of int32 */
+  int4mm_matrix src;
+  int4mm_matrix weight, bias; /* one row each; data NULL: none */
+  float eps;
+  int32_t op; /* int4mm_rowwise_op */
+} int4mm_rowwise_job;
+
 typedef struct int4mm_random_job {
   int4mm_matrix dst; /* int32 or float32 */
   uint64_t seed;

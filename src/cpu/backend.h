@@ -15,6 +15,8 @@ int32_t int4mm_cpu_quantize(const int4mm_pack_job *job, int64_t *bad);
 void int4mm_cpu_rotate(const int4mm_rotate_job *job);
 void int4mm_cpu_unpack(const int4mm_pack_job *job);
 void int4mm_cpu_dequantize(const int4mm_pack_job *job);
+void int4mm_cpu_map(const int4mm_map_job *job);
+void int4mm_cpu_rowwise(const int4mm_rowwise_job *job);
 void int4mm_cpu_random(const int4mm_random_job *job);
 /* dst = src for equal shapes; converts among dtypes (float to float and int to float round to nearest even, int to int
  * copies values, each NaN becomes the one of its type; equal dtypes keep their bits). The caller has excluded float to

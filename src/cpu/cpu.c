@@ -145,6 +145,14 @@ void int4mm_cpu_random(const int4mm_random_job *job) {
   int4mm_elementwise_random(int4mm_cpu_current()->rows, job);
 }
 
+void int4mm_cpu_map(const int4mm_map_job *job) {
+  int4mm_elementwise_map(int4mm_cpu_current()->rows, job);
+}
+
+void int4mm_cpu_rowwise(const int4mm_rowwise_job *job) {
+  int4mm_elementwise_rowwise(int4mm_cpu_current()->rows, job);
+}
+
 void int4mm_cpu_copy(const int4mm_matrix *dst, const int4mm_matrix *src) {
   int4mm_elementwise_copy(int4mm_cpu_current()->rows, dst, src);
 }

@@ -63,6 +63,8 @@ int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_j
 void int4mm_elementwise_rotate(const int4mm_rows *rows, const int4mm_rotate_job *job);
 void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *job);
 void int4mm_elementwise_random(const int4mm_rows *rows, const int4mm_random_job *job);
+void int4mm_elementwise_map(const int4mm_rows *rows, const int4mm_map_job *job);
+void int4mm_elementwise_rowwise(const int4mm_rows *rows, const int4mm_rowwise_job *job);
 void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, const int4mm_matrix *src);
 
 /* ---- threads ---------------------------------------------------------------------------------------------------- */

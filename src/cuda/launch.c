@@ -139,6 +139,22 @@ int32_t int4mm_cuda_dequantize(int32_t device, const int4mm_pack_job *job, void 
   return finish(&scope, device, error, "dequantise on the device", stream);
 }
 
+int32_t int4mm_cuda_map(int32_t device, const int4mm_map_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = int4mm_launch_map(job, int4mm_cuda_stream(stream));
+  return finish(&scope, device, error, "compute element by element on the device", stream);
+}
+
+int32_t int4mm_cuda_rowwise(int32_t device, const int4mm_rowwise_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = int4mm_launch_rowwise(job, int4mm_cuda_stream(stream));
+  return finish(&scope, device, error, "compute row by row on the device", stream);
+}
+
 int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);

@@ -61,6 +61,8 @@ typedef struct int4mm_cuda_backend {
   int32_t (*rotate)(int32_t device, const int4mm_rotate_job *job, void *stream);
   int32_t (*unpack)(int32_t device, const int4mm_pack_job *job, void *stream);
   int32_t (*dequantize)(int32_t device, const int4mm_pack_job *job, void *stream);
+  int32_t (*map)(int32_t device, const int4mm_map_job *job, void *stream);
+  int32_t (*rowwise)(int32_t device, const int4mm_rowwise_job *job, void *stream);
   int32_t (*random)(int32_t device, const int4mm_random_job *job, void *stream);
   int32_t (*transpose)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                        void *stream);

@@ -1,6 +1,6 @@
 /*
  * How a matrix is divided among the threads: into pieces, and a piece into blocks of at most BLOCK elements, whose
- * intermediate values stay in the first-level cache. Shared by elementwise.c, quantize.c and rotate.c.
+ * intermediate values stay in the first-level cache. Shared by the files of this folder.
  */
 #ifndef INT4MM_CPU_PIECES_H
 #define INT4MM_CPU_PIECES_H
@@ -42,6 +42,14 @@ static inline pieces cut(int64_t rows, int64_t cols, int64_t row_step, int64_t w
   return p;
 }
 
+/* Pieces of whole rows. */
+static inline pieces cut_rows(int64_t rows, int64_t cols) {
+  pieces p = cut(rows, cols, 1, cols);
+  p.piece_cols = cols, p.across = 1;
+  p.count = p.piece_rows ? int4mm_ceil_div(rows, p.piece_rows) : 0;
+  return p;
+}
+
 static inline piece piece_at(const pieces *p, int64_t index) {
   int64_t r0 = index / p->across * p->piece_rows, c0 = index % p->across * p->piece_cols;
   piece s = {r0, int4mm_min64(r0 + p->piece_rows, p->rows), c0, int4mm_min64(c0 + p->piece_cols, p->cols)};
@@ -64,6 +72,13 @@ static inline void make_one_nan(float *x, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     if (x[i] != x[i]) x[i] = int4mm_bits_float(INT4MM_NAN_BITS);
   }
+}
+
+/* dst = x rounded, each NaN the one of dst's dtype. */
+static inline void store_row(const int4mm_rows *rows, void *dst, int32_t dtype, float *x, int64_t n) {
+  const float nan = int4mm_bits_float(INT4MM_NAN_BITS);
+  for (int64_t i = 0; dtype == INT4MM_FLOAT32 && i < n; i++) x[i] = x[i] != x[i] ? nan : x[i];
+  rows->from_float(dst, dtype, x, n);
 }
 
 #endif

@@ -1,7 +1,7 @@
 /*
- * Elementwise loops over short runs of numbers, the parts of pack, unpack, rotate, quantize, dequantize, random and
- * copy. They are written once, in rows.inc, and compiled for each instruction set; elementwise.c, quantize.c and
- * rotate.c apply them to blocks that stay in the caches.
+ * Elementwise loops over short runs of numbers, the parts of pack, unpack, rotate, quantize, dequantize, map, rowwise,
+ * random and copy. They are written once, in rows.inc and maps.inc, and compiled for each instruction set;
+ * elementwise.c, quantize.c, rotate.c, map.c and rowwise.c apply them to blocks that stay in the caches.
  */
 #ifndef INT4MM_CPU_ROWS_H
 #define INT4MM_CPU_ROWS_H
@@ -47,6 +47,21 @@ typedef struct int4mm_rows {
   void (*add_errors_columns)(double *sums, const float *x, const float *scales, float most, int64_t n);
   void (*dequantize)(float *x, const int8_t *q, float scale, int64_t n);
   void (*dequantize_columns)(float *x, const int8_t *q, const float *scales, int64_t n);
+
+  /* In place, x and y apart. op: int4mm_activation or an int4mm_map_op of one operand; INT4MM_ADD or INT4MM_MUL */
+  void (*map)(float *x, int32_t op, int64_t n);
+  void (*combine)(float *x, const float *y, int32_t op, int64_t n);
+  /* The largest of `most` and those that are not NaN. */
+  float (*max)(const float *x, float most, int64_t n);
+  /* The largest int4mm_order_key. */
+  int32_t (*max_key)(const float *x, int64_t n);
+  /* sums[k % 32] += x[k];  += (x[k] - mean)^2 */
+  void (*add_sums)(float *sums, const float *x, int64_t n);
+  void (*add_squares)(float *sums, const float *x, float mean, int64_t n);
+  /* In place: x = e^(x - most), x / divisor, (x - mean) * factor */
+  void (*exp_below)(float *x, float most, int64_t n);
+  void (*divide)(float *x, float divisor, int64_t n);
+  void (*normalize)(float *x, float mean, float factor, int64_t n);
 
   /* Philox blocks first .. first + n - 1, four words each. */
   void (*random)(uint32_t *words, uint64_t seed, uint64_t first, uint32_t sequence, int64_t n);
