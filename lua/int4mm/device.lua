@@ -88,7 +88,7 @@ check.describe_type(Stream, function(stream) return stream.live and "a stream" o
 --   (later work on it comes after an @{int4mm.event.event|event}), `:destroy()`
 -- @raise where CUDA is not available
 function device.stream(which)
-  local number = enums.device("stream", "device", which, "cuda")
+  local number = enums.gpu("stream", "device", which)
   local handle = ffi.new("void *[1]")
   binding.check("stream", lib.int4mm_stream_create(number, handle))
   return Stream(handle[0], number, true, true)
