@@ -46,8 +46,7 @@ local function make_args(name, x, b_packed, opts)
   return args
 end
 
---- Checks the tensors of a call and its options, for the oracle as well.
--- @treturn table opts
+-- Checks the tensors of a call and its options, for the oracle as well. Returns the options as a table.
 function linear.check_tensors(name, x, b_packed, scale_b, opts, known)
   opts = check.options(name, opts, known or OPTIONS)
   tensor.check(name, "x", x)
@@ -219,7 +218,8 @@ end
 -- - `layout`: "nk" (the default) or "kn"; of marked words, their own
 -- - `rotate`: the block of a Hadamard rotation of weight and activations along K, which makes int4 usable for values
 --   with outliers. Of a float weight by default the largest of 256, 64, 16 and 4 that divides K, false for none; packed
---   words have been rotated, or not, when they were quantised, and by default were not
+--   words have been rotated, or not, when they were quantised, and by default were not: nothing in them tells, so say
+--   here what block they were quantised with
 -- - `weight_clip`: of a float weight, "mse" (the default) or a number, as `clip` in @{int4mm.ops.quantize}
 -- - `clip`: of the activations; by default their largest magnitude
 -- - `activation`, `out_dtype`: as in @{int4_linear}
@@ -256,6 +256,9 @@ function linear.linear(weight, opts)
 end
 
 local CALL_OPTIONS = { "residual", "out", "out_dtype", "workspace", "stream", "kernel" }
+
+--- Methods of layers
+-- @section methods
 
 -- That x is where the layer is and has its inputs; the C core checks the rest, but knows no layer.
 local function check_input(name, layer, x)
