@@ -41,15 +41,14 @@ struct Arguments {
   int warps_n, warps_k; /* of a CTA: along the columns, along K */
   int split;            /* CTAs of a cluster that share K */
   uint32_t xor_a, xor_b;
-  bool b_is_ready;     /* before the prerequisite grids have completed */
   int rotation_length; /* k-blocks that every warp has, times the warps that share K */
   int rotation_starts; /* a power of two up to what a warp has of them: the number of places where CTAs begin */
   EpilogueArguments epilogue;
   OwnRows own; /* of a shape that QUANTIZES */
 };
 
-/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual, and B
- * read ahead of the prerequisite grids where it is ready. ALIGNED: rows of A and B start on 16 bytes. ROTATED:
+/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual.
+ * ALIGNED: rows of A and B start on 16 bytes. ROTATED:
  * neighbouring CTAs begin K at different k-blocks; a CTA has one stripe. QUANTIZES: a CTA makes its A itself. */
 template <int ROWS_, int STAGES_, bool LAYER_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false,
           bool QUANTIZES_ = false>
@@ -94,24 +93,23 @@ __device__ __forceinline__ uint32_t chunk_offset(int t, int g) {
   return (8 * t + (g ^ 2 * t)) * 16;
 }
 
-/* Issues this warp's copies of a k-block of B to the stage at `stage`: lanes along a row of B first, since a copy past
- * L1 goes to L2 in whole sectors of a quarter-warp's neighbours only. Rows and columns outside the matrices are not
- * copied, here and below: their sums are never stored. */
+/* Issues this warp's copies of a k-block to the stage at `stage`. B: lanes along a row of B first, since a copy past L1
+ * goes to L2 in whole sectors of a quarter-warp's neighbours only. A: row g + 8r, words 4t .. for the lane itself. Rows
+ * and columns outside the matrices are not copied: their sums are never stored. */
 template <class S>
-__device__ __forceinline__ void copy_b(const Arguments &p, uint32_t stage, int k_block, int first_column) {
-  int t = threadIdx.x % 32 / 8, g = threadIdx.x % 8, word = k_block * BLOCK_WORDS + 4 * t;
-  int column = first_column + 4 * g;
-  const uint32_t *b = p.b + word * p.ldb + column;
-  uint32_t chunk = stage + chunk_offset(t, g);
+__device__ __forceinline__ void copy_k_block(const Arguments &p, uint32_t stage, int k_block, int first_row,
+                                             int first_column) {
+  int lane = threadIdx.x % 32;
+  {
+    int t = lane / 8, g = lane % 8, word = k_block * BLOCK_WORDS + 4 * t, column = first_column + 4 * g;
+    const uint32_t *b = p.b + word * p.ldb + column;
+    uint32_t chunk = stage + chunk_offset(t, g);
 #pragma unroll
-  for (int j = 0; j < 4; j++, b += p.ldb)
-    if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
-}
-
-/* The same of A: row g + 8r, words 4t .. for the lane itself. */
-template <class S>
-__device__ __forceinline__ void copy_a(const Arguments &p, uint32_t stage, int k_block, int first_row) {
-  int lane = threadIdx.x % 32, g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
+    for (int j = 0; j < 4; j++, b += p.ldb)
+      if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
+  }
+  if (S::QUANTIZES) return;
+  int g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
 #pragma unroll
   for (int r = 0; r < S::A_CHUNKS; r++) {
     int row = first_row + g + 8 * r;
@@ -245,37 +243,28 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
   Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
   int32_t acc[S::ROW_TILES][4][4] = {};
 
-  auto copy = [&](uint32_t stage, int k_block, bool a, bool b) {
-    if (k_block >= k_blocks) return;
-    if (b) copy_b<S>(p, stage, rotated(k_block), first_column);
-    if (a && !S::QUANTIZES) copy_a<S>(p, stage, rotated(k_block), first_row);
+  auto copy = [&](uint32_t stage, int k_block) {
+    if (k_block < k_blocks) copy_k_block<S>(p, stage, rotated(k_block), first_row, first_column);
+    ptx::cp_async_commit_group();
+  };
+  auto copy_stages = [&] {
+#pragma unroll
+    for (int i = 0; i < S::STAGES; i++) copy(stages + i * S::STAGE_BYTES, k_block + i * stride);
   };
 
-  const bool ready = S::LAYER && p.b_is_ready;
-  if (!ready) {
-    prefetch(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
-    ptx::griddepcontrol_wait();
-  }
-  if (S::LAYER && !S::QUANTIZES) {
-#pragma unroll
-    for (int stage = 0; stage < S::STAGES; stage++)
-      copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, false, true);
-  }
-  if (ready) ptx::griddepcontrol_wait();
-#pragma unroll
-  for (int stage = 0; stage < S::STAGES; stage++) {
-    copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, true, !S::LAYER || S::QUANTIZES);
-    ptx::cp_async_commit_group();
-  }
+  prefetch(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
+  ptx::griddepcontrol_wait();
   const OwnWords own(memory + warps * S::WARP_BYTES, p.own, p.words);
-  if (S::QUANTIZES) make_own_words(p.own, own);
+  if constexpr (S::QUANTIZES)
+    make_own_words(p.own, own, copy_stages);
+  else
+    copy_stages();
   for (uint32_t stage = stages; k_block < k_blocks; k_block += stride) {
     ptx::cp_async_wait_group<S::STAGES - 1>();
     __syncwarp(); /* every lane's copies have landed */
     multiply_k_block<S>(acc, p, stage, rotated(k_block), own, unpack_a, unpack_b);
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
-    copy(stage, k_block + S::STAGES * stride, true, true);
-    ptx::cp_async_commit_group();
+    copy(stage, k_block + S::STAGES * stride);
     stage = stage + S::STAGE_BYTES == stages + S::WARP_BYTES ? stages : stage + S::STAGE_BYTES;
   }
   /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */
@@ -301,7 +290,7 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   p.a = problem->a.words, p.b = problem->b.words, p.lda = problem->a.stride, p.ldb = problem->b.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / INT4MM_BLOCK_K, p.split = plan->split_k;
-  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask, p.b_is_ready = problem->b_is_ready;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
   int stride = p.split * p.warps_k, rounds = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS / stride;
   p.rotation_length = rounds * stride;
@@ -314,6 +303,10 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
     if (shared > (size_t)most) return cudaErrorNotSupported;
+  }
+  if (p.split == 1) { /* clusters find no place otherwise */
+    cudaError_t error = int4mm_one_cta_per_sm(plan->device, (int64_t)grid.x * grid.z, &shared);
+    if (error != cudaSuccess) return error;
   }
   return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, shared, cluster, stream, p);
 }
@@ -338,7 +331,7 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
   /* Where speed depends on other things one code serves layers and bare products. */
   if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, GENERAL, true, false, true>>(problem, plan, stream);
   if (!aligned) return launch<Shape<ROWS, GENERAL, true, false, false>>(problem, plan, stream);
-  if (problem->b_is_ready || int4mm_is_layer(problem)) return launch_aligned<ROWS, STAGES, true>(problem, plan, stream);
+  if (int4mm_is_layer(problem)) return launch_aligned<ROWS, STAGES, true>(problem, plan, stream);
   return launch_aligned<ROWS, STAGES, false>(problem, plan, stream);
 }
 
@@ -357,15 +350,16 @@ LAUNCHER(64)
 
 extern "C" cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                                 const int4mm_plan *plan, cudaStream_t stream) {
-  constexpr int STAGES = INT4MM_TILE(skinny_8, STAGES), ROTATED = INT4MM_SKINNY_ROTATED_STAGES;
   OwnRows own;
   int warps = plan->tile_n / COLUMNS * (plan->tile_k / INT4MM_BLOCK_K);
   bool aligned = (uint64_t)problem->b.words % 16 == 0 && problem->b.stride % 4 == 0;
-  if (strcmp(plan->name, "skinny_8") || problem->M > 8 || problem->K >= INT4MM_WIDE_K || !aligned ||
-      !plan_own_rows(&own, quantize, warps))
+  /* Of CTAs of several stripes there are more, and each would do it anew. */
+  if (strcmp(plan->name, "skinny_8") || plan->tile_n != COLUMNS || problem->M > 8 || problem->K >= INT4MM_WIDE_K ||
+      !aligned || !plan_own_rows(&own, quantize, warps))
     return cudaErrorNotSupported;
-  return plan->tile_n == COLUMNS ? launch<Shape<8, ROTATED, true, true, false, true, true>>(problem, plan, stream, own)
-                                 : launch<Shape<8, STAGES, true, true, false, false, true>>(problem, plan, stream, own);
+  cudaError_t error = launch<Shape<8, 4, true, true, false, true, true>>(problem, plan, stream, own);
+  if (error != cudaErrorNotSupported) return error;
+  return launch<Shape<8, 3, true, true, false, true, true>>(problem, plan, stream, own);
 }
 
 extern "C" cudaError_t int4mm_code_arch(int32_t *arch) {

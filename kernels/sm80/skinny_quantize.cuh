@@ -42,15 +42,23 @@ inline size_t own_bytes(const OwnRows &own, int k_words) {
   return (size_t)(own.x.rows * own.pieces * WARP_FLOATS + own.x.rows * stride + MAX_OWN_WARPS + own.x.rows) * 4;
 }
 
-/* Fills words and scales. All warps of the CTA call it; those beyond rows * pieces only wait. */
-__device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWords &to) {
-  int warp = threadIdx.x / 32, row = warp / own.pieces, piece = warp % own.pieces;
-  bool works = row < own.x.rows;
+/* Fills words and scales. All warps of the CTA call it; those beyond rows * pieces only wait. meanwhile() is called
+ * while x is on its way. */
+template <class F> __device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWords &to, F meanwhile) {
+  const int warp = threadIdx.x / 32, row = warp / own.pieces, piece = warp - row * own.pieces;
+  const bool works = row < own.x.rows;
   Values x;
-  Line line = line_of(own.x, 1, row, (int64_t)piece * WARP_VALUES);
+  const Line line = line_of(own.x, 1, row, (int64_t)piece * WARP_VALUES);
+  if (works && own.vector_load) load_vectors(x, line);
+  meanwhile();
   if (works) {
-    float most = make_values(x, to.memory + warp * WARP_FLOATS, line, own.vector_load, own.rotate);
-    uint32_t absmax = warp_max(magnitude(__fmul_rn(most, own.factor)));
+    float *memory = to.memory + warp * WARP_FLOATS, most[CHUNKS];
+    if (!own.vector_load) {
+      gather<8>(memory, line, WARP_VALUES);
+      fetch(x, memory, false);
+    }
+    rotate_values(x, most, memory, own.rotate, [&] { gather<1>(memory, line, WARP_VALUES); });
+    uint32_t absmax = warp_max(magnitude(__fmul_rn(max_magnitude(most[0], most[1]), own.factor)));
     if (lane_id() == 0) to.maxima[warp] = absmax;
   }
   __syncthreads();

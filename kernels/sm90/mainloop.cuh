@@ -50,7 +50,6 @@ struct Arguments {
   const uint32_t *b;
   int64_t ldb;
   uint32_t xor_a, xor_b;
-  bool b_is_ready; /* before the prerequisite grids have completed */
   EpilogueArguments epilogue;
 };
 
@@ -424,7 +423,7 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   p.tiles_m = (p.M + plan->tile_m - 1) / plan->tile_m, p.tiles_n = (p.N + plan->tile_n - 1) / plan->tile_n;
   p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
   p.b = problem->b.words, p.ldb = problem->b.stride;
-  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask, p.b_is_ready = problem->b_is_ready;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   return p;
 }

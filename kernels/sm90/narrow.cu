@@ -140,10 +140,8 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
   state.advance(group);
   Unpacker<T::WIDE> unpacker(p.xor_b);
   PackedB b = {p.b + word * p.ldb + n, n < p.N ? p.words - word : 0};
-  if (!T::LAYER || !p.b_is_ready) {
-    b.prefetch(p);
-    ptx::griddepcontrol_wait();
-  }
+  b.prefetch(p);
+  ptx::griddepcontrol_wait();
   b.load(p);
 #pragma unroll 1
   for (int k_block = group; k_block < work.count; k_block += T::UNPACK_GROUPS) {
@@ -281,14 +279,17 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   cudaError_t error =
       map_words(&map_a, problem->a.words, problem->M, problem->K / 8, problem->a.stride, p.box_rows, BLOCK_WORDS);
   if (error != cudaSuccess) return error;
-  return int4mm_launch<narrow<T>>(plan->device, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, T::SHARED_BYTES,
-                                  p.split, stream, map_a, p);
+  size_t shared = T::SHARED_BYTES;
+  if (T::K_GROUPS == 1 && p.split == 1) /* elsewhere two to an SM are faster */
+    error = int4mm_one_cta_per_sm(plan->device, (int64_t)p.tiles_m * p.tiles_n, &shared);
+  if (error != cudaSuccess) return error;
+  return int4mm_launch<narrow<T>>(plan->device, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, shared, p.split,
+                                  stream, map_a, p);
 }
 
 template <int K_GROUPS, int STAGES_A, int STAGES_8>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  if (problem->b_is_ready || int4mm_is_layer(problem))
-    return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, false, true>>(problem, plan, stream);
+  if (int4mm_is_layer(problem)) return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, false, true>>(problem, plan, stream);
   return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, false, false>>(problem, plan, stream);
 }
 

@@ -77,8 +77,6 @@ typedef struct int4mm_problem {
   int4mm_matrix residual; /* [M, N] of a float dtype; no data: none */
   int4mm_matrix out;      /* [M, N] float16, bfloat16 or float32 */
   int32_t strassen;       /* CPU: -1 by rule, else levels */
-  bool b_is_ready;        /* CUDA: b, its scales and the bias were complete before the kernel ahead in the stream, which
-                             makes a, launched its dependents: they may be read while it runs */
 } int4mm_problem;
 
 /* Whether something follows the scales and the bias. */

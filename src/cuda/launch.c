@@ -35,16 +35,14 @@ int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
   return status;
 }
 
-/* The quantiser launches its dependents when it knows all that comes before it to be complete, so that the product may
- * read its weight while the activations are still being quantised. */
+/* Programmatic dependent launch has the product's CTAs start while the quantiser's still run. */
 static cudaError_t launch_product(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                   const int4mm_plan *plan, cudaStream_t stream) {
-  int4mm_problem p = *problem;
-  p.b_is_ready = quantize != NULL;
-  cudaError_t error = quantize ? int4mm_launch_own_skinny(quantize, problem, plan, stream) : cudaErrorNotSupported;
+  if (!quantize) return launchers[plan->kernel](problem, plan, stream);
+  cudaError_t error = int4mm_launch_own_skinny(quantize, problem, plan, stream);
   if (error != cudaErrorNotSupported) return error;
-  error = quantize ? int4mm_launch_quantize(quantize, NULL, stream) : cudaSuccess;
-  return error == cudaSuccess ? launchers[plan->kernel](&p, plan, stream) : error;
+  error = int4mm_launch_quantize(quantize, NULL, stream);
+  return error == cudaSuccess ? launchers[plan->kernel](problem, plan, stream) : error;
 }
 
 int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
