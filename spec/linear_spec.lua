@@ -139,7 +139,7 @@ describe("int4_linear", function()
     local nk, nk_scales = q.quantize(q.ones { 24, 64 })
     fails("x is nil, expected a tensor", nil, words, scales)
     fails("x is [3, 64] int8, expected a matrix of float32, float16 or bfloat16: give the activations themselves, the "
-      .. "call quantizes them", q.zeros { 3, 64, dtype = "int8" },
+      .. "call quantises them", q.zeros { 3, 64, dtype = "int8" },
       words, scales)
     fails("b_packed is [64, 24] float32, expected a matrix of int32, eight int4 to a word: quantize it first", x,
       q.ones { 64, 24 }, scales)

@@ -84,7 +84,7 @@ end)
 
 describe("activations of a layer", function()
   local layer = q.linear(weight)
-  local tail = "expected a matrix of float32, float16 or bfloat16: give the activations themselves, the call quantizes "
+  local tail = "expected a matrix of float32, float16 or bfloat16: give the activations themselves, the call quantises "
     .. "them"
 
   it("are words", function()
@@ -114,15 +114,14 @@ end)
 
 describe("a layer", function()
   it("is made of a weight [K, N] in the default layout", function()
-    local sentence = "linear: x is a tensor [3, 64] float32, but the layer has 24 inputs and 64 outputs: "
-    raises(sentence .. 'is its weight [K, N]? then make it with layout = "kn"', q.linear(transposed), x)
-    raises(sentence .. "is its weight [N, K]? then leave layout out", q.linear(weight, { layout = "kn" }), x)
+    local sentence = "linear: x is a tensor [3, 64] float32, but the layer has 24 inputs and 64 outputs: was its weight "
+      .. 'transposed? A weight [N, K] is layout "nk", the default, [K, N] is "kn", and words are packed along K'
+    raises(sentence, q.linear(transposed), x)
+    raises(sentence, q.linear(weight, { layout = "kn" }), x)
     local words, scales = q.quantize(transposed)
-    raises(sentence .. "were its words made from a weight [K, N]? then pack that along dim 1",
-      q.linear(words, { scales = scales }), x)
+    raises(sentence, q.linear(words, { scales = scales }), x)
     words, scales = q.quantize(weight, { dim = 1 })
-    raises(sentence .. "were its words made from a weight [N, K]? then pack that along dim 2",
-      q.linear(words, { scales = scales }), x)
+    raises(sentence, q.linear(words, { scales = scales }), x)
   end)
 
   it("is made of words of unknown origin in the wrong layout", function()

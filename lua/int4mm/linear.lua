@@ -146,8 +146,6 @@ local function quantize_weight(name, layer, weight, opts)
   local dim = check.choice(name, "layout", opts.layout, DIMS, "nk")
   local K = weight:size(dim)
   layer.in_features, layer.out_features = K, weight:size(3 - dim)
-  layer.if_transposed = dim == 2 and 'is its weight [K, N]? then make it with layout = "kn"'
-    or "is its weight [N, K]? then leave layout out"
   if opts.rotate == nil or opts.rotate == true then
     layer.rotate = default_block(K)
   else
@@ -186,8 +184,6 @@ local function take_words(name, layer, words, opts)
   end
   layer.weight, layer.scales = words, scales
   layer.in_features, layer.out_features = words.packing.length or 8 * words:size(dim), N
-  layer.if_transposed = ("were its words made from a weight %s? then pack that along dim %d"):format(
-    dim == 2 and "[K, N]" or "[N, K]", 3 - dim)
   layer.rotate = options.block(name, "rotate", opts.rotate)
 end
 
@@ -267,6 +263,9 @@ local CALL_OPTIONS = { "residual", "out", "out_dtype", "workspace", "stream", "k
 --- Methods of layers
 -- @section methods
 
+local TRANSPOSED = ': was its weight transposed? A weight [N, K] is layout "nk", the default, [K, N] is "kn", and words '
+  .. "are packed along K"
+
 -- That x is where the layer is and has its inputs; the C core checks the rest, but knows no layer.
 local function check_input(name, layer, x)
   tensor.check(name, "x", x)
@@ -274,7 +273,7 @@ local function check_input(name, layer, x)
   if c.rank == 2 and enums.float_dtypes[x.dtype] and tonumber(c.shape[1]) ~= layer.in_features then
     local transposed = tonumber(c.shape[1]) == layer.out_features
     check.raise(name, "x is %s, but the layer has %d inputs and %d outputs%s", check.describe(x), layer.in_features,
-      layer.out_features, transposed and ": " .. layer.if_transposed or "")
+      layer.out_features, transposed and TRANSPOSED or "")
   end
   if c.device ~= layer.weight.c.device then
     check.raise(name, 'x is on %s but the layer is on %s: move one of them, as in x:to "%s"', x.device,

@@ -112,7 +112,7 @@ static void describe_a(layer *l) {
 static int32_t check_x(const int4mm_tensor *x) {
   const char *expected = "float32, float16 or bfloat16";
   if (x && (x->dtype == INT4MM_INT32 || x->dtype == INT4MM_INT8))
-    expected = "float32, float16 or bfloat16: give the activations themselves, the call quantizes them";
+    expected = "float32, float16 or bfloat16: give the activations themselves, the call quantises them";
   else if (x && x->rank == 1)
     expected = "float32, float16 or bfloat16: one row is a matrix [1, K]";
   return int4mm_check_matrix("x", x, int4mm_is_out_dtype, expected);
