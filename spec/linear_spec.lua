@@ -88,9 +88,9 @@ describe("int4_linear", function()
 
   it("is quantize and int4_matmul where nothing else is asked for", function()
     local case = generate(5, 9, 256, 48)
-    local words, scales = q.quantize(case.x, { rotate = 64 })
+    local words, scales = q.quantize(case.x, { rotate = case.words.packing.rotate })
     assert.same_bits(q.int4_matmul(words, case.words, scales, case.scales, { out_dtype = "float32" }),
-      q.int4_linear(case.x, case.words, case.scales, { rotate = 64, out_dtype = "float32" }))
+      q.int4_linear(case.x, case.words, case.scales, { out_dtype = "float32" }))
   end)
 
   it("gives a row of NaN for a row with NaN or an infinity, and no other", function()

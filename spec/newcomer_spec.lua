@@ -114,8 +114,8 @@ end)
 
 describe("a layer", function()
   it("is made of a weight [K, N] in the default layout", function()
-    local sentence = "linear: x is a tensor [3, 64] float32, but the layer has 24 inputs and 64 outputs: was its weight "
-      .. 'transposed? A weight [N, K] is layout "nk", the default, [K, N] is "kn", and words are packed along K'
+    local sentence = "linear: x is a tensor [3, 64] float32, but the layer has 24 inputs and 64 outputs: was its "
+      .. 'weight transposed? A weight [N, K] is layout "nk", the default, [K, N] is "kn", and words are packed along K'
     raises(sentence, q.linear(transposed), x)
     raises(sentence, q.linear(weight, { layout = "kn" }), x)
     local words, scales = q.quantize(transposed)
@@ -168,7 +168,6 @@ describe("a layer", function()
       layer.weight.to, layer.weight, "cuda")
   end)
 
-  -- Of words nobody knows whether they were rotated: a mark does not tell. A layer of floats rotates both.
   it("of floats rotates weight and activations alike, so no call can forget it", function()
     local layer = q.linear(weight)
     assert.equal(64, layer.rotate)
@@ -181,6 +180,57 @@ describe("a layer", function()
   it("gets a residual of its input's shape", function()
     raises("linear: residual is [3, 64] float32, expected [3, 24] float16, bfloat16 or float32", q.linear(weight), x,
       { residual = x })
+  end)
+end)
+
+describe("a rotated weight", function()
+  local words, scales = q.quantize(weight, { rotate = 16 })
+  local expected = q.int4_linear_reference(x, raw(words), scales, { rotate = 16, layout_b = "nk" })
+
+  it("has its activations rotated alike by a layer that is not told", function()
+    assert.equal(16, words.packing.rotate)
+    assert.same_bits(expected, q.int4_linear(x, words, scales))
+    assert.same_bits(expected, q.int4_linear_reference(x, words, scales))
+    assert.same_bits(expected, q.linear(words, { scales = scales })(x))
+    for _, known in ipairs { words:clone(), words:narrow(1, 1, N), q.prepack(words) } do
+      assert.equal(16, known.packing.rotate)
+      assert.same_bits(expected, q.int4_linear(x, known, scales))
+    end
+  end)
+
+  it("is left alone where the activations were rotated before", function()
+    local rotated = q.rotate(x, { block = 16 })
+    assert.same_bits(expected, q.int4_linear(rotated, words, scales, { rotate = false }))
+    assert.same_bits(expected, q.linear(words, { scales = scales, rotate = false })(rotated))
+    local a_packed, a_scales = q.quantize(rotated)
+    assert.same_bits(expected, q.int4_matmul(a_packed, words, a_scales, scales, { out_dtype = "float32" }))
+    -- and a weight whose floats were rotated before knows of no rotation
+    local before, scales_before = q.quantize(q.rotate(weight, { block = 16 }))
+    assert.is_nil(before.packing.rotate)
+    assert.same_bits(expected, q.int4_linear(x, before, scales_before, { rotate = 16 }))
+  end)
+
+  it("meets activations that are rotated by another block", function()
+    raises("int4_linear: rotate is 64 but b_packed was quantised with rotate = 16; leave rotate out",
+      q.int4_linear, x, words, scales, { rotate = 64 })
+    raises("int4_linear_reference: rotate is 64 but b_packed was quantised with rotate = 16; leave rotate out",
+      q.int4_linear_reference, x, words, scales, { rotate = 64 })
+    raises("linear: rotate is 64 but weight was quantised with rotate = 16; leave rotate out",
+      q.linear, words, { scales = scales, rotate = 64 })
+    local a_packed, a_scales = q.quantize(x, { rotate = 64 })
+    raises("int4_matmul: b_packed was quantised with rotate = 16 but a_packed with 64: both need the same",
+      q.int4_matmul, a_packed, words, a_scales, scales)
+    assert.equal("int4 packed along dim 2, K = 64, twos_complement, rotated by 64",
+      q.explain(a_packed, w, a_scales, scale_w).a_packed)
+  end)
+
+  it("forgets it where its blocks are cut, and where it is written anew", function()
+    assert.is_nil(words:narrow(2, 1, 1).packing.rotate)
+    assert.is_nil(words:clone():mark_({ length = K }).packing.rotate)
+    local again = words:clone()
+    q.quantize(weight, { out = again })
+    assert.is_nil(again.packing.rotate)
+    assert.is_nil(q.pack_int4_to_int32(q.unpack_int32_to_int4(words)).packing.rotate)
   end)
 end)
 

@@ -106,10 +106,12 @@ typedef struct int4mm_tensor {
   int32_t device;          /* INT4MM_CPU or a CUDA ordinal */
   int32_t layout;          /* int4mm_layout */
   int4mm_storage *storage; /* owner of data, NULL for borrowed memory */
-  int32_t packing;         /* int4mm_packing; where it is INT4MM_UNMARKED the two fields below have no meaning */
+  int32_t packing;         /* int4mm_packing; where it is INT4MM_UNMARKED the fields below have no meaning */
   int32_t encoding;        /* int4mm_encoding */
   int64_t packed_k;        /* values along the packed dimension, of which the last word may hold fewer than eight; 0
                               where it has words: not known */
+  int32_t packed_rotate;   /* the block that int4mm_quantize rotated by; 0: it did not, which does not say that the
+                              floats had not been rotated before */
 } int4mm_tensor;
 
 /* Allocates rank 1 [rows] (cols must be 1) or rank 2 [rows, cols], contiguous, 64-byte aligned (256 on a GPU), contents
@@ -142,11 +144,12 @@ INT4MM_API int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t ran
                                        int64_t stride, int32_t dtype, int32_t device, int4mm_deleter *deleter,
                                        void *context) INT4MM_CHECK;
 /* `view` becomes rows (dim 0) or columns (dim 1) first .. first+length-1 of `t`, sharing its memory and its mark; along
- * the packed dimension packed_k becomes what these words hold. Counts from 0. */
+ * the packed dimension packed_k becomes what these words hold, and of rotated words packed_rotate 0. Counts from 0. */
 INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_t dim, int64_t first,
                                         int64_t length) INT4MM_CHECK;
 /* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
- * many values along the packed dimension (its last word holds some of them), or 0 where that is not known.
+ * many values along the packed dimension (its last word holds some of them), or 0 where that is not known;
+ * packed_rotate becomes 0.
  * INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
 INT4MM_API int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding,
                                       int64_t packed_k) INT4MM_CHECK;

@@ -34,7 +34,7 @@ local function make_args(name, x, b_packed, opts)
   args.out_dtype = options.out_dtype(name, opts, enums.float_dtypes[x.dtype] and x.dtype or "float16")
   args.encoding_b = options.encoding(name, opts, "encoding_b", "b_packed", b_packed)
   args.layout_b = options.layout_b(name, opts, b_packed)
-  args.rotate = options.block(name, "rotate", opts.rotate)
+  args.rotate = options.rotation(name, opts, "b_packed", b_packed)
   local clip, mse = options.clip(name, opts.clip)
   args.clip, args.clip_mse = numeric.float_argument(0, clip), mse
   args.activation = check.choice(name, "activation", opts.activation, enums.activations, "none")
@@ -92,7 +92,8 @@ end
 -- @tparam[opt] table opts
 --
 -- - `bias`: a tensor [N] float32
--- - `rotate`, `clip`: how x is quantised, as in @{int4mm.ops.quantize}
+-- - `rotate`, `clip`: how x is quantised, as in @{int4mm.ops.quantize}; `rotate` by default as the weight was, where
+--   its words know that, and false for an x that is rotated already
 -- - `activation`: "none", "relu", "silu", "gelu" (exact, by erf) or "gelu_tanh"
 -- - `residual`: a tensor [M, N] of a float dtype, added after the activation
 -- - `out`: a tensor [M, N] to write to, apart from the others; `out_dtype`: of a new result, by default x's
@@ -184,10 +185,11 @@ local function take_words(name, layer, words, opts)
   end
   layer.weight, layer.scales = words, scales
   layer.in_features, layer.out_features = words.packing.length or 8 * words:size(dim), N
-  layer.rotate = options.block(name, "rotate", opts.rotate)
+  layer.rotate = options.rotation(name, opts, "weight", words)
 end
 
--- The weight as kernels on its device read it fastest: on a GPU [K/8, N], made once instead of read across on every call.
+-- The weight as kernels on its device read it fastest: on a GPU [K/8, N], made once instead of read across on every
+-- call.
 local function arrange(weight)
   if weight.c.device >= 0 and weight.packing.dim == DIMS.nk then return ops.prepack(weight) end
   return weight
@@ -219,9 +221,8 @@ end
 -- - `bias`: a tensor [N] float32
 -- - `layout`: "nk" (the default) or "kn"; of marked words, their own
 -- - `rotate`: the block of a Hadamard rotation of weight and activations along K, which makes int4 usable for values
---   with outliers. Of a float weight by default the largest of 256, 64, 16 and 4 that divides K, false for none; packed
---   words have been rotated, or not, when they were quantised, and by default were not: nothing in them tells, so say
---   here what block they were quantised with
+--   with outliers. Of a float weight by default the largest of 256, 64, 16 and 4 that divides K, false for none; words
+--   from @{int4mm.ops.quantize} know theirs; of others it is the block that they were quantised with, by default none
 -- - `weight_clip`: of a float weight, "mse" (the default) or a number, as `clip` in @{int4mm.ops.quantize}
 -- - `clip`: of the activations; by default their largest magnitude
 -- - `activation`, `out_dtype`: as in @{int4_linear}
@@ -263,8 +264,8 @@ local CALL_OPTIONS = { "residual", "out", "out_dtype", "workspace", "stream", "k
 --- Methods of layers
 -- @section methods
 
-local TRANSPOSED = ': was its weight transposed? A weight [N, K] is layout "nk", the default, [K, N] is "kn", and words '
-  .. "are packed along K"
+local TRANSPOSED = ': was its weight transposed? A weight [N, K] is layout "nk", the default, [K, N] is "kn", and '
+  .. "words are packed along K"
 
 -- That x is where the layer is and has its inputs; the C core checks the rest, but knows no layer.
 local function check_input(name, layer, x)
@@ -297,7 +298,7 @@ function Linear:__call(x, opts)
     local key = CALL_OPTIONS[i]
     if opts[key] ~= nil then all[key] = opts[key] end
   end
-  if all.rotate == 0 then all.rotate = nil end
+  if all.rotate == 0 then all.rotate = false end
   linear.check_tensors(name, x, self.weight, self.scales, all)
   return (run(name, x, self.weight, self.scales, all))
 end

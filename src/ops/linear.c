@@ -103,7 +103,7 @@ static void describe_a(layer *l) {
                                 .rank = 2,
                                 .dtype = INT4MM_INT32,
                                 .device = x->device};
-  int4mm_set_mark(&l->a_packed, 1, INT4MM_TWOS_COMPLEMENT, x->shape[1]);
+  int4mm_set_mark(&l->a_packed, 1, INT4MM_TWOS_COMPLEMENT, x->shape[1], l->args->rotate);
   l->scale_a =
       (int4mm_tensor){.shape = {x->shape[0], 1}, .stride = 1, .rank = 1, .dtype = INT4MM_FLOAT32, .device = x->device};
 }
