@@ -138,7 +138,8 @@ describe("int4_linear", function()
     end
     local nk, nk_scales = q.quantize(q.ones { 24, 64 })
     fails("x is nil, expected a tensor", nil, words, scales)
-    fails("x is [3, 64] int8, expected a matrix of float32, float16 or bfloat16", q.zeros { 3, 64, dtype = "int8" },
+    fails("x is [3, 64] int8, expected a matrix of float32, float16 or bfloat16: give the activations themselves, the "
+      .. "call quantises them", q.zeros { 3, 64, dtype = "int8" },
       words, scales)
     fails("b_packed is [64, 24] float32, expected a matrix of int32, eight int4 to a word: quantize it first", x,
       q.ones { 64, 24 }, scales)

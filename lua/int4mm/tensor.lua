@@ -78,7 +78,8 @@ end)
 local function check_rows(name, value, what)
   tensor.check(name, what or "the tensor", value)
   if value.c.layout ~= enums.ROWS then
-    check.raise(name, "%s is prepacked; its elements cannot be read or written", what or "the tensor")
+    check.raise(name, "%s is prepacked; its elements cannot be read or written: keep the words that it was made from",
+      what or "the tensor")
   end
   return value
 end
