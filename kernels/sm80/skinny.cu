@@ -44,21 +44,22 @@ struct Arguments {
   int rotation_length; /* k-blocks that every warp has, times the warps that share K */
   int rotation_starts; /* a power of two up to what a warp has of them: the number of places where CTAs begin */
   EpilogueArguments epilogue;
-  OwnRows own; /* of a shape that QUANTIZES */
+  OwnRows own; /* of a shape with OWN_CHUNKS */
 };
 
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual.
  * ALIGNED: rows of A and B start on 16 bytes. ROTATED:
- * neighbouring CTAs begin K at different k-blocks; a CTA has one stripe. QUANTIZES: a CTA makes its A itself. */
-template <int ROWS_, int STAGES_, bool LAYER_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false,
-          bool QUANTIZES_ = false>
+ * neighbouring CTAs begin K at different k-blocks; a CTA has one stripe. OWN_CHUNKS: not 0, a CTA makes its A itself,
+ * each warp of so many chunks. */
+template <int ROWS_, int STAGES_, bool LAYER_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false, int OWN_CHUNKS_ = 0>
 struct Shape {
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
-  static constexpr bool LAYER = LAYER_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_, QUANTIZES = QUANTIZES_;
+  static constexpr bool LAYER = LAYER_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
+  static constexpr int OWN_CHUNKS = OWN_CHUNKS_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
   static constexpr int CHUNKS = 4 + A_CHUNKS;        /* B's first */
-  static constexpr int CTAS = ROWS <= 16 && ALIGNED && !QUANTIZES ? 2 : 1;
+  static constexpr int CTAS = ROWS <= 16 && ALIGNED && !OWN_CHUNKS_ ? 2 : 1;
   static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES, WARP_BYTES = STAGES * STAGE_BYTES;
   static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
@@ -108,7 +109,7 @@ __device__ __forceinline__ void copy_k_block(const Arguments &p, uint32_t stage,
     for (int j = 0; j < 4; j++, b += p.ldb)
       if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
   }
-  if (S::QUANTIZES) return;
+  if (S::OWN_CHUNKS) return;
   int g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
 #pragma unroll
   for (int r = 0; r < S::A_CHUNKS; r++) {
@@ -129,9 +130,9 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
   for (int j = 0; j < 4; j++) b[j] = ptx::ld_shared_v4(stage + chunk_offset(lane % 4, lane / 4) + j * CHUNK_BYTES);
 #pragma unroll
   for (int r = 0; r < 2 * S::ROW_TILES; r++)
-    a[r] = r < S::A_CHUNKS && !S::QUANTIZES ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16)
-                                            : make_uint4(0, 0, 0, 0);
-  if (S::QUANTIZES && lane / 4 < p.M)
+    a[r] = r < S::A_CHUNKS && !S::OWN_CHUNKS ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16)
+                                             : make_uint4(0, 0, 0, 0);
+  if (S::OWN_CHUNKS && lane / 4 < p.M)
     a[0] = *(const uint4 *)(own.words + lane / 4 * own.stride + k_block * BLOCK_WORDS + lane % 4 * 4);
   int valid = p.words - k_block * BLOCK_WORDS - lane % 4 * 4;
   if (valid < 4) { /* past K: zeros in B, so that the undefined words of A do not count */
@@ -186,8 +187,8 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
     const int32_t acc[CHUNK_WORDS] = {sum.x, sum.y, sum.z, sum.w};
     if (first_column + column >= p.N) return;
     int4mm_finish<S::LAYER>(p.epilogue, first_row + row, first_column + column, p.N, Unpacker<S::WIDE>::UNSCALE,
-                            S::QUANTIZES ? own.scales[row] : __ldg(p.epilogue.scale_a + first_row + row), scale_b, bias,
-                            acc);
+                            S::OWN_CHUNKS ? own.scales[row] : __ldg(p.epilogue.scale_a + first_row + row), scale_b,
+                            bias, acc);
   };
   auto add = [](int4 &sum, const int4 &x) { sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w; };
 
@@ -255,8 +256,8 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
   prefetch(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
   ptx::griddepcontrol_wait();
   const OwnWords own(memory + warps * S::WARP_BYTES, p.own, p.words);
-  if constexpr (S::QUANTIZES)
-    make_own_words(p.own, own, copy_stages);
+  if constexpr (S::OWN_CHUNKS > 0)
+    make_own_words<S::OWN_CHUNKS>(p.own, own, copy_stages);
   else
     copy_stages();
   for (uint32_t stage = stages; k_block < k_blocks; k_block += stride) {
@@ -297,8 +298,8 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   for (p.rotation_starts = 1; 2 * p.rotation_starts <= rounds;) p.rotation_starts *= 2;
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
   dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);
-  size_t shared = (size_t)warps * S::WARP_BYTES + (S::QUANTIZES ? own_bytes(own, p.words) : 0);
-  if constexpr (S::QUANTIZES) {
+  size_t shared = (size_t)warps * S::WARP_BYTES + (S::OWN_CHUNKS ? own_bytes(own, p.words) : 0);
+  if constexpr (S::OWN_CHUNKS > 0) {
     int most;
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
@@ -355,11 +356,14 @@ extern "C" cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize,
   bool aligned = (uint64_t)problem->b.words % 16 == 0 && problem->b.stride % 4 == 0;
   /* Of CTAs of several stripes there are more, and each would do it anew. */
   if (strcmp(plan->name, "skinny_8") || plan->tile_n != COLUMNS || problem->M > 8 || problem->K >= INT4MM_WIDE_K ||
-      !aligned || !plan_own_rows(&own, quantize, warps))
+      !aligned)
     return cudaErrorNotSupported;
-  cudaError_t error = launch<Shape<8, 4, true, true, false, true, true>>(problem, plan, stream, own);
-  if (error != cudaErrorNotSupported) return error;
-  return launch<Shape<8, 3, true, true, false, true, true>>(problem, plan, stream, own);
+  if (plan_own_rows(&own, quantize, WARP_VALUES / 2, warps)) {
+    cudaError_t error = launch<Shape<8, 4, true, true, false, true, 1>>(problem, plan, stream, own);
+    if (error != cudaErrorNotSupported) return error;
+  }
+  if (!plan_own_rows(&own, quantize, WARP_VALUES, warps)) return cudaErrorNotSupported;
+  return launch<Shape<8, 3, true, true, false, true, 2>>(problem, plan, stream, own);
 }
 
 extern "C" cudaError_t int4mm_code_arch(int32_t *arch) {
