@@ -14,6 +14,9 @@
  * 4t + j of lane-in-quad t (see unpack.cuh), and the four columns of a 16-byte load go to four mmas, whose column c is
  * column 4c + i of the stripe.
  *
+ * Where B is [N, K/8], each of four 16-byte loads of a lane has its words of all slices for the column of one mma, and
+ * the quad has the k-block's 64 bytes of that column.
+ *
  * K is split over the warps of a CTA and, where columns are few, over a cluster (sm_90); int32 partial sums are added
  * in shared memory, which is exact in any order.
  */
@@ -44,10 +47,10 @@ struct Arguments {
 };
 
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. ALIGNED: rows of A and B start on 16 bytes.
- * ROTATED: neighbouring CTAs begin K at different k-blocks. */
-template <int ROWS_, int STAGES_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false> struct Shape {
+ * NK: B is [N, K/8], else [K/8, N]. ROTATED: neighbouring CTAs begin K at different k-blocks. */
+template <int ROWS_, int STAGES_, bool NK_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false> struct Shape {
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
-  static constexpr bool ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
+  static constexpr bool NK = NK_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
   static constexpr int CHUNKS = 4 + A_CHUNKS;        /* B's first */
@@ -59,12 +62,15 @@ template <int ROWS_, int STAGES_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = fal
 
 /* ---- mainloop ---- */
 
-/* Copies the first `valid` of four words (may be negative or above 4); the rest of the chunk is undefined. */
-template <bool ALIGNED, bool THROUGH_L1>
+/* Copies the first `valid` of four words (may be negative or above 4); the rest of the chunk is undefined. LINES: the
+ * rest of the 128-byte line will be read as well. */
+template <bool ALIGNED, bool THROUGH_L1, bool LINES = false>
 __device__ __forceinline__ void copy_words(uint32_t shared, const uint32_t *from, int valid) {
   if (ALIGNED) {
     if (valid <= 0) return;
-    if (THROUGH_L1)
+    if (LINES)
+      ptx::cp_async16_line(shared, from, 4 * min(valid, CHUNK_WORDS));
+    else if (THROUGH_L1)
       ptx::cp_async16_l1(shared, from, 4 * min(valid, CHUNK_WORDS));
     else
       ptx::cp_async16(shared, from, 4 * min(valid, CHUNK_WORDS));
@@ -82,13 +88,14 @@ __device__ __forceinline__ uint32_t chunk_offset(int t, int g) {
 }
 
 /* Issues this warp's copies of a k-block to the stage at `stage`. B: lanes along a row of B first, since a copy past L1
- * goes to L2 in whole sectors of a quarter-warp's neighbours only. A: row g + 8r, words 4t .. for the lane itself. Rows
+ * goes to L2 in whole sectors of a quarter-warp's neighbours only; with NK column 4g + i, words 4t .. for the lane
+ * itself. A: row g + 8r, words 4t .. for the lane itself. Rows
  * and columns outside the matrices are not copied: their sums are never stored. */
 template <class S>
 __device__ __forceinline__ void copy_k_block(const Arguments &p, uint32_t stage, int k_block, int first_row,
                                              int first_column) {
   int lane = threadIdx.x % 32;
-  {
+  if (!S::NK) {
     int t = lane / 8, g = lane % 8, word = k_block * BLOCK_WORDS + 4 * t, column = first_column + 4 * g;
     const uint32_t *b = p.b + word * p.ldb + column;
     uint32_t chunk = stage + chunk_offset(t, g);
@@ -97,6 +104,13 @@ __device__ __forceinline__ void copy_k_block(const Arguments &p, uint32_t stage,
       if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
   }
   int g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
+  if (S::NK) {
+    int column = first_column + 4 * g;
+    const uint32_t *b = p.b + column * p.ldb + word;
+#pragma unroll
+    for (int i = 0; i < 4; i++, b += p.ldb)
+      if (column + i < p.N) copy_words<S::ALIGNED, false, true>(stage + i * CHUNK_BYTES + lane * 16, b, p.words - word);
+  }
 #pragma unroll
   for (int r = 0; r < S::A_CHUNKS; r++) {
     int row = first_row + g + 8 * r;
@@ -113,7 +127,8 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
   int lane = threadIdx.x % 32;
   uint4 b[4], a[2 * S::ROW_TILES];
 #pragma unroll
-  for (int j = 0; j < 4; j++) b[j] = ptx::ld_shared_v4(stage + chunk_offset(lane % 4, lane / 4) + j * CHUNK_BYTES);
+  for (int i = 0; i < 4; i++)
+    b[i] = ptx::ld_shared_v4(stage + (S::NK ? lane * 16 : chunk_offset(lane % 4, lane / 4)) + i * CHUNK_BYTES);
 #pragma unroll
   for (int r = 0; r < 2 * S::ROW_TILES; r++)
     a[r] = r < S::A_CHUNKS ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16) : make_uint4(0, 0, 0, 0);
@@ -121,7 +136,12 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
   if (valid < 4) { /* past K: zeros in B, so that the undefined words of A do not count */
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      if (j >= valid) b[j] = make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
+      if (S::NK) {
+        b[j].x = valid > 0 ? b[j].x : p.xor_b, b[j].y = valid > 1 ? b[j].y : p.xor_b;
+        b[j].z = valid > 2 ? b[j].z : p.xor_b, b[j].w = p.xor_b;
+      } else if (j >= valid) {
+        b[j] = make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
+      }
   }
 #pragma unroll
   for (int j = 0; j < 4; j++) {
@@ -134,7 +154,7 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      uint32_t w = element(b[j], i), even = unpack_b.even(w), odd = unpack_b.odd(w);
+      uint32_t w = S::NK ? element(b[i], j) : element(b[j], i), even = unpack_b.even(w), odd = unpack_b.odd(w);
 #pragma unroll
       for (int m = 0; m < S::ROW_TILES; m++) ptx::mma_m16n8k32(acc[m][i], fragments[m], even, odd);
     }
@@ -200,11 +220,12 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
 
 /* ---- the kernel ---- */
 
-/* Prefetches B of a k-block into L2, a lane for each row; half a warp calls it. It reads nothing, so it need not wait
- * for the prerequisite grids, and memory is busy while they end and this one starts. */
-__device__ __forceinline__ void prefetch(const Arguments &p, int k_block, int first_column) {
-  int word = k_block * BLOCK_WORDS + threadIdx.x % BLOCK_WORDS;
-  if (word < p.words && first_column < p.N) ptx::prefetch_l2(p.b + word * p.ldb + first_column);
+/* Prefetches B of a k-block into L2, a lane for each row: half a warp calls it, or with NK a warp. It reads nothing, so
+ * it need not wait for the prerequisite grids, and memory is busy while they end and this one starts. */
+template <class S> __device__ __forceinline__ void prefetch(const Arguments &p, int k_block, int first_column) {
+  int word = k_block * BLOCK_WORDS + (S::NK ? 0 : threadIdx.x % BLOCK_WORDS);
+  int column = first_column + (S::NK ? threadIdx.x % 32 : 0);
+  if (word < p.words && column < p.N) ptx::prefetch_l2(p.b + (S::NK ? column * p.ldb + word : word * p.ldb + column));
 }
 
 template <class S>
@@ -225,7 +246,12 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
   Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
   int32_t acc[S::ROW_TILES][4][4] = {};
 
-  prefetch(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
+  if (S::NK) {
+    prefetch<S>(p, rotated(k_block), first_column);
+    prefetch<S>(p, rotated(k_block + stride), first_column);
+  } else {
+    prefetch<S>(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
+  }
   ptx::griddepcontrol_wait();
 #pragma unroll
   for (int stage = 0; stage < S::STAGES; stage++) {
@@ -274,19 +300,22 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
 }
 
 /* The depth that src/dispatch/cost_sm80.c plans with. */
-template <int ROWS, int STAGES>
+template <int ROWS, int STAGES, bool NK>
 cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  constexpr int GENERAL = INT4MM_SKINNY_GENERAL_STAGES;
+  constexpr int GENERAL = INT4MM_SKINNY_GENERAL_STAGES, LEAST = NK && ROWS <= 16 ? INT4MM_SKINNY_NK_STAGES : 0;
   bool aligned = (((uint64_t)problem->a.words | (uint64_t)problem->b.words) % 16 |
                   (uint64_t)(problem->a.stride | problem->b.stride) % 4) == 0;
-  if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, GENERAL, false, true>>(problem, plan, stream);
-  if (!aligned) return launch<Shape<ROWS, GENERAL, false, false>>(problem, plan, stream);
+  /* One instance serves a wide K and any alignment of [N, K/8]: a K for which its rows start off 16 bytes is rare. */
+  if (problem->K >= INT4MM_WIDE_K || (NK && !aligned))
+    return launch<Shape<ROWS, GENERAL, NK, false, true>>(problem, plan, stream);
+  if constexpr (!NK)
+    if (!aligned) return launch<Shape<ROWS, GENERAL, NK, false, false>>(problem, plan, stream);
   /* CTAs of one stripe would all read the same rows of A from L2 at once: rotated, 1 x 4096 x 4096 takes 4.1 us, not
    * 4.5. With several stripes to a CTA rotation costs more than it gains. */
   if constexpr (ROWS <= 16)
     if (plan->tile_n == COLUMNS)
-      return launch<Shape<ROWS, INT4MM_SKINNY_ROTATED_STAGES, true, false, true>>(problem, plan, stream);
-  return launch<Shape<ROWS, STAGES, true, false>>(problem, plan, stream);
+      return launch<Shape<ROWS, INT4MM_SKINNY_ROTATED_STAGES, NK, true, false, true>>(problem, plan, stream);
+  return launch<Shape<ROWS, (STAGES > LEAST ? STAGES : LEAST), NK, true, false>>(problem, plan, stream);
 }
 
 } // namespace
@@ -295,7 +324,9 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
   extern "C" cudaError_t int4mm_launch_skinny_##ROWS(const int4mm_problem *problem, const int4mm_plan *plan,           \
                                                      cudaStream_t stream) {                                            \
     static_assert(ROWS == INT4MM_TILE(skinny_##ROWS, M), "the registry has another size");                             \
-    return launch_rows<ROWS, INT4MM_TILE(skinny_##ROWS, STAGES)>(problem, plan, stream);                               \
+    constexpr int STAGES = INT4MM_TILE(skinny_##ROWS, STAGES);                                                         \
+    return problem->b.layout == INT4MM_K_MAJOR ? launch_rows<ROWS, STAGES, true>(problem, plan, stream)                \
+                                               : launch_rows<ROWS, STAGES, false>(problem, plan, stream);              \
   }
 LAUNCHER(8)
 LAUNCHER(16)
@@ -304,8 +335,8 @@ LAUNCHER(64)
 
 extern "C" cudaError_t int4mm_code_arch(int32_t *arch) {
   cudaFuncAttributes attributes;
-  cudaError_t error =
-      cudaFuncGetAttributes(&attributes, (const void *)skinny<Shape<8, INT4MM_TILE(skinny_8, STAGES), true, false>>);
+  cudaError_t error = cudaFuncGetAttributes(
+      &attributes, (const void *)skinny<Shape<8, INT4MM_TILE(skinny_8, STAGES), false, true, false>>);
   *arch = 75; /* where this file has no code, only the kernels for every architecture can be taken */
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
     (void)cudaGetLastError();
