@@ -158,7 +158,7 @@ static int32_t fake_device_count(int32_t *count) {
 }
 
 static int32_t fake_arch(int32_t device, int32_t *arch, int32_t *sms) {
-  *arch = 80, *sms = 108;
+  *arch = 90, *sms = 132;
   return check_device(device);
 }
 
@@ -214,6 +214,22 @@ static int32_t fake_stream_join(int32_t device, void *stream) {
 
 /* ---- work ---- */
 
+/* The product on the CPU, which takes B as [K/8, N]. */
+static int32_t multiply(int4mm_problem *p) {
+  int4mm_operand *b = &p->b;
+  if (b->layout != INT4MM_K_MAJOR) return int4mm_cpu_matmul(p);
+  int64_t words = p->K / 8;
+  uint32_t *kn = malloc((size_t)(words * p->N) * sizeof *kn + 1);
+  if (!kn) return core_fail(INT4MM_ERR_MEMORY, "out of memory for a transposed weight");
+  int4mm_matrix from = {(void *)b->words, p->N, words, b->stride, INT4MM_INT32};
+  int4mm_matrix to = {kn, words, p->N, p->N, INT4MM_INT32};
+  if (words) int4mm_cpu_transpose(&to, &from, 0);
+  b->words = kn, b->rows = words, b->cols = b->stride = p->N, b->layout = INT4MM_MN_MAJOR;
+  int32_t status = int4mm_cpu_matmul(p);
+  free(kn);
+  return status;
+}
+
 static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const int4mm_plan *plan, void *stream,
                            bool non_blocking) {
   static atomic_int calls;
@@ -226,7 +242,7 @@ static int32_t fake_matmul(int32_t device, const int4mm_problem *problem, const 
   p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);
   p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
   p.out.data = to_host(device, p.out.data);
-  return int4mm_cpu_matmul(&p);
+  return multiply(&p);
 }
 
 static int4mm_matrix host_matrix(int32_t device, int4mm_matrix m) {
@@ -283,6 +299,14 @@ static int32_t fake_random(int32_t device, const int4mm_random_job *job, void *s
   return INT4MM_OK;
 }
 
+static int32_t fake_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, void *stream) {
+  int4mm_matrix to = host_matrix(device, *dst), from = host_matrix(device, *src);
+  (void)stream;
+  for (int64_t r = 0; r < from.rows; r++)
+    memcpy((uint32_t *)to.data + r * to.stride, (uint32_t *)from.data + r * from.stride, (size_t)from.cols * 4);
+  return INT4MM_OK;
+}
+
 static int32_t fake_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                               void *stream) {
   int4mm_matrix to = host_matrix(device, *dst), from = host_matrix(device, *src);
@@ -318,6 +342,7 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .dequantize = fake_dequantize,
                                       .random = fake_random,
                                       .transpose = fake_transpose,
+                                      .align_rows = fake_align_rows,
                                       .scratch = fake_scratch,
                                       .scratch_free = fake_scratch_free};
   if (asked_for("other_abi")) table.abi = INT4MM_CUDA_ABI + 1;

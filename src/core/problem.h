@@ -66,7 +66,7 @@ static inline bool int4mm_is_panels(const int4mm_operand *o) {
 typedef struct int4mm_problem {
   int64_t M, N, K;   /* K counts values, a multiple of 8 */
   int4mm_operand a;  /* [M, K/8] words, K-major */
-  int4mm_operand b;  /* [K/8, N] words, MN-major, or panels */
+  int4mm_operand b;  /* [K/8, N] words, MN-major; CUDA: or [N, K/8], K-major; CPU: or panels */
   const float *bias; /* [N] or NULL */
   int4mm_matrix out; /* [M, N] float16, bfloat16 or float32 */
   int32_t strassen;  /* CPU: -1 by rule, else levels */
