@@ -480,6 +480,7 @@ typedef struct int4mm_gpu_problem {
   int32_t align_out;
   int32_t out_dtype;
   int32_t encoding_a, encoding_b;
+  int32_t layout_b; /* int4mm_layout_b: what ldb counts, rows of [K/8, N] or of [N, K/8] */
 } int4mm_gpu_problem;
 
 /* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that
@@ -493,7 +494,7 @@ INT4MM_API const char *int4mm_cuda_kernel_at(int32_t index);
 /* Rearranges a weight once for repeated products: `prepacked` (zeroed or released) becomes a tensor of the same
  * [K/8, N] shape usable as b_packed on the device it is on. Encoding and layout_b are those of the source, and of its
  * mark where it has one; the result is two's complement, KN, and marked so. On a GPU it is a plain copy: the kernels
- * there read the contract's layout as it is. */
+ * there read either layout as it is. */
 INT4MM_API int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, int32_t layout_b,
                                   int32_t encoding) INT4MM_CHECK;
 

@@ -71,7 +71,7 @@ static inline bool int4mm_is_k_major(const int4mm_operand *o) {
 typedef struct int4mm_problem {
   int64_t M, N, K;        /* K counts values, a multiple of 8 */
   int4mm_operand a;       /* [M, K/8] words, K-major */
-  int4mm_operand b;       /* [K/8, N] words, MN-major; on the CPU also [N, K/8], K-major, or panels */
+  int4mm_operand b;       /* [K/8, N] words, MN-major, or [N, K/8], K-major; on the CPU also panels */
   const float *bias;      /* [N] or NULL */
   int32_t activation;     /* int4mm_activation */
   int4mm_matrix residual; /* [M, N] of a float dtype; no data: none */
