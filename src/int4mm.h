@@ -438,7 +438,8 @@ INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_pla
 typedef struct int4mm_linear_args {
   const int4mm_tensor *x;        /* [M, K] float32, float16 or bfloat16 */
   const int4mm_tensor *b_packed; /* the weight, of K values (ceil(K/8) words), as in int4mm_matmul_args; where `rotate`
-                                    is used, quantised with the same rotation along K */
+                                    is used, quantised with the same rotation along K: another packed_rotate is refused
+                                    */
   const int4mm_tensor *scale_b;  /* [N] float32 */
   const int4mm_tensor *bias;     /* [N] float32, or NULL */
   const int4mm_tensor *residual; /* [M, N] of a float dtype, or NULL */
