@@ -1,5 +1,4 @@
---- Layers out of other programs' files: @{load_linear} recognises by the tensors that there are how a weight was
--- quantised.
+--- Layers out of other programs' files: how a weight was quantised is recognised by the tensors that there are.
 --
 -- - **convrot_w4a4** (ComfyUI): `weight` int8 [N, K/2], two nibbles a byte, rotated; `weight_scale` [N]; JSON with the
 --   size of the rotation in `comfy_quant`, or by layer in the metadata `_quantization_metadata`

@@ -5,19 +5,25 @@
 -- @module int4mm.io.file
 
 local ffi = require "ffi"
+local binding = require "int4mm.lib"
 local check = require "int4mm.internal.check"
 local enums = require "int4mm.enums"
 local tensor = require "int4mm.tensor"
 
--- libc, under names that no program uses. LuaJIT passes a file of Lua's io library as its FILE *.
-ffi.cdef [[
-  int int4mm_libc_fileno(void *stream) __asm__("fileno");
-  long int4mm_libc_pread(int descriptor, void *buffer, size_t bytes, long offset) __asm__("pread");
-  size_t int4mm_libc_fwrite(const void *data, size_t size, size_t count, void *stream) __asm__("fwrite");
-  int int4mm_libc_fsync(int descriptor) __asm__("fsync");
-  int int4mm_libc_getpid(void) __asm__("getpid");
-  char *int4mm_libc_strerror(int number) __asm__("strerror");
-]]
+-- libc, under names that no program uses; declared once in a Lua state, whoever loads this module anew. LuaJIT passes
+-- a file of Lua's io library as its FILE *.
+local declared = binding.kept_table "io.file"
+if not declared[1] then
+  ffi.cdef [[
+    int int4mm_libc_fileno(void *stream) __asm__("fileno");
+    long int4mm_libc_pread(int descriptor, void *buffer, size_t bytes, long offset) __asm__("pread");
+    size_t int4mm_libc_fwrite(const void *data, size_t size, size_t count, void *stream) __asm__("fwrite");
+    int int4mm_libc_fsync(int descriptor) __asm__("fsync");
+    int int4mm_libc_getpid(void) __asm__("getpid");
+    char *int4mm_libc_strerror(int number) __asm__("strerror");
+  ]]
+  declared[1] = true
+end
 local C = ffi.C
 local EINTR, EEXIST, EISDIR = 4, 17, 21 -- Linux, every machine
 
