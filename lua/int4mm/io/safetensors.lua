@@ -62,7 +62,6 @@ end
 
 -- ---- the header ----
 
-
 -- Whether a value is what cjson makes of an array.
 local function is_list(value)
   if type(value) ~= "table" then return false end
@@ -256,13 +255,15 @@ local function open_index(path)
   return setmetatable(index, File)
 end
 
+local function open_path(path) return (path:find "%.json$" and open_index or open_single)(path) end
+
 local function open_in_folder(folder)
   for _, name in ipairs(IN_FOLDER) do
     local path = folder:gsub("/*$", "/") .. name
     local stream = io.open(path, "rb")
     if stream then
       stream:close()
-      return safetensors.open_safetensors(path)
+      return open_path(path)
     end
   end
   return nil, ("%s: the folder has none of %s"):format(folder, table.concat(IN_FOLDER, ", "))
@@ -279,8 +280,8 @@ function safetensors.open_safetensors(path)
   local name = "open_safetensors"
   file.check_path(name, path)
   json.need(name)
-  local f, reason, folder = (path:find "%.json$" and open_index or open_single)(path)
-  if folder then return open_in_folder(path) end
+  local f, reason, folder = open_path(path)
+  if folder then f, reason = open_in_folder(path) end
   return f, reason
 end
 
