@@ -10,7 +10,8 @@ the same bits. LuaJIT's FFI calls a C library; the CUDA library is built where n
   license = "MIT",
 }
 supported_platforms = { "linux" }
--- LuaJIT 2.1 is needed and is Lua 5.1 to LuaRocks.
+-- LuaJIT 2.1 is needed and is Lua 5.1 to LuaRocks. safetensors files need lua-cjson as well, the rock or a package of
+-- the system, which is loaded on first need; all else works without it.
 dependencies = { "lua == 5.1" }
 build = {
   type = "make",

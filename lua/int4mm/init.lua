@@ -28,6 +28,10 @@
 --   @{int4mm.elementwise.layer_norm|layer_norm}, @{int4mm.elementwise.rms_norm|rms_norm},
 --   @{int4mm.elementwise.argmax|argmax}; their oracle is the table `elementwise_reference`
 --   (@{int4mm.elementwise_reference})
+-- - files: @{int4mm.io.safetensors.open_safetensors|open_safetensors},
+--   @{int4mm.io.safetensors.save_safetensors|save_safetensors}, @{int4mm.io.npy.load_npy|load_npy},
+--   @{int4mm.io.npy.save_npy|save_npy}; layers in files: @{int4mm.io.layers.save|save}, @{int4mm.io.layers.load|load},
+--   @{int4mm.io.checkpoint.load_linear|load_linear}
 -- - tensors: @{int4mm.factory.tensor|tensor}, @{int4mm.factory.empty|empty}, @{int4mm.factory.zeros|zeros},
 --   @{int4mm.factory.ones|ones}, @{int4mm.factory.full|full}, @{int4mm.factory.random|random},
 --   @{int4mm.factory.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
@@ -47,14 +51,18 @@ end
 
 local binding = require "int4mm.lib"
 local factory = require "int4mm.factory"
+local checkpoint = require "int4mm.io.checkpoint"
 local device = require "int4mm.device"
 local elementwise = require "int4mm.elementwise"
 local event = require "int4mm.event"
 local graph = require "int4mm.graph"
+local layers = require "int4mm.io.layers"
 local linear = require "int4mm.linear"
 local memory = require "int4mm.internal.memory"
+local npy = require "int4mm.io.npy"
 local ops = require "int4mm.ops"
 local reference = require "int4mm.reference"
+local safetensors = require "int4mm.io.safetensors"
 local tensor = require "int4mm.tensor"
 
 local warning = binding.lib.int4mm_warning() -- of the environment's variables
@@ -106,6 +114,15 @@ return {
   rms_norm = elementwise.rms_norm,
   argmax = elementwise.argmax,
   elementwise_reference = require "int4mm.elementwise_reference",
+
+  -- files
+  open_safetensors = safetensors.open_safetensors,
+  save_safetensors = safetensors.save_safetensors,
+  load_npy = npy.load_npy,
+  save_npy = npy.save_npy,
+  save = layers.save,
+  load = layers.load,
+  load_linear = checkpoint.load_linear,
 
   -- tensors
   tensor = factory.tensor,

@@ -124,6 +124,12 @@ end
 local Linear = { __name = "int4mm.linear" }
 Linear.__index = Linear
 
+--- Whether a value is a layer. By name, so that those made before the modules were loaded anew are too.
+function linear.is_linear(value)
+  local metatable = type(value) == "table" and getmetatable(value)
+  return type(metatable) == "table" and metatable.__name == Linear.__name
+end
+
 local NEW_OPTIONS = {
   "bias", "scales", "layout", "encoding", "rotate", "clip", "weight_clip", "activation", "out_dtype", "prepack",
 }
