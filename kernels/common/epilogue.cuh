@@ -196,6 +196,15 @@ __device__ __forceinline__ void int4mm_finish_layer(float (&x)[COUNT], const Epi
   if (e.residual) int4mm_add_residual(x, e, row, column, N);
 }
 
+/* The same by a call, for kernels in many instances: their code of all activations would be most of the library. */
+template <int COUNT> struct int4mm_floats { float x[COUNT]; };
+template <int COUNT, class Index>
+static __device__ __noinline__ int4mm_floats<COUNT>
+int4mm_call_finish_layer(int4mm_floats<COUNT> sums, const EpilogueArguments &e, Index row, Index column, Index N) {
+  int4mm_finish_layer(sums.x, e, row, column, N);
+  return sums;
+}
+
 /* Stores 16 bytes at once, at an address aligned to them. In C++ the compiler may make four stores of it. */
 __device__ __forceinline__ void int4mm_store_v4(void *to, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x), "r"(y), "r"(z),
@@ -317,7 +326,14 @@ __device__ __forceinline__ void int4mm_finish(const EpilogueArguments &e, Index 
   float x[COUNT];
   int4mm_scale_sums(x, acc, unscale, scale_a, scale_b);
   int4mm_add_bias(x, e, bias);
-  if (LAYER) int4mm_finish_layer(x, e, row, column, N);
+  if (LAYER && e.layer) {
+    int4mm_floats<COUNT> sums;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) sums.x[i] = x[i];
+    sums = int4mm_call_finish_layer(sums, e, row, column, N);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) x[i] = sums.x[i];
+  }
   int4mm_store(e, row, column, N, x);
 }
 

@@ -28,7 +28,8 @@ __device__ __forceinline__ int32_t dot(const int4mm_operand &a, const int4mm_ope
 
 /* Neighbouring threads take neighbouring columns, so that reads of b and writes of out are coalesced. */
 template <bool LAYER>
-__global__ void __launch_bounds__(kThreads) simple_kernel(const int4mm_problem p, const EpilogueArguments e) {
+__global__ void __launch_bounds__(kThreads)
+    simple_kernel(const int4mm_problem p, const __grid_constant__ EpilogueArguments e) {
   int64_t outputs = p.M * p.N, step = (int64_t)gridDim.x * kThreads;
   for (int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x; i < outputs; i += step) {
     int64_t m = i / p.N, n = i - m * p.N;

@@ -61,7 +61,8 @@ __device__ __forceinline__ int32_t accumulate(Tile &tile, const int4mm_problem &
 }
 
 template <bool LAYER>
-__global__ void __launch_bounds__(kThreads) tiled_kernel(const int4mm_problem p, const EpilogueArguments e) {
+__global__ void __launch_bounds__(kThreads)
+    tiled_kernel(const int4mm_problem p, const __grid_constant__ EpilogueArguments e) {
   __shared__ Tile tile;
   int64_t tiles_n = (p.N + kTile - 1) / kTile, tiles = (p.M + kTile - 1) / kTile * tiles_n;
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
