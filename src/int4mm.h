@@ -145,6 +145,12 @@ INT4MM_API int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t ran
  * the packed dimension packed_k becomes what these words hold. Counts from 0. */
 INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_t dim, int64_t first,
                                         int64_t length) INT4MM_CHECK;
+/* `view` becomes the elements of `t` in their row-major order as rank 1 [rows] (cols is 1) or rank 2 [rows, cols],
+ * sharing its memory. The rows of `t` must lie one after the other without gaps, and the count of elements must be the
+ * same, unless the shape is t's own. A mark is kept with that shape; marked words in another are refused, since they
+ * would not be the same values. */
+INT4MM_API int32_t int4mm_tensor_view(int4mm_tensor *view, const int4mm_tensor *t, int32_t rank, int64_t rows,
+                                      int64_t cols) INT4MM_CHECK;
 /* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
  * many values along the packed dimension (its last word holds some of them), or 0 where that is not known.
  * INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
@@ -376,6 +382,23 @@ typedef struct int4mm_rowwise_args {
 } int4mm_rowwise_args;
 
 INT4MM_API int32_t int4mm_rowwise(const int4mm_rowwise_args *args) INT4MM_CHECK;
+
+/* ---- rearranging ---- */
+
+/* Of any dtype; dst has src's dtype and device and must not overlap what is read. On a GPU the work is enqueued on
+ * `stream`. */
+
+/* dst [C, R] = src [R, C] transposed, a copy. Marked words are marked in dst along the other dimension: [N, K/8]
+ * becomes [K/8, N] of the same values. */
+INT4MM_API int32_t int4mm_transpose(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
+/* dst = rows (dim 0) or columns (dim 1) of src, or elements of a vector (dim 0), by their indices, counted from 0:
+ * dst[i, c] = src[indices[i], c] or dst[r, i] = src[r, indices[i]]. indices [n] int32 on src's device; dst has src's
+ * shape but for n along dim. On the CPU an index outside src is INT4MM_ERR_VALUE, which names the first, and nothing is
+ * written. A GPU call does not wait, so it cannot say so: nothing outside src is read, and what would have come from
+ * there is NaN (0x7fff or 0x7fffffff), in an integer dst -1. dst has src's mark; words cannot be gathered along the
+ * dimension that they are marked as packed along. */
+INT4MM_API int32_t int4mm_gather(int4mm_tensor *dst, const int4mm_tensor *src, const int4mm_tensor *indices,
+                                 int32_t dim, void *stream) INT4MM_CHECK;
 
 /* ---- matrix multiplication ---- */
 

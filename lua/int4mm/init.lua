@@ -29,7 +29,9 @@
 --   (@{int4mm.elementwise_reference})
 -- - tensors: @{int4mm.factory.tensor|tensor}, @{int4mm.factory.empty|empty}, @{int4mm.factory.zeros|zeros},
 --   @{int4mm.factory.ones|ones}, @{int4mm.factory.full|full}, @{int4mm.factory.random|random},
---   @{int4mm.factory.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
+--   @{int4mm.factory.wrap|wrap}, @{int4mm.shape.cat|cat}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in
+--   @{int4mm.tensor}, @{int4mm.shape} and @{int4mm.reduce}. A dtype is "int32", "int8", "float16" ("half"), "bfloat16"
+--   or "float32" ("float")
 -- - devices: @{int4mm.device.cuda_available|cuda_available}, @{int4mm.device.device_count|device_count},
 --   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream},
 --   @{int4mm.device.with_stream|with_stream}, @{int4mm.event.event|event}
@@ -54,7 +56,9 @@ local linear = require "int4mm.linear"
 local memory = require "int4mm.internal.memory"
 local ops = require "int4mm.ops"
 local reference = require "int4mm.reference"
+local shape = require "int4mm.shape"
 local tensor = require "int4mm.tensor"
+require "int4mm.reduce" -- methods of tensors
 
 local warning = binding.lib.int4mm_warning() -- of the environment's variables
 if warning ~= nil then
@@ -114,6 +118,7 @@ return {
   full = factory.full,
   random = factory.random,
   wrap = factory.wrap,
+  cat = shape.cat,
   is_tensor = tensor.is_tensor,
 
   -- devices, streams, threads, memory
