@@ -173,6 +173,36 @@ INT4MM_API int32_t int4mm_tensor_copy_async(int4mm_tensor *dst, const int4mm_ten
 /* Sets every byte of every element, and takes away t's mark. Enqueued on `stream` for a GPU tensor. */
 INT4MM_API int32_t int4mm_tensor_fill_bytes(int4mm_tensor *t, uint8_t byte, void *stream) INT4MM_CHECK;
 
+/* DLPack, version 1 of its ABI: tensors to and from other libraries of this process, without a copy. The structs are
+ * those of DLPack's own header, which a program may include beside this one. */
+struct DLManagedTensor;
+struct DLManagedTensorVersioned;
+
+/* `t` (zeroed or released) becomes the tensor of `managed`, whose deleter is called once, by whichever thread releases
+ * the last tensor over the memory; int4mm_tensor_adopt says what holds for that on a GPU. On failure `managed` stays
+ * the caller's. Taken are vectors and matrices of int32, int8, float16, bfloat16 or float32 (lanes 1) on the CPU, in
+ * pinned host memory, which counts as the CPU, or on a CUDA device, of rows without gaps in them, which may have gaps
+ * between them; all else is INT4MM_ERR_ARGUMENT. The producer's work on the data has to be done or ordered before the
+ * stream that the tensor is used on first: a producer that asks for the consumer's stream is given that, or the default
+ * stream. */
+INT4MM_API int32_t int4mm_from_dlpack(int4mm_tensor *t, struct DLManagedTensor *managed) INT4MM_CHECK;
+/* The same for the struct that begins with a version, which has to be 1.x. Memory that is flagged as read-only is
+ * refused unless `read_only` is 1, by which the caller promises not to write to the tensor. */
+INT4MM_API int32_t int4mm_from_dlpack_versioned(int4mm_tensor *t, struct DLManagedTensorVersioned *managed,
+                                                int32_t read_only) INT4MM_CHECK;
+/* *managed becomes the tensor `t` for another library, which calls its deleter once, from any thread, when it needs it
+ * no more; until then the memory stays, whatever becomes of `t`. Memory of int4mm_tensor_wrap, which nothing keeps, is
+ * refused, and so is a prepacked weight; a mark does not travel along. On a GPU work that `stream`, the consumer's, is
+ * given after the call comes after what `from`, the stream of the last work on `t`, was given before (NULL: the default
+ * stream, for both). Work that is still under way when the deleter is called has to be on a stream that the default
+ * stream waits for. */
+INT4MM_API int32_t int4mm_to_dlpack(const int4mm_tensor *t, void *from, void *stream,
+                                    struct DLManagedTensor **managed) INT4MM_CHECK;
+/* The same with a version, 1.0. Memory that came with the read-only flag is flagged again; int4mm_to_dlpack, which has
+ * no flag, refuses it. */
+INT4MM_API int32_t int4mm_to_dlpack_versioned(const int4mm_tensor *t, void *from, void *stream,
+                                              struct DLManagedTensorVersioned **managed) INT4MM_CHECK;
+
 /* Bytes now allocated by this library on a device (INT4MM_CPU or an ordinal); 0 for one it never used. */
 INT4MM_API int64_t int4mm_allocated(int32_t device);
 

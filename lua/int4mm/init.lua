@@ -32,6 +32,7 @@
 --   @{int4mm.factory.wrap|wrap}, @{int4mm.shape.cat|cat}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in
 --   @{int4mm.tensor}, @{int4mm.shape} and @{int4mm.reduce}. A dtype is "int32", "int8", "float16" ("half"), "bfloat16"
 --   or "float32" ("float")
+-- - tensors of other libraries: @{int4mm.dlpack.from_dlpack|from_dlpack} and `to_dlpack` in @{int4mm.dlpack}
 -- - devices: @{int4mm.device.cuda_available|cuda_available}, @{int4mm.device.device_count|device_count},
 --   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream},
 --   @{int4mm.device.with_stream|with_stream}, @{int4mm.event.event|event}
@@ -49,6 +50,7 @@ end
 local binding = require "int4mm.lib"
 local factory = require "int4mm.factory"
 local device = require "int4mm.device"
+local dlpack = require "int4mm.dlpack"
 local elementwise = require "int4mm.elementwise"
 local event = require "int4mm.event"
 local graph = require "int4mm.graph"
@@ -119,6 +121,7 @@ return {
   random = factory.random,
   wrap = factory.wrap,
   cat = shape.cat,
+  from_dlpack = dlpack.from_dlpack,
   is_tensor = tensor.is_tensor,
 
   -- devices, streams, threads, memory
