@@ -269,16 +269,18 @@ describe("on a GPU", function()
   end)
 end)
 
-describe("with NumPy in one process,", function()
+describe("in one process with Python,", function()
   local function python(arguments)
     return helper.shell(("env LUA_PATH='%s' LUA_CPATH='%s' python3 %s"):format(package.path, package.cpath, arguments))
   end
-  local _, missing = python "-c 'import ctypes, numpy; ctypes.CDLL(\"libluajit-5.1.so.2\"); numpy.zeros(1).__dlpack__'"
 
-  -- A sanitizer would have to be the first library of the Python process, too.
-  local function with_numpy(name, f)
+  -- it(), or pending() where the module, with versioned structs, is missing. A sanitizer would have to be Python's first
+  -- library, too.
+  local function with(module, name, f)
+    local _, missing = python(("-c 'import ctypes, numpy, %s; ctypes.CDLL(\"libluajit-5.1.so.2\"); "
+      .. "%s.zeros(1).__dlpack__(max_version=(1, 0))'"):format(module, module))
     if missing ~= 0 then
-      pending(name .. " (no python3 with NumPy and libluajit-5.1.so.2 here)")
+      pending(("%s (no python3 with a new %s and libluajit-5.1.so.2 here)"):format(name, module))
     elseif helper.sanitized() then
       pending(name .. " (not under a sanitizer)")
     else
@@ -286,17 +288,23 @@ describe("with NumPy in one process,", function()
     end
   end
 
-  with_numpy("arrays go over and back, and live as long as they are used", function()
+  with("numpy", "NumPy's arrays go over and back, and live as long as they are used", function()
     local output, status = python "spec/numpy_dlpack.py"
     assert.equal(0, status, output)
     assert.equal("round trips, versioned 0: ok\nlifetimes, versioned 0: ok\nround trips, versioned 1: ok\n"
       .. "lifetimes, versioned 1: ok\nrefusals: ok\n", output)
   end)
 
-  with_numpy("examples/dlpack.py multiplies NumPy's arrays", function()
+  with("numpy", "examples/dlpack.py multiplies NumPy's arrays", function()
     local output, status = python "examples/dlpack.py 5 64 3"
     assert.equal(0, status, output)
     assert.matches("c (5, 3) float32 from int4mm\nall results equal NumPy's\n", output, 1, true)
     assert.matches("doubled in place by Lua: [[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]", output, 1, true)
+  end)
+
+  with("torch", "PyTorch's tensors go over and back", function()
+    local output, status = python "spec/torch_dlpack.py"
+    assert.equal(0, status, output)
+    assert.matches("cpu: ok\nlifetimes: ok\n", output, 1, true)
   end)
 end)

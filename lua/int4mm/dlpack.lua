@@ -17,7 +17,7 @@ local check = require "int4mm.internal.check"
 local devices = require "int4mm.device"
 local tensor = require "int4mm.tensor"
 
-local lib = binding.lib
+local lib, methods = binding.lib, tensor.methods
 local dlpack = {}
 
 local Managed, Versioned = ffi.typeof "struct DLManagedTensor *", ffi.typeof "struct DLManagedTensorVersioned *"
@@ -91,7 +91,7 @@ end
 --   `tonumber(ffi.cast("uintptr_t", p))`
 -- @raise for a tensor over borrowed memory (`wrap`), which nothing would keep, and for read-only memory without
 --   `versioned`
-function tensor.methods:to_dlpack(opts)
+function methods:to_dlpack(opts)
   local name = "to_dlpack"
   tensor.check_rows(name, self)
   opts = check.options(name, opts, { "versioned", "stream" })

@@ -151,12 +151,12 @@ static void versions(void) {
   FAILS(int4mm_from_dlpack_versioned(&t, NULL, 0), INT4MM_ERR_ARGUMENT, "managed is NULL");
   FAILS(int4mm_from_dlpack(NULL, &p->managed), INT4MM_ERR_ARGUMENT, "tensor is NULL");
   p->versioned.major = 2, p->versioned.minor = 3;
-  FAILS(take(&t, p, true), INT4MM_ERR_ARGUMENT, "managed is of DLPack's version 2.3, expected 1.x");
+  FAILS(take(&t, p, true), INT4MM_ERR_ARGUMENT, "managed begins with version 2.3, expected 1.x");
   p->versioned.major = 1;
   FAILS(int4mm_from_dlpack(&t, (struct DLManagedTensor *)(void *)&p->versioned), INT4MM_ERR_ARGUMENT,
         "managed begins like a DLManagedTensorVersioned of version 1.3, expected a DLManagedTensor");
   FAILS(int4mm_from_dlpack_versioned(&t, (struct DLManagedTensorVersioned *)(void *)&p->managed, 0),
-        INT4MM_ERR_ARGUMENT, "managed does not begin with a version");
+        INT4MM_ERR_ARGUMENT, "expected 1.x (a DLManagedTensor begins with none: it is not versioned)");
   p->versioned.flags = DL_READ_ONLY | DL_IS_COPIED;
   FAILS(take(&t, p, true), INT4MM_ERR_ARGUMENT, "managed is flagged as read-only");
   deleted = 0;

@@ -109,12 +109,12 @@ int32_t int4mm_from_dlpack(int4mm_tensor *t, struct DLManagedTensor *managed) {
 
 int32_t int4mm_from_dlpack_versioned(int4mm_tensor *t, struct DLManagedTensorVersioned *managed, int32_t read_only) {
   if (!managed) return int4mm_fail(INT4MM_ERR_ARGUMENT, "managed is NULL");
-  if (managed->major >= 1000)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT,
-                       "managed does not begin with a version, expected a DLManagedTensorVersioned");
   if (managed->major != DL_MAJOR)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "managed is of DLPack's version %u.%u, expected %d.x",
-                       (unsigned)managed->major, (unsigned)managed->minor, DL_MAJOR);
+    return int4mm_fail(
+        INT4MM_ERR_ARGUMENT,
+        "managed begins with version %u.%u, expected %d.x (a DLManagedTensor begins with none: it is not "
+        "versioned)",
+        (unsigned)managed->major, (unsigned)managed->minor, DL_MAJOR);
   if ((managed->flags & DL_READ_ONLY) && !read_only)
     return int4mm_fail(
         INT4MM_ERR_ARGUMENT,
