@@ -274,8 +274,8 @@ describe("in one process with Python,", function()
     return helper.shell(("env LUA_PATH='%s' LUA_CPATH='%s' python3 %s"):format(package.path, package.cpath, arguments))
   end
 
-  -- it(), or pending() where the module, with versioned structs, is missing. A sanitizer would have to be Python's first
-  -- library, too.
+  -- it(), or pending() where the module, with versioned structs, is missing. A sanitizer would have to be Python's
+  -- first library, too.
   local function with(module, name, f)
     local _, missing = python(("-c 'import ctypes, numpy, %s; ctypes.CDLL(\"libluajit-5.1.so.2\"); "
       .. "%s.zeros(1).__dlpack__(max_version=(1, 0))'"):format(module, module))

@@ -13,7 +13,8 @@
  *   - Nothing is written to an output unless the whole call was found valid.
  *   - Sizes are int64_t, counted in elements unless the name says bytes. Every function is safe to call from several
  *     threads at once on different tensors; one tensor may be read by many threads but written or released by one.
- *   - No function prints, exits, or calls back, but for the deleter that int4mm_tensor_adopt was given.
+ *   - No function prints, exits, or calls back, but for the deleter that int4mm_tensor_adopt was given or that a DLPack
+ *     tensor came with.
  */
 #ifndef INT4MM_H
 #define INT4MM_H
