@@ -1,9 +1,6 @@
---- A quantised linear layer, y = x W^T + bias: weights quantised once, activations on every call.
+--- A quantised linear layer, y = x W^T + bias, on activations with outliers: what rotation and clipping are for.
 --
---     luajit examples/linear.lua [batch inputs outputs]     8 1024 512 by default; inputs a multiple of 8
---
--- The weight is [outputs, inputs], as PyTorch keeps it: quantised along its rows it is packed [outputs, inputs/8], and
--- knows that.
+--     luajit examples/linear.lua [batch inputs outputs]     16 1024 1024 by default; inputs a multiple of 4
 
 -- From a source tree (after make) the module is found beside this script; an installed one comes first.
 local here = arg[0]:match("^(.*)[/\\]") or "."
@@ -14,74 +11,45 @@ if not package.searchpath("int4mm", package.path) then
 end
 package.path = here .. "/bench/?.lua;" .. package.path
 local q = require "int4mm"
-local bench = require "bench"
+local bench, floats = require "bench", require "floats"
 
--- ---- the layer ----
-
-local Linear = {}
-Linear.__index = Linear
-
---- A layer from float tensors: weight [outputs, inputs] and bias [outputs] (or nil), on any device.
-function Linear.new(weight, bias)
-  local packed, scales = q.quantize(weight)
-  local layer = { scales = scales, bias = bias, float_bytes = weight:bytes(), bytes = packed:bytes() + scales:bytes() }
-  -- once here instead of in every call; what comes out is [inputs/8, outputs]
-  layer.weight = q.prepack(packed)
-  return setmetatable(layer, Linear)
-end
-
---- y [batch, outputs] float32 from x [batch, inputs] float32, float16 or bfloat16.
-function Linear:forward(x)
-  local packed, scales = q.quantize(x)
-  return q.int4_matmul(packed, self.weight, scales, self.scales, { bias = self.bias, out_dtype = "float32" })
-end
-
--- ---- one on random data, beside the same in float ----
-
-local batch, inputs, outputs = tonumber(arg[1] or 8), tonumber(arg[2] or 1024), tonumber(arg[3] or 512)
+local batch, inputs, outputs = tonumber(arg[1] or 16), tonumber(arg[2] or 1024), tonumber(arg[3] or 1024)
 local device = q.cuda_available() and "cuda" or "cpu"
 
-local function uniform(sequence, low, high, ...)
-  return q.random(q.empty { ... }, { seed = 1, sequence = sequence, low = low, high = high })
+local function uniform(sequence, bound, ...)
+  return q.random(q.empty { ... }, { seed = 1, sequence = sequence, low = -bound, high = bound })
 end
 
--- The float result, in plain Lua: x [batch][inputs] and w [outputs][inputs] are tables, bias too.
-local function float_forward(x, w, bias)
-  local y = {}
-  for m, row in ipairs(x) do
-    y[m] = {}
-    for n, weights in ipairs(w) do
-      local sum = bias[n]
-      for k = 1, #row do sum = sum + row[k] * weights[k] end
-      y[m][n] = sum
-    end
-  end
-  return y
+-- ---- random data, one channel in 128 thirty times as large as the others ----
+
+local x = uniform(1, 1, batch, inputs)
+for channel = 5, inputs, 128 do
+  for m = 1, batch do x:set(m, channel, 30 * x:get(m, channel)) end
+end
+local weight, bias = uniform(2, 1 / math.sqrt(inputs), outputs, inputs), uniform(3, 1 / math.sqrt(inputs), outputs)
+local expected = floats.linear(x, weight, bias)
+
+-- ---- layers ----
+
+local x_there, weight_there, bias_there = x:to(device), weight:to(device), bias:to(device)
+
+-- A row of the table: a layer's error, bytes and time. A clip of 1 is none.
+local function row(name, opts)
+  opts.bias = bias_there
+  local layer = q.linear(weight_there, opts)
+  local seconds = bench.time(function() layer(x_there) end, { finish = q.synchronize, seconds = 0.2 })
+  return { name, ("%.1f%%"):format(100 * floats.relative_error(layer(x_there), expected)), bench.size(layer:bytes()),
+    bench.duration(seconds) }
 end
 
--- The root mean square of the difference over that of the expected values.
-local function relative_error(actual, expected)
-  local difference, whole = 0, 0
-  for m, row in ipairs(expected) do
-    for n, value in ipairs(row) do
-      difference, whole = difference + (actual[m][n] - value) ^ 2, whole + value ^ 2
-    end
-  end
-  return math.sqrt(difference / whole)
-end
-
-local bound = 1 / math.sqrt(inputs)
-local x = uniform(1, -1, 1, batch, inputs)
-local weight, bias = uniform(2, -bound, bound, outputs, inputs), uniform(3, -bound, bound, outputs)
-
-local layer = Linear.new(weight:to(device), bias:to(device))
-local x_device = x:to(device)
-local y = layer:forward(x_device)
-local seconds = bench.time(function() layer:forward(x_device) end, { finish = q.synchronize })
-
-print(("Linear layer %d -> %d on %s, batch of %d"):format(inputs, outputs, y.device, batch))
-print(("weights: %s in float32, %s in int4 with scales"):format(bench.size(layer.float_bytes), bench.size(layer.bytes)))
-print(("a call, quantising included: %s"):format(bench.duration(seconds)))
-print(y)
-print(("error against float: %.2f%% (root mean square)"):format(
-  100 * relative_error(y:totable(), float_forward(x:totable(), weight:totable(), bias:totable()))))
+local float_seconds = bench.time(function() floats.linear(x, weight, bias) end, { seconds = 0.2 })
+print(("A linear layer %d -> %d, batch of %d, W4A4 on %s"):format(inputs, outputs, batch, device))
+print()
+print(bench.columns({
+  { "layer", "error", "bytes", "a call" },
+  { "float32 in plain Lua", "0.0%", bench.size(weight:bytes() + bias:bytes()), bench.duration(float_seconds) },
+  row("int4", { rotate = false, weight_clip = 1 }),
+  row("int4, rotated", { weight_clip = 1 }),
+  row("int4, rotated, weight clipped", {}), -- what q.linear does by default
+  row("int4, rotated, both clipped", { clip = "mse" }),
+}, "1"))

@@ -59,11 +59,15 @@ local function sweep(f)
         local N, K = next_of(EXTENTS), next_of(DEPTHS)
         local set = { sms = next_of(SMS), out_dtype = next_of(OUT_DTYPES) }
         set.encoding_a, set.encoding_b = turn % 2, turn % 3 % 2
+        set.layout_b = turn % 5 % 2
+        set.ldb = set.layout_b == 1 and K / 8 or N
         if turn % 2 == 0 then
           set.align_a, set.align_b = next_of { 4, 8, 16, 256 }, next_of { 4, 16, 64 }
           set.align_out = next_of { 2, 4, 16 }
         end
-        if turn % 3 == 0 then set.lda, set.ldb, set.ldo = K / 8 + next_of { 1, 3, 4 }, N + turn % 5, N + turn % 9 end
+        if turn % 3 == 0 then
+          set.lda, set.ldb, set.ldo = K / 8 + next_of { 1, 3, 4 }, set.ldb + turn % 5, N + turn % 9
+        end
         if set.out_dtype == 4 and set.align_out == 2 then set.align_out = 4 end
         f(problem(arch, M, N, K, set))
       end
@@ -120,6 +124,38 @@ describe("int4mm_choose_cuda", function()
       assert.equal(OK, status)
       assert(plan.name == case[4], ("%s: %s, expected %s"):format(describe_problem(p), plan.name, case[4]))
     end
+  end)
+
+  it("serves [N, K/8] and rows that start anywhere with the same kernels", function()
+    for _, case in ipairs(measured) do
+      local M, K, N = case[1], case[2], case[3]
+      local _, nk = choose(problem(90, M, N, K, { layout_b = 1, ldb = K / 8 }))
+      assert.equal(case[4], nk.name)
+      assert.matches(", B along k", nk.reason, 1, true)
+      for _, set in ipairs { { ldb = N + 1 }, { align_b = 4 }, { ldo = N + 1 }, { align_a = 4, lda = K / 8 + 1 } } do
+        local p = problem(90, M, N, K, set)
+        local _, plan = choose(p)
+        local small = M < 65 or set.lda and M * K < 2 ^ 20 -- a copy of a is not worth it
+        assert(small or wgmma(plan.name), describe_problem(p) .. ": " .. plan.name)
+        if wgmma(plan.name) then
+          assert.matches(", rows off 16 bytes", plan.reason, 1, true)
+          assert.equal(set.lda ~= nil, plan.reason:find(", A copied", 1, true) ~= nil)
+        end
+      end
+    end
+  end)
+
+  it("counts the rows of b by its layout", function()
+    local p = problem(90, 64, 64, 512, { layout_b = 1, ldb = 64 })
+    assert.equal(OK, (choose(p)))
+    p.ldb = 63
+    local status, message = choose(p)
+    assert.equal(ARGUMENT, status)
+    assert.matches("ldb is 63, expected from 64", message, 1, true)
+    p.layout_b = 2
+    status, message = choose(p)
+    assert.equal(ARGUMENT, status)
+    assert.matches("layout_b is 2, expected from 0 to 1", message, 1, true)
   end)
 
   it("depends on nothing but its arguments", function()
@@ -237,7 +273,7 @@ describe("int4mm_choose_cuda", function()
           problem(arch, 512, 512, 512, { ldo = size }), problem(arch, size, 128, 33554424) } do
           local status, plan = choose(p)
           assert(status == OK, describe_problem(p) .. ": " .. tostring(plan))
-          if p.M >= 2 ^ 31 - 1 or p.N >= 2 ^ 31 - 1 or p.lda >= 2 ^ 38 or p.ldb >= 2 ^ 38 then
+          if p.M >= 2 ^ 31 - 1 or p.N >= 2 ^ 31 - 1 or p.lda >= 2 ^ 36 or p.ldb >= 2 ^ 36 then
             assert(not wgmma(plan.name), describe_problem(p) .. ": " .. plan.name)
           end
         end
@@ -322,6 +358,13 @@ describe("q.choose_cuda", function()
     for key, value in pairs(set) do lua[key] = value end
     local _, plan = choose(p)
     assert.equal(plan.name, q.choose_cuda(lua).kernel)
+    assert.equal(plan.reason, q.choose_cuda(lua).reason)
+    p.layout_b, lua.layout_b = 1, "nk"
+    _, plan = choose(p)
+    assert.matches("B along k", plan.reason, 1, true)
+    assert.equal(plan.reason, q.choose_cuda(lua).reason)
+    p.ldb, lua.ldb = 64, nil
+    _, plan = choose(p)
     assert.equal(plan.reason, q.choose_cuda(lua).reason)
     lua.kernel = "simple"
     assert.equal("simple", q.choose_cuda(lua).kernel)

@@ -163,6 +163,24 @@ describe("on the GPU as on the CPU:", function()
     return source:to(dtype)
   end
 
+  on_gpu("quantising ten thousand random rows, with every block, few rows at a time and many", function()
+    for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
+      local source = q.random(q.empty { 10000, 1024 }, { seed = 9, low = -3, high = 3 }):to(dtype)
+      local there = source:to "cuda:0"
+      for _, block in ipairs { false, 16, 64, 256, 512, 1024 } do
+        local opts = { rotate = block or nil }
+        local words, scales = q.quantize(source, opts)
+        local name = ("%s, block %s"):format(dtype, tostring(block))
+        local on_gpu_words, on_gpu_scales = q.quantize(there, opts)
+        assert.same_bits(scales, on_gpu_scales, name)
+        assert.same_bits(words, on_gpu_words, name)
+        local few, few_scales = q.quantize(there:narrow(1, 101, 300), opts)
+        assert.same_bits(scales:narrow(1, 101, 300), few_scales, name .. ", few rows")
+        assert.same_bits(words:narrow(1, 101, 300), few, name .. ", few rows")
+      end
+    end
+  end)
+
   for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
     for dim = 1, 2 do
       on_gpu(("rotating, and quantising with rotation and clip, %s along dim %d"):format(dtype, dim), function()

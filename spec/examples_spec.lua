@@ -27,13 +27,42 @@ describe("examples/quickstart.lua", function()
   end)
 end)
 
+-- On the device in host memory where there is no GPU.
+local function gpu_environment()
+  if q.cuda_available() then return nil end
+  return { INT4MM_CUDA_LIBRARY = helper.build_folder() .. "/spec/c/fake_cuda.so", INT4MM_FAKE_CUDA = "host" }
+end
+
 describe("examples/linear.lua", function()
-  it("comes near the float layer", function()
-    local output, status = helper.script("examples/linear.lua", "4 256 64")
-    assert.equal(0, status, output)
-    local percent = tonumber(output:match "error against float: ([%d%.]+)%%")
-    assert(percent and percent > 1 and percent < 20, output)
-  end)
+  for place, env in pairs { cpu = { INT4MM_CUDA_LIBRARY = "/nowhere/cuda.so" }, cuda = gpu_environment() or {} } do
+    it("shows what rotation and clipping are for, on " .. place, function()
+      local output, status = helper.script("examples/linear.lua", "8 512 256", env)
+      assert.equal(0, status, output)
+      assert.matches("A linear layer 512 -> 256, batch of 8, W4A4 on " .. place, output, 1, true)
+      local function percent(name) return tonumber(output:match("\n" .. name .. " +([%d%.]+)%%")) end
+      assert.equal(0, percent "float32 in plain Lua")
+      local plain, rotated = percent "int4", percent "int4, rotated"
+      local weight, both = percent "int4, rotated, weight clipped", percent "int4, rotated, both clipped"
+      assert(plain > 25 and rotated < 0.6 * plain and weight < rotated and both < weight and both > 5, output)
+      assert.matches("513 KiB", output, 1, true) -- 4 (256 * 512 + 256) bytes
+      assert.matches("66.0 KiB", output, 1, true) -- 256 * 512 / 2 + 8 * 256
+    end)
+  end
+end)
+
+describe("examples/mlp.lua", function()
+  for place, env in pairs { cpu = { INT4MM_CUDA_LIBRARY = "/nowhere/cuda.so" }, cuda = gpu_environment() or {} } do
+    it("comes near the float block, on " .. place, function()
+      local output, status = helper.script("examples/mlp.lua", "3 64 160", env)
+      assert.equal(0, status, output)
+      assert.matches("linear 64 %-> 160, int4, rotated by 64, silu on " .. place, output)
+      assert.matches("linear 160 %-> 64, int4, rotated by 16 on " .. place, output)
+      assert.matches("weights: 120 KiB in float32, 16.5 KiB in int4", output, 1, true)
+      assert.matches("a token of 3 at once: [%d%.]+ %l+ on " .. place, output)
+      local percent = tonumber(output:match "error against float32: ([%d%.]+)%%")
+      assert(percent and percent > 5 and percent < 30, output)
+    end)
+  end
 end)
 
 describe("examples/graph.lua", function()
@@ -45,10 +74,7 @@ describe("examples/graph.lua", function()
   end)
 
   it("launches layers as one, with the same bits", function()
-    local env = not q.cuda_available() and {
-      INT4MM_CUDA_LIBRARY = helper.build_folder() .. "/spec/c/fake_cuda.so", INT4MM_FAKE_CUDA = "host",
-    } or nil
-    local output, status = helper.script("examples/graph.lua", "3 256", env)
+    local output, status = helper.script("examples/graph.lua", "3 256", gpu_environment())
     assert.equal(0, status, output)
     assert.matches("3 layers of 256 x 256 as graph%(cuda:0, %d+ nodes%)", output)
     assert.matches("one by one +%d+%.%d us\nas a graph +%d+%.%d us\n", output)

@@ -45,8 +45,10 @@ describe("a source folder", function()
     assert.equal("", table.concat(wrong, "\n"))
   end)
 
-  it("calls only what lies below it", function()
-    local build = helper.build_folder()
+  local build = helper.build_folder()
+  local has_objects = exists(build .. "/src/core/error.o") -- libraries that were carried here come without
+  local case = has_objects and it or function(name) pending(name .. " (no object files in " .. build .. ")") end
+  case("calls only what lies below it", function()
     local defined_in, used, wrong = {}, {}, {}
     for line in lines_of("nm -A -g $(find " .. build .. "/src -name '*.o')") do
       local path, kind, symbol = line:match "^(.-):.* (%a) (int4mm_[%w_]+)$"

@@ -88,9 +88,9 @@ describe("int4_linear", function()
 
   it("is quantize and int4_matmul where nothing else is asked for", function()
     local case = generate(5, 9, 256, 48)
-    local words, scales = q.quantize(case.x, { rotate = 64 })
+    local words, scales = q.quantize(case.x, { rotate = case.words.packing.rotate })
     assert.same_bits(q.int4_matmul(words, case.words, scales, case.scales, { out_dtype = "float32" }),
-      q.int4_linear(case.x, case.words, case.scales, { rotate = 64, out_dtype = "float32" }))
+      q.int4_linear(case.x, case.words, case.scales, { out_dtype = "float32" }))
   end)
 
   it("gives a row of NaN for a row with NaN or an infinity, and no other", function()
@@ -138,7 +138,8 @@ describe("int4_linear", function()
     end
     local nk, nk_scales = q.quantize(q.ones { 24, 64 })
     fails("x is nil, expected a tensor", nil, words, scales)
-    fails("x is [3, 64] int8, expected a matrix of float32, float16 or bfloat16", q.zeros { 3, 64, dtype = "int8" },
+    fails("x is [3, 64] int8, expected a matrix of float32, float16 or bfloat16: give the activations themselves, the "
+      .. "call quantises them", q.zeros { 3, 64, dtype = "int8" },
       words, scales)
     fails("b_packed is [64, 24] float32, expected a matrix of int32, eight int4 to a word: quantize it first", x,
       q.ones { 64, 24 }, scales)

@@ -74,45 +74,49 @@ end)
 
 -- ---- many shapes against the CPU backend ----
 
---- Operands from the generator, on the GPU and on the CPU alike, inside larger matrices when `pad` > 0.
-local function operands(M, N, K, seed, pad)
-  local function words(rows, cols, sequence)
+--- Operands from the generator, on the GPU and on the CPU alike, inside larger matrices where `pad_*` > 0: the last
+-- columns of them, so that nothing lies behind the last row.
+local function operands(M, N, K, seed, case)
+  local function words(rows, cols, sequence, pad)
     local whole = q.random(q.empty { rows, cols + pad, dtype = "int32" }, { seed = seed, sequence = sequence })
-    return whole, whole:to "cuda"
+    local function view(t) return pad > 0 and t:narrow(2, pad + 1, cols) or t end
+    return view(whole), view(whole:to "cuda")
   end
-  local function view(t, cols) return pad > 0 and t:narrow(2, pad + 1, cols) or t end
-  local a, a_gpu = words(M, K / 8, 1)
-  local b, b_gpu = words(K / 8, N, 2)
+  local nk = case.layout_b == "nk"
+  local a, a_gpu = words(M, K / 8, 1, case.pad_a)
+  local b, b_gpu = words(nk and N or K / 8, nk and K / 8 or N, 2, case.pad_b)
   local scale_a = q.random(q.empty { M }, { seed = seed, sequence = 3, low = -0.01, high = 0.05 })
   local scale_b = q.random(q.empty { N }, { seed = seed, sequence = 4, low = -0.01, high = 0.05 })
   local bias = q.random(q.empty { N }, { seed = seed, sequence = 5, low = -1, high = 1 })
-  return { view(a, K / 8), view(b, N), scale_a, scale_b, bias },
-    { view(a_gpu, K / 8), view(b_gpu, N), scale_a:to "cuda", scale_b:to "cuda", bias:to "cuda" }
+  return { a, b, scale_a, scale_b, bias }, { a_gpu, b_gpu, scale_a:to "cuda", scale_b:to "cuda", bias:to "cuda" }
 end
 
 local ENCODINGS = { "twos_complement", "offset" }
 local DTYPES = { "float16", "bfloat16", "float32" }
 
---- Multiplies on both sides with `out` poisoned and between guards, and compares all of it. False when the kernel
--- does not serve the call.
-local function compare(r, kernel, M, N, K)
+--- Multiplies on both sides with `out` poisoned and between guards, and compares all of it. `set` fixes what else is
+-- drawn: layout_b, pad_a, pad_b, guard. False when the kernel does not serve the call.
+local function compare(r, kernel, M, N, K, set)
   local seed, pad = r:range(1, 2 ^ 30), r:choose { 0, 0, 0, 1, 4, 32 }
-  local here, there = operands(M, N, K, seed, pad)
-  local dtype, guard = r:choose(DTYPES), r:choose { 0, 0, 1, 8 }
-  local opts = { encoding_a = r:choose(ENCODINGS), encoding_b = r:choose(ENCODINGS) }
+  local case = { pad_a = pad, pad_b = pad, guard = r:choose { 0, 0, 1, 8 }, layout_b = r:choose { "kn", "nk" } }
+  for key, value in pairs(set or {}) do case[key] = value end
+  local here, there = operands(M, N, K, seed, case)
+  local dtype, guard = r:choose(DTYPES), case.guard
+  local opts = { encoding_a = r:choose(ENCODINGS), encoding_b = r:choose(ENCODINGS), layout_b = case.layout_b }
   if r:chance(0.3) then opts.bias = here[5] end
   local whole = q.empty({ M, N + 2 * guard, dtype = dtype }):fill_bytes_(0x5a)
   local whole_gpu = whole:to "cuda"
-  local gpu_opts = { encoding_a = opts.encoding_a, encoding_b = opts.encoding_b, kernel = kernel,
-    bias = opts.bias and there[5], out = whole_gpu:narrow(2, guard + 1, N) }
+  local gpu_opts = { encoding_a = opts.encoding_a, encoding_b = opts.encoding_b, layout_b = case.layout_b,
+    kernel = kernel, bias = opts.bias and there[5], out = whole_gpu:narrow(2, guard + 1, N) }
   if kernel and not serves(kernel, there[1], there[2], there[3], there[4], gpu_opts) then return false end
   opts.out = whole:narrow(2, guard + 1, N)
   q.int4_matmul_cpu(here[1], here[2], here[3], here[4], opts)
   q.int4_matmul_cuda(there[1], there[2], there[3], there[4], gpu_opts)
   local same, difference = whole:equal(whole_gpu) -- by memcmp: the strings of same_bits would be large
   if not same then
-    error(("%s: M=%d N=%d K=%d %s a:%s b:%s%s padding %d, guard %d, seed %d: %s"):format(kernel or "its own choice", M,
-      N, K, dtype, opts.encoding_a, opts.encoding_b, opts.bias and " +bias" or "", pad, guard, seed, difference))
+    error(("%s: M=%d N=%d K=%d %s %s a:%s b:%s%s padding %d and %d, guard %d, seed %d: %s"):format(
+      kernel or "its own choice", M, N, K, case.layout_b, dtype, opts.encoding_a, opts.encoding_b,
+      opts.bias and " +bias" or "", case.pad_a, case.pad_b, guard, seed, difference))
   end
   return true
 end
@@ -173,6 +177,41 @@ describe("a thousand shapes agree with the CPU backend", function()
     for M = 1, 130 do compare(r, nil, M, 256, 512) end
     for N = 1, 130 do compare(r, nil, 1 + N % 3 * 70, N, 256) end
     for k8 = 1, 66 do compare(r, nil, 1 + k8 % 3 * 70, 192, 8 * k8) end
+  end)
+end)
+
+-- Every layout of B and every place where rows of A, B and out may start, for every kernel.
+describe("rows that start anywhere", function()
+  for i = 0, #KERNELS do
+    local kernel = KERNELS[i]
+    on_gpu("agree with the CPU backend, with " .. (kernel or "its own choice"), function()
+      local r, served = cases.random(6), 0
+      local skinny = kernel and kernel:find "^skinny"
+      for _, layout_b in ipairs { "kn", "nk" } do
+        for _, M in ipairs { 1, 16, 65, 128, 1000 } do
+          for _, shape in ipairs { { 257, 520 }, { 130, 1032 }, { 324, 512 }, { 64, 264 }, { 3, 40 }, { 131, 8 } } do
+            for pad_b = 0, 3 do
+              local set = { layout_b = layout_b, pad_a = r:range(0, 3), pad_b = pad_b, guard = r:range(0, 9) }
+              local few = M <= 128 or not skinny
+              if few and compare(r, kernel, M, shape[1], shape[2], set) then served = served + 1 end
+            end
+          end
+        end
+      end
+      assert(served > 150 or served == 0 and kernel, ("%d cases"):format(served))
+    end)
+  end
+
+  on_gpu("of few rows and columns, and of a wide K", function()
+    local r = cases.random(7)
+    for _, kernel in ipairs(KERNELS) do
+      for n = 1, 5 do
+        for _, layout_b in ipairs { "kn", "nk" } do
+          compare(r, kernel, n, 6 - n, 8 * n, { layout_b = layout_b, pad_a = n % 4, pad_b = (n + 1) % 4 })
+          compare(r, kernel, 3, 70 + n, 131080, { layout_b = layout_b, pad_b = n % 4 })
+        end
+      end
+    end
   end)
 end)
 

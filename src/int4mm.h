@@ -107,10 +107,12 @@ typedef struct int4mm_tensor {
   int32_t device;          /* INT4MM_CPU or a CUDA ordinal */
   int32_t layout;          /* int4mm_layout */
   int4mm_storage *storage; /* owner of data, NULL for borrowed memory */
-  int32_t packing;         /* int4mm_packing; where it is INT4MM_UNMARKED the two fields below have no meaning */
+  int32_t packing;         /* int4mm_packing; where it is INT4MM_UNMARKED the fields below have no meaning */
   int32_t encoding;        /* int4mm_encoding */
   int64_t packed_k;        /* values along the packed dimension, of which the last word may hold fewer than eight; 0
                               where it has words: not known */
+  int32_t packed_rotate;   /* the block that int4mm_quantize rotated by; 0: it did not, which does not say that the
+                              floats had not been rotated before */
 } int4mm_tensor;
 
 /* Allocates rank 1 [rows] (cols must be 1) or rank 2 [rows, cols], contiguous, 64-byte aligned (256 on a GPU), contents
@@ -143,7 +145,7 @@ INT4MM_API int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t ran
                                        int64_t stride, int32_t dtype, int32_t device, int4mm_deleter *deleter,
                                        void *context) INT4MM_CHECK;
 /* `view` becomes rows (dim 0) or columns (dim 1) first .. first+length-1 of `t`, sharing its memory and its mark; along
- * the packed dimension packed_k becomes what these words hold. Counts from 0. */
+ * the packed dimension packed_k becomes what these words hold, and of rotated words packed_rotate 0. Counts from 0. */
 INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_t dim, int64_t first,
                                         int64_t length) INT4MM_CHECK;
 /* `view` becomes the elements of `t` in their row-major order as rank 1 [rows] (cols is 1) or rank 2 [rows, cols],
@@ -153,7 +155,8 @@ INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor
 INT4MM_API int32_t int4mm_tensor_view(int4mm_tensor *view, const int4mm_tensor *t, int32_t rank, int64_t rows,
                                       int64_t cols) INT4MM_CHECK;
 /* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
- * many values along the packed dimension (its last word holds some of them), or 0 where that is not known.
+ * many values along the packed dimension (its last word holds some of them), or 0 where that is not known;
+ * packed_rotate becomes 0.
  * INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
 INT4MM_API int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding,
                                       int64_t packed_k) INT4MM_CHECK;
@@ -531,6 +534,7 @@ typedef struct int4mm_gpu_problem {
   int32_t align_out;
   int32_t out_dtype;
   int32_t encoding_a, encoding_b;
+  int32_t layout_b; /* int4mm_layout_b: what ldb counts, rows of [K/8, N] or of [N, K/8] */
 } int4mm_gpu_problem;
 
 /* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that
@@ -544,7 +548,7 @@ INT4MM_API const char *int4mm_cuda_kernel_at(int32_t index);
 /* Rearranges a weight once for repeated products: `prepacked` (zeroed or released) becomes a tensor of the same
  * [K/8, N] shape usable as b_packed on the device it is on. Encoding and layout_b are those of the source, and of its
  * mark where it has one; the result is two's complement, KN, and marked so. On a GPU it is a plain copy: the kernels
- * there read the contract's layout as it is. */
+ * there read either layout as it is. */
 INT4MM_API int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, int32_t layout_b,
                                   int32_t encoding) INT4MM_CHECK;
 

@@ -223,6 +223,74 @@ __device__ __forceinline__ void int4mm_store_vector(typename int4mm_out_word<DTY
   }
 }
 
+/* Stores a row's span of columns from any address on, 16 bytes at a time. A quad of lanes has the span, 32 columns at a
+ * time, 8 for each lane: each stores the 16 bytes that lie before a multiple of 16 in its columns, with what it needs
+ * of the lane before it. What is left at the ends, 16 bytes together, the quad shares out. All lanes of a warp call it
+ * alike. */
+template <int DTYPE> struct SpanStore {
+  typedef typename int4mm_out_word<DTYPE>::type Word;
+  static constexpr int SIZE = sizeof(Word), WORDS = 8 * SIZE / 4;
+  char *first;                       /* of the span, moved down to a multiple of 16 bytes */
+  unsigned past;                     /* bytes by which it was moved */
+  uint32_t head[WORDS], tail[WORDS]; /* this lane's first columns and its last ones so far */
+
+  __device__ __forceinline__ explicit SpanStore(Word *out)
+      : first((char *)((uintptr_t)out & ~(uintptr_t)15)), past((uintptr_t)out % 16) {}
+
+  /* before[i], own[i]: what two neighbouring lanes have. Moves `own` up by `past` bytes, into their place. */
+  __device__ __forceinline__ void shift(uint32_t (&own)[WORDS], const uint32_t (&before)[WORDS]) const {
+    uint32_t z[2 * WORDS];
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) z[i] = before[i], z[WORDS + i] = own[i];
+#pragma unroll
+    for (int i = 2 * WORDS - 1; i >= 2; i--) z[i] = past & 8 ? z[i - 2] : z[i];
+#pragma unroll
+    for (int i = 2 * WORDS - 1; i >= 1; i--) z[i] = past & 4 ? z[i - 1] : z[i];
+#pragma unroll
+    for (int i = 0; i < WORDS; i++)
+      own[i] = SIZE == 2 ? __funnelshift_l(z[WORDS + i - 1], z[WORDS + i], past % 4 * 8) : z[WORDS + i];
+  }
+
+  /* The columns from `column` of the span on, a multiple of 32; they follow each other. */
+  __device__ __forceinline__ void store(const float (&x)[8], int column) {
+    unsigned lane = threadIdx.x % 32, t = lane % 4;
+    uint32_t own[WORDS], before[WORDS];
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) {
+      if constexpr (SIZE == 2)
+        own[i] = int4mm_round2<DTYPE>(x[2 * i], x[2 * i + 1]);
+      else
+        own[i] = int4mm_round<DTYPE>(x[i]);
+      if (column == 0) head[i] = tail[i] = own[i];
+      before[i] = __shfl_sync(0xffffffffu, t == 3 ? tail[i] : own[i], (lane & ~3u) | ((t + 3) & 3));
+      tail[i] = own[i];
+    }
+    shift(own, before);
+    char *to = first + (column + t * 8) * SIZE;
+    if (t > 0 || past == 0 || column > 0) *(uint4 *)to = make_uint4(own[0], own[1], own[2], own[3]);
+    if constexpr (SIZE == 4) *(uint4 *)(to + 16) = make_uint4(own[4], own[5], own[6], own[7]);
+  }
+
+  /* What is left of the span's `columns`: the end of lane 3's last columns and the beginning of lane 0's first. */
+  __device__ __forceinline__ void finish(int columns) {
+    unsigned lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) tail[i] = __shfl_sync(0xffffffffu, tail[i], lane | 3);
+    shift(head, tail);
+    uint32_t mine = head[0];
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) {
+      uint32_t word = __shfl_sync(0xffffffffu, head[i], lane & ~3u);
+      mine = t == i ? word : mine;
+    }
+#pragma unroll
+    for (int byte = 0; byte < 4; byte += SIZE) {
+      unsigned at = t * 4 + byte;
+      if (past) *(Word *)(first + at + (at < past ? columns * SIZE : 0)) = (Word)(mine >> 8 * byte);
+    }
+  }
+};
+
 /* Stores COUNT columns of one row in the output's type, as far as they lie inside its N. */
 template <int COUNT, class Index>
 __device__ __forceinline__ void int4mm_store(const EpilogueArguments &e, Index row, Index column, Index N,

@@ -28,6 +28,17 @@ static inline cudaError_t int4mm_prepare_kernel(int device, const void *kernel, 
   return cudaSuccess;
 }
 
+/* Raises a CTA's shared memory so far that an SM has room for one, where the grid has no more CTAs than the device SMs.
+ * The CTAs of a grid that starts while the one before it ends would else come two to one SM and none to another. */
+static inline cudaError_t int4mm_one_cta_per_sm(int device, int64_t ctas, size_t *shared) {
+  int sms, bytes;
+  cudaError_t error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  if (error != cudaSuccess || ctas > sms) return error;
+  if (*shared < (size_t)bytes / 2) *shared = (size_t)bytes / 2;
+  return error;
+}
+
 /* Launches KERNEL on `device`, the current one, in clusters of so many CTAs along x, y and z. Code compiled for sm_90
  * and later may start while the kernel before it in the stream is finishing: it has to call ptx::griddepcontrol_wait
  * before it touches memory that others write or read. Older code has neither that nor clusters: with a cluster it is

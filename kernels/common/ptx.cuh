@@ -22,8 +22,18 @@ __device__ __forceinline__ uint4 ld_shared_v4(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t ld_shared(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
 __device__ __forceinline__ void st_shared_v4(uint32_t address, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+
+__device__ __forceinline__ void st_shared(uint32_t address, uint32_t x) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
 /* Makes this thread's ordinary stores to shared memory visible to wgmma and the copy engine (the async proxy). */
@@ -42,11 +52,24 @@ __device__ __forceinline__ uint4 ld_global_v4(const void *address) {
   return v;
 }
 
+/* One word, through L1, for what neighbours or this lane's next loads take from the same sector. */
+__device__ __forceinline__ uint32_t ld_global(const void *address) {
+  uint32_t v;
+  asm volatile("ld.global.nc.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(address));
+  return v;
+}
+
 /* ---- asynchronous copies by threads (sm_80) ---- */
 
 /* 16 bytes from global to shared memory past L1; `bytes` below 16 fills the rest with zeros. */
 __device__ __forceinline__ void cp_async16(uint32_t shared, const void *global, uint32_t bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+
+/* The same, and brings the whole 128-byte line to L2, where others will read the rest of it. */
+__device__ __forceinline__ void cp_async16_line(uint32_t shared, const void *global, uint32_t bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
+               : "memory");
 }
 
 /* The same through L1, for what neighbours read as well. */

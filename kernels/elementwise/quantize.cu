@@ -24,6 +24,7 @@ struct Arguments {
   float factor;            /* of the rotation; 1 without one */
   int64_t first_item;      /* of the first CTA */
   int row_warps, pieces;   /* of a row: a CTA of so many warps for each piece */
+  bool few_rows;           /* a warp for each 512 values */
   bool scales_given;       /* by a kernel before */
   bool vector_load, vector_store;
 };
@@ -54,13 +55,14 @@ __device__ __forceinline__ void report_bad(const Arguments &a, int64_t index, in
 /* ---- rows ---- */
 
 /* Stores a warp's rotated values in a row, from element `at` on. */
-__device__ __forceinline__ void store_floats(const int4mm_matrix &dst, int64_t at, int count, const Values &x,
-                                             float factor, bool strided) {
+template <int C>
+__device__ __forceinline__ void store_floats(const int4mm_matrix &dst, int64_t at, int count,
+                                             const float (&x)[C][CHUNK], float factor, bool strided) {
   int4mm_for_out_dtype(dst.dtype, [&](auto dtype) {
     constexpr int DTYPE = decltype(dtype)::value;
     auto *to = static_cast<typename int4mm_out_word<DTYPE>::type *>(dst.data) + at;
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++)
+    for (int c = 0; c < C; c++)
 #pragma unroll
       for (int i = 0; i < CHUNK; i++) {
         int k = first_value(c, strided) + (strided ? CHUNK : 1) * i;
@@ -71,23 +73,25 @@ __device__ __forceinline__ void store_floats(const int4mm_matrix &dst, int64_t a
 
 enum Task { FIND_SCALES, TO_INT4, TO_INT8, ROTATE };
 
-/* A CTA has `pieces` of a row, 1024 values for each warp; where the row is in one piece, it finds the scale as well.
- * FIND_SCALES leaves in scales the largest of what the pieces of a row find, as scale_of never falls. */
-template <int TASK> __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_constant__ Arguments a) {
+/* A CTA has a piece of a row, C times 512 values for each warp; where the row is in one piece, it finds the scale as
+ * well. FIND_SCALES leaves in scales the largest of what the pieces of a row find, as scale_of never falls. */
+template <int TASK, int C>
+__global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) float shared[];
   __shared__ uint32_t warps[MAX_WARPS];
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
   constexpr bool INT8 = TASK == TO_INT8;
+  constexpr int VALUES = C * 32 * CHUNK; /* of a warp */
   const int4mm_pack_job &job = a.job;
   const int warp = threadIdx.x / 32, block = job.rotate;
-  int64_t row = a.first_item + blockIdx.x, first = warp * WARP_VALUES;
+  int64_t row = a.first_item + blockIdx.x, first = warp * VALUES;
   if (a.pieces > 1) {
-    first += row % a.pieces * (blockDim.x / 32) * WARP_VALUES;
+    first += row % a.pieces * (blockDim.x / 32) * VALUES;
     row /= a.pieces;
   }
-  const Line line = line_of(job.plain, 1, row, first);
-  Values x;
+  const Line line = line_of(job.plain, 1, row, first, VALUES);
+  float x[C][CHUNK];
   float most = make_values(x, shared + warp * WARP_FLOATS, line, a.vector_load, block);
   if constexpr (TASK == ROTATE)
     return store_floats(a.rotated, row * a.rotated.stride + first, line.count, x, a.factor, block > CHUNK);
@@ -106,10 +110,10 @@ template <int TASK> __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kerne
     if (absmax >= INFINITE && a.bad) report_bad(a, row, first);
   }
   if constexpr (TASK == TO_INT4 || TASK == TO_INT8) {
-    uint32_t words[CHUNKS][WORDS<INT8>];
+    uint32_t words[C][WORDS<INT8>];
     const Divisor by(scale);
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
+    for (int c = 0; c < C; c++) quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
     uint8_t *to = static_cast<uint8_t *>(job.packed.data);
     to += INT8 ? row * job.packed.stride + first : row * job.packed.stride * 4 + first / 2;
     const bool whole = !INT8 || a.vector_store;
@@ -476,7 +480,10 @@ cudaError_t divide_rows(Arguments *a) {
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
   if (uses_memory(*a) && (bytes - 1024) / WARP_BYTES < most) most = (bytes - 1024) / WARP_BYTES;
-  const int64_t warps = a->job.plain.cols ? ceil_div(a->job.plain.cols, WARP_VALUES) : 1;
+  constexpr int FEW_ROWS = 512, FEW_VALUES = WARP_VALUES / 2; /* more rows keep an SM busy with longer ones */
+  const int64_t few_warps = ceil_div(a->job.plain.cols, FEW_VALUES);
+  a->few_rows = a->job.plain.rows <= FEW_ROWS && a->job.rotate <= FEW_VALUES && few_warps <= most;
+  const int64_t warps = !a->job.plain.cols ? 1 : a->few_rows ? few_warps : ceil_div(a->job.plain.cols, WARP_VALUES);
   a->row_warps = warps <= most ? (int)warps : 8;
   a->pieces = (int)ceil_div(warps, a->row_warps);
   return cudaSuccess;
@@ -484,8 +491,12 @@ cudaError_t divide_rows(Arguments *a) {
 
 template <int TASK> cudaError_t launch_task(const Arguments &a, cudaStream_t stream) {
   const int4mm_matrix &m = a.job.plain;
-  if (a.job.dim)
-    return launch_items<rows_kernel<TASK>>(a, m.rows * a.pieces, a.row_warps, uses_memory(a) ? a.row_warps : 0, stream);
+  if (a.job.dim) {
+    const int memories = uses_memory(a) ? a.row_warps : 0;
+    if constexpr (TASK == TO_INT4 || TASK == TO_INT8)
+      if (a.few_rows) return launch_items<rows_kernel<TASK, 1>>(a, m.rows * a.pieces, a.row_warps, memories, stream);
+    return launch_items<rows_kernel<TASK, 2>>(a, m.rows * a.pieces, a.row_warps, memories, stream);
+  }
   const Tile tile(a.job.rotate);
   int64_t tiles = ceil_div(m.rows, tile.rows()) * ceil_div(m.cols, tile.columns());
   return launch_items<columns_kernel<TASK>>(a, tiles, COLUMN_WARPS, COLUMN_WARPS, stream);
@@ -496,7 +507,7 @@ template <int TASK> cudaError_t launch_task(const Arguments &a, cudaStream_t str
 cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream) {
   const int64_t lines = job->dim ? job->plain.rows : job->plain.cols;
   const int vector = job->dim ? CHUNK : EIGHT;
-  Arguments a = {*job, {}, bad, int4mm_rotation_factor(job->rotate), 0, 1, 1, false, false, false};
+  Arguments a = {*job, {}, bad, int4mm_rotation_factor(job->rotate), 0, 1, 1, false, false, false, false};
   a.vector_load = is_whole_vectors(job->plain, vector, vector * element_bytes(job->plain));
   a.vector_store = is_whole_vectors(job->packed, 4, 4 * element_bytes(job->packed));
   if (!lines) return cudaSuccess;
@@ -516,7 +527,7 @@ cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long lon
 
 cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream) {
   const int vector = job->dim ? CHUNK : EIGHT;
-  Arguments a = {{}, job->dst, nullptr, int4mm_rotation_factor(job->block), 0, 1, 1, false, false, false};
+  Arguments a = {{}, job->dst, nullptr, int4mm_rotation_factor(job->block), 0, 1, 1, false, false, false, false};
   a.job.plain = job->src, a.job.rotate = job->block, a.job.dim = job->dim;
   a.vector_load = is_whole_vectors(job->src, vector, vector * element_bytes(job->src));
   const int64_t warps = ceil_div(job->src.cols, WARP_VALUES);

@@ -30,10 +30,11 @@ struct Line {
 };
 
 /* Row (dim 1) or column (dim 0) `index`, from value `first` on: at most a warp's values. */
-__device__ __forceinline__ Line line_of(const int4mm_matrix &m, int dim, int64_t index, int64_t first) {
+__device__ __forceinline__ Line line_of(const int4mm_matrix &m, int dim, int64_t index, int64_t first,
+                                        int values = WARP_VALUES) {
   int64_t left = (dim ? m.cols : m.rows) - first, start = dim ? index * m.stride + first : first * m.stride + index;
   return {static_cast<const char *>(m.data) + start * (m.dtype == INT4MM_FLOAT32 ? 4 : 2), dim ? 1 : m.stride,
-          (int)min(left, (int64_t)WARP_VALUES), m.dtype};
+          (int)min(left, (int64_t)values), m.dtype};
 }
 
 /* Places `values` of a line in memory, in order; zeros beyond its end. */
@@ -63,20 +64,20 @@ template <class T, int COUNT> __device__ __forceinline__ void to_floats(float (&
 }
 
 /* The same into registers, from a row that has its chunks whole and aligned to 16 bytes. */
-__device__ __forceinline__ void load_vectors(Values &x, const Line &row) {
+template <int C> __device__ __forceinline__ void load_vectors(float (&x)[C][CHUNK], const Line &row) {
   int4mm_for_out_dtype(row.dtype, [&](auto dtype) {
     typedef typename Element<decltype(dtype)::value>::type T;
     constexpr int VECTORS = CHUNK * sizeof(T) / 16;
-    uint4 raw[CHUNKS][VECTORS] = {};
+    uint4 raw[C][VECTORS] = {};
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
+    for (int c = 0; c < C; c++) {
       int at = first_value(c, false);
 #pragma unroll
       for (int v = 0; v < VECTORS; v++)
         if (at < row.count) raw[c][v] = __ldg((const uint4 *)((const T *)row.data + at) + v);
     }
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) to_floats<T>(x[c], raw[c]);
+    for (int c = 0; c < C; c++) to_floats<T>(x[c], raw[c]);
   });
 }
 
@@ -90,26 +91,27 @@ __device__ __forceinline__ float max_magnitude(float most, float x) {
 #endif
 }
 
-__device__ __forceinline__ float largest(const float (&x)[CHUNK]) {
+template <int COUNT> __device__ __forceinline__ float largest(const float (&x)[COUNT]) {
   float most = 0;
 #pragma unroll
-  for (int i = 0; i < CHUNK; i++) most = max_magnitude(most, x[i]);
+  for (int i = 0; i < COUNT; i++) most = max_magnitude(most, x[i]);
   return most;
 }
 
 /* Rotates a warp's values but for the factor; `most` becomes the largest magnitude of each of this lane's chunks.
  * place_all() places the values in memory once more, in order. */
-template <class F>
-__device__ __forceinline__ void rotate_values(Values &x, float (&most)[CHUNKS], float *memory, int block, F place_all) {
+template <int C, class F>
+__device__ __forceinline__ void rotate_values(float (&x)[C][CHUNK], float (&most)[C], float *memory, int block,
+                                              F place_all) {
   auto find_largest = [&] {
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) most[c] = largest(x[c]);
+    for (int c = 0; c < C; c++) most[c] = largest(x[c]);
   };
   if (block) rotate(x, memory, block);
   find_largest();
-  if (block && __any_sync(0xffffffffu, magnitude(max_magnitude(most[0], most[1])) >= __float_as_uint(LARGE))) {
+  if (block && __any_sync(0xffffffffu, magnitude(largest(most)) >= __float_as_uint(LARGE))) {
     place_all();
-    rotate_large(memory, block);
+    rotate_large(memory, block, C * 32 * CHUNK);
     fetch(x, memory, block > CHUNK);
     find_largest();
   }
@@ -117,16 +119,19 @@ __device__ __forceinline__ void rotate_values(Values &x, float (&most)[CHUNKS], 
 
 /* A warp's values of a row or column, rotated but for the factor; zeros beyond the end. `vector`: its chunks are whole
  * and aligned. Returns the largest magnitude of this lane's. */
-__device__ __forceinline__ float make_values(Values &x, float *memory, const Line &line, bool vector, int block) {
-  float most[CHUNKS];
+template <int C>
+__device__ __forceinline__ float make_values(float (&x)[C][CHUNK], float *memory, const Line &line, bool vector,
+                                             int block) {
+  constexpr int VALUES = C * 32 * CHUNK;
+  float most[C];
   if (vector) {
     load_vectors(x, line);
   } else {
-    gather<8>(memory, line, WARP_VALUES);
+    gather<8>(memory, line, VALUES);
     fetch(x, memory, false);
   }
-  rotate_values(x, most, memory, block, [&] { gather<1>(memory, line, WARP_VALUES); });
-  return max_magnitude(most[0], most[1]);
+  rotate_values(x, most, memory, block, [&] { gather<1>(memory, line, VALUES); });
+  return largest(most);
 }
 
 /* ---- scales ---- */
@@ -273,17 +278,17 @@ template <bool INT8> __device__ __forceinline__ void transpose_word(uint32_t &w)
   }
 }
 
-template <bool INT8> __device__ __forceinline__ void transpose_words(uint32_t (&words)[CHUNKS][WORDS<INT8>]) {
+template <bool INT8, int C> __device__ __forceinline__ void transpose_words(uint32_t (&words)[C][WORDS<INT8>]) {
 #pragma unroll
-  for (int c = 0; c < CHUNKS; c++)
+  for (int c = 0; c < C; c++)
 #pragma unroll
     for (int i = 0; i < WORDS<INT8>; i++) transpose_word<INT8>(words[c][i]);
 }
 
 /* Calls f(word, number) for a lane's words, which it puts in order: the number of a word's first value among the
  * warp's. */
-template <bool INT8, class F>
-__device__ __forceinline__ void for_words(uint32_t (&words)[CHUNKS][WORDS<INT8>], bool strided, F f) {
+template <bool INT8, int C, class F>
+__device__ __forceinline__ void for_words(uint32_t (&words)[C][WORDS<INT8>], bool strided, F f) {
   constexpr int N = PER_WORD<INT8>;
   const int lane = lane_id(), thread = lane % CHUNK;
   int first = CHUNK * lane, step = N;
@@ -292,9 +297,9 @@ __device__ __forceinline__ void for_words(uint32_t (&words)[CHUNKS][WORDS<INT8>]
     first = SPAN * (lane / CHUNK) + CHUNK * (thread % N) + thread / N * N, step = CHUNK * N;
   }
 #pragma unroll
-  for (int c = 0; c < CHUNKS; c++)
+  for (int c = 0; c < C; c++)
 #pragma unroll
-    for (int i = 0; i < WORDS<INT8>; i++) f(words[c][i], first + SPAN * CHUNKS * c + step * i);
+    for (int i = 0; i < WORDS<INT8>; i++) f(words[c][i], first + 2 * SPAN * c + step * i);
 }
 
 } // namespace

@@ -2,7 +2,8 @@
  * The rotation by a regular Hadamard matrix, as int4mm_rotate has it: stages of four points at strides 1, 4, 16, ...,
  * where the block is no power of four a last one of two points, then one multiplication, which is left to the caller.
  *
- * A warp rotates 1024 values by itself: a lane holds two chunks of 16 neighbours, in which it does the strides 1 and 4.
+ * A warp rotates 1024 values by itself, or 512 where blocks are not larger and there are few rows, for which more warps
+ * take less time: a lane holds two chunks of 16 neighbours, or one, in which it does the strides 1 and 4.
  * Half a warp holds a span of 256 values in either chunk: its lanes exchange through shared memory, so that each then
  * holds every 16th value, and do the strides 16 and 64. The last stage of blocks above 256 combines spans by shuffles.
  */
@@ -15,8 +16,8 @@ namespace {
 
 constexpr int CHUNK = 16, CHUNKS = 2, SPAN = 256, WARP_VALUES = 32 * CHUNKS * CHUNK;
 
-/* What a lane holds of its warp's values. In order: value 512 c + 16 lane + i is x[c][i]. Strided, after a rotation by
- * more than a chunk: value 512 c + 256 (lane / 16) + lane % 16 + 16 i is. */
+/* What a lane holds of its warp's values, in C chunks, most often these two. In order: value 512 c + 16 lane + i is
+ * x[c][i]. Strided, after a rotation by more than a chunk: value 512 c + 256 (lane / 16) + lane % 16 + 16 i is. */
 typedef float Values[CHUNKS][CHUNK];
 
 /* Floats of a warp's shared memory: 16 values in a row of 20, which keeps 128-bit accesses by lanes free of bank
@@ -34,20 +35,20 @@ __device__ __forceinline__ int lane_id() {
 /* The number of x[c][0] among the warp's values, and what is between neighbours in a chunk. */
 __device__ __forceinline__ int first_value(int c, bool strided) {
   int lane = lane_id();
-  return SPAN * CHUNKS * c + (strided ? lane / CHUNK * SPAN + lane % CHUNK : CHUNK * lane);
+  return 2 * SPAN * c + (strided ? lane / CHUNK * SPAN + lane % CHUNK : CHUNK * lane);
 }
 
 /* A lane's values from the warp's memory, where all were placed in order. */
-__device__ __forceinline__ void fetch(Values &x, const float *memory, bool strided) {
+template <int C> __device__ __forceinline__ void fetch(float (&x)[C][CHUNK], const float *memory, bool strided) {
   __syncwarp();
   if (strided) {
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++)
+    for (int c = 0; c < C; c++)
 #pragma unroll
       for (int i = 0; i < CHUNK; i++) x[c][i] = memory[place(first_value(c, true) + CHUNK * i)];
   } else {
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++)
+    for (int c = 0; c < C; c++)
 #pragma unroll
       for (int i = 0; i < CHUNK; i += 4) {
         float4 v = *(const float4 *)(memory + place(first_value(c, false) + i));
@@ -72,9 +73,9 @@ __device__ __forceinline__ void two_points(float &x0, float &x1) {
 }
 
 /* The stages of a block of so many values among the sixteen of each chunk: those at distances 1, 4 and 8. */
-__device__ __forceinline__ void rotate_sixteens(Values &x) {
+template <int C> __device__ __forceinline__ void rotate_sixteens(float (&x)[C][CHUNK]) {
 #pragma unroll
-  for (int c = 0; c < CHUNKS; c++) {
+  for (int c = 0; c < C; c++) {
 #pragma unroll
     for (int i = 0; i < CHUNK; i += 4) four_points<true>(x[c][i], x[c][i + 1], x[c][i + 2], x[c][i + 3]);
 #pragma unroll
@@ -82,9 +83,9 @@ __device__ __forceinline__ void rotate_sixteens(Values &x) {
   }
 }
 
-__device__ __forceinline__ void rotate_fewer(Values &x, int block) {
+template <int C> __device__ __forceinline__ void rotate_fewer(float (&x)[C][CHUNK], int block) {
 #pragma unroll
-  for (int c = 0; c < CHUNKS; c++) {
+  for (int c = 0; c < C; c++) {
 #pragma unroll
     for (int i = 0; i < CHUNK; i += 4)
       if (block >= 4)
@@ -99,34 +100,44 @@ __device__ __forceinline__ void rotate_fewer(Values &x, int block) {
   }
 }
 
-/* From values in order to strided ones. Both chunks go side by side, in rows of 16 pairs that are 36 floats apart. */
-__device__ __forceinline__ void exchange(Values &x, float *memory) {
-  constexpr int ROW = 2 * CHUNK + 4;
+/* From values in order to strided ones. Chunks go side by side, in rows of 16 times as many that are 4 floats apart;
+ * where it is one, the halves of the warp are 16 floats further apart. */
+template <int C> __device__ __forceinline__ void exchange(float (&x)[C][CHUNK], float *memory) {
+  constexpr int ROW = C * CHUNK + 4;
   int thread = lane_id() % CHUNK;
-  float *span = memory + lane_id() / CHUNK * CHUNK * ROW;
+  float *span = memory + lane_id() / CHUNK * (CHUNK * ROW + (C == 1 ? CHUNK : 0));
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < CHUNK; i += 2)
-    *(float4 *)(span + thread * ROW + 2 * i) = make_float4(x[0][i], x[1][i], x[0][i + 1], x[1][i + 1]);
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < CHUNK; i++) {
-    float2 pair = *(const float2 *)(span + i * ROW + 2 * thread);
-    x[0][i] = pair.x, x[1][i] = pair.y;
+  for (int i = 0; i < CHUNK; i += 4 / C) {
+    float4 four;
+    if constexpr (C == 1)
+      four = make_float4(x[0][i], x[0][i + 1], x[0][i + 2], x[0][i + 3]);
+    else
+      four = make_float4(x[0][i], x[1][i], x[0][i + 1], x[1][i + 1]);
+    *(float4 *)(span + thread * ROW + C * i) = four;
   }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < CHUNK; i++)
+    if constexpr (C == 1) {
+      x[0][i] = span[i * ROW + thread];
+    } else {
+      float2 pair = *(const float2 *)(span + i * ROW + 2 * thread);
+      x[0][i] = pair.x, x[1][i] = pair.y;
+    }
 }
 
 /* The last stage of blocks of 512 and 1024, over spans: 0 and 1 are chunk 0 of either half of the warp, 2 and 3 are
  * chunk 1. */
-__device__ __forceinline__ void combine_spans(Values &x, int block) {
+template <int C> __device__ __forceinline__ void combine_spans(float (&x)[C][CHUNK], int block) {
   auto other = [](float v) { return __shfl_xor_sync(0xffffffffu, v, CHUNK); };
   if (block == 2 * SPAN) {
     float sign = lane_id() < CHUNK ? 1.0f : -1.0f;
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++)
+    for (int c = 0; c < C; c++)
 #pragma unroll
       for (int i = 0; i < CHUNK; i++) x[c][i] = __fmaf_rn(sign, x[c][i], other(x[c][i]));
-  } else {
+  } else if constexpr (C == 2) {
 #pragma unroll
     for (int i = 0; i < CHUNK; i++) {
       float other0 = other(x[0][i]), other1 = other(x[1][i]);
@@ -139,7 +150,7 @@ __device__ __forceinline__ void combine_spans(Values &x, int block) {
 /* Rotates a warp's values, from values in order to strided ones where block is more than a chunk. Right where no result
  * reaches LARGE: stages do not make the largest magnitude smaller, so that then nothing overflowed on the way. */
 constexpr float LARGE = 0x1p120f;
-__device__ __forceinline__ void rotate(Values &x, float *memory, int block) {
+template <int C> __device__ __forceinline__ void rotate(float (&x)[C][CHUNK], float *memory, int block) {
   if (block >= SPAN) {
     rotate_sixteens(x);
     exchange(x, memory);
@@ -156,16 +167,16 @@ __device__ __forceinline__ void rotate(Values &x, float *memory, int block) {
   }
 }
 
-/* The same in memory, where the values were placed in order, with every overflow in its place. Short, as it is hardly
- * ever run. */
-__device__ __forceinline__ void rotate_large(float *memory, int block) {
+/* The same in memory, where so many values were placed in order, with every overflow in its place. Short, as it is
+ * hardly ever run. */
+__device__ __forceinline__ void rotate_large(float *memory, int block, int values) {
   int stride = 1;
 #pragma unroll 1
   for (; stride < block; stride *= 4) {
     bool four = 4 * stride <= block;
     __syncwarp();
 #pragma unroll 1
-    for (int i = lane_id(); i < WARP_VALUES / (four ? 4 : 2); i += 32) {
+    for (int i = lane_id(); i < values / (four ? 4 : 2); i += 32) {
       int low = i & (stride - 1), at = (i - low) * (four ? 4 : 2) + low;
       float &x0 = memory[place(at)], &x1 = memory[place(at + stride)];
       if (four)

@@ -13,13 +13,14 @@ constexpr int kThreads = 256;
 /* Row m of a against column n of b, over `words` words of k. */
 __device__ __forceinline__ int32_t dot(const int4mm_operand &a, const int4mm_operand &b, int64_t m, int64_t n,
                                        int64_t words) {
-  const uint32_t *row = a.words + m * a.stride, *column = b.words + n;
+  bool nk = b.layout == INT4MM_K_MAJOR;
+  int64_t step = nk ? 1 : b.stride;
+  const uint32_t *row = a.words + m * a.stride, *column = b.words + (nk ? n * b.stride : n);
   int32_t acc = 0;
   for (int64_t first = 0; first < words; first += INT4MM_SPAN / 8) {
     int64_t end = min(words, first + INT4MM_SPAN / 8);
     int32_t sum = 0;
-    for (int64_t j = first; j < end; j++)
-      sum = int4mm_dot8(row[j] ^ a.xor_mask, column[j * b.stride] ^ b.xor_mask, sum);
+    for (int64_t j = first; j < end; j++) sum = int4mm_dot8(row[j] ^ a.xor_mask, column[j * step] ^ b.xor_mask, sum);
     acc += sum >> 8;
   }
   return acc;

@@ -30,11 +30,16 @@ struct Tile {
 /* Words [.., j .. j+15] of both operands; 0 beyond an edge. */
 __device__ __forceinline__ void load(Tile &tile, const int4mm_problem &p, int64_t m0, int64_t n0, int64_t j0) {
   int row = threadIdx.y, col = threadIdx.x;
-  int64_t words = p.K / 8, m = m0 + row, n = n0 + col;
+  int64_t words = p.K / 8, m = m0 + row;
   uint32_t a = m < p.M && j0 + col < words ? p.a.words[m * p.a.stride + j0 + col] ^ p.a.xor_mask : 0;
-  uint32_t b = n < p.N && j0 + row < words ? p.b.words[(j0 + row) * p.b.stride + n] ^ p.b.xor_mask : 0;
   tile.a_even[row][col] = Unpacker<false>(0).even(a), tile.a_odd[row][col] = Unpacker<false>(0).odd(a);
-  tile.b_even[row][col] = Unpacker<false>(0).even(b), tile.b_odd[row][col] = Unpacker<false>(0).odd(b);
+  bool nk = p.b.layout == INT4MM_K_MAJOR; /* neighbouring threads read neighbouring words of B, along k or along n */
+  int j_in_tile = nk ? col : row, n_in_tile = nk ? row : col;
+  int64_t j = j0 + j_in_tile, n = n0 + n_in_tile;
+  int64_t at = nk ? n * p.b.stride + j : j * p.b.stride + n;
+  uint32_t b = n < p.N && j < words ? p.b.words[at] ^ p.b.xor_mask : 0;
+  tile.b_even[j_in_tile][n_in_tile] = Unpacker<false>(0).even(b);
+  tile.b_odd[j_in_tile][n_in_tile] = Unpacker<false>(0).odd(b);
 }
 
 /* The sum of this thread's output over all of k. */

@@ -14,6 +14,9 @@
  * 4t + j of lane-in-quad t (see unpack.cuh), and the four columns of a 16-byte load go to four mmas, whose column c is
  * column 4c + i of the stripe.
  *
+ * Where B is [N, K/8], each of four 16-byte loads of a lane has its words of all slices for the column of one mma, and
+ * the quad has the k-block's 64 bytes of that column.
+ *
  * K is split over the warps of a CTA and, where columns are few, over a cluster (sm_90); int32 partial sums are added
  * in shared memory, which is exact in any order.
  */
@@ -41,25 +44,26 @@ struct Arguments {
   int warps_n, warps_k; /* of a CTA: along the columns, along K */
   int split;            /* CTAs of a cluster that share K */
   uint32_t xor_a, xor_b;
-  bool b_is_ready;     /* before the prerequisite grids have completed */
   int rotation_length; /* k-blocks that every warp has, times the warps that share K */
   int rotation_starts; /* a power of two up to what a warp has of them: the number of places where CTAs begin */
   EpilogueArguments epilogue;
-  OwnRows own; /* of a shape that QUANTIZES */
+  OwnRows own; /* of a shape with OWN_CHUNKS */
 };
 
-/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual, and B
- * read ahead of the prerequisite grids where it is ready. ALIGNED: rows of A and B start on 16 bytes. ROTATED:
- * neighbouring CTAs begin K at different k-blocks; a CTA has one stripe. QUANTIZES: a CTA makes its A itself. */
-template <int ROWS_, int STAGES_, bool LAYER_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false,
-          bool QUANTIZES_ = false>
+/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual. NK: B
+ * is [N, K/8], else [K/8, N]. ALIGNED: rows of A and B start on 16 bytes. ROTATED: neighbouring CTAs begin K at
+ * different k-blocks; a CTA has one stripe. OWN_CHUNKS: not 0, a CTA makes its A itself, each warp of so many chunks.
+ */
+template <int ROWS_, int STAGES_, bool LAYER_, bool NK_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false,
+          int OWN_CHUNKS_ = 0>
 struct Shape {
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
-  static constexpr bool LAYER = LAYER_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_, QUANTIZES = QUANTIZES_;
+  static constexpr bool LAYER = LAYER_, NK = NK_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
+  static constexpr int OWN_CHUNKS = OWN_CHUNKS_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
   static constexpr int CHUNKS = 4 + A_CHUNKS;        /* B's first */
-  static constexpr int CTAS = ROWS <= 16 && ALIGNED && !QUANTIZES ? 2 : 1;
+  static constexpr int CTAS = ROWS <= 16 && ALIGNED && !OWN_CHUNKS_ ? 2 : 1;
   static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES, WARP_BYTES = STAGES * STAGE_BYTES;
   static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
@@ -72,12 +76,15 @@ template <class S> __device__ __forceinline__ int warps_n(const Arguments &p) {
 
 /* ---- mainloop ---- */
 
-/* Copies the first `valid` of four words (may be negative or above 4); the rest of the chunk is undefined. */
-template <bool ALIGNED, bool THROUGH_L1>
+/* Copies the first `valid` of four words (may be negative or above 4); the rest of the chunk is undefined. LINES: the
+ * rest of the 128-byte line will be read as well. */
+template <bool ALIGNED, bool THROUGH_L1, bool LINES = false>
 __device__ __forceinline__ void copy_words(uint32_t shared, const uint32_t *from, int valid) {
   if (ALIGNED) {
     if (valid <= 0) return;
-    if (THROUGH_L1)
+    if (LINES)
+      ptx::cp_async16_line(shared, from, 4 * min(valid, CHUNK_WORDS));
+    else if (THROUGH_L1)
       ptx::cp_async16_l1(shared, from, 4 * min(valid, CHUNK_WORDS));
     else
       ptx::cp_async16(shared, from, 4 * min(valid, CHUNK_WORDS));
@@ -94,24 +101,32 @@ __device__ __forceinline__ uint32_t chunk_offset(int t, int g) {
   return (8 * t + (g ^ 2 * t)) * 16;
 }
 
-/* Issues this warp's copies of a k-block of B to the stage at `stage`: lanes along a row of B first, since a copy past
- * L1 goes to L2 in whole sectors of a quarter-warp's neighbours only. Rows and columns outside the matrices are not
- * copied, here and below: their sums are never stored. */
+/* Issues this warp's copies of a k-block to the stage at `stage`. B: lanes along a row of B first, since a copy past L1
+ * goes to L2 in whole sectors of a quarter-warp's neighbours only; with NK column 4g + i, words 4t .. for the lane
+ * itself. A: row g + 8r, words 4t .. for the lane itself. Rows and columns outside the matrices are not copied: their
+ * sums are never stored. */
 template <class S>
-__device__ __forceinline__ void copy_b(const Arguments &p, uint32_t stage, int k_block, int first_column) {
-  int t = threadIdx.x % 32 / 8, g = threadIdx.x % 8, word = k_block * BLOCK_WORDS + 4 * t;
-  int column = first_column + 4 * g;
-  const uint32_t *b = p.b + word * p.ldb + column;
-  uint32_t chunk = stage + chunk_offset(t, g);
+__device__ __forceinline__ void copy_k_block(const Arguments &p, uint32_t stage, int k_block, int first_row,
+                                             int first_column) {
+  int lane = threadIdx.x % 32;
+  if (!S::NK) {
+    int t = lane / 8, g = lane % 8, word = k_block * BLOCK_WORDS + 4 * t, column = first_column + 4 * g;
+    const uint32_t *b = p.b + word * p.ldb + column;
+    uint32_t chunk = stage + chunk_offset(t, g);
 #pragma unroll
-  for (int j = 0; j < 4; j++, b += p.ldb)
-    if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
-}
-
-/* The same of A: row g + 8r, words 4t .. for the lane itself. */
-template <class S>
-__device__ __forceinline__ void copy_a(const Arguments &p, uint32_t stage, int k_block, int first_row) {
-  int lane = threadIdx.x % 32, g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
+    for (int j = 0; j < 4; j++, b += p.ldb)
+      if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
+  }
+  if (S::OWN_CHUNKS) return;
+  int g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
+  if (S::NK) {
+    constexpr int UNROLL = S::ALIGNED ? 4 : 1; /* word by word registers are few */
+    int column = first_column + 4 * g;
+    const uint32_t *b = p.b + column * p.ldb + word;
+#pragma unroll UNROLL
+    for (int i = 0; i < 4; i++, b += p.ldb)
+      if (column + i < p.N) copy_words<S::ALIGNED, false, true>(stage + i * CHUNK_BYTES + lane * 16, b, p.words - word);
+  }
 #pragma unroll
   for (int r = 0; r < S::A_CHUNKS; r++) {
     int row = first_row + g + 8 * r;
@@ -128,18 +143,24 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
   int lane = threadIdx.x % 32;
   uint4 b[4], a[2 * S::ROW_TILES];
 #pragma unroll
-  for (int j = 0; j < 4; j++) b[j] = ptx::ld_shared_v4(stage + chunk_offset(lane % 4, lane / 4) + j * CHUNK_BYTES);
+  for (int i = 0; i < 4; i++)
+    b[i] = ptx::ld_shared_v4(stage + (S::NK ? lane * 16 : chunk_offset(lane % 4, lane / 4)) + i * CHUNK_BYTES);
 #pragma unroll
   for (int r = 0; r < 2 * S::ROW_TILES; r++)
-    a[r] = r < S::A_CHUNKS && !S::QUANTIZES ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16)
-                                            : make_uint4(0, 0, 0, 0);
-  if (S::QUANTIZES && lane / 4 < p.M)
+    a[r] = r < S::A_CHUNKS && !S::OWN_CHUNKS ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16)
+                                             : make_uint4(0, 0, 0, 0);
+  if (S::OWN_CHUNKS && lane / 4 < p.M)
     a[0] = *(const uint4 *)(own.words + lane / 4 * own.stride + k_block * BLOCK_WORDS + lane % 4 * 4);
   int valid = p.words - k_block * BLOCK_WORDS - lane % 4 * 4;
   if (valid < 4) { /* past K: zeros in B, so that the undefined words of A do not count */
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      if (j >= valid) b[j] = make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
+      if (S::NK) {
+        b[j].x = valid > 0 ? b[j].x : p.xor_b, b[j].y = valid > 1 ? b[j].y : p.xor_b;
+        b[j].z = valid > 2 ? b[j].z : p.xor_b, b[j].w = p.xor_b;
+      } else if (j >= valid) {
+        b[j] = make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
+      }
   }
 #pragma unroll
   for (int j = 0; j < 4; j++) {
@@ -152,7 +173,7 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      uint32_t w = element(b[j], i), even = unpack_b.even(w), odd = unpack_b.odd(w);
+      uint32_t w = S::NK ? element(b[i], j) : element(b[j], i), even = unpack_b.even(w), odd = unpack_b.odd(w);
 #pragma unroll
       for (int m = 0; m < S::ROW_TILES; m++) ptx::mma_m16n8k32(acc[m][i], fragments[m], even, odd);
     }
@@ -188,8 +209,8 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
     const int32_t acc[CHUNK_WORDS] = {sum.x, sum.y, sum.z, sum.w};
     if (first_column + column >= p.N) return;
     int4mm_finish<S::LAYER>(p.epilogue, first_row + row, first_column + column, p.N, Unpacker<S::WIDE>::UNSCALE,
-                            S::QUANTIZES ? own.scales[row] : __ldg(p.epilogue.scale_a + first_row + row), scale_b, bias,
-                            acc);
+                            S::OWN_CHUNKS ? own.scales[row] : __ldg(p.epilogue.scale_a + first_row + row), scale_b,
+                            bias, acc);
   };
   auto add = [](int4 &sum, const int4 &x) { sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w; };
 
@@ -220,11 +241,12 @@ __device__ __forceinline__ void reduce(const Arguments &p, uint32_t base, int fi
 
 /* ---- the kernel ---- */
 
-/* Prefetches B of a k-block into L2, a lane for each row; half a warp calls it. It reads nothing, so it need not wait
- * for the prerequisite grids, and memory is busy while they end and this one starts. */
-__device__ __forceinline__ void prefetch(const Arguments &p, int k_block, int first_column) {
-  int word = k_block * BLOCK_WORDS + threadIdx.x % BLOCK_WORDS;
-  if (word < p.words && first_column < p.N) ptx::prefetch_l2(p.b + word * p.ldb + first_column);
+/* Prefetches B of a k-block into L2, a lane for each row: half a warp calls it, or with NK a warp. It reads nothing, so
+ * it need not wait for the prerequisite grids, and memory is busy while they end and this one starts. */
+template <class S> __device__ __forceinline__ void prefetch(const Arguments &p, int k_block, int first_column) {
+  int word = k_block * BLOCK_WORDS + (S::NK ? 0 : threadIdx.x % BLOCK_WORDS);
+  int column = first_column + (S::NK ? threadIdx.x % 32 : 0);
+  if (word < p.words && column < p.N) ptx::prefetch_l2(p.b + (S::NK ? column * p.ldb + word : word * p.ldb + column));
 }
 
 template <class S>
@@ -245,37 +267,33 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS) skinny(con
   Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
   int32_t acc[S::ROW_TILES][4][4] = {};
 
-  auto copy = [&](uint32_t stage, int k_block, bool a, bool b) {
-    if (k_block >= k_blocks) return;
-    if (b) copy_b<S>(p, stage, rotated(k_block), first_column);
-    if (a && !S::QUANTIZES) copy_a<S>(p, stage, rotated(k_block), first_row);
+  auto copy = [&](uint32_t stage, int k_block) {
+    if (k_block < k_blocks) copy_k_block<S>(p, stage, rotated(k_block), first_row, first_column);
+    ptx::cp_async_commit_group();
+  };
+  auto copy_stages = [&] {
+#pragma unroll
+    for (int i = 0; i < S::STAGES; i++) copy(stages + i * S::STAGE_BYTES, k_block + i * stride);
   };
 
-  const bool ready = S::LAYER && p.b_is_ready;
-  if (!ready) {
-    prefetch(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
-    ptx::griddepcontrol_wait();
+  if (S::NK) {
+    prefetch<S>(p, rotated(k_block), first_column);
+    prefetch<S>(p, rotated(k_block + stride), first_column);
+  } else {
+    prefetch<S>(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
   }
-  if (S::LAYER && !S::QUANTIZES) {
-#pragma unroll
-    for (int stage = 0; stage < S::STAGES; stage++)
-      copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, false, true);
-  }
-  if (ready) ptx::griddepcontrol_wait();
-#pragma unroll
-  for (int stage = 0; stage < S::STAGES; stage++) {
-    copy(stages + stage * S::STAGE_BYTES, k_block + stage * stride, true, !S::LAYER || S::QUANTIZES);
-    ptx::cp_async_commit_group();
-  }
+  ptx::griddepcontrol_wait();
   const OwnWords own(memory + warps * S::WARP_BYTES, p.own, p.words);
-  if (S::QUANTIZES) make_own_words(p.own, own);
+  if constexpr (S::OWN_CHUNKS > 0)
+    make_own_words<S::OWN_CHUNKS>(p.own, own, copy_stages);
+  else
+    copy_stages();
   for (uint32_t stage = stages; k_block < k_blocks; k_block += stride) {
     ptx::cp_async_wait_group<S::STAGES - 1>();
     __syncwarp(); /* every lane's copies have landed */
     multiply_k_block<S>(acc, p, stage, rotated(k_block), own, unpack_a, unpack_b);
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
-    copy(stage, k_block + S::STAGES * stride, true, true);
-    ptx::cp_async_commit_group();
+    copy(stage, k_block + S::STAGES * stride);
     stage = stage + S::STAGE_BYTES == stages + S::WARP_BYTES ? stages : stage + S::STAGE_BYTES;
   }
   /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */
@@ -301,45 +319,53 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   p.a = problem->a.words, p.b = problem->b.words, p.lda = problem->a.stride, p.ldb = problem->b.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / INT4MM_BLOCK_K, p.split = plan->split_k;
-  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask, p.b_is_ready = problem->b_is_ready;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
   int stride = p.split * p.warps_k, rounds = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS / stride;
   p.rotation_length = rounds * stride;
   for (p.rotation_starts = 1; 2 * p.rotation_starts <= rounds;) p.rotation_starts *= 2;
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
   dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);
-  size_t shared = (size_t)warps * S::WARP_BYTES + (S::QUANTIZES ? own_bytes(own, p.words) : 0);
-  if constexpr (S::QUANTIZES) {
+  size_t shared = (size_t)warps * S::WARP_BYTES + (S::OWN_CHUNKS ? own_bytes(own, p.words) : 0);
+  if constexpr (S::OWN_CHUNKS > 0) {
     int most;
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
     if (shared > (size_t)most) return cudaErrorNotSupported;
   }
+  if (p.split == 1) { /* clusters find no place otherwise */
+    cudaError_t error = int4mm_one_cta_per_sm(plan->device, (int64_t)grid.x * grid.z, &shared);
+    if (error != cudaSuccess) return error;
+  }
   return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, shared, cluster, stream, p);
 }
 
-template <int ROWS, int STAGES, bool LAYER>
+template <int ROWS, int STAGES, bool LAYER, bool NK>
 cudaError_t launch_aligned(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   /* CTAs of one stripe would all read the same rows of A from L2 at once: rotated, 1 x 4096 x 4096 takes 4.1 us, not
    * 4.5. With several stripes to a CTA rotation costs more than it gains. */
   constexpr int MAX_ROTATED_ROWS = LAYER ? 8 : 16; /* a layer of 16 has no registers left for it */
   if constexpr (ROWS <= MAX_ROTATED_ROWS)
     if (plan->tile_n == COLUMNS)
-      return launch<Shape<ROWS, INT4MM_SKINNY_ROTATED_STAGES, LAYER, true, false, true>>(problem, plan, stream);
-  return launch<Shape<ROWS, STAGES, LAYER, true, false>>(problem, plan, stream);
+      return launch<Shape<ROWS, INT4MM_SKINNY_ROTATED_STAGES, LAYER, NK, true, false, true>>(problem, plan, stream);
+  return launch<Shape<ROWS, STAGES, LAYER, NK, true, false>>(problem, plan, stream);
 }
 
 /* The depth that src/dispatch/cost_sm80.c plans with. */
-template <int ROWS, int STAGES>
+template <int ROWS, int STAGES, bool NK>
 cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  constexpr int GENERAL = INT4MM_SKINNY_GENERAL_STAGES;
+  constexpr int GENERAL = INT4MM_SKINNY_GENERAL_STAGES, LEAST = NK && ROWS <= 16 ? INT4MM_SKINNY_NK_STAGES : 0;
+  constexpr int DEPTH = STAGES > LEAST ? STAGES : LEAST;
   bool aligned = (((uint64_t)problem->a.words | (uint64_t)problem->b.words) % 16 |
                   (uint64_t)(problem->a.stride | problem->b.stride) % 4) == 0;
-  /* Where speed depends on other things one code serves layers and bare products. */
-  if (problem->K >= INT4MM_WIDE_K) return launch<Shape<ROWS, GENERAL, true, false, true>>(problem, plan, stream);
-  if (!aligned) return launch<Shape<ROWS, GENERAL, true, false, false>>(problem, plan, stream);
-  if (problem->b_is_ready || int4mm_is_layer(problem)) return launch_aligned<ROWS, STAGES, true>(problem, plan, stream);
-  return launch_aligned<ROWS, STAGES, false>(problem, plan, stream);
+  /* Where speed depends on other things one code serves layers and bare products. It also serves a wide K and any
+   * alignment of [N, K/8]: a K for which its rows start off 16 bytes is rare. */
+  if (problem->K >= INT4MM_WIDE_K || (NK && !aligned))
+    return launch<Shape<ROWS, GENERAL, true, NK, false, true>>(problem, plan, stream);
+  if constexpr (!NK)
+    if (!aligned) return launch<Shape<ROWS, GENERAL, true, NK, false, false>>(problem, plan, stream);
+  if (int4mm_is_layer(problem)) return launch_aligned<ROWS, DEPTH, true, NK>(problem, plan, stream);
+  return launch_aligned<ROWS, DEPTH, false, NK>(problem, plan, stream);
 }
 
 } // namespace
@@ -348,7 +374,9 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
   extern "C" cudaError_t int4mm_launch_skinny_##ROWS(const int4mm_problem *problem, const int4mm_plan *plan,           \
                                                      cudaStream_t stream) {                                            \
     static_assert(ROWS == INT4MM_TILE(skinny_##ROWS, M), "the registry has another size");                             \
-    return launch_rows<ROWS, INT4MM_TILE(skinny_##ROWS, STAGES)>(problem, plan, stream);                               \
+    constexpr int STAGES = INT4MM_TILE(skinny_##ROWS, STAGES);                                                         \
+    return problem->b.layout == INT4MM_K_MAJOR ? launch_rows<ROWS, STAGES, true>(problem, plan, stream)                \
+                                               : launch_rows<ROWS, STAGES, false>(problem, plan, stream);              \
   }
 LAUNCHER(8)
 LAUNCHER(16)
@@ -357,21 +385,26 @@ LAUNCHER(64)
 
 extern "C" cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                                 const int4mm_plan *plan, cudaStream_t stream) {
-  constexpr int STAGES = INT4MM_TILE(skinny_8, STAGES), ROTATED = INT4MM_SKINNY_ROTATED_STAGES;
   OwnRows own;
   int warps = plan->tile_n / COLUMNS * (plan->tile_k / INT4MM_BLOCK_K);
   bool aligned = (uint64_t)problem->b.words % 16 == 0 && problem->b.stride % 4 == 0;
-  if (strcmp(plan->name, "skinny_8") || problem->M > 8 || problem->K >= INT4MM_WIDE_K || !aligned ||
-      !plan_own_rows(&own, quantize, warps))
+  bool kn = problem->b.layout == INT4MM_MN_MAJOR;
+  /* Of CTAs of several stripes there are more, and each would do it anew. */
+  if (strcmp(plan->name, "skinny_8") || plan->tile_n != COLUMNS || problem->M > 8 || problem->K >= INT4MM_WIDE_K ||
+      !kn || !aligned)
     return cudaErrorNotSupported;
-  return plan->tile_n == COLUMNS ? launch<Shape<8, ROTATED, true, true, false, true, true>>(problem, plan, stream, own)
-                                 : launch<Shape<8, STAGES, true, true, false, false, true>>(problem, plan, stream, own);
+  if (plan_own_rows(&own, quantize, WARP_VALUES / 2, warps)) {
+    cudaError_t error = launch<Shape<8, 4, true, false, true, false, true, 1>>(problem, plan, stream, own);
+    if (error != cudaErrorNotSupported) return error;
+  }
+  if (!plan_own_rows(&own, quantize, WARP_VALUES, warps)) return cudaErrorNotSupported;
+  return launch<Shape<8, 3, true, false, true, false, true, 2>>(problem, plan, stream, own);
 }
 
 extern "C" cudaError_t int4mm_code_arch(int32_t *arch) {
   cudaFuncAttributes attributes;
   cudaError_t error = cudaFuncGetAttributes(
-      &attributes, (const void *)skinny<Shape<8, INT4MM_TILE(skinny_8, STAGES), false, true, false>>);
+      &attributes, (const void *)skinny<Shape<8, INT4MM_TILE(skinny_8, STAGES), false, false, true, false>>);
   *arch = 75; /* where this file has no code, only the kernels for every architecture can be taken */
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
     (void)cudaGetLastError();

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int MAX_OWN_WARPS = 16; /* warps of a CTA */
 
-/* How a CTA makes its A: x [rows, cols], a warp for every 1024 values of a row. */
+/* How a CTA makes its A: x [rows, cols], a warp for every 512 or 1024 values of a row. */
 struct OwnRows {
   int4mm_matrix x;
   int rotate, pieces; /* pieces: warps for a row */
@@ -42,15 +42,25 @@ inline size_t own_bytes(const OwnRows &own, int k_words) {
   return (size_t)(own.x.rows * own.pieces * WARP_FLOATS + own.x.rows * stride + MAX_OWN_WARPS + own.x.rows) * 4;
 }
 
-/* Fills words and scales. All warps of the CTA call it; those beyond rows * pieces only wait. */
-__device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWords &to) {
-  int warp = threadIdx.x / 32, row = warp / own.pieces, piece = warp % own.pieces;
-  bool works = row < own.x.rows;
-  Values x;
-  Line line = line_of(own.x, 1, row, (int64_t)piece * WARP_VALUES);
+/* Fills words and scales. All warps of the CTA call it; those beyond rows * pieces only wait. meanwhile() is called
+ * while x is on its way. */
+template <int C, class F>
+__device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWords &to, F meanwhile) {
+  const int warp = threadIdx.x / 32, row = warp / own.pieces, piece = warp - row * own.pieces;
+  const bool works = row < own.x.rows;
+  constexpr int VALUES = C * 32 * CHUNK;
+  float x[C][CHUNK];
+  const Line line = line_of(own.x, 1, row, (int64_t)piece * VALUES, VALUES);
+  if (works && own.vector_load) load_vectors(x, line);
+  meanwhile();
   if (works) {
-    float most = make_values(x, to.memory + warp * WARP_FLOATS, line, own.vector_load, own.rotate);
-    uint32_t absmax = warp_max(magnitude(__fmul_rn(most, own.factor)));
+    float *memory = to.memory + warp * WARP_FLOATS, most[C];
+    if (!own.vector_load) {
+      gather<8>(memory, line, VALUES);
+      fetch(x, memory, false);
+    }
+    rotate_values(x, most, memory, own.rotate, [&] { gather<1>(memory, line, VALUES); });
+    uint32_t absmax = warp_max(magnitude(__fmul_rn(largest(most), own.factor)));
     if (lane_id() == 0) to.maxima[warp] = absmax;
   }
   __syncthreads();
@@ -60,10 +70,10 @@ __device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWord
     float scale = scale_of(absmax, own.clip, QMAX<false>);
     if (piece == 0 && lane_id() == 0) to.scales[row] = scale;
     const Divisor by(scale);
-    uint32_t words[CHUNKS][WORDS<false>];
+    uint32_t words[C][WORDS<false>];
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) quantize_chunk<false>(words[c], x[c], by, own.factor, own.clip < 1);
-    uint32_t *row_words = to.words + row * to.stride + piece * (WARP_VALUES / 8);
+    for (int c = 0; c < C; c++) quantize_chunk<false>(words[c], x[c], by, own.factor, own.clip < 1);
+    uint32_t *row_words = to.words + row * to.stride + piece * (VALUES / 8);
     for_words<false>(words, own.rotate > CHUNK, [&](uint32_t word, int at) {
       if (at < line.count) row_words[at / 8] = word;
     });
@@ -71,10 +81,10 @@ __device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWord
   __syncthreads();
 }
 
-/* Whether a CTA of so many warps can make A of a layer, and how. */
-inline bool plan_own_rows(OwnRows *own, const int4mm_pack_job *job, int warps) {
-  int64_t pieces = (job->plain.cols + WARP_VALUES - 1) / WARP_VALUES;
-  if (job->clip_mse || !pieces || job->plain.rows * pieces > warps) return false;
+/* Whether a CTA of so many warps, of so many values each, can make A of a layer, and how. */
+inline bool plan_own_rows(OwnRows *own, const int4mm_pack_job *job, int values, int warps) {
+  int64_t pieces = (job->plain.cols + values - 1) / values;
+  if (job->clip_mse || !pieces || job->rotate > values || job->plain.rows * pieces > warps) return false;
   *own = {job->plain, job->rotate, (int)pieces, int4mm_rotation_factor(job->rotate), job->clip, false};
   own->vector_load = is_whole_vectors(job->plain, CHUNK, CHUNK * (job->plain.dtype == INT4MM_FLOAT32 ? 4 : 2));
   return true;

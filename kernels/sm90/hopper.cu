@@ -2,9 +2,9 @@
  * hopper: large M on Hopper (sm_90a). Persistent CTAs, each computing BM x BN tiles with specialised warpgroups (the
  * scheme of CUTLASS's warp-specialised persistent kernels).
  *
- *     producers   a thread each: bulk tensor copies of packed A [BM, 16 words] and packed B [16 words, BN]
- *     unpackers   packed B -> int8
- *     consumers   packed A -> int8 fragments in registers, wgmma, epilogue straight from registers
+ *     producers   a thread for each tensor map: bulk tensor copies of packed A [BM, 16 words] and packed B [16 words,
+ * BN] unpackers   packed B -> int8 consumers   packed A -> int8 fragments in registers, wgmma, epilogue straight from
+ * registers
  *
  *   global --copy--> packed A stages ---------------------(registers)--> wgmma --> epilogue --> global
  *   global --copy--> packed B stages --> unpackers --> int8 B stages ------> |
@@ -16,16 +16,21 @@
  * Several k-blocks are unpacked at a time, since the way of one through shared memory and the fence takes longer than
  * its products.
  */
+#include "sm90/hopper_b.cuh"
 #include "sm90/mainloop.cuh"
 
 namespace {
 
-/* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of packed A,
- * packed B and int8 B; LAYER: with activation and residual. */
-template <int CONSUMERS_, int ROW_BLOCKS_, int UNPACKERS_, int STAGES_A_, int STAGES_B_, int STAGES_8_, bool LAYER_>
+/* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of packed A (and
+ * where rows of B do not start on 16 bytes, which takes more shared memory), packed B and int8 B; with activation and
+ * residual or not; how B and out lie. */
+template <int CONSUMERS_, int ROW_BLOCKS_, int UNPACKERS_, int STAGES_A_, int SHIFTED_STAGES_A_, int STAGES_B_,
+          int STAGES_8_, bool LAYER_, bool NK_, bool ALIGNED_, bool OUT_ALIGNED_>
 struct Tile {
+  static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
+  static constexpr int MAPS_B = ALIGNED && !NK ? 1 : 4;
   static constexpr int CONSUMERS = CONSUMERS_, ROW_BLOCKS = ROW_BLOCKS_, UNPACKERS = UNPACKERS_;
-  static constexpr int STAGES_A = STAGES_A_, STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_;
+  static constexpr int STAGES_A = ALIGNED_ ? STAGES_A_ : SHIFTED_STAGES_A_, STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_;
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
                        FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = 2;
   static constexpr bool WIDE = false, LAYER = LAYER_, CALLS = LAYER_;
@@ -37,7 +42,11 @@ struct Tile {
    * order. So a group may wait for a phase of a stage only if it has itself seen the one before. */
   static_assert(STAGES_B % UNPACK_GROUPS == 0 && STAGES_8 >= UNPACK_GROUPS, "groups must come back to their stages");
 
-  static constexpr int A_BYTES = BM * BLOCK_WORDS * 4, B_BYTES = BN * BLOCK_WORDS * 4, B8_BYTES = BN * BLOCK_K;
+  static constexpr int A_BYTES = BM * BLOCK_WORDS * 4, B8_BYTES = BN * BLOCK_K;
+  /* A box of packed B, its parts by four maps, and their places: a row is four words longer where it may be shifted. */
+  static constexpr int ROW_BYTES = (NK ? BLOCK_WORDS : BN) * 4 + (ALIGNED ? 0 : 16), ROWS = NK ? BN : BLOCK_WORDS;
+  static constexpr int COPY_BYTES = ROWS * ROW_BYTES, QUARTER_BYTES = (COPY_BYTES / 4 + 127) / 128 * 128,
+                       B_BYTES = 4 * QUARTER_BYTES;
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, B_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
                        BARRIER_OFFSET = B_OFFSET + STAGES_B * B_BYTES, BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8),
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
@@ -97,7 +106,7 @@ struct TileScheduler {
 /* ---- producers ---- */
 
 /* Walks a pipeline of STAGES through the CTA's k-blocks; load(state, coord, k_block) fills a stage. One thread for each
- * operand, since B runs ahead of A by the k-blocks that lie unpacked. */
+ * map of an operand; and threads for each operand, since B runs ahead of A by the k-blocks that lie unpacked. */
 template <int STAGES, class Load> __device__ __forceinline__ void produce(const Arguments &p, Load load) {
   PipelineState<STAGES> state;
   TileScheduler scheduler(p);
@@ -123,48 +132,48 @@ __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtenso
   });
 }
 
+/* A box of B: 16 rows of BN columns, or with NK the BN rows of 16 words each. */
+template <class T> struct BoxB {
+  int x, y;
+  __device__ __forceinline__ BoxB(const TileCoord &at, int k_block)
+      : x(T::NK ? k_block * BLOCK_WORDS : at.n * T::BN), y(T::NK ? at.n * T::BN : k_block * BLOCK_WORDS) {}
+};
+
 template <class T>
-__device__ __forceinline__ void produce_b(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
+__device__ __forceinline__ void produce_b(const Shared<T> &shared, const RowMaps<T::MAPS_B> &maps, const Arguments &p) {
   produce<T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const TileCoord &at, int k_block) {
+    BoxB<T> box(at, k_block);
+    BoxCopy<T::MAPS_B> copy(maps, box.x, box.y);
     ptx::mbarrier_wait(shared.empty_b(state.index), state.phase ^ 1);
-    ptx::mbarrier_arrive_expect_tx(shared.full_b(state.index), T::B_BYTES);
-    ptx::cp_async_bulk_tensor_2d(shared.b(state.index), map, at.n * T::BN, k_block * BLOCK_WORDS,
+    if (copy.r == 0) ptx::mbarrier_arrive_expect_tx(shared.full_b(state.index), T::COPY_BYTES);
+    ptx::cp_async_bulk_tensor_2d(shared.b(state.index) + copy.r * T::QUARTER_BYTES, copy.map, copy.x, copy.y,
                                  shared.full_b(state.index));
   });
 }
 
 /* Prefetches B of the first k-blocks into L2, one CTA for each column of a rasterisation group: all CTAs at once for
  * the same lines would take longer than it saves. It reads nothing, so it need not wait for the prerequisite grids. */
-template <class T> __device__ __forceinline__ void prefetch_b(const CUtensorMap *map, const Arguments &p) {
+template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::MAPS_B> &maps, const Arguments &p) {
   TileCoord at = TileScheduler::coord(blockIdx.x, p);
   if (at.m % TileScheduler::GROUP_M) return;
-  for (int k_block = 0; k_block < 4; k_block++)
-    ptx::cp_async_bulk_prefetch_tensor_2d(map, at.n * T::BN, k_block * BLOCK_WORDS);
+  for (int k_block = 0; k_block < 4; k_block++) {
+    BoxB<T> box(at, k_block);
+    BoxCopy<T::MAPS_B> copy(maps, box.x, box.y);
+    ptx::cp_async_bulk_prefetch_tensor_2d(copy.map, copy.x, copy.y);
+  }
 }
 
 /* ---- unpackers ---- */
 
-/* A lane's words of a slice: of its four columns, rows 4t + slice of the k-block's 16. Rows past K come as zero words,
- * which mean -8 in the offset encoding: `xor_mask` puts 0 there, and zero times the undefined tail of A is zero. */
-template <class T>
-__device__ __forceinline__ void load_slice(uint4 (&words)[4], uint32_t from, int slice, int valid, uint32_t xor_mask) {
-  uint32_t at = from + (slice * T::BN + threadIdx.x % T::UNPACK_LANES * 4) * 4;
-#pragma unroll
-  for (int t = 0; t < 4; t++) words[t] = ptx::ld_shared_v4(at + t * 16 * T::BN);
-  if (valid < BLOCK_WORDS && xor_mask) {
-#pragma unroll
-    for (int t = 0; t < 4; t++)
-      if (4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
-  }
-}
-
 /* `warp` counts the unpacking warps. A group of GROUP_WARPS takes a k-block, so that several are in flight at a time.
  * A filled stage is committed (fence, then arrive) after the next k-block's unpacking has begun, when its stores have
  * had time to land. */
-template <class T> __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int SHARE = SLICES / T::GROUP_WARPS; /* slices of a warp */
+template <class T>
+__device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<T::MAPS_B> &maps, const Arguments &p,
+                                         int warp) {
+  constexpr int SHARE = 4 / T::GROUP_WARPS; /* quarters of a warp */
   TileScheduler scheduler(p);
-  int group = warp / T::GROUP_WARPS, first_slice = warp % T::GROUP_WARPS * SHARE;
+  int group = warp / T::GROUP_WARPS, first_quarter = warp % T::GROUP_WARPS * SHARE;
   int tiles = scheduler.first < scheduler.tiles ? (scheduler.tiles - 1 - scheduler.first) / scheduler.stride + 1 : 0;
   int left = tiles > 0 ? tiles * scheduler.k_blocks - group : 0;
   int k_block = group; /* within its tile */
@@ -183,21 +192,23 @@ template <class T> __device__ __forceinline__ void unpack_b(const Shared<T> &sha
   for (; left > 0; left -= T::UNPACK_GROUPS, k_block += T::UNPACK_GROUPS) {
     while (k_block >= scheduler.k_blocks) k_block -= scheduler.k_blocks;
     int valid = p.words - k_block * BLOCK_WORDS;
-    uint4 words[4];
+    typename HopperB<T>::type b;
+    auto load = [&](int quarter) {
+      b.load(shared.b(packed.index), quarter, T::ALIGNED ? 0 : maps.shift[quarter], valid, p.xor_b);
+    };
     ptx::mbarrier_wait(shared.full_b(packed.index), packed.phase);
-    load_slice<T>(words, shared.b(packed.index), first_slice, valid, p.xor_b);
+    load(first_quarter);
 #pragma unroll
     for (int i = 0; i < SHARE; i++)
 #pragma unroll
       for (int column = 0; column < 4; column += T::UNPACK_COLUMNS) {
-        Unpacked<T> unpacked(unpacker, words, column);
-        if (column + T::UNPACK_COLUMNS == 4 && i + 1 < SHARE)
-          load_slice<T>(words, shared.b(packed.index), first_slice + i + 1, valid, p.xor_b);
+        Unpacked<T::WIDE, T::UNPACK_COLUMNS> unpacked(unpacker, [&](int i, int t) { return b.word(column + i, t); });
+        if (column + T::UNPACK_COLUMNS == 4 && i + 1 < SHARE) load(first_quarter + i + 1);
         if (i + column == 0) {
           if (filled >= 0) commit();
           ptx::mbarrier_wait(shared.empty_b8(wide.index), wide.phase ^ 1);
         }
-        unpacked.store(shared.b8(wide.index), first_slice + i, column);
+        b.store(unpacked, shared.b8(wide.index), first_quarter + i, column);
       }
     ptx::mbarrier_arrive(shared.empty_b(packed.index)); /* only now: its words have been used */
     filled = wide.index;
@@ -231,25 +242,28 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
 
 template <class T>
 __global__ void __launch_bounds__(T::THREADS, 1)
-    hopper(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
+    hopper(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ RowMaps<T::MAPS_B> maps_b,
            const __grid_constant__ Arguments p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared<T> shared{ptx::smem_address(memory)};
   init_barriers<T>(shared);
-  if (threadIdx.x == 32) ptx::prefetch_tensormap(&map_a), ptx::prefetch_tensormap(&map_b);
+  if (threadIdx.x == 32) {
+    ptx::prefetch_tensormap(&map_a);
+    for (const CUtensorMap &map : maps_b.map) ptx::prefetch_tensormap(&map);
+  }
   __syncthreads();
   ptx::griddepcontrol_launch_dependents();
-  if (threadIdx.x == 64) prefetch_b<T>(&map_b, p);
+  if (threadIdx.x / T::MAPS_B == 64 / T::MAPS_B) prefetch_b<T>(maps_b, p);
   ptx::griddepcontrol_wait();
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) produce_a<T>(shared, &map_a, p);
-    if (threadIdx.x == 32) produce_b<T>(shared, &map_b, p);
+    if (threadIdx.x / T::MAPS_B == 32 / T::MAPS_B) produce_b<T>(shared, maps_b, p);
   } else if (group <= T::UNPACKERS) {
     ptx::setmaxnreg_dec<T::UNPACKER_REGISTERS>();
-    unpack_b<T>(shared, p, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4);
+    unpack_b<T>(shared, maps_b, p, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4);
   } else {
     ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
     consume<T>(shared, p, group - 1 - T::UNPACKERS);
@@ -258,14 +272,17 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 }
 
 template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  CUtensorMap map_a, map_b;
+  CUtensorMap map_a;
+  RowMaps<T::MAPS_B> maps_b;
   Arguments p = make_arguments(problem, plan);
-  const int4mm_operand *a = &problem->a, *b = &problem->b;
+  const int4mm_operand *b = &problem->b;
   int64_t words = problem->K / 8;
-  cudaError_t error = map_words(&map_a, a->words, problem->M, words, a->stride, p.box_rows, BLOCK_WORDS);
-  if (error == cudaSuccess) error = map_words(&map_b, b->words, words, problem->N, b->stride, BLOCK_WORDS, T::BN);
+  cudaError_t error = map_a_of(&map_a, problem, p);
+  if (error == cudaSuccess)
+    error = map_rows(&maps_b, b->words, T::NK ? problem->N : words, T::NK ? words : problem->N, b->stride, T::ROWS,
+                     T::ROW_BYTES / 4, T::NK && T::ALIGNED ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_NONE);
   if (error != cudaSuccess) return error;
-  return int4mm_launch<hopper<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
+  return int4mm_launch<hopper<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, maps_b,
                                   p);
 }
 
@@ -274,11 +291,12 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
 #define LAUNCHER(NAME, ...)                                                                                            \
   extern "C" cudaError_t int4mm_launch_##NAME(const int4mm_problem *problem, const int4mm_plan *plan,                  \
                                               cudaStream_t stream) {                                                   \
-    typedef Tile<__VA_ARGS__, false> T;                                                                                \
-    static_assert(T::BM == INT4MM_TILE(NAME, M) && T::BN == INT4MM_TILE(NAME, N), "the registry has another tile");    \
-    static_assert(T::STAGES_8 == INT4MM_TILE(NAME, STAGES), "the registry has another depth");                         \
-    return int4mm_is_layer(problem) ? launch<Tile<__VA_ARGS__, true>>(problem, plan, stream)                           \
-                                    : launch<T>(problem, plan, stream);                                                \
+    typedef Tile<__VA_ARGS__, false, false, true, true> Basic;                                                         \
+    static_assert(Basic::BM == INT4MM_TILE(NAME, M) && Basic::BN == INT4MM_TILE(NAME, N), "another tile");             \
+    static_assert(Basic::STAGES_8 == INT4MM_TILE(NAME, STAGES), "the registry has another depth");                     \
+    return for_layout(problem, is_aligned(problem->b), [&](auto layer, auto nk, auto aligned, auto out) {              \
+      return launch<Tile<__VA_ARGS__, layer.value, nk.value, aligned.value, out.value>>(problem, plan, stream);        \
+    });                                                                                                                \
   }
-LAUNCHER(hopper_256x128, 2, 2, 1, 6, 4, 6)
-LAUNCHER(hopper_128x128, 2, 1, 2, 6, 8, 7)
+LAUNCHER(hopper_256x128, 2, 2, 1, 6, 5, 4, 6)
+LAUNCHER(hopper_128x128, 2, 1, 2, 6, 4, 8, 7)

@@ -11,17 +11,27 @@
  *
  * The columns of a tile are permuted as well: an unpacking lane l reads the columns 4l .. 4l + 3 with one load and
  * writes them to the rows l, l + BN / 4, ... of the int8 tile. That gives a consumer thread accumulators of 8
- * neighbouring columns (gather), so the epilogue stores 16 bytes at a time.
+ * neighbouring columns (gather), so the epilogue stores 16 bytes at a time. So column c of a tile is row
+ * c % 4 * BN / 4 + c / 4 of the int8 tile, however B lies in memory.
+ *
+ * The copy engine takes rows that start on 16 bytes, from columns that do. A has such rows: where it has not, it was
+ * copied before the launch (src/ops/). For B see RowMaps.
  *
  * A kernel's tile is a type T with its size BM x BN and
+ *   NK                B is [N, K/8], else [K/8, N]
+ *   ALIGNED           rows of B start on 16 bytes
+ *   OUT_ALIGNED       rows of out do
  *   ROW_BLOCKS        of 64 rows that a warpgroup multiplies
  *   FRAGMENT_BUFFERS  groups of wgmmas that may be in flight at a time
  *   K_GROUPS          consumer warpgroups that share a tile's k-blocks, each with every K_GROUPS-th
  *   FRAGMENT_ROWS     how many of the two rows that a thread has in each row block it finishes
- *   UNPACK_LANES      of a warp, that unpack four columns each, UNPACK_COLUMNS at a time
+ *   UNPACK_LANES      a quarter of BN; in [K/8, N], the lanes of a warp that unpack a row of B, four columns each
+ *   UNPACK_COLUMNS    times four words that a lane unpacks at a time
  *   COLUMN_GROUPS     of 32 columns, which a quad of lanes holds 8 by 8
  *   STAGES_A, _8      depths of the pipelines of packed A and int8 B in shared memory
  *   WIDE              as in unpack.cuh
+ *   LAYER             may have an activation and a residual, and stores as any tile does: OUT_ALIGNED has no meaning
+ *   CALLS             finishes 8 columns of a row by a call
  */
 #ifndef INT4MM_MAINLOOP_CUH
 #define INT4MM_MAINLOOP_CUH
@@ -50,7 +60,6 @@ struct Arguments {
   const uint32_t *b;
   int64_t ldb;
   uint32_t xor_a, xor_b;
-  bool b_is_ready; /* before the prerequisite grids have completed */
   EpilogueArguments epilogue;
 };
 
@@ -89,36 +98,54 @@ template <class T, class S> __device__ __forceinline__ void init_barriers(const 
   ptx::fence_mbarrier_init();
 }
 
+/* ---- copies ---- */
+
+/* What the copy engine needs to know of B. Where its rows start on 16 bytes that is one map. Of any other matrix the
+ * rows r, r + 4, r + 8, ... lie a multiple of 16 bytes apart, so that four maps serve, map[r] for those rows: it begins
+ * on 16 bytes, `shift` words before its first row, and boxes are four words wider. In shared memory the rows of a box
+ * lie in the order of r first. That is also the order which the int8 tile has of columns, so that rows of [N, K/8] are
+ * always copied so. */
+template <int MAPS> struct RowMaps {
+  static_assert(MAPS == 1 || MAPS == 4, "16 bytes are four words");
+  CUtensorMap map[MAPS];
+  int shift[MAPS];
+};
+
+/* A lane's copy of the box at (x, y), which as many lanes issue as there are maps, those of a warp from a multiple of
+ * that many on. With four maps lane r copies a quarter of the rows: y + r, y + r + 4, ...; y is a multiple of 4. */
+template <int MAPS> struct BoxCopy {
+  int r, x, y;
+  const CUtensorMap *map;
+  __device__ __forceinline__ BoxCopy(const RowMaps<MAPS> &maps, int x, int y)
+      : r(threadIdx.x % MAPS), x(x), y(y / MAPS), map(&maps.map[r]) {}
+};
+
 /* ---- the unpacking of B ---- */
 
-/* WIDTH of a lane's four columns, from `first` on, of the four words of a slice, widened to int8. */
-template <class T> struct Unpacked {
-  static constexpr int WIDTH = T::UNPACK_COLUMNS;
+/* Four words of WIDTH columns, widened to int8; word(i, t) gives them. */
+template <bool WIDE, int WIDTH> struct Unpacked {
   uint32_t even[WIDTH][4], odd[WIDTH][4];
 
-  __device__ __forceinline__ Unpacked(const Unpacker<T::WIDE> &unpacker, const uint4 (&words)[4], int first) {
+  template <class Word> __device__ __forceinline__ Unpacked(const Unpacker<WIDE> &unpacker, Word word) {
 #pragma unroll
     for (int i = 0; i < WIDTH; i++)
 #pragma unroll
-      for (int t = 0; t < 4; t++) {
-        even[i][t] = unpacker.even(element(words[t], first + i));
-        odd[i][t] = unpacker.odd(element(words[t], first + i));
-      }
+      for (int t = 0; t < 4; t++) even[i][t] = unpacker.even(word(i, t)), odd[i][t] = unpacker.odd(word(i, t));
     keep_in_registers(even), keep_in_registers(odd); /* so that the stores follow each other */
   }
 
-  /* To the int8 tile that `tile` begins, 16 bytes of a row at a time, swizzled. */
-  __device__ __forceinline__ void store(uint32_t tile, int slice, int first) const {
-    uint32_t row = threadIdx.x % T::UNPACK_LANES;
-    uint32_t low = tile + row * BLOCK_K + ((2 * slice ^ (row & 7)) << 4), high = low ^ 16;
-#pragma unroll
-    for (int i = 0; i < WIDTH; i++) {
-      int below = (first + i) * T::UNPACK_LANES * BLOCK_K;
-      ptx::st_shared_v4(low + below, even[i][0], even[i][1], even[i][2], even[i][3]);
-      ptx::st_shared_v4(high + below, odd[i][0], odd[i][1], odd[i][2], odd[i][3]);
-    }
+  /* Those of a slice: to the halves of its 32 bytes. */
+  __device__ __forceinline__ void store(int i, uint32_t low, uint32_t high) const {
+    ptx::st_shared_v4(low, even[i][0], even[i][1], even[i][2], even[i][3]);
+    ptx::st_shared_v4(high, odd[i][0], odd[i][1], odd[i][2], odd[i][3]);
   }
 };
+
+/* Where slice 0 of a row of an int8 tile begins, in the 128-byte swizzle; slice j is this ^ 32 * j, its odd half ^ 16.
+ */
+__device__ __forceinline__ uint32_t int8_row(uint32_t tile, uint32_t row) {
+  return tile + row * BLOCK_K + ((row & 7) << 4);
+}
 
 /* ---- products ---- */
 
@@ -273,36 +300,82 @@ __device__ __forceinline__ void gather(int32_t (&to)[COLUMNS], const int32_t (&a
   for (int i = 0; i < COLUMNS; i++) to[i] = acc[(i % 4 * T::COLUMN_GROUPS + group) * 4 + lower * 2 + i / 4];
 }
 
+/* 8 neighbouring columns of a row, scaled. `row_scale` has UNSCALE in it. */
+template <class T>
+__device__ __forceinline__ void scale_columns(float (&x)[COLUMNS], const int32_t (&acc)[T::BN / 2], int lower,
+                                              int group, float row_scale, const float (&scale_b)[COLUMNS],
+                                              const float *bias) {
+  int32_t sums[COLUMNS];
+  gather<T>(sums, acc, lower, group);
+#pragma unroll
+  for (int i = 0; i < COLUMNS; i++) x[i] = __fmul_rn(__fmul_rn((float)sums[i], row_scale), scale_b[i]);
+  if (bias) int4mm_add_bias(x, bias, 0, COLUMNS);
+}
+
 /* The epilogue of a tile that lies whole inside an output of aligned rows, without activation and residual:
  * straight-line code, a third of the general one's, whose size would cost more in instruction fetches than its
- * arithmetic. `row_scale` has UNSCALE in it. */
+ * arithmetic. */
 template <class T, int DTYPE, class Owns>
 __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const TileCoord &at, int first_row,
                                                    const Scales<T> &scales,
                                                    const float (&row_scale)[T::ROW_BLOCKS][T::FRAGMENT_ROWS],
                                                    const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
   typedef typename int4mm_out_word<DTYPE>::type Word;
+  constexpr bool TIGHT = T::NK && T::ROW_BLOCKS == 2; /* registers are few: scales are gathered for every row */
   int first_column = at.n * T::BN + threadIdx.x % 4 * COLUMNS;
   Word *out = (Word *)p.epilogue.out + first_row * p.epilogue.ldo + first_column;
 #pragma unroll
   for (int group = 0; group < T::COLUMN_GROUPS; group++) {
     if (!owns(group)) continue;
-    if (T::ROW_BLOCKS == 1) __syncwarp(); /* or the compiler works on several groups at once, and spills */
+    if (T::ROW_BLOCKS == 1 || T::NK) __syncwarp(); /* or the compiler works on several groups at once, and spills */
     float scale_b[COLUMNS];
     scales.gather(scale_b, group);
 #pragma unroll
     for (int b = 0; b < T::ROW_BLOCKS; b++)
 #pragma unroll
       for (int lower = 0; lower < T::FRAGMENT_ROWS; lower++) {
-        int32_t sums[COLUMNS];
-        gather<T>(sums, acc[b], lower, group);
+        if (TIGHT) {
+          __syncwarp();
+          scales.gather(scale_b, group);
+        }
         float x[COLUMNS];
-#pragma unroll
-        for (int i = 0; i < COLUMNS; i++) x[i] = __fmul_rn(__fmul_rn((float)sums[i], row_scale[b][lower]), scale_b[i]);
-        if (p.epilogue.bias) int4mm_add_bias(x, p.epilogue.bias + first_column + group * 32, 0, COLUMNS);
+        scale_columns<T>(x, acc[b], lower, group, row_scale[b][lower], scale_b,
+                         p.epilogue.bias ? p.epilogue.bias + first_column + group * 32 : nullptr);
         int4mm_store_vector<DTYPE>(out + (b * 64 + lower * 8) * p.epilogue.ldo + group * 32, x);
       }
   }
+}
+
+/* The same for an output whose rows start anywhere. Whole rows of the tile, or where only some groups are this CTA's,
+ * those groups are the spans. */
+template <class T, int DTYPE, class Owns>
+__device__ __forceinline__ void epilogue_any_rows(const Arguments &p, const TileCoord &at, int first_row,
+                                                  const Scales<T> &scales,
+                                                  const float (&row_scale)[T::ROW_BLOCKS][T::FRAGMENT_ROWS],
+                                                  const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
+  typedef typename int4mm_out_word<DTYPE>::type Word;
+  bool whole = owns(0) && owns(1);
+  const float *bias = p.epilogue.bias ? p.epilogue.bias + at.n * T::BN + threadIdx.x % 4 * COLUMNS : nullptr;
+#pragma unroll
+  for (int b = 0; b < T::ROW_BLOCKS; b++)
+#pragma unroll
+    for (int lower = 0; lower < T::FRAGMENT_ROWS; lower++) {
+      Word *out = (Word *)p.epilogue.out + (first_row + b * 64 + lower * 8) * p.epilogue.ldo + at.n * T::BN;
+      SpanStore<DTYPE> span(out);
+      asm volatile("" : "+l"(bias)); /* read anew for each row, since registers are few */
+#pragma unroll
+      for (int group = 0; group < T::COLUMN_GROUPS; group++) {
+        if (!owns(group)) continue;
+        __syncwarp(); /* as above */
+        float scale_b[COLUMNS], x[COLUMNS];
+        scales.gather(scale_b, group);
+        scale_columns<T>(x, acc[b], lower, group, row_scale[b][lower], scale_b, bias ? bias + group * 32 : nullptr);
+        if (!whole) span = SpanStore<DTYPE>(out + group * 32);
+        span.store(x, whole ? group * 32 : 0);
+        if (!whole) span.finish(32);
+      }
+      if (whole) span.finish(T::BN);
+    }
 }
 
 /* COLUMNS neighbours of one row, scaled. */
@@ -359,11 +432,10 @@ template <class T, class Owns>
 __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at, int first_row,
                                          const Scales<T> &scales, const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2],
                                          Owns owns) {
-  if constexpr (T::CALLS) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
+  if constexpr (T::LAYER) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
   /* A row's scale takes in UNSCALE, 1/256, where that is exact: not among the subnormals. */
   float row_scale[T::ROW_BLOCKS][T::FRAGMENT_ROWS];
-  bool inside = p.epilogue.vector_store && !(T::LAYER && p.epilogue.layer) && (at.m + 1) * T::BM <= p.M &&
-                (at.n + 1) * T::BN <= p.N;
+  bool inside = (!T::OUT_ALIGNED || p.epilogue.vector_store) && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
 #pragma unroll
   for (int b = 0; b < T::ROW_BLOCKS; b++)
 #pragma unroll
@@ -374,7 +446,11 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
     }
   if (!__all_sync(0xffffffffu, inside)) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
   int4mm_for_out_dtype(p.epilogue.out_dtype, [&](auto dtype) {
-    epilogue_full_tile<T, decltype(dtype)::value>(p, at, first_row, scales, row_scale, acc, owns);
+    constexpr int DTYPE = decltype(dtype)::value;
+    if constexpr (T::OUT_ALIGNED)
+      epilogue_full_tile<T, DTYPE>(p, at, first_row, scales, row_scale, acc, owns);
+    else
+      epilogue_any_rows<T, DTYPE>(p, at, first_row, scales, row_scale, acc, owns);
   });
 }
 
@@ -405,16 +481,57 @@ cudaError_t find_encoder(EncodeTiled *encode) {
 
 /* A map of int32 words [rows, columns] that copies boxes of box_rows x box_columns. */
 cudaError_t map_words(CUtensorMap *map, const uint32_t *words, int64_t rows, int64_t columns, int64_t stride,
-                      int box_rows, int box_columns) {
+                      int box_rows, int box_columns, CUtensorMapSwizzle swizzle) {
   EncodeTiled encode;
   cudaError_t error = find_encoder(&encode);
   if (error != cudaSuccess) return error;
   cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)stride * 4};
   cuuint32_t box[2] = {(cuuint32_t)box_columns, (cuuint32_t)box_rows}, step[2] = {1, 1};
   CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 2, (void *)words, size, pitch, box, step,
-                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+/* The maps of a matrix. No row or column that it has not is within their extents. */
+template <int MAPS>
+cudaError_t map_rows(RowMaps<MAPS> *maps, const uint32_t *words, int64_t rows, int64_t columns, int64_t stride,
+                     int box_rows, int box_columns, CUtensorMapSwizzle swizzle) {
+  if (MAPS == 1) return map_words(&maps->map[0], words, rows, columns, stride, box_rows, box_columns, swizzle);
+  cudaError_t error = cudaSuccess;
+  for (int r = 0; r < MAPS && error == cudaSuccess; r++) {
+    bool any = r < rows; /* else one word, which no other than the first row has: with this shift it is not seen */
+    const uint32_t *first = any ? words + r * stride : words;
+    int before = (int)((uintptr_t)first / 4 % 4);
+    maps->shift[r] = before;
+    error = map_words(&maps->map[r], first - before, any ? (rows - r + MAPS - 1) / MAPS : 1, any ? columns + before : 1,
+                      stride * MAPS, box_rows / MAPS, box_columns, swizzle);
+  }
+  return error;
+}
+
+/* Whether rows of B start on 16 bytes, and those of out. */
+bool is_aligned(const int4mm_operand &b) {
+  return (uintptr_t)b.words % 16 == 0 && b.stride % 4 == 0;
+}
+bool is_out_aligned(const int4mm_problem &problem) {
+  return int4mm_epilogue_arguments(&problem, COLUMNS).vector_store;
+}
+
+/* Calls launch(layer, nk, aligned, out_aligned), constants: the instance for a problem. Layers have one way to store.
+ * Elsewhere rows of B that start off 16 bytes come with the more general stores. Those of out alone are as rare in
+ * [K/8, N] (an N of 8n + 4) as they are common in [N, K/8], so that only there aligned copies come with general stores
+ * as well. */
+template <class F> cudaError_t for_layout(const int4mm_problem *problem, bool aligned, F launch) {
+  bool nk = problem->b.layout == INT4MM_K_MAJOR, out = is_out_aligned(*problem);
+  int4mm_constant<0> no;
+  int4mm_constant<1> yes;
+  if (int4mm_is_layer(problem)) {
+    if (nk) return aligned ? launch(yes, yes, yes, yes) : launch(yes, yes, no, no);
+    return aligned ? launch(yes, no, yes, yes) : launch(yes, no, no, no);
+  }
+  if (nk) return !aligned ? launch(no, yes, no, no) : out ? launch(no, yes, yes, yes) : launch(no, yes, yes, no);
+  return aligned && out ? launch(no, no, yes, yes) : launch(no, no, no, no);
 }
 
 /* The arguments of a problem in tiles of tile_m x tile_n. */
@@ -424,9 +541,15 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   p.tiles_m = (p.M + plan->tile_m - 1) / plan->tile_m, p.tiles_n = (p.N + plan->tile_n - 1) / plan->tile_n;
   p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
   p.b = problem->b.words, p.ldb = problem->b.stride;
-  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask, p.b_is_ready = problem->b_is_ready;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   return p;
+}
+
+/* The map of A. */
+cudaError_t map_a_of(CUtensorMap *map, const int4mm_problem *problem, const Arguments &p) {
+  return map_words(map, problem->a.words, problem->M, problem->K / 8, problem->a.stride, p.box_rows, BLOCK_WORDS,
+                   CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 } // namespace

@@ -21,21 +21,25 @@
  * come through distributed shared memory: exact, so the order does not matter, and with no workspace.
  */
 #include "sm90/mainloop.cuh"
+#include "sm90/narrow_b.cuh"
 
 namespace {
 
 /* K_GROUPS: 2 where the consumers split K, else 1; depths of the pipelines of packed A and int8 B; LAYER: with
- * activation and residual, and B read ahead of the prerequisite grids where it is ready. */
-template <int K_GROUPS_, int STAGES_A_, int STAGES_8_, bool WIDE_, bool LAYER_> struct Tile {
+ * activation and residual; how B and out lie. */
+template <int K_GROUPS_, int STAGES_A_, int STAGES_8_, bool WIDE_, bool LAYER_, bool NK_, bool ALIGNED_,
+          bool OUT_ALIGNED_>
+struct Tile {
+  static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
   static constexpr int K_GROUPS = K_GROUPS_, STAGES_A = STAGES_A_, STAGES_8 = STAGES_8_;
   static constexpr bool WIDE = WIDE_, LAYER = LAYER_, CALLS = false;
   static constexpr int CONSUMERS = 2, UNPACKERS = 2, THREADS = 128 * (UNPACKERS + CONSUMERS);
   static constexpr int ROW_BLOCKS = 1, BM = 64 * CONSUMERS / K_GROUPS, BN = 64, UNPACK_LANES = BN / 4,
                        COLUMN_GROUPS = BN / 32;
-  static constexpr int FRAGMENT_ROWS = CONSUMERS / K_GROUPS, FRAGMENT_BUFFERS = 1, UNPACK_COLUMNS = 1;
+  static constexpr int FRAGMENT_ROWS = CONSUMERS / K_GROUPS, FRAGMENT_BUFFERS = 1;
 
-  /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. A warp unpacks
-   * two slices at once, which makes two warps for a k-block. */
+  /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. A lane unpacks
+   * 16 words, which makes two warps for a k-block. */
   static constexpr int GROUP_WARPS = 2, UNPACK_GROUPS = 4 * UNPACKERS / GROUP_WARPS;
   /* k-blocks before its last at which a group launches dependents. Sooner, the grid after the next would be resident as
    * well; later, this grid's CTAs exit while the next one's arrive, which pile up on the SMs that are free first. */
@@ -106,60 +110,34 @@ __device__ __forceinline__ void copy_a(const Shared<T> &shared, const CUtensorMa
 
 /* ---- unpackers ---- */
 
-/* The packed words of B that a lane unpacks of a k-block: four neighbouring columns of four words. */
-struct PackedB {
-  const uint32_t *from; /* the first of them */
-  int rows;             /* of B that there are from there on; 0 for columns outside */
-  uint4 words[4];
-
-  /* Prefetches into L2 what load() will read, a lane for each line of 128 bytes. It reads nothing, so it need not wait
-   * for the prerequisite grids. */
-  __device__ __forceinline__ void prefetch(const Arguments &p) const {
-#pragma unroll
-    for (int t = 0; t < 4; t++)
-      if (threadIdx.x % 8 == 0 && 4 * t < rows) ptx::prefetch_l2(from + 4 * t * p.ldb);
-  }
-
-  /* Rows past K are zeros, so that the undefined tail of A does not count. */
-  __device__ __forceinline__ void load(const Arguments &p) {
-#pragma unroll
-    for (int t = 0; t < 4; t++)
-      words[t] =
-          4 * t < rows ? ptx::ld_global_v4(from + 4 * t * p.ldb) : make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
-  }
-};
-
 /* `warp` counts the unpacking warps. A group of GROUP_WARPS takes a k-block, so that several are in flight at a time,
  * and loads its next one before it stores this. */
 template <class T>
 __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensorMap *map_a, const Arguments &p,
                                          const WorkTile<T> &work, int warp) {
-  int group = warp / T::GROUP_WARPS, slice = warp % T::GROUP_WARPS * 2 + threadIdx.x % 32 / T::UNPACK_LANES;
-  int word = (work.begin + group) * BLOCK_WORDS + slice, n = work.at.n * T::BN + threadIdx.x % T::UNPACK_LANES * 4;
+  int group = warp / T::GROUP_WARPS;
   PipelineState<T::STAGES_8> state;
   state.advance(group);
   Unpacker<T::WIDE> unpacker(p.xor_b);
-  PackedB b = {p.b + word * p.ldb + n, n < p.N ? p.words - word : 0};
-  if (!T::LAYER || !p.b_is_ready) {
-    b.prefetch(p);
-    ptx::griddepcontrol_wait();
-  }
+  typename NarrowB<T>::type b(p, (work.begin + group) * BLOCK_WORDS, work.at.n * T::BN, warp);
+  b.prefetch(p);
+  ptx::griddepcontrol_wait();
   b.load(p);
 #pragma unroll 1
   for (int k_block = group; k_block < work.count; k_block += T::UNPACK_GROUPS) {
     if (k_block + T::LAUNCH_DEPENDENTS_BEFORE * T::UNPACK_GROUPS >= work.count) ptx::griddepcontrol_launch_dependents();
-    b.from += T::UNPACK_GROUPS * BLOCK_WORDS * p.ldb, b.rows -= T::UNPACK_GROUPS * BLOCK_WORDS;
+    b.from += next_block<T>(p), b.left -= T::UNPACK_GROUPS * BLOCK_WORDS;
 #pragma unroll
-    for (int column = 0; column < 4; column += T::UNPACK_COLUMNS) {
-      Unpacked<T> unpacked(unpacker, b.words, column);
-      if (column + T::UNPACK_COLUMNS == 4) b.load(p);
-      if (column == 0) {
+    for (int e = 0; e < 4; e++) {
+      Unpacked<T::WIDE, 1> unpacked(unpacker, [&](int, int t) { return b.word(e, t); });
+      if (e == 3) b.load(p);
+      if (e == 0) {
         ptx::mbarrier_wait(shared.empty_b8(state.index), state.phase ^ 1);
         if (threadIdx.x % (32 * T::GROUP_WARPS) == 0 && k_block >= T::STAGES_8 && k_block + T::A_LEAD < work.count)
           copy_a(shared, map_a, p, work, k_block + T::A_LEAD);
         __syncwarp();
       }
-      unpacked.store(shared.b8(state.index), slice, column);
+      b.store(unpacked, shared.b8(state.index), e);
     }
     ptx::fence_proxy_async();
     ptx::mbarrier_arrive(shared.full_b8(state.index));
@@ -278,18 +256,34 @@ __global__ void __launch_bounds__(T::THREADS, 2)
 template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   CUtensorMap map_a;
   Arguments p = make_arguments(problem, plan);
-  cudaError_t error =
-      map_words(&map_a, problem->a.words, problem->M, problem->K / 8, problem->a.stride, p.box_rows, BLOCK_WORDS);
+  cudaError_t error = map_a_of(&map_a, problem, p);
   if (error != cudaSuccess) return error;
-  return int4mm_launch<narrow<T>>(plan->device, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, T::SHARED_BYTES,
-                                  p.split, stream, map_a, p);
+  size_t shared = T::SHARED_BYTES;
+  if (T::K_GROUPS == 1 && p.split == 1) /* elsewhere two to an SM are faster */
+    error = int4mm_one_cta_per_sm(plan->device, (int64_t)p.tiles_m * p.tiles_n, &shared);
+  if (error != cudaSuccess) return error;
+  return int4mm_launch<narrow<T>>(plan->device, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, shared, p.split,
+                                  stream, map_a, p);
 }
 
+/* The tile for B and out as they lie. The 16-byte loads of B end with the row. */
 template <int K_GROUPS, int STAGES_A, int STAGES_8>
-cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  if (problem->b_is_ready || int4mm_is_layer(problem))
-    return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, false, true>>(problem, plan, stream);
-  return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, false, false>>(problem, plan, stream);
+cudaError_t launch_layout(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  bool aligned = is_aligned(problem->b) && problem->b.cols % 4 == 0;
+  return for_layout(problem, aligned, [&](auto layer, auto nk, auto aligned, auto out) {
+    typedef Tile<K_GROUPS, STAGES_A, STAGES_8, false, layer.value, nk.value, aligned.value, out.value> T;
+    return launch<T>(problem, plan, stream);
+  });
+}
+
+/* For a wide K, which is rare: fewer instances, whose way to store is that of layers. */
+template <int K_GROUPS, int STAGES_A, int STAGES_8>
+cudaError_t launch_wide(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  bool aligned = is_aligned(problem->b) && problem->b.cols % 4 == 0;
+  if (problem->b.layout == INT4MM_K_MAJOR)
+    return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, true, true, true, false, false>>(problem, plan, stream);
+  if (aligned) return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, true, true, false, true, true>>(problem, plan, stream);
+  return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, true, true, false, false, false>>(problem, plan, stream);
 }
 
 } // namespace
@@ -297,16 +291,16 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
 extern "C" cudaError_t int4mm_launch_narrow_128x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                    cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_128x64, STAGES);
-  typedef Tile<1, 7, STAGES, false, false> T;
+  typedef Tile<1, 7, STAGES, false, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_128x64, M) && T::BN == INT4MM_TILE(narrow_128x64, N), "another tile");
-  return launch_tile<1, 7, STAGES>(problem, plan, stream);
+  return launch_layout<1, 7, STAGES>(problem, plan, stream);
 }
 
 extern "C" cudaError_t int4mm_launch_narrow_64x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                   cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_64x64, STAGES);
-  typedef Tile<2, 8, STAGES, false, false> T;
+  typedef Tile<2, 8, STAGES, false, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_64x64, M) && T::BN == INT4MM_TILE(narrow_64x64, N), "another tile");
-  if (problem->K >= INT4MM_WIDE_K) return launch<Tile<2, 8, STAGES, true, true>>(problem, plan, stream);
-  return launch_tile<2, 8, STAGES>(problem, plan, stream);
+  if (problem->K >= INT4MM_WIDE_K) return launch_wide<2, 8, STAGES>(problem, plan, stream);
+  return launch_layout<2, 8, STAGES>(problem, plan, stream);
 }

@@ -88,13 +88,13 @@ check.describe_type(Stream, function(stream) return stream.live and "a stream" o
 --   (later work on it comes after an @{int4mm.event.event|event}), `:destroy()`
 -- @raise where CUDA is not available
 function device.stream(which)
-  local number = enums.device("stream", "device", which, "cuda")
+  local number = enums.gpu("stream", "device", which)
   local handle = ffi.new("void *[1]")
   binding.check("stream", lib.int4mm_stream_create(number, handle))
   return Stream(handle[0], number, true, true)
 end
 
---- A stream over a handle that something else destroys, which then says so with `live = false`.
+-- A stream over a handle that something else destroys, which then says so with `live = false`.
 function device.borrowed_stream(handle, number) return Stream(handle, number, true, false) end
 
 local function check_stream(name, stream)
@@ -167,7 +167,7 @@ function device.with_stream(stream, f, ...)
   return finish_with(number, before, last, pcall(f, ...))
 end
 
---- The cudaStream_t in a `stream` option: a stream of ours, a C pointer, a light userdata, or nil for the stream of
+-- The cudaStream_t in a `stream` option: a stream of ours, a C pointer, a light userdata, or nil for the stream of
 -- @{with_stream}, else the default stream.
 -- @tparam string name the function that the user called
 -- @param value what was given
@@ -186,7 +186,7 @@ function device.stream_handle(name, value, number)
   return handle
 end
 
---- As stream_handle, for what has to be on the device `number` itself: a stream of ours that is elsewhere is refused.
+-- As stream_handle, for what has to be on the device `number` itself: a stream of ours that is elsewhere is refused.
 function device.stream_on(name, value, number)
   if ffi.istype(Stream, value) and value.number ~= number then
     check.raise(name, "the stream is on %s, expected one on %s", value.device, enums.device_name(number))

@@ -70,6 +70,15 @@ function enums.device(caller, what, value, default)
   return tonumber(ordinal)
 end
 
+--- The number of a GPU, "cuda" by default.
+function enums.gpu(caller, what, value)
+  local number = enums.device(caller, what, value, "cuda")
+  if number == CPU then
+    check.raise(caller, '%s is "cpu", expected a GPU, "cuda" or "cuda:0" and so on', what)
+  end
+  return number
+end
+
 --- "cpu" or "cuda:0", from the C core's number.
 function enums.device_name(number)
   number = tonumber(number)

@@ -31,7 +31,7 @@ check.describe_type(Event, function(e) return e.live and "an event" or "a freed 
 -- @raise where CUDA is not available
 function event.event(opts)
   opts = check.options("event", opts, { "device" })
-  local number = enums.device("event", "device", opts.device, "cuda")
+  local number = enums.gpu("event", "device", opts.device)
   local handle = ffi.new("void *[1]")
   binding.check("event", lib.int4mm_event_create(number, handle))
   return Event(handle[0], number, true, false)

@@ -82,12 +82,12 @@ function graph.graph(f, opts)
   local name = "graph"
   if type(f) ~= "function" then check.raise(name, "f is %s, expected a function", check.describe(f)) end
   opts = check.options(name, opts, { "device", "warmup" })
-  local number = enums.device(name, "device", opts.device, "cuda")
+  local number = enums.gpu(name, "device", opts.device)
   local times = check.integer(name, "warmup", check.default(opts.warmup, 0), 0, 1000)
   if capture.owners then
     check.raise(name, "a CUDA graph is being captured already, and captures do not nest: call the function itself")
   end
-  if number ~= enums.CPU then warm_up(f, enums.device_name(number), times) end
+  warm_up(f, enums.device_name(number), times)
   local made, stream = ffi.new("int4mm_graph *[1]"), ffi.new("void *[1]")
   binding.check(name, lib.int4mm_graph_begin(number, made, stream))
   local g = Graph(made[0], number, true)

@@ -14,7 +14,8 @@
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
 --   @{int4mm.ops.cuda_kernels|cuda_kernels}
 -- - layers: @{int4mm.linear.linear|linear}, @{int4mm.linear.int4_linear|int4_linear},
---   @{int4mm.linear.linear_workspace|linear_workspace}
+--   @{int4mm.linear.linear_workspace|linear_workspace}, the oracle
+--   @{int4mm.reference.int4_linear_reference|int4_linear_reference}
 -- - packing: @{int4mm.ops.pack_int4_to_int32|pack_int4_to_int32},
 --   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}; data:
 --   @{int4mm.factory.generate_test_data|generate_test_data}

@@ -34,7 +34,7 @@ local function make_args(name, x, b_packed, opts)
   args.out_dtype = options.out_dtype(name, opts, enums.float_dtypes[x.dtype] and x.dtype or "float16")
   args.encoding_b = options.encoding(name, opts, "encoding_b", "b_packed", b_packed)
   args.layout_b = options.layout_b(name, opts, b_packed)
-  args.rotate = options.block(name, "rotate", opts.rotate)
+  args.rotate = options.rotation(name, opts, "b_packed", b_packed)
   local clip, mse = options.clip(name, opts.clip)
   args.clip, args.clip_mse = numeric.float_argument(0, clip), mse
   args.activation = check.choice(name, "activation", opts.activation, enums.activations, "none")
@@ -46,8 +46,7 @@ local function make_args(name, x, b_packed, opts)
   return args
 end
 
---- Checks the tensors of a call and its options, for the oracle as well.
--- @treturn table opts
+-- Checks the tensors of a call and its options, for the oracle as well. Returns the options as a table.
 function linear.check_tensors(name, x, b_packed, scale_b, opts, known)
   opts = check.options(name, opts, known or OPTIONS)
   tensor.check(name, "x", x)
@@ -93,7 +92,8 @@ end
 -- @tparam[opt] table opts
 --
 -- - `bias`: a tensor [N] float32
--- - `rotate`, `clip`: how x is quantised, as in @{int4mm.ops.quantize}
+-- - `rotate`, `clip`: how x is quantised, as in @{int4mm.ops.quantize}; `rotate` by default as the weight was, where
+--   its words know that, and false for an x that is rotated already
 -- - `activation`: "none", "relu", "silu", "gelu" (exact, by erf) or "gelu_tanh"
 -- - `residual`: a tensor [M, N] of a float dtype, added after the activation
 -- - `out`: a tensor [M, N] to write to, apart from the others; `out_dtype`: of a new result, by default x's
@@ -159,6 +159,9 @@ end
 
 -- Words that are packed already.
 local function take_words(name, layer, words, opts)
+  if words.layout ~= "rows" then
+    check.raise(name, "weight is prepacked: give the words that it was made from, and prepack = true")
+  end
   if opts.scales == nil then
     check.raise(name, "scales is nil: a weight of packed words comes with its scales, a tensor [N] float32")
   end
@@ -172,13 +175,24 @@ local function take_words(name, layer, words, opts)
       check.describe(opts.layout), dim)
   end
   local encoding = options.encoding(name, opts, "encoding", "weight", words)
+  local scales, N = tensor.check(name, "scales", opts.scales), words:size(3 - dim)
   if not marked then
+    if scales:numel() ~= N and scales:numel() == words:size(dim) then
+      check.raise(name, 'scales is %s, but weight is read as %s, which has %d outputs: give layout = "%s"',
+        check.describe(scales), dim == 2 and "[N, K/8]" or "[K/8, N]", N, dim == 2 and "kn" or "nk")
+    end
     words = words:narrow(1, 1, words:size(1)):mark_ { dim = dim, encoding = enums.encoding_names[encoding] }
   end
-  layer.weight, layer.scales = words, tensor.check(name, "scales", opts.scales)
-  layer.in_features = words.packing.length or 8 * words:size(dim)
-  layer.out_features = words:size(3 - dim)
-  layer.rotate = options.block(name, "rotate", opts.rotate)
+  layer.weight, layer.scales = words, scales
+  layer.in_features, layer.out_features = words.packing.length or 8 * words:size(dim), N
+  layer.rotate = options.rotation(name, opts, "weight", words)
+end
+
+-- The weight as kernels on its device read it fastest: on a GPU [K/8, N], made once instead of read across on every
+-- call.
+local function arrange(weight)
+  if weight.c.device >= 0 and weight.packing.dim == DIMS.nk then return ops.prepack(weight) end
+  return weight
 end
 
 local function check_vector(name, what, t, length, like)
@@ -191,17 +205,24 @@ local function check_vector(name, what, t, length, like)
   return t
 end
 
+local function check_weight(name, weight)
+  tensor.check(name, "weight", weight)
+  if weight.c.rank == 2 and weight.dtype ~= "int8" then return end
+  check.raise(name, "weight is %s, expected a matrix of floats, or of packed words (int32)%s", check.describe(weight),
+    weight.c.rank == 2 and ": pack_int4_to_int32 packs int4 values" or "")
+end
+
 --- A linear layer with an int4 weight, y = activation(x W^T + bias): an object that is called.
 -- It has the fields `weight` (packed words), `scales`, `bias`, `in_features` (K), `out_features` (N), `rotate` (0:
--- none), `clip` and `activation`, all for reading. It runs where its weight is.
+-- none), `clip` and `activation`, all for reading. It runs where its weight is; on a GPU that is [K/8, N].
 -- @tparam tensor weight [N, K] of floats, as PyTorch keeps it, or [K, N] with `layout = "kn"`; or packed words (int32)
 -- @tparam[opt] table opts
 --
 -- - `bias`: a tensor [N] float32
 -- - `layout`: "nk" (the default) or "kn"; of marked words, their own
 -- - `rotate`: the block of a Hadamard rotation of weight and activations along K, which makes int4 usable for values
---   with outliers. Of a float weight by default the largest of 256, 64, 16 and 4 that divides K, false for none; packed
---   words have been rotated, or not, when they were quantised, and by default were not
+--   with outliers. Of a float weight by default the largest of 256, 64, 16 and 4 that divides K, false for none; words
+--   from @{int4mm.ops.quantize} know theirs; of others it is the block that they were quantised with, by default none
 -- - `weight_clip`: of a float weight, "mse" (the default) or a number, as `clip` in @{int4mm.ops.quantize}
 -- - `clip`: of the activations; by default their largest magnitude
 -- - `activation`, `out_dtype`: as in @{int4_linear}
@@ -210,11 +231,12 @@ end
 -- @treturn linear
 function linear.linear(weight, opts)
   local name = "linear"
-  opts = check.options(name, opts, NEW_OPTIONS)
-  tensor.check(name, "weight", weight)
-  if weight.c.rank ~= 2 or weight.dtype == "int8" then
-    check.raise(name, "weight is %s, expected a matrix of floats, or of packed words (int32)", check.describe(weight))
+  if tensor.is_tensor(opts) then -- q.linear(q.quantize(w))
+    check.raise(name, "the options are %s, expected a table: scales are given as { scales = scales }",
+      check.describe(opts))
   end
+  opts = check.options(name, opts, NEW_OPTIONS)
+  check_weight(name, weight)
   options.clip(name, opts.clip) -- checked here rather than in the first call
   local layer = { clip = opts.clip, activation = check.default(opts.activation, "none"), out_dtype = opts.out_dtype }
   check.choice(name, "activation", layer.activation, enums.activations)
@@ -226,14 +248,39 @@ function linear.linear(weight, opts)
   if layer.rotate > 0 and layer.in_features % layer.rotate ~= 0 then
     check.raise(name, "rotate is %d, which does not divide the %d inputs", layer.rotate, layer.in_features)
   end
+  layer.weight = arrange(layer.weight)
   if check.boolean(name, "prepack", opts.prepack, false) then
-    if weight.device ~= "cpu" then check.raise(name, "prepack is true, but weight is on %s", weight.device) end
+    if weight.device ~= "cpu" then
+      check.raise(name, "prepack is true, but weight is on %s: it is for layers on the CPU, so leave it out",
+        weight.device)
+    end
     layer.weight = ops.prepack(layer.weight)
   end
   return setmetatable(layer, Linear)
 end
 
 local CALL_OPTIONS = { "residual", "out", "out_dtype", "workspace", "stream", "kernel" }
+
+--- Methods of layers
+-- @section methods
+
+local TRANSPOSED = ': was its weight transposed? A weight [N, K] is layout "nk", the default, [K, N] is "kn", and '
+  .. "words are packed along K"
+
+-- That x is where the layer is and has its inputs; the C core checks the rest, but knows no layer.
+local function check_input(name, layer, x)
+  tensor.check(name, "x", x)
+  local c = x.c
+  if c.rank == 2 and enums.float_dtypes[x.dtype] and tonumber(c.shape[1]) ~= layer.in_features then
+    local transposed = tonumber(c.shape[1]) == layer.out_features
+    check.raise(name, "x is %s, but the layer has %d inputs and %d outputs%s", check.describe(x), layer.in_features,
+      layer.out_features, transposed and TRANSPOSED or "")
+  end
+  if c.device ~= layer.weight.c.device then
+    check.raise(name, 'x is on %s but the layer is on %s: move one of them, as in x:to "%s"', x.device,
+      layer.weight.device, layer.weight.device)
+  end
+end
 
 --- Runs the layer: `layer(x, opts)`.
 -- @tparam tensor x [M, K] float32, float16 or bfloat16, where the layer is
@@ -242,6 +289,7 @@ local CALL_OPTIONS = { "residual", "out", "out_dtype", "workspace", "stream", "k
 function Linear:__call(x, opts)
   local name = "linear"
   opts = check.options(name, opts, CALL_OPTIONS)
+  check_input(name, self, x)
   local all = {
     bias = self.bias, rotate = self.rotate, clip = self.clip, activation = self.activation, out_dtype = self.out_dtype,
   }
@@ -250,7 +298,7 @@ function Linear:__call(x, opts)
     local key = CALL_OPTIONS[i]
     if opts[key] ~= nil then all[key] = opts[key] end
   end
-  if all.rotate == 0 then all.rotate = nil end
+  if all.rotate == 0 then all.rotate = false end
   linear.check_tensors(name, x, self.weight, self.scales, all)
   return (run(name, x, self.weight, self.scales, all))
 end
@@ -262,12 +310,13 @@ function Linear:to(device)
   local number = enums.device("to", "device", device)
   if number == self.weight.c.device then return self end
   if self.weight.layout ~= "rows" then
-    check.raise("to", "the layer was made with prepack = true, which keeps its weight on the CPU")
+    check.raise("to", "the layer was made with prepack = true, which keeps its weight on the CPU: make it without")
   end
   local moved = {}
   for key, value in pairs(self) do
     moved[key] = tensor.is_tensor(value) and value:to(device) or value
   end
+  moved.weight = arrange(moved.weight)
   return setmetatable(moved, Linear)
 end
 

@@ -421,14 +421,14 @@ end
 
 local PROBLEM_OPTIONS = {
   "arch", "sms", "M", "N", "K", "lda", "ldb", "ldo", "align_a", "align_b", "align_out", "out_dtype", "encoding_a",
-  "encoding_b", "kernel",
+  "encoding_b", "layout_b", "kernel",
 }
 
 --- The choice of a CUDA kernel: a pure function, which needs no GPU.
 -- @tparam table problem `arch` (90 for compute capability 9.0), `sms`, `M`, `N`, `K`; and where they are not those of
 --   fresh contiguous operands `lda` and `ldb` (words from row to row), `ldo` (elements), `align_a`, `align_b`,
---   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`; `kernel`
---   to force one
+--   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`,
+--   `layout_b`; `kernel` to force one
 -- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
 -- @treturn ?string then the reason
 function ops.choose_cuda(problem)
@@ -441,7 +441,9 @@ function ops.choose_cuda(problem)
   for _, key in ipairs { "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
   for _, key in ipairs { "arch", "sms" } do p[key] = check.integer(name, key, problem[key], 0, MAX_INT32) end
   if p.K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8", problem.K) end
-  for key, default in pairs { lda = problem.K / 8, ldb = problem.N, ldo = problem.N } do
+  p.layout_b = check.choice(name, "layout_b", problem.layout_b, enums.layouts_b, "kn")
+  local b_cols = p.layout_b == NK and problem.K / 8 or problem.N
+  for key, default in pairs { lda = problem.K / 8, ldb = b_cols, ldo = problem.N } do
     p[key] = check.integer(name, key, check.default(problem[key], default), 0)
   end
   for _, key in ipairs { "align_a", "align_b", "align_out" } do

@@ -14,6 +14,7 @@ local check = require "int4mm.internal.check"
 local numeric = require "int4mm.internal.numeric"
 local linear = require "int4mm.linear"
 local ops = require "int4mm.ops"
+local options = require "int4mm.internal.options"
 local tensor = require "int4mm.tensor"
 
 local band, bor, lshift, rshift = bit.band, bit.bor, bit.lshift, bit.rshift
@@ -343,7 +344,8 @@ local LINEAR_OPTIONS = {
 function reference.int4_linear_reference(x, b_packed, scale_b, opts)
   local name = "int4_linear_reference"
   opts = linear.check_tensors(name, x, b_packed, scale_b, opts, LINEAR_OPTIONS)
-  local known = ops.quantize_options(name, x, { rotate = opts.rotate, clip = opts.clip })
+  local rotate = options.rotation(name, opts, "b_packed", b_packed)
+  local known = ops.quantize_options(name, x, { rotate = rotate > 0 and rotate, clip = opts.clip })
   check.choice(name, "activation", opts.activation, enums.activations, "none")
   local activate = activation[opts.activation or "none"] -- nil for "none"
   check_float_matrix(name, x)
@@ -351,6 +353,7 @@ function reference.int4_linear_reference(x, b_packed, scale_b, opts)
   x = tensor.on_cpu(name, x)
   local words, scales = quantize_lines(name, x, lines_of(x, 1), known, 7)
   words:mark_ { length = x:size(2) }
+  words.c.packed_rotate = known.rotate
   local here = {
     bias = opts.bias, encoding_b = opts.encoding_b, layout_b = opts.layout_b,
     out_dtype = opts.out_dtype or x.dtype,

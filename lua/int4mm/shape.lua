@@ -211,7 +211,8 @@ local function joined_length(list, dim)
   end
   for i, t in ipairs(list) do
     local text = tensor.packing_text(t)
-    if t.c.packing ~= first.c.packing or t.c.encoding ~= first.c.encoding then
+    if t.c.packing ~= first.c.packing or t.c.encoding ~= first.c.encoding
+      or t.c.packed_rotate ~= first.c.packed_rotate then
       return nil, ("tensor %d is %s but tensor 1 is %s"):format(i, text or "not packed", tensor.packing_text(first))
     end
     if first.c.packing ~= dim and t.c.packed_k ~= first.c.packed_k then
@@ -263,7 +264,10 @@ function shape.cat(list, dim, opts)
   local length, reason = joined_length(list, dim)
   if not length then check.raise("cat", "%s; take the marks away, or unpack first", reason) end
   local out = join(list, dim, total, opts)
-  if tensor.is_marked(first) then tensor.mark("cat", out, first.c.packing, first.c.encoding, length) end
+  if tensor.is_marked(first) then
+    tensor.mark("cat", out, first.c.packing, first.c.encoding, length)
+    out.c.packed_rotate = first.c.packed_rotate -- a rotated length is whole blocks, so they stay so side by side
+  end
   return out
 end
 

@@ -7,9 +7,10 @@
 -- page-locked host memory, which a GPU reads and writes by itself). Indices and dimensions count from 1.
 --
 -- **A packed tensor knows how it was packed.** What `pack_int4_to_int32`, `quantize`, `prepack` and
--- `generate_test_data` return has `packing` = `{ dim =, encoding =, length = }`: the dimension that is packed eight to
--- a word, the nibbles' encoding, and how many values there are along it (nil where it is not known), of which the last
--- word may hold fewer than eight. Products, `unpack_int32_to_int4` and `dequantize` take options that are left out from
+-- `generate_test_data` return has `packing` = `{ dim =, encoding =, length =, rotate = }`: the dimension that is packed
+-- eight to a word, the nibbles' encoding, how many values there are along it (nil where it is not known), of which the
+-- last word may hold fewer than eight, and the block that `quantize` rotated by (nil for none). Products,
+-- `unpack_int32_to_int4` and `dequantize` take options that are left out from
 -- there and refuse those that contradict it. Words from elsewhere have no `packing` and are read as the options say;
 -- @{methods:mark_} gives them one. Copies and views have the packing of what they were made from; @{methods:set} leaves
 -- it, and what writes all words anew (`fill_`, `fill_bytes_`, `random`, `copy_` from words without one) takes it away.
@@ -86,7 +87,8 @@ end)
 local function check_rows(name, value, what)
   tensor.check(name, what or "the tensor", value)
   if value.c.layout ~= enums.ROWS then
-    check.raise(name, "%s is prepacked; its elements cannot be read or written", what or "the tensor")
+    check.raise(name, "%s is prepacked; its elements cannot be read or written: keep the words that it was made from",
+      what or "the tensor")
   end
   return value
 end
@@ -219,7 +221,8 @@ tensor.mark = mark
 function tensor.packing_text(t)
   if not is_marked(t) then return nil end
   local known = t.c.packed_k > 0 and (", K = %d"):format(tonumber(t.c.packed_k)) or ""
-  return ("int4 packed along dim %d%s, %s"):format(t.c.packing, known, enums.encoding_names[t.c.encoding])
+  local rotated = t.c.packed_rotate > 0 and (", rotated by %d"):format(t.c.packed_rotate) or ""
+  return ("int4 packed along dim %d%s, %s%s"):format(t.c.packing, known, enums.encoding_names[t.c.encoding], rotated)
 end
 
 -- ---- filling ----
@@ -279,7 +282,10 @@ function fields.pinned(t) return lib.int4mm_tensor_is_pinned(t.c) == 1 end
 function fields.packing(t)
   if not is_marked(t) then return nil end
   local k = tonumber(t.c.packed_k)
-  return { dim = t.c.packing, encoding = enums.encoding_names[t.c.encoding], length = k > 0 and k or nil }
+  return {
+    dim = t.c.packing, encoding = enums.encoding_names[t.c.encoding], length = k > 0 and k or nil,
+    rotate = t.c.packed_rotate > 0 and t.c.packed_rotate or nil,
+  }
 end
 
 -- ---- methods ----

@@ -135,7 +135,7 @@ static void check_kernel(operands *gpu, const int4mm_matmul_args *like, const in
 }
 
 static void test_product(int64_t M, int64_t N, int64_t K, void *stream) {
-  bool nk = draw(3) == 0;
+  bool nk = draw(2) == 0;
   operands cpu = draw_operands(M, N, K, nk), gpu = on_device(&cpu, 0);
   int4mm_tensor expected = {0};
   int4mm_matmul_args args = arguments(&cpu, &expected, INT4MM_USE_CPU);

@@ -238,7 +238,7 @@ static void test_capture(const driver *d, void *stream, bool blocking, int mode)
   OK(int4mm_synchronize(0));
   CHECK(d->begin_capture(stream, mode) == 0);
   FAILS(multiply(&p, &none, stream), INT4MM_ERR_ARGUMENT, "captures a CUDA graph");
-  OK(multiply(&p, &out, stream)); /* with scratch memory, since b is [N, K/8] */
+  OK(multiply(&p, &out, stream)); /* with scratch memory where rows of a are copied, since K/8 is 65 */
   release(&other);                /* as a garbage collector would, in the middle of it */
   int4mm_tensor_release(&fresh);
   if (blocking)

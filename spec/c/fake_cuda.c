@@ -254,7 +254,7 @@ static int32_t fake_device_count(int32_t *count) {
 }
 
 static int32_t fake_arch(int32_t device, int32_t *arch, int32_t *sms) {
-  *arch = 80, *sms = 108;
+  *arch = 90, *sms = 132;
   return check_device(device);
 }
 
@@ -431,13 +431,26 @@ static int32_t fake_random(int32_t device, const int4mm_random_job *job, void *s
   return INT4MM_OK;
 }
 
-typedef struct transpose_job {
+typedef struct words_job {
   int4mm_matrix to, from;
   uint32_t xor_mask;
-} transpose_job;
+} words_job;
+
+static void run_align_rows(const void *job) {
+  const words_job *a = job;
+  for (int64_t r = 0; r < a->from.rows; r++)
+    memcpy((uint32_t *)a->to.data + r * a->to.stride, (const uint32_t *)a->from.data + r * a->from.stride,
+           (size_t)a->from.cols * 4);
+}
+
+static int32_t fake_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, void *stream) {
+  words_job job = {host_matrix(device, *dst), host_matrix(device, *src), 0};
+  enqueue(stream, run_align_rows, &job, sizeof job);
+  return INT4MM_OK;
+}
 
 static void run_transpose(const void *job) {
-  const transpose_job *t = job;
+  const words_job *t = job;
   if (!t->xor_mask) {
     int4mm_cpu_transpose(&t->to, &t->from);
     return;
@@ -450,7 +463,7 @@ static void run_transpose(const void *job) {
 
 static int32_t fake_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                               void *stream) {
-  transpose_job job = {host_matrix(device, *dst), host_matrix(device, *src), xor_mask};
+  words_job job = {host_matrix(device, *dst), host_matrix(device, *src), xor_mask};
   enqueue(stream, run_transpose, &job, sizeof job);
   return INT4MM_OK;
 }
@@ -496,6 +509,7 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .random = fake_random,
                                       .transpose = fake_transpose,
                                       .gather = fake_gather,
+                                      .align_rows = fake_align_rows,
                                       .scratch = fake_scratch,
                                       .scratch_free = fake_scratch_free,
                                       .host_alloc = fake_host_alloc,

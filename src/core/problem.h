@@ -71,14 +71,12 @@ static inline bool int4mm_is_k_major(const int4mm_operand *o) {
 typedef struct int4mm_problem {
   int64_t M, N, K;        /* K counts values, a multiple of 8 */
   int4mm_operand a;       /* [M, K/8] words, K-major */
-  int4mm_operand b;       /* [K/8, N] words, MN-major; on the CPU also [N, K/8], K-major, or panels */
+  int4mm_operand b;       /* [K/8, N] words, MN-major, or [N, K/8], K-major; on the CPU also panels */
   const float *bias;      /* [N] or NULL */
   int32_t activation;     /* int4mm_activation */
   int4mm_matrix residual; /* [M, N] of a float dtype; no data: none */
   int4mm_matrix out;      /* [M, N] float16, bfloat16 or float32 */
   int32_t strassen;       /* CPU: -1 by rule, else levels */
-  bool b_is_ready;        /* CUDA: b, its scales and the bias were complete before the kernel ahead in the stream, which
-                             makes a, launched its dependents: they may be read while it runs */
 } int4mm_problem;
 
 /* Whether something follows the scales and the bias. */

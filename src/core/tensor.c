@@ -111,12 +111,13 @@ int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t rank, int64_t 
 
 /* ---- marks ---- */
 
-void int4mm_set_mark(int4mm_tensor *t, int32_t dim, int32_t encoding, int64_t k) {
-  t->packing = dim ? INT4MM_PACKED_DIM1 : INT4MM_PACKED_DIM0, t->encoding = encoding, t->packed_k = k;
+void int4mm_set_mark(int4mm_tensor *t, int32_t dim, int32_t encoding, int64_t k, int32_t rotate) {
+  t->packing = dim ? INT4MM_PACKED_DIM1 : INT4MM_PACKED_DIM0, t->encoding = encoding;
+  t->packed_k = k, t->packed_rotate = rotate;
 }
 
 void int4mm_clear_mark(int4mm_tensor *t) {
-  t->packing = INT4MM_UNMARKED, t->encoding = INT4MM_TWOS_COMPLEMENT, t->packed_k = 0;
+  t->packing = INT4MM_UNMARKED, t->encoding = INT4MM_TWOS_COMPLEMENT, t->packed_k = 0, t->packed_rotate = 0;
 }
 
 int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding, int64_t packed_k) {
@@ -126,7 +127,7 @@ int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding, 
   if (packing == INT4MM_UNMARKED)
     int4mm_clear_mark(t);
   else
-    t->packing = packing, t->encoding = encoding, t->packed_k = packed_k;
+    int4mm_set_mark(t, packing - 1, encoding, packed_k, 0);
   return INT4MM_OK;
 }
 
@@ -151,7 +152,10 @@ int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_
   view->shape[dim] = length;
   if (t->data && length)
     view->data = (char *)t->data + (size_t)(dim ? first : first * t->stride) * int4mm_dtype_size(t->dtype);
-  if (t->packing && dim == t->packing - 1) view->packed_k = narrow_k(t->packed_k, first, length);
+  if (t->packing && dim == t->packing - 1) {
+    view->packed_k = narrow_k(t->packed_k, first, length);
+    if (length < t->shape[dim]) view->packed_rotate = 0; /* its blocks may be cut */
+  }
   int4mm_storage_retain(t->storage);
   return INT4MM_OK;
 }

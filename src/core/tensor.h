@@ -18,7 +18,7 @@ int32_t int4mm_tensor_alloc_on(int4mm_tensor *t, int32_t rank, int64_t rows, int
 int32_t int4mm_tensor_alloc_panels(int4mm_tensor *t, int64_t k8, int64_t N, int64_t words);
 
 /* The mark of words that were packed along dim 0 or 1. */
-void int4mm_set_mark(int4mm_tensor *t, int32_t dim, int32_t encoding, int64_t k);
+void int4mm_set_mark(int4mm_tensor *t, int32_t dim, int32_t encoding, int64_t k, int32_t rotate);
 void int4mm_clear_mark(int4mm_tensor *t);
 
 #endif

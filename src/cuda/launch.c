@@ -35,16 +35,14 @@ int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
   return status;
 }
 
-/* The quantiser launches its dependents when it knows all that comes before it to be complete, so that the product may
- * read its weight while the activations are still being quantised. */
+/* Programmatic dependent launch has the product's CTAs start while the quantiser's still run. */
 static cudaError_t launch_product(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                   const int4mm_plan *plan, cudaStream_t stream) {
-  int4mm_problem p = *problem;
-  p.b_is_ready = quantize != NULL;
-  cudaError_t error = quantize ? int4mm_launch_own_skinny(quantize, problem, plan, stream) : cudaErrorNotSupported;
+  if (!quantize) return launchers[plan->kernel](problem, plan, stream);
+  cudaError_t error = int4mm_launch_own_skinny(quantize, problem, plan, stream);
   if (error != cudaErrorNotSupported) return error;
-  error = quantize ? int4mm_launch_quantize(quantize, NULL, stream) : cudaSuccess;
-  return error == cudaSuccess ? launchers[plan->kernel](&p, plan, stream) : error;
+  error = int4mm_launch_quantize(quantize, NULL, stream);
+  return error == cudaSuccess ? launchers[plan->kernel](problem, plan, stream) : error;
 }
 
 int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
@@ -161,6 +159,14 @@ int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *s
   if (status) return status;
   cudaError_t error = int4mm_launch_random(job, int4mm_cuda_stream(stream));
   return finish(&scope, device, error, "fill with random numbers on the device", stream);
+}
+
+int32_t int4mm_cuda_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = int4mm_launch_align_rows(device, dst, src, int4mm_cuda_stream(stream));
+  return finish(&scope, device, error, "copy rows on the device", stream);
 }
 
 int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,

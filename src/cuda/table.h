@@ -68,8 +68,10 @@ typedef struct int4mm_cuda_backend {
   int32_t (*transpose)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                        void *stream);
   int32_t (*gather)(int32_t device, const int4mm_gather_job *job, void *stream);
-  /* Stream-ordered scratch memory for one call (a transposed weight). Inside a graph capture it becomes the graph's,
-   * which takes a device with memory pools. */
+  /* dst = src, for int32 words of which a product follows: quicker than copy. */
+  int32_t (*align_rows)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, void *stream);
+  /* Stream-ordered scratch memory for one call (a layer's workspace, a copy of A). Inside a graph capture it becomes
+   * the graph's, which takes a device with memory pools. */
   int32_t (*scratch)(int32_t device, size_t bytes, void **data, void *stream);
   int32_t (*scratch_free)(int32_t device, void *data, void *stream);
   /* Pinned host memory, of every device; ERR_MEMORY when there is none. */

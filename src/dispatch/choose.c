@@ -64,6 +64,12 @@ int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kern
   return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "no kernel serves sm_%d", (int)problem->arch);
 }
 
+bool int4mm_wants_copy_of_a(const int4mm_problem *problem, const int4mm_plan *plan) {
+  const int4mm_operand *a = &problem->a;
+  bool aligned = (uintptr_t)a->data % 16 == 0 && a->stride % 4 == 0;
+  return int4mm_kernels_cuda[plan->kernel].family->copies_a && !aligned;
+}
+
 /* ---- the public function ---- */
 
 static int32_t check_number(const char *name, int64_t value, int64_t min, int64_t max) {
@@ -86,7 +92,8 @@ static int32_t check_problem(const int4mm_gpu_problem *p) {
   if (!status && p->K % 8)
     status = int4mm_fail(INT4MM_ERR_ARGUMENT, "K is %lld, expected a multiple of 8", (long long)p->K);
   if (!status) status = check_number("lda", p->lda, p->K / 8, max_size);
-  if (!status) status = check_number("ldb", p->ldb, p->N, max_size);
+  if (!status) status = check_number("layout_b", p->layout_b, INT4MM_B_KN, INT4MM_B_NK);
+  if (!status) status = check_number("ldb", p->ldb, p->layout_b == INT4MM_B_NK ? p->K / 8 : p->N, max_size);
   if (!status) status = check_number("ldo", p->ldo, p->N, max_size);
   if (!status) status = check_alignment("align_a", p->align_a);
   if (!status) status = check_alignment("align_b", p->align_b);

@@ -4,10 +4,14 @@
 #ifndef INT4MM_DISPATCH_CHOOSE_H
 #define INT4MM_DISPATCH_CHOOSE_H
 
+#include "core/problem.h"
 #include "int4mm.h"
 
 /* int4mm_choose_cuda for a problem that is known to be valid, without the words of the reason, which cost more than the
  * choice. */
 int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan);
+
+/* Whether a plan's kernel takes A only from rows that start on 16 bytes, and these do not. */
+bool int4mm_wants_copy_of_a(const int4mm_problem *problem, const int4mm_plan *plan);
 
 #endif

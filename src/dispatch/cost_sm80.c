@@ -45,7 +45,9 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
 static int32_t stages_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   int one_stripe = p->N <= (int64_t)p->sms * INT4MM_SKINNY_COLUMNS; /* a CTA */
   if (!int4mm_plan_aligned16(p) || p->K >= INT4MM_WIDE_K) return INT4MM_SKINNY_GENERAL_STAGES;
-  return kernel->tile_m <= 16 && one_stripe ? INT4MM_SKINNY_ROTATED_STAGES : kernel->stages;
+  if (kernel->tile_m <= 16 && one_stripe) return INT4MM_SKINNY_ROTATED_STAGES;
+  int deeper = p->layout_b == INT4MM_B_NK && kernel->tile_m <= 16 && kernel->stages < INT4MM_SKINNY_NK_STAGES;
+  return deeper ? INT4MM_SKINNY_NK_STAGES : kernel->stages;
 }
 
 /* Warps along the columns until the CTAs fit the SMs, the others along K, and a cluster where CTAs are few: only where
@@ -76,9 +78,10 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   int warps_k = plan->tile_k / INT4MM_BLOCK_K;
-  (void)p;
-  snprintf(text, size, "B streamed through registers for %d rows at a time: %d CTAs of %d x %d warps, K split over %d",
-           plan->tile_m, plan->ctas, plan->tile_n / INT4MM_SKINNY_COLUMNS, warps_k, warps_k * plan->split_k);
+  snprintf(text, size,
+           "B streamed through registers for %d rows at a time: %d CTAs of %d x %d warps, K split over %d%s",
+           plan->tile_m, plan->ctas, plan->tile_n / INT4MM_SKINNY_COLUMNS, warps_k, warps_k * plan->split_k,
+           p->layout_b == INT4MM_B_NK ? ", B along k" : "");
 }
 
-const int4mm_family int4mm_family_skinny = {unsupported, plan, explain};
+const int4mm_family int4mm_family_skinny = {unsupported, plan, explain, false};

@@ -6,6 +6,7 @@
 #ifndef INT4MM_DISPATCH_REGISTRY_H
 #define INT4MM_DISPATCH_REGISTRY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "common/shapes.h"
@@ -23,6 +24,8 @@ typedef struct int4mm_family {
   int64_t (*plan)(const int4mm_kernel *kernel, const int4mm_gpu_problem *problem, int4mm_plan *plan);
   /* The plan in words. */
   void (*explain)(const int4mm_gpu_problem *problem, const int4mm_plan *plan, char *text, size_t size);
+  /* Rows of A have to start on 16 bytes: others are copied before the launch (int4mm_wants_copy_of_a). */
+  bool copies_a;
 } int4mm_family;
 
 struct int4mm_kernel {

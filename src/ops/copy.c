@@ -96,7 +96,7 @@ static int32_t copy_tensor(int4mm_tensor *dst, const int4mm_tensor *src, void *s
   if (!status) status = copy_any(dst, src, stream, async);
   if (status) return status;
   if (src->packing && dst->dtype == src->dtype)
-    int4mm_set_mark(dst, src->packing - 1, src->encoding, src->packed_k);
+    int4mm_set_mark(dst, src->packing - 1, src->encoding, src->packed_k, src->packed_rotate);
   else
     int4mm_clear_mark(dst);
   return INT4MM_OK;

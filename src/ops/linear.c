@@ -103,15 +103,25 @@ static void describe_a(layer *l) {
                                 .rank = 2,
                                 .dtype = INT4MM_INT32,
                                 .device = x->device};
-  int4mm_set_mark(&l->a_packed, 1, INT4MM_TWOS_COMPLEMENT, x->shape[1]);
+  int4mm_set_mark(&l->a_packed, 1, INT4MM_TWOS_COMPLEMENT, x->shape[1], l->args->rotate);
   l->scale_a =
       (int4mm_tensor){.shape = {x->shape[0], 1}, .stride = 1, .rank = 1, .dtype = INT4MM_FLOAT32, .device = x->device};
+}
+
+/* What to give in place of an x that is no matrix of floats. */
+static int32_t check_x(const int4mm_tensor *x) {
+  const char *expected = "float32, float16 or bfloat16";
+  if (x && (x->dtype == INT4MM_INT32 || x->dtype == INT4MM_INT8))
+    expected = "float32, float16 or bfloat16: give the activations themselves, the call quantises them";
+  else if (x && x->rank == 1)
+    expected = "float32, float16 or bfloat16: one row is a matrix [1, K]";
+  return int4mm_check_matrix("x", x, int4mm_is_out_dtype, expected);
 }
 
 static int32_t check_layer(layer *l, const int4mm_linear_args *args) {
   if (!args) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
   *l = (layer){.args = args};
-  int32_t status = int4mm_check_matrix("x", args->x, int4mm_is_out_dtype, "float32, float16 or bfloat16");
+  int32_t status = check_x(args->x);
   if (!status) status = check_options(args);
   if (status) return status;
   describe_a(l);

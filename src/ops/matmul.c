@@ -83,6 +83,15 @@ static int32_t check_packed_k(const int4mm_tensor *a, const int4mm_tensor *b, co
       (long long)in_b, name_a, strcmp(name_a, "x") ? "from" : "has", (long long)in_a, (long long)a->shape[1]);
 }
 
+/* That quantising has not rotated both by different blocks, which a product does not undo. Where it rotated one alone
+ * the floats of the other may have been rotated before. */
+static int32_t check_rotation(const int4mm_tensor *a, const int4mm_tensor *b, const char *name_a) {
+  int32_t in_a = a->packing ? a->packed_rotate : 0, in_b = b->packing ? b->packed_rotate : 0;
+  if (!in_a || !in_b || in_a == in_b) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed was quantised with rotate = %d but %s with %d: both need the same",
+                     (int)in_b, name_a, (int)in_a);
+}
+
 int32_t int4mm_check_product(int4mm_matmul_call *c, const char *name, const int4mm_tensor *shown) {
   const int4mm_tensor *a = c->args->a_packed, *b = c->args->b_packed;
   int64_t k8 = a->shape[1], k8_b = b->shape[c->nk ? 1 : 0];
@@ -97,6 +106,7 @@ int32_t int4mm_check_product(int4mm_matmul_call *c, const char *name, const int4
                        name, int4mm_describe(shown).s, (long long)k8, INT4MM_MAX_K / 8, INT4MM_MAX_K);
   c->M = a->shape[0], c->N = b->shape[c->nk ? 0 : 1], c->K = 8 * k8;
   int32_t status = check_packed_k(a, b, name);
+  if (!status) status = check_rotation(a, b, name);
   return status ? status : int4mm_check_same_device("b_packed", b, name, shown);
 }
 

@@ -54,13 +54,6 @@ static int32_t run_cpu(const int4mm_matmul_call *c) {
 
 /* ---- CUDA ---- */
 
-/* Points the problem at b transposed to [K/8, N] words, two's complement, in `words`. */
-static void use_transposed(int4mm_problem *p, const uint32_t *words) {
-  int4mm_operand *b = &p->b;
-  b->words = words, b->rows = p->K / 8, b->cols = b->stride = p->N;
-  b->layout = INT4MM_MN_MAJOR, b->xor_mask = 0;
-}
-
 static int32_t alignment_of(const void *address) {
   uintptr_t bits = (uintptr_t)address | 256;
   return (int32_t)(bits & -bits);
@@ -81,20 +74,13 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
                           .align_out = alignment_of(p->out.data),
                           .out_dtype = p->out.dtype,
                           .encoding_a = p->a.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
-                          .encoding_b = p->b.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT};
+                          .encoding_b = p->b.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
+                          .layout_b = p->b.layout == INT4MM_K_MAJOR ? INT4MM_B_NK : INT4MM_B_KN};
   int32_t status = target->cuda->arch(target->device, &g.arch, &g.sms);
   if (!status) status = target->cuda->code_arch(target->device, &g.code_arch);
   if (!status) status = choose(&g, kernel, plan);
   if (!status) plan->device = target->device;
   return status;
-}
-
-static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem, const int4mm_matmul_call *c,
-                      bool non_blocking) {
-  int4mm_plan plan = {0};
-  int32_t status = plan_cuda(target, problem, c->args->kernel, int4mm_choose_kernel, &plan);
-  if (status || !problem->M || !problem->N) return status;
-  return target->cuda->matmul(target->device, c->quantize, problem, &plan, c->args->stream, non_blocking);
 }
 
 int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch, void *stream, int32_t status) {
@@ -105,28 +91,44 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
   return status;
 }
 
+/* Runs a plan on a copy of A whose rows start on 128 bytes: on 16, as the kernels want, copies of 64 bytes would touch
+ * three or four sectors of 32 (4096 x 4104 x 4096: 115 us). A layer's A lies as they want it (linear.c). */
+static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm_problem *problem,
+                              const int4mm_plan *plan, void *stream, bool non_blocking) {
+  const int4mm_cuda_backend *cuda = target->cuda;
+  int4mm_problem p = *problem;
+  int64_t words = p.K / 8, stride = (words + 31) / 32 * 32;
+  void *copy = NULL;
+  int32_t status = cuda->scratch(target->device, (size_t)(p.M * stride) * sizeof(uint32_t), &copy, stream);
+  if (status) return status;
+  int4mm_matrix from = {(void *)p.a.data, p.M, words, p.a.stride, INT4MM_INT32};
+  int4mm_matrix to = {copy, p.M, words, stride, INT4MM_INT32};
+  status = cuda->align_rows(target->device, &to, &from, stream);
+  p.a.data = copy, p.a.stride = stride;
+  if (!status) status = cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
+  return int4mm_free_scratch(target, copy, stream, status);
+}
+
+static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem, const int4mm_matmul_call *c,
+                      bool non_blocking) {
+  int4mm_plan plan = {0};
+  void *stream = c->args->stream;
+  int32_t status = plan_cuda(target, problem, c->args->kernel, int4mm_choose_kernel, &plan);
+  if (status || !problem->M || !problem->N) return status;
+  if (int4mm_wants_copy_of_a(problem, &plan)) return launch_on_copy(target, problem, &plan, stream, non_blocking);
+  return target->cuda->matmul(target->device, c->quantize, problem, &plan, stream, non_blocking);
+}
+
 /* Everything is on the target already. A product without outputs is checked like any other: its kernel is chosen. */
 static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
   const int4mm_matmul_args *args = c->args;
-  const int4mm_cuda_backend *cuda = target->cuda;
   int4mm_problem problem = make_problem(c);
-  void *scratch = NULL;
   bool non_blocking;
   int32_t status = int4mm_use_on_stream(
-      cuda, target->device, args->stream,
+      target->cuda, target->device, args->stream,
       (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias, args->out}, 6,
       &non_blocking);
-  size_t words = c->M ? (size_t)(c->K / 8) * (size_t)c->N : 0;
-  if (!status && c->nk && words) {
-    int4mm_matrix from = int4mm_as_matrix(args->b_packed);
-    status = cuda->scratch(target->device, words * sizeof(uint32_t), &scratch, args->stream);
-    int4mm_matrix to = {scratch, c->K / 8, c->N, c->N, INT4MM_INT32};
-    if (!status) status = cuda->transpose(target->device, &to, &from, problem.b.xor_mask, args->stream);
-  }
-  if (c->nk) use_transposed(&problem, scratch);
-  if (!status) status = launch(target, &problem, c, non_blocking);
-  if (scratch) status = int4mm_free_scratch(target, scratch, args->stream, status);
-  return status;
+  return status ? status : launch(target, &problem, c, non_blocking);
 }
 
 /* A copy of a CPU operand on the GPU; nothing for a NULL one. */
@@ -180,10 +182,9 @@ int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_ta
     int4mm_cpu_plan(&problem, plan);
     return INT4MM_OK;
   }
-  if (c->nk) use_transposed(&problem, NULL);
   if (c->args->a_packed->device == INT4MM_CPU) { /* as run_staged lays them out: contiguous, on fresh allocations */
     problem.a.data = NULL, problem.a.stride = c->K / 8;
-    problem.b.data = NULL, problem.b.stride = c->N;
+    problem.b.data = NULL, problem.b.stride = problem.b.cols;
     if (!c->args->out->rank || c->args->out->device == INT4MM_CPU) problem.out.data = NULL, problem.out.stride = c->N;
   }
   return plan_cuda(target, &problem, c->args->kernel, int4mm_choose_cuda, plan);

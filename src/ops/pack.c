@@ -25,7 +25,7 @@ int32_t int4mm_pack(int4mm_tensor *packed, const int4mm_tensor *src, int32_t dim
     status = int4mm_open_cuda(&cuda, stream, (const int4mm_tensor *[]){packed, src}, 2);
     if (!status) status = cuda->pack(src->device, &job, &bad, stream);
   }
-  if (!status) int4mm_set_mark(packed, dim, encoding, src->shape[dim]);
+  if (!status) int4mm_set_mark(packed, dim, encoding, src->shape[dim], 0);
   return status == INT4MM_ERR_VALUE ? int4mm_fail_value("src", src, bad, "int4 holds -8 to 7", stream) : status;
 }
 

@@ -61,7 +61,9 @@ int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, 
     int4mm_tensor_release(&made);
     return status;
   }
-  int4mm_set_mark(&made, 0, INT4MM_TWOS_COMPLEMENT, b_packed->packing ? b_packed->packed_k : 0);
+  bool marked = b_packed->packing;
+  int4mm_set_mark(&made, 0, INT4MM_TWOS_COMPLEMENT, marked ? b_packed->packed_k : 0,
+                  marked ? b_packed->packed_rotate : 0);
   *prepacked = made;
   return INT4MM_OK;
 }

@@ -68,7 +68,7 @@ int32_t int4mm_quantize(const int4mm_quantize_args *args) {
     if (!status) status = cuda->quantize(src->device, &job, &bad, args->stream);
   }
   if (!status && packed->dtype == INT4MM_INT32)
-    int4mm_set_mark(args->packed, args->dim, args->encoding, src->shape[args->dim]);
+    int4mm_set_mark(args->packed, args->dim, args->encoding, src->shape[args->dim], args->rotate);
   if (status != INT4MM_ERR_VALUE) return status;
   return int4mm_fail_value("src", src, bad, "only finite numbers can be quantised", args->stream);
 }

@@ -45,7 +45,7 @@ int32_t int4mm_transpose(int4mm_tensor *dst, const int4mm_tensor *src, void *str
   if (!status) status = transpose(dst, src, stream);
   if (status) return status;
   if (src->packing)
-    int4mm_set_mark(dst, src->packing == INT4MM_PACKED_DIM0, src->encoding, src->packed_k);
+    int4mm_set_mark(dst, src->packing == INT4MM_PACKED_DIM0, src->encoding, src->packed_k, src->packed_rotate);
   else
     int4mm_clear_mark(dst);
   return INT4MM_OK;
@@ -113,7 +113,7 @@ int32_t int4mm_gather(int4mm_tensor *dst, const int4mm_tensor *src, const int4mm
   }
   if (status) return status;
   if (src->packing)
-    int4mm_set_mark(dst, src->packing - 1, src->encoding, src->packed_k);
+    int4mm_set_mark(dst, src->packing - 1, src->encoding, src->packed_k, src->packed_rotate);
   else
     int4mm_clear_mark(dst);
   return INT4MM_OK;

@@ -51,6 +51,17 @@ function options.block(name, key, value)
   return check.integer(name, key, value, 4, 1024)
 end
 
+-- The block of a rotation that goes with the words of a weight, by default what they were quantised with. That was
+-- perhaps none because their floats had been rotated before, and false may stand for activations that have been.
+function options.rotation(name, opts, what, words)
+  local given, known = options.block(name, "rotate", opts.rotate), words.c.packing ~= 0 and words.c.packed_rotate or 0
+  if opts.rotate == nil then return known end
+  if given > 0 and known > 0 and given ~= known then
+    check.raise(name, "rotate is %d but %s was quantised with rotate = %d; leave rotate out", given, what, known)
+  end
+  return given
+end
+
 -- The clip as the C core takes it: the factor as a float32 (0 stands for 1), and whether to search for it.
 function options.clip(name, value)
   if value == nil then return 0, 0 end

@@ -27,19 +27,24 @@ typedef struct piece {
   int64_t r0, r1, c0, c1;
 } piece;
 
-/* piece_rows is a multiple of row_step. work_per_row: elements that a row stands for. */
-static inline pieces cut(int64_t rows, int64_t cols, int64_t row_step, int64_t work_per_row) {
+/* piece_rows is a multiple of row_step. work_per_row: elements that a row stands for; grain: how many of these make a
+ * piece, for which a thread pays. */
+static inline pieces cut_by(int64_t grain, int64_t rows, int64_t cols, int64_t row_step, int64_t work_per_row) {
   pieces p = {.rows = rows, .cols = cols};
   if (rows <= 0 || cols <= 0) return p;
-  p.threads = int4mm_threads_for(rows * work_per_row, GRAIN);
+  p.threads = int4mm_threads_for(rows * work_per_row, grain);
   p.piece_cols = cols;
-  p.piece_rows = int4mm_ceil_div(int4mm_max64(1, GRAIN / int4mm_max64(1, work_per_row)), row_step) * row_step;
+  p.piece_rows = int4mm_ceil_div(int4mm_max64(1, grain / int4mm_max64(1, work_per_row)), row_step) * row_step;
   p.piece_rows = int4mm_max64(p.piece_rows, int4mm_ceil_div(int4mm_ceil_div(rows, MAX_TASKS), row_step) * row_step);
   if (rows <= row_step * p.threads && cols > BLOCK)
     p.piece_cols = int4mm_ceil_div(int4mm_ceil_div(cols, 4 * p.threads), BLOCK) * BLOCK;
   p.across = int4mm_ceil_div(cols, p.piece_cols);
   p.count = int4mm_ceil_div(rows, p.piece_rows) * p.across;
   return p;
+}
+
+static inline pieces cut(int64_t rows, int64_t cols, int64_t row_step, int64_t work_per_row) {
+  return cut_by(GRAIN, rows, cols, row_step, work_per_row);
 }
 
 /* Pieces of whole rows. */

@@ -15,12 +15,13 @@
 #include "cpu/elementwise/pieces.h"
 
 enum {
-  WIDE = 4 * BLOCK,   /* columns in a block of the sweeps over columns */
-  HELD = 16 * BLOCK,  /* floats of a row that a thread holds */
-  STRIP = 256 * 1024, /* floats of a strip of columns that a thread holds: 1 MiB */
-  STRIP_COLS = 64,    /* columns of a strip, at most; 16 at least */
-  RATIOS = 33,        /* 64/64, 63/64, ..., 32/64 */
-  SEARCH = 16         /* the work of a search, in conversions of the row */
+  WIDE = 4 * BLOCK,    /* columns in a block of the sweeps over columns */
+  HELD = 16 * BLOCK,   /* floats of a row that a thread holds */
+  STRIP = 256 * 1024,  /* floats of a strip of columns that a thread holds: 1 MiB */
+  STRIP_COLS = 64,     /* columns of a strip, at most; 16 at least */
+  RATIOS = 33,         /* 64/64, 63/64, ..., 32/64 */
+  SEARCH = 16,         /* the work of a search, in conversions of the row */
+  ROWS_GRAIN = 1 << 14 /* elements of rows for which a thread pays: the product that comes next has it awake anyway */
 };
 
 static const uint32_t infinity_bits = 0x7f800000u;
@@ -207,7 +208,7 @@ static int32_t quantize_rows(quantize_run *run, int64_t *bad) {
   const int4mm_matrix *plain = &run->job->plain;
   int64_t cols = int4mm_max64(plain->cols, 1);
   pieces *p = &run->pieces;
-  *p = cut(plain->rows, cols, 1, run->job->clip_mse ? SEARCH * cols : cols);
+  *p = cut_by(ROWS_GRAIN, plain->rows, cols, 1, run->job->clip_mse ? SEARCH * cols : cols);
   p->piece_cols = cols; /* rows stay whole: each needs its maximum first */
   p->count = plain->rows > 0 ? int4mm_ceil_div(plain->rows, p->piece_rows) : 0;
   p->across = 1;

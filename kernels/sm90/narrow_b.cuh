@@ -1,0 +1,172 @@
+/*
+ * How narrow.cu's unpackers get packed B: a policy for each way that B may lie and start. A k-block is shared by two
+ * warps, of whose lanes each has 16 words of it, four times four, read straight from global memory:
+ *
+ *   KnVectors  [K/8, N] in 16-byte loads    four neighbouring columns of four rows of B: a slice of each column
+ *   KnWords    [K/8, N] in words            32 neighbouring words to a load, over the lanes in an order in which their
+ *                                           columns lie in other rows of a swizzle pattern; two columns of two slices
+ *   NkVectors  [N, K/8] in 16-byte loads    a quad has 64 bytes, the k-block, of each of its four columns. A lane's
+ *                                           words belong to four slices, so it stores 4 bytes at a time
+ *   NkWords    [N, K/8] in words            a lane of the quad has the slice of its own of each of four columns
+ *
+ * All of them store free of bank conflicts. word(e, t) is the t-th word of element e, 0..3: what one step of the loop
+ * unpacks; store() takes it to the int8 tile.
+ */
+#ifndef INT4MM_NARROW_B_CUH
+#define INT4MM_NARROW_B_CUH
+
+#include "sm90/mainloop.cuh"
+
+namespace {
+
+/* What the policies share: `from` is where the lane's words of the k-block begin, `left` are the words of k from its
+ * first on, `columns` those of B from its first on. Words outside are such as mean 0, so that the undefined tail of A
+ * does not count. */
+struct PackedB {
+  const uint32_t *from;
+  int left, columns;
+  uint4 words[4];
+
+  __device__ __forceinline__ PackedB(const Arguments &p, int64_t step_k, int64_t step_n, int word, int column)
+      : from(p.b + word * step_k + column * step_n), left(p.words - word), columns(p.N - column) {}
+  __device__ __forceinline__ uint32_t word(int e, int t) const { return element(words[t], e); }
+
+  static __device__ __forceinline__ uint4 load_vector(const uint32_t *at, bool inside, const Arguments &p) {
+    return inside ? ptx::ld_global_v4(at) : make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
+  }
+  static __device__ __forceinline__ uint32_t load_word(const uint32_t *at, bool inside, const Arguments &p) {
+    return inside ? ptx::ld_global(at) : p.xor_b;
+  }
+};
+
+/* Words in global memory from one k-block of a group to its next. */
+template <class T> __device__ __forceinline__ int64_t next_block(const Arguments &p) {
+  return (int64_t)T::UNPACK_GROUPS * BLOCK_WORDS * (T::NK ? 1 : p.ldb);
+}
+
+template <class T> struct KnVectors : PackedB {
+  uint32_t offset; /* in the int8 tile */
+
+  __device__ __forceinline__ KnVectors(const Arguments &p, int first_word, int first_column, int warp)
+      : PackedB(p, p.ldb, 1, first_word + slice(warp), first_column + lane() * 4),
+        offset(int8_row(0, lane()) ^ slice(warp) << 5) {
+    if (columns <= 0) left = 0;
+  }
+  static __device__ __forceinline__ int lane() { return threadIdx.x % T::UNPACK_LANES; }
+  static __device__ __forceinline__ int slice(int warp) {
+    return warp % T::GROUP_WARPS * 2 + threadIdx.x % 32 / T::UNPACK_LANES;
+  }
+
+  __device__ __forceinline__ void prefetch(const Arguments &p) const {
+#pragma unroll
+    for (int t = 0; t < 4; t++)
+      if (threadIdx.x % 8 == 0 && 4 * t < left) ptx::prefetch_l2(from + 4 * t * p.ldb);
+  }
+  __device__ __forceinline__ void load(const Arguments &p) {
+#pragma unroll
+    for (int t = 0; t < 4; t++) words[t] = load_vector(from + 4 * t * p.ldb, 4 * t < left, p);
+  }
+  __device__ __forceinline__ void store(const Unpacked<T::WIDE, 1> &unpacked, uint32_t tile, int e) const {
+    uint32_t low = tile + offset, high = low ^ 16, below = e * T::UNPACK_LANES * BLOCK_K;
+    unpacked.store(0, low + below, high + below);
+  }
+};
+
+template <class T> struct KnWords : PackedB {
+  uint32_t offset;
+
+  __device__ __forceinline__ KnWords(const Arguments &p, int first_word, int first_column, int warp)
+      : PackedB(p, p.ldb, 1, first_word + slice(warp), first_column + column()),
+        offset(int8_row(0, column() % 4 * T::UNPACK_LANES + column() / 4) ^ slice(warp) << 5) {}
+  static __device__ __forceinline__ int column() { return threadIdx.x % 8 * 4 + threadIdx.x % 32 / 8; }
+  static __device__ __forceinline__ int slice(int warp) { return warp % T::GROUP_WARPS * 2; } /* and the next one */
+
+  __device__ __forceinline__ void prefetch(const Arguments &p) const {
+#pragma unroll
+    for (int t = 0; t < 4; t++)
+      if (threadIdx.x % 16 == 0 && 4 * t < left) ptx::prefetch_l2(from + 4 * t * p.ldb);
+  }
+  /* Element e: column e % 2 * 32 from the first one on, of slice e / 2. */
+  __device__ __forceinline__ uint32_t load(const Arguments &p, int t, int e) const {
+    int row = 4 * t + e / 2, column = e % 2 * 32;
+    return load_word(from + row * p.ldb + column, row < left && column < columns, p);
+  }
+  __device__ __forceinline__ void load(const Arguments &p) {
+#pragma unroll
+    for (int t = 0; t < 4; t++) words[t] = make_uint4(load(p, t, 0), load(p, t, 1), load(p, t, 2), load(p, t, 3));
+  }
+  __device__ __forceinline__ void store(const Unpacked<T::WIDE, 1> &unpacked, uint32_t tile, int e) const {
+    uint32_t low = (tile + offset) ^ e / 2 << 5, high = low ^ 16, below = e % 2 * 8 * BLOCK_K;
+    unpacked.store(0, low + below, high + below);
+  }
+};
+
+/* The four columns of a quad, a multiple of four and the next ones: in the int8 tile they lie UNPACK_LANES rows apart.
+ */
+template <class T> struct QuadB : PackedB {
+  uint32_t offset; /* of slice 0 */
+
+  __device__ __forceinline__ QuadB(const Arguments &p, int first_word, int first_column, int warp)
+      : PackedB(p, 1, p.ldb, first_word, first_column + quad(warp) * 4), offset(int8_row(0, quad(warp))) {}
+  static __device__ __forceinline__ int quad(int warp) {
+    return warp % T::GROUP_WARPS * 8 + threadIdx.x % 32 / 4; /* of the tile's columns */
+  }
+
+  __device__ __forceinline__ void prefetch(const Arguments &p) const {
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      if (threadIdx.x % 4 == 0 && e < columns && left > 0) ptx::prefetch_l2(from + e * p.ldb);
+  }
+};
+
+template <class T> struct NkVectors : QuadB<T> {
+  using QuadB<T>::from, QuadB<T>::left, QuadB<T>::columns, QuadB<T>::words, QuadB<T>::offset;
+
+  __device__ __forceinline__ NkVectors(const Arguments &p, int first_word, int first_column, int warp)
+      : QuadB<T>(p, first_word + threadIdx.x % 4 * 4, first_column, warp) {
+    offset += threadIdx.x % 4 * 4;
+  }
+  /* Of column e the words 4t + j of lane t. */
+  __device__ __forceinline__ uint32_t word(int e, int j) const { return element(words[e], j); }
+
+  __device__ __forceinline__ void load(const Arguments &p) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) words[e] = this->load_vector(from + e * p.ldb, e < columns && left > 0, p);
+  }
+  __device__ __forceinline__ void store(const Unpacked<T::WIDE, 1> &unpacked, uint32_t tile, int e) const {
+    uint32_t row = tile + offset, below = e * T::UNPACK_LANES * BLOCK_K;
+#pragma unroll
+    for (int j = 0; j < SLICES; j++) {
+      ptx::st_shared((row ^ j << 5) + below, unpacked.even[0][j]);
+      ptx::st_shared((row ^ j << 5 ^ 16) + below, unpacked.odd[0][j]);
+    }
+  }
+};
+
+template <class T> struct NkWords : QuadB<T> {
+  using QuadB<T>::from, QuadB<T>::left, QuadB<T>::columns, QuadB<T>::words, QuadB<T>::offset;
+
+  __device__ __forceinline__ NkWords(const Arguments &p, int first_word, int first_column, int warp)
+      : QuadB<T>(p, first_word + threadIdx.x % 4, first_column, warp) {
+    offset ^= threadIdx.x % 4 << 5;
+  }
+  __device__ __forceinline__ uint32_t load(const Arguments &p, int t, int e) const {
+    return this->load_word(from + e * p.ldb + 4 * t, e < columns && 4 * t < left, p);
+  }
+  __device__ __forceinline__ void load(const Arguments &p) {
+#pragma unroll
+    for (int t = 0; t < 4; t++) words[t] = make_uint4(load(p, t, 0), load(p, t, 1), load(p, t, 2), load(p, t, 3));
+  }
+  __device__ __forceinline__ void store(const Unpacked<T::WIDE, 1> &unpacked, uint32_t tile, int e) const {
+    uint32_t low = tile + offset, high = low ^ 16, below = e * T::UNPACK_LANES * BLOCK_K;
+    unpacked.store(0, low + below, high + below);
+  }
+};
+
+template <class T, bool NK = T::NK, bool ALIGNED = T::ALIGNED> struct NarrowB { typedef KnVectors<T> type; };
+template <class T> struct NarrowB<T, false, false> { typedef KnWords<T> type; };
+template <class T> struct NarrowB<T, true, true> { typedef NkVectors<T> type; };
+template <class T> struct NarrowB<T, true, false> { typedef NkWords<T> type; };
+
+} // namespace
+#endif
