@@ -13,7 +13,8 @@
  *   - Nothing is written to an output unless the whole call was found valid.
  *   - Sizes are int64_t, counted in elements unless the name says bytes. Every function is safe to call from several
  *     threads at once on different tensors; one tensor may be read by many threads but written or released by one.
- *   - No function prints, exits, or calls back, but for the deleter that int4mm_tensor_adopt was given.
+ *   - No function prints, exits, or calls back, but for the deleter that int4mm_tensor_adopt was given or that a DLPack
+ *     tensor came with.
  */
 #ifndef INT4MM_H
 #define INT4MM_H
@@ -147,6 +148,12 @@ INT4MM_API int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t ran
  * the packed dimension packed_k becomes what these words hold, and of rotated words packed_rotate 0. Counts from 0. */
 INT4MM_API int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_t dim, int64_t first,
                                         int64_t length) INT4MM_CHECK;
+/* `view` becomes the elements of `t` in their row-major order as rank 1 [rows] (cols is 1) or rank 2 [rows, cols],
+ * sharing its memory. The rows of `t` must lie one after the other without gaps, and the count of elements must be the
+ * same, unless the shape is t's own. A mark is kept with that shape; marked words in another are refused, since they
+ * would not be the same values. */
+INT4MM_API int32_t int4mm_tensor_view(int4mm_tensor *view, const int4mm_tensor *t, int32_t rank, int64_t rows,
+                                      int64_t cols) INT4MM_CHECK;
 /* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
  * many values along the packed dimension (its last word holds some of them), or 0 where that is not known;
  * packed_rotate becomes 0.
@@ -169,6 +176,36 @@ INT4MM_API int32_t int4mm_tensor_copy(int4mm_tensor *dst, const int4mm_tensor *s
 INT4MM_API int32_t int4mm_tensor_copy_async(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
 /* Sets every byte of every element, and takes away t's mark. Enqueued on `stream` for a GPU tensor. */
 INT4MM_API int32_t int4mm_tensor_fill_bytes(int4mm_tensor *t, uint8_t byte, void *stream) INT4MM_CHECK;
+
+/* DLPack, version 1 of its ABI: tensors to and from other libraries of this process, without a copy. The structs are
+ * those of DLPack's own header, which a program may include beside this one. */
+struct DLManagedTensor;
+struct DLManagedTensorVersioned;
+
+/* `t` (zeroed or released) becomes the tensor of `managed`, whose deleter is called once, by whichever thread releases
+ * the last tensor over the memory; int4mm_tensor_adopt says what holds for that on a GPU. On failure `managed` stays
+ * the caller's. Taken are vectors and matrices of int32, int8, float16, bfloat16 or float32 (lanes 1) on the CPU, in
+ * pinned host memory, which counts as the CPU, or on a CUDA device, of rows without gaps in them, which may have gaps
+ * between them; all else is INT4MM_ERR_ARGUMENT. The producer's work on the data has to be done or ordered before the
+ * stream that the tensor is used on first: a producer that asks for the consumer's stream is given that, or the default
+ * stream. */
+INT4MM_API int32_t int4mm_from_dlpack(int4mm_tensor *t, struct DLManagedTensor *managed) INT4MM_CHECK;
+/* The same for the struct that begins with a version, which has to be 1.x. Memory that is flagged as read-only is
+ * refused unless `read_only` is 1, by which the caller promises not to write to the tensor. */
+INT4MM_API int32_t int4mm_from_dlpack_versioned(int4mm_tensor *t, struct DLManagedTensorVersioned *managed,
+                                                int32_t read_only) INT4MM_CHECK;
+/* *managed becomes the tensor `t` for another library, which calls its deleter once, from any thread, when it needs it
+ * no more; until then the memory stays, whatever becomes of `t`. Memory of int4mm_tensor_wrap, which nothing keeps, is
+ * refused, and so is a prepacked weight; a mark does not travel along. On a GPU work that `stream`, the consumer's, is
+ * given after the call comes after what `from`, the stream of the last work on `t`, was given before (NULL: the default
+ * stream, for both). Work that is still under way when the deleter is called has to be on a stream that the default
+ * stream waits for. */
+INT4MM_API int32_t int4mm_to_dlpack(const int4mm_tensor *t, void *from, void *stream,
+                                    struct DLManagedTensor **managed) INT4MM_CHECK;
+/* The same with a version, 1.0. Memory that came with the read-only flag is flagged again; int4mm_to_dlpack, which has
+ * no flag, refuses it. */
+INT4MM_API int32_t int4mm_to_dlpack_versioned(const int4mm_tensor *t, void *from, void *stream,
+                                              struct DLManagedTensorVersioned **managed) INT4MM_CHECK;
 
 /* Bytes now allocated by this library on a device (INT4MM_CPU or an ordinal); 0 for one it never used. */
 INT4MM_API int64_t int4mm_allocated(int32_t device);
@@ -379,6 +416,23 @@ typedef struct int4mm_rowwise_args {
 } int4mm_rowwise_args;
 
 INT4MM_API int32_t int4mm_rowwise(const int4mm_rowwise_args *args) INT4MM_CHECK;
+
+/* ---- rearranging ---- */
+
+/* Of any dtype; dst has src's dtype and device and must not overlap what is read. On a GPU the work is enqueued on
+ * `stream`. */
+
+/* dst [C, R] = src [R, C] transposed, a copy. Marked words are marked in dst along the other dimension: [N, K/8]
+ * becomes [K/8, N] of the same values. */
+INT4MM_API int32_t int4mm_transpose(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
+/* dst = rows (dim 0) or columns (dim 1) of src, or elements of a vector (dim 0), by their indices, counted from 0:
+ * dst[i, c] = src[indices[i], c] or dst[r, i] = src[r, indices[i]]. indices [n] int32 on src's device; dst has src's
+ * shape but for n along dim. On the CPU an index outside src is INT4MM_ERR_VALUE, which names the first, and nothing is
+ * written. A GPU call does not wait, so it cannot say so: nothing outside src is read, and what would have come from
+ * there is NaN (0x7fff or 0x7fffffff), in an integer dst -1. dst has src's mark; words cannot be gathered along the
+ * dimension that they are marked as packed along. */
+INT4MM_API int32_t int4mm_gather(int4mm_tensor *dst, const int4mm_tensor *src, const int4mm_tensor *indices,
+                                 int32_t dim, void *stream) INT4MM_CHECK;
 
 /* ---- matrix multiplication ---- */
 

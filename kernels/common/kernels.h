@@ -43,9 +43,10 @@ cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t st
 cudaError_t int4mm_launch_map(const int4mm_map_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_rowwise(const int4mm_rowwise_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_random(const int4mm_random_job *job, cudaStream_t stream);
-/* dst[c, r] = src[r, c] ^ xor_mask, for int32 words. */
+/* dst[c, r] = src[r, c] ^ xor_mask; the mask is for int32 words, else 0. */
 cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                                     cudaStream_t stream);
+cudaError_t int4mm_launch_gather(const int4mm_gather_job *job, cudaStream_t stream);
 
 /* dst = src, for int32 words of up to 2^31 rows; on `device`, the current one, which is sm_90. */
 cudaError_t int4mm_launch_align_rows(int device, const int4mm_matrix *dst, const int4mm_matrix *src,

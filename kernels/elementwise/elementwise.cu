@@ -1,7 +1,10 @@
 /*
- * Packing, test data and transposition on the device, with the bits of src/cpu. A thread per packed word
- * (per Philox block, per element) with a grid-stride loop: they run at the speed of memory, which is all there is.
+ * Packing, test data, transposition and gathering on the device, with the bits of src/cpu. A thread per packed word
+ * (per Philox block, per element or a few) with a grid-stride loop: they run at the speed of memory, which is all there
+ * is.
  */
+#include <cstring>
+
 #include "elementwise/elementwise.cuh"
 
 namespace {
@@ -60,27 +63,74 @@ __global__ void random_kernel(const int4mm_random_job job) {
 
 constexpr int kTile = 32;
 
-/* 32 x 32 tiles through shared memory, 8 rows at a time, so that reads and writes are both coalesced. */
+/* 32 x 32 tiles through shared memory, 8 rows at a time, so that reads and writes are both coalesced. T: an unsigned
+ * type of the elements' size. */
+template <class T>
 __global__ void __launch_bounds__(kThreads)
-    transpose_kernel(const int4mm_matrix dst, const int4mm_matrix src, uint32_t xor_mask) {
-  __shared__ uint32_t tile[kTile][kTile + 1];
+    transpose_kernel(const int4mm_matrix dst, const int4mm_matrix src, T xor_mask) {
+  __shared__ T tile[kTile][kTile + 1];
   int64_t tiles_c = (src.cols + kTile - 1) / kTile, tiles = (src.rows + kTile - 1) / kTile * tiles_c;
   int lane = threadIdx.x % kTile, warp = threadIdx.x / kTile;
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
     int64_t r0 = t / tiles_c * kTile, c0 = t % tiles_c * kTile;
     for (int i = warp; i < kTile; i += kThreads / kTile)
       if (r0 + i < src.rows && c0 + lane < src.cols)
-        tile[i][lane] = static_cast<const uint32_t *>(src.data)[(r0 + i) * src.stride + c0 + lane] ^ xor_mask;
+        tile[i][lane] = static_cast<const T *>(src.data)[(r0 + i) * src.stride + c0 + lane] ^ xor_mask;
     __syncthreads();
     for (int i = warp; i < kTile; i += kThreads / kTile)
       if (c0 + i < src.cols && r0 + lane < src.rows)
-        static_cast<uint32_t *>(dst.data)[(c0 + i) * dst.stride + r0 + lane] = tile[lane][i];
+        static_cast<T *>(dst.data)[(c0 + i) * dst.stride + r0 + lane] = tile[lane][i];
     __syncthreads();
+  }
+}
+
+/* ---- gathering ---- */
+
+/* A job whose rows and strides count units of type T: elements, or for rows whole vectors of them. */
+template <class T> struct GatherArguments {
+  T *dst;
+  const T *src;
+  const int32_t *indices;
+  int64_t cols, dst_stride, src_stride, items; /* of dst */
+  int64_t extent;                              /* of src along the dimension of the indices */
+  T outside;
+};
+
+/* A thread for each unit of dst; its neighbours read neighbours of a row, or the same row of src at other columns. */
+template <class T, bool ROWS> __global__ void __launch_bounds__(kThreads) gather_kernel(const GatherArguments<T> a) {
+  for (int64_t item = first_item(); item < a.items; item += item_step()) {
+    int64_t row = divide(item, a.cols, a.items), col = item - row * a.cols;
+    int64_t from = a.indices[ROWS ? row : col];
+    bool inside = from >= 0 && from < a.extent;
+    T value = a.outside;
+    if (inside) value = a.src[(ROWS ? from : row) * a.src_stride + (ROWS ? col : from)];
+    a.dst[row * a.dst_stride + col] = value;
   }
 }
 
 int64_t size(const int4mm_matrix &m) {
   return m.rows * m.cols;
+}
+
+int element_bytes(int32_t dtype) {
+  return dtype == INT4MM_INT8 ? 1 : dtype == INT4MM_FLOAT16 || dtype == INT4MM_BFLOAT16 ? 2 : 4;
+}
+
+/* `bytes`: of an element, of which a unit T is one or several. */
+template <class T, bool ROWS> cudaError_t launch_gather(const int4mm_gather_job &job, int bytes, cudaStream_t stream) {
+  const int64_t elements = sizeof(T) / bytes;
+  GatherArguments<T> a = {static_cast<T *>(job.dst.data),
+                          static_cast<const T *>(job.src.data),
+                          job.indices,
+                          job.dst.cols / elements,
+                          job.dst.stride / elements,
+                          job.src.stride / elements,
+                          size(job.dst) / elements,
+                          ROWS ? job.src.rows : job.src.cols,
+                          {}};
+  for (size_t i = 0; i < sizeof(T); i += 4) memcpy((char *)&a.outside + i, &job.outside, sizeof(T) < 4 ? sizeof(T) : 4);
+  gather_kernel<T, ROWS><<<int4mm_blocks(a.items, kThreads), kThreads, 0, stream>>>(a);
+  return cudaGetLastError();
 }
 
 } // namespace
@@ -117,6 +167,30 @@ cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matri
                                     cudaStream_t stream) {
   int64_t tiles = (src->rows + kTile - 1) / kTile * ((src->cols + kTile - 1) / kTile);
   unsigned blocks = int4mm_blocks(tiles, 1);
-  if (blocks) transpose_kernel<<<blocks, kThreads, 0, stream>>>(*dst, *src, xor_mask);
+  if (!blocks) return cudaSuccess;
+  switch (element_bytes(src->dtype)) {
+  case 1:
+    transpose_kernel<uint8_t><<<blocks, kThreads, 0, stream>>>(*dst, *src, 0);
+    break;
+  case 2:
+    transpose_kernel<uint16_t><<<blocks, kThreads, 0, stream>>>(*dst, *src, 0);
+    break;
+  default:
+    transpose_kernel<uint32_t><<<blocks, kThreads, 0, stream>>>(*dst, *src, xor_mask);
+  }
   return cudaGetLastError();
+}
+
+cudaError_t int4mm_launch_gather(const int4mm_gather_job *job, cudaStream_t stream) {
+  const int bytes = element_bytes(job->src.dtype);
+  if (job->dim) {
+    if (bytes == 1) return launch_gather<uint8_t, false>(*job, bytes, stream);
+    if (bytes == 2) return launch_gather<uint16_t, false>(*job, bytes, stream);
+    return launch_gather<uint32_t, false>(*job, bytes, stream);
+  }
+  if (is_whole_vectors(job->dst, 16 / bytes, 16) && is_whole_vectors(job->src, 16 / bytes, 16))
+    return launch_gather<uint4, true>(*job, bytes, stream);
+  if (bytes == 1) return launch_gather<uint8_t, true>(*job, bytes, stream);
+  if (bytes == 2) return launch_gather<uint16_t, true>(*job, bytes, stream);
+  return launch_gather<uint32_t, true>(*job, bytes, stream);
 }

@@ -19,6 +19,12 @@ __device__ __forceinline__ int64_t item_step() {
   return (int64_t)gridDim.x * kThreads;
 }
 
+/* The row of an item, of which there are `items`, so many to a row. A division of 64 bits takes longer than all the
+ * rest of a small job. */
+__device__ __forceinline__ int64_t divide(int64_t item, int64_t per_row, int64_t items) {
+  return items <= UINT32_MAX ? (int64_t)((uint32_t)item / (uint32_t)per_row) : item / per_row;
+}
+
 /* Where the eight values of packed word (r, c) lie in the plain matrix. */
 struct Eight {
   int64_t row, col, offset, step; /* of the first; elements between neighbours */

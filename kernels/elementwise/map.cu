@@ -43,11 +43,6 @@ __device__ __forceinline__ void combine(float (&x)[WIDTH], const float (&y)[WIDT
   for (int i = 0; i < WIDTH; i++) x[i] = op == INT4MM_ADD ? int4mm_add(x[i], y[i]) : int4mm_mul(x[i], y[i]);
 }
 
-/* A division of 64 bits takes longer than all the rest. */
-__device__ __forceinline__ int64_t divide(int64_t item, int64_t octets, int64_t items) {
-  return items <= UINT32_MAX ? (int64_t)((uint32_t)item / (uint32_t)octets) : item / octets;
-}
-
 __global__ void __launch_bounds__(kThreads) map_kernel(const MapArguments a) {
   for (int64_t item = first_item(); item < a.items; item += item_step()) {
     int64_t row = divide(item, a.octets, a.items), col = (item - row * a.octets) * WIDTH;

@@ -28,12 +28,18 @@ enums.dtypes = {
   float32 = dtype(lib.INT4MM_FLOAT32, 4, "uint32_t *", numeric.from_float_bits, numeric.float_bits),
 }
 
+-- PyTorch's other names of its dtypes. They are found by name, but are none of those that there are.
+local ALIASES = { half = "float16", float = "float32" }
+local aliased = { __index = function(dtypes, name) return rawget(dtypes, ALIASES[name]) end }
+setmetatable(enums.dtypes, aliased)
+
 -- The dtypes of results that are numbers, and of unpacked int4.
 enums.float_dtypes, enums.integer_dtypes = {}, {}
 for name, info in pairs(enums.dtypes) do
   local group = info.low and enums.integer_dtypes or enums.float_dtypes
   group[name] = info
 end
+setmetatable(enums.float_dtypes, aliased)
 
 -- from the C enumerator to the name
 enums.dtype_names = {}
@@ -42,7 +48,7 @@ for name, info in pairs(enums.dtypes) do
   enums.dtype_names[info.id] = name
 end
 
---- The description of a dtype, by name.
+--- The description of a dtype, by name ("half" and "float" are float16 and float32, as in PyTorch).
 -- @tparam string caller the function that the user called
 -- @tparam string what the argument
 -- @param value the name given

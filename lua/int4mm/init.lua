@@ -34,7 +34,10 @@
 --   @{int4mm.io.checkpoint.load_linear|load_linear}
 -- - tensors: @{int4mm.factory.tensor|tensor}, @{int4mm.factory.empty|empty}, @{int4mm.factory.zeros|zeros},
 --   @{int4mm.factory.ones|ones}, @{int4mm.factory.full|full}, @{int4mm.factory.random|random},
---   @{int4mm.factory.wrap|wrap}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in @{int4mm.tensor}
+--   @{int4mm.factory.wrap|wrap}, @{int4mm.shape.cat|cat}, @{int4mm.tensor.is_tensor|is_tensor}, and the methods in
+--   @{int4mm.tensor}, @{int4mm.shape} and @{int4mm.reduce}. A dtype is "int32", "int8", "float16" ("half"), "bfloat16"
+--   or "float32" ("float")
+-- - tensors of other libraries: @{int4mm.dlpack.from_dlpack|from_dlpack} and `to_dlpack` in @{int4mm.dlpack}
 -- - devices: @{int4mm.device.cuda_available|cuda_available}, @{int4mm.device.device_count|device_count},
 --   @{int4mm.device.device_info|device_info}, @{int4mm.device.synchronize|synchronize}, @{int4mm.device.stream|stream},
 --   @{int4mm.device.with_stream|with_stream}, @{int4mm.event.event|event}
@@ -53,6 +56,7 @@ local binding = require "int4mm.lib"
 local factory = require "int4mm.factory"
 local checkpoint = require "int4mm.io.checkpoint"
 local device = require "int4mm.device"
+local dlpack = require "int4mm.dlpack"
 local elementwise = require "int4mm.elementwise"
 local event = require "int4mm.event"
 local graph = require "int4mm.graph"
@@ -63,7 +67,9 @@ local npy = require "int4mm.io.npy"
 local ops = require "int4mm.ops"
 local reference = require "int4mm.reference"
 local safetensors = require "int4mm.io.safetensors"
+local shape = require "int4mm.shape"
 local tensor = require "int4mm.tensor"
+require "int4mm.reduce" -- methods of tensors
 
 local warning = binding.lib.int4mm_warning() -- of the environment's variables
 if warning ~= nil then
@@ -132,6 +138,8 @@ return {
   full = factory.full,
   random = factory.random,
   wrap = factory.wrap,
+  cat = shape.cat,
+  from_dlpack = dlpack.from_dlpack,
   is_tensor = tensor.is_tensor,
 
   -- devices, streams, threads, memory

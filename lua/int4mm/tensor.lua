@@ -14,6 +14,10 @@
 -- there and refuse those that contradict it. Words from elsewhere have no `packing` and are read as the options say;
 -- @{methods:mark_} gives them one. Copies and views have the packing of what they were made from; @{methods:set} leaves
 -- it, and what writes all words anew (`fill_`, `fill_bytes_`, `random`, `copy_` from words without one) takes it away.
+-- What would break the packing (another shape, rows as vectors, elements picked along the packed dimension) is refused:
+-- unpack first, or take the mark away with @{methods:unmark_}.
+--
+-- More methods: shapes and rearranging in @{int4mm.shape}, sums and comparisons with a tolerance in @{int4mm.reduce}.
 -- @module int4mm.tensor
 
 local ffi = require "ffi"
@@ -32,8 +36,11 @@ local tensor = {}
 -- pointer arithmetic.
 local Tensor = ffi.typeof("int4mm_lua_tensor")
 local events, methods, fields = {}, {}, {}
+tensor.methods = methods -- int4mm.shape and int4mm.reduce add theirs
 
 local function info_of(t) return enums.dtypes[enums.dtype_names[t.c.dtype]] end
+
+tensor.info_of = info_of
 
 local function rows_of(t) return tonumber(t.c.shape[0]) end
 local function columns_of(t) return tonumber(t.c.shape[1]) end
@@ -70,6 +77,7 @@ end
 
 -- "[2, 3]"
 local function shape_text(t) return "[" .. table.concat(t.shape, ", ") .. "]" end
+tensor.shape_text = shape_text
 
 check.describe_type(Tensor, function(t)
   return t.c.rank == 0 and "a freed tensor" or ("a tensor %s %s"):format(shape_text(t), t.dtype)
@@ -84,6 +92,7 @@ local function check_rows(name, value, what)
   end
   return value
 end
+tensor.check_rows = check_rows
 
 -- C and loops over elements have pointers into tensors, which the collector cannot follow: a function that ends with
 -- keep(tensors) has them live until there, for the interpreter and for compiled code.
@@ -243,6 +252,20 @@ local function narrow(name, t, dim, first, length)
   owners[view] = owners[t]
   return view
 end
+tensor.narrow = narrow
+
+--- The elements, which lie without gaps, in another shape: a view.
+-- @tparam string name the function that the user called
+-- @tparam tensor t
+-- @tparam number rank
+-- @tparam number rows
+-- @tparam number columns 1 for a vector
+function tensor.view(name, t, rank, rows, columns)
+  local view = Tensor()
+  binding.check(name, lib.int4mm_tensor_view(view.c, t.c, rank, rows, columns))
+  owners[view] = owners[t]
+  return view
+end
 
 -- ---- fields ----
 
@@ -304,7 +327,8 @@ function methods:data()
   return ffi.cast(dtype.name == "float32" and "float *" or dtype.pointer, self.c.data)
 end
 
-local function is_contiguous(t) return rows_of(t) <= 1 or t.c.stride == t.c.shape[1] end
+local function is_contiguous(t) return rows_of(t) <= 1 or columns_of(t) == 0 or t.c.stride == t.c.shape[1] end
+tensor.is_contiguous = is_contiguous
 
 --- Whether the rows lie one after the other without gaps.
 function methods:is_contiguous()

@@ -32,6 +32,7 @@ static bool devices_made[DEVICES]; /* whether their contexts were made */
 #define int4mm_cuda_rowwise    NULL
 #define int4mm_cuda_random     NULL
 #define int4mm_cuda_transpose  NULL
+#define int4mm_cuda_gather     NULL
 #define int4mm_cuda_align_rows NULL
 
 #include "cuda/context.c"

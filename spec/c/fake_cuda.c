@@ -451,6 +451,10 @@ static int32_t fake_align_rows(int32_t device, const int4mm_matrix *dst, const i
 
 static void run_transpose(const void *job) {
   const words_job *t = job;
+  if (!t->xor_mask) {
+    int4mm_cpu_transpose(&t->to, &t->from);
+    return;
+  }
   for (int64_t r = 0; r < t->from.rows; r++)
     for (int64_t c = 0; c < t->from.cols; c++)
       ((uint32_t *)t->to.data)[c * t->to.stride + r] =
@@ -461,6 +465,17 @@ static int32_t fake_transpose(int32_t device, const int4mm_matrix *dst, const in
                               void *stream) {
   words_job job = {host_matrix(device, *dst), host_matrix(device, *src), xor_mask};
   enqueue(stream, run_transpose, &job, sizeof job);
+  return INT4MM_OK;
+}
+
+static void run_gather(const void *job) {
+  int4mm_cpu_gather(job);
+}
+
+static int32_t fake_gather(int32_t device, const int4mm_gather_job *job, void *stream) {
+  int4mm_gather_job j = *job;
+  j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src), j.indices = to_host(device, j.indices);
+  enqueue(stream, run_gather, &j, sizeof j);
   return INT4MM_OK;
 }
 
@@ -493,6 +508,7 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .rowwise = fake_rowwise,
                                       .random = fake_random,
                                       .transpose = fake_transpose,
+                                      .gather = fake_gather,
                                       .align_rows = fake_align_rows,
                                       .scratch = fake_scratch,
                                       .scratch_free = fake_scratch_free,

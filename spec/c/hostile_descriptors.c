@@ -161,6 +161,24 @@ static void rowwise_call(void) {
   judge(int4mm_rowwise(&args), "rowwise");
 }
 
+static void rearrange_call(void) {
+  int4mm_tensor src, dst, indices;
+  int32_t dim = below(8) ? (int32_t)below(2) : (int32_t)next(), dtype = (int32_t)below(5);
+  make(&src, 0, below(8) ? 2 : 1, dtype, extent(), extent());
+  make(&dst, 1, 2, dtype, src.shape[1], src.shape[0]);
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_transpose(&dst, &src, NULL), "transpose");
+  make(&indices, 2, 1, INT4MM_INT32, extent(), 1);
+  for (int64_t i = 0; i < BYTES / 4; i++)
+    ((int32_t *)memory[2])[i] = below(200) ? (int32_t)below(src.shape[dim == 1]) : (int32_t)next();
+  int64_t n = indices.shape[0];
+  make(&dst, 1, src.rank, dtype, dim == 1 ? src.shape[0] : n, dim == 1 ? n : src.shape[1]);
+  memcpy(before, memory, sizeof memory);
+  int32_t status = int4mm_gather(&dst, &src, &indices, dim, NULL);
+  CHECK(status != INT4MM_ERR_VALUE || !memcmp(memory, before, sizeof memory));
+  judge(status, "gather");
+}
+
 static void tensor_call(void) {
   int4mm_tensor a, b, made = {0};
   make(&a, 0, 1 + (int32_t)below(2), (int32_t)below(5), extent(), extent());
@@ -174,6 +192,11 @@ static void tensor_call(void) {
   memcpy(before, memory, sizeof memory);
   judge(int4mm_tensor_narrow(&made, &a, (int32_t)below(2), below(2) ? a.shape[0] : extent(), below(2) ? 0 : extent()),
         "narrow");
+  int4mm_tensor_release(&made);
+  judge(int4mm_tensor_view(&made, &a, 1 + (int32_t)below(2), below(2) ? a.shape[1] : extent(),
+                           below(2) ? a.shape[0] : extent()),
+        "view");
+  CHECK(!made.rank || made.shape[0] * made.shape[1] == a.shape[0] * a.shape[1]);
   int4mm_tensor_release(&made);
   judge(int4mm_prepack(&made, &b, (int32_t)below(2), (int32_t)below(2)), "prepack");
   int4mm_tensor_release(&made);
@@ -217,13 +240,14 @@ int main(int argc, char **argv) {
   for (int i = 0; i < TENSORS; i++) memset(memory[i], 0x11 * i, sizeof memory[i]);
   for (int i = 0; i < calls; i++) {
     OK(int4mm_set_cpu_isa(int4mm_cpu_isa_at((int32_t)(i % 5)) ? int4mm_cpu_isa_at((int32_t)(i % 5)) : NULL));
-    int kind = (int)below(9);
+    int kind = (int)below(10);
     if (kind < 4) pack_call(kind);
     if (kind == 4) tensor_call();
     if (kind == 5) matmul_call();
     if (kind == 6) rotate_call();
     if (kind == 7) map_call();
     if (kind == 8) rowwise_call();
+    if (kind == 9) rearrange_call();
   }
   CHECK(!int4mm_cpu_isa_at(INT32_MIN) && !int4mm_cpu_isa_at(-1) && !int4mm_cpu_isa_at(INT32_MAX));
   CHECK(int4mm_allocated(INT4MM_CPU) == 0);

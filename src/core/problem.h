@@ -120,6 +120,14 @@ typedef struct int4mm_rowwise_job {
   int32_t op; /* int4mm_rowwise_op */
 } int4mm_rowwise_job;
 
+/* dst = rows (dim 0) or columns (dim 1) of src, by index. There are elements. */
+typedef struct int4mm_gather_job {
+  int4mm_matrix dst, src; /* of one dtype, apart in memory */
+  const int32_t *indices; /* one for each row or column of dst */
+  int32_t dim;
+  uint32_t outside; /* the bits, repeated to fill a word, of what an index outside src gives */
+} int4mm_gather_job;
+
 typedef struct int4mm_random_job {
   int4mm_matrix dst; /* int32 or float32 */
   uint64_t seed;

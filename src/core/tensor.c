@@ -160,6 +160,41 @@ int32_t int4mm_tensor_narrow(int4mm_tensor *view, const int4mm_tensor *t, int32_
   return INT4MM_OK;
 }
 
+static bool is_contiguous(const int4mm_tensor *t) {
+  return t->shape[0] <= 1 || !t->shape[1] || t->stride == t->shape[1];
+}
+
+/* Whether the elements of `t` can be seen in another shape, which is known to be one. */
+static int32_t check_view(const int4mm_tensor *t, int64_t rows, int64_t cols) {
+  if (rows * cols != t->shape[0] * t->shape[1])
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "%lld x %lld elements are not those of %s", (long long)rows,
+                       (long long)cols, int4mm_describe(t).s);
+  if (!is_contiguous(t))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "tensor is %s with a stride of %lld: only rows without gaps can be seen in another shape",
+                       int4mm_describe(t).s, (long long)t->stride);
+  if (t->packing)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "tensor is %s of int4 packed along dim %d, which another shape would break: unpack it, or take "
+                       "its mark away",
+                       int4mm_describe(t).s, (int)t->packing - 1);
+  return INT4MM_OK;
+}
+
+int32_t int4mm_tensor_view(int4mm_tensor *view, const int4mm_tensor *t, int32_t rank, int64_t rows, int64_t cols) {
+  int32_t status = int4mm_check_vacant("view", view);
+  if (!status) status = int4mm_check_rows("tensor", t);
+  if (status) return status;
+  bool same = rank == t->rank && rows == t->shape[0] && cols == t->shape[1];
+  if (!same) status = int4mm_check_shape(rank, rows, cols, cols, t->dtype);
+  if (!same && !status) status = check_view(t, rows, cols);
+  if (status) return status;
+  *view = *t;
+  if (!same) view->rank = rank, view->shape[0] = rows, view->shape[1] = cols, view->stride = cols;
+  int4mm_storage_retain(t->storage);
+  return INT4MM_OK;
+}
+
 void int4mm_tensor_release(int4mm_tensor *t) {
   if (!t) return;
   if (t->rank) int4mm_storage_release(t->storage);

@@ -18,6 +18,9 @@ void int4mm_cpu_dequantize(const int4mm_pack_job *job);
 void int4mm_cpu_map(const int4mm_map_job *job);
 void int4mm_cpu_rowwise(const int4mm_rowwise_job *job);
 void int4mm_cpu_random(const int4mm_random_job *job);
+/* dst [C, R] = src [R, C] transposed, of one dtype; apart in memory. There are elements. */
+void int4mm_cpu_transpose(const int4mm_matrix *dst, const int4mm_matrix *src);
+void int4mm_cpu_gather(const int4mm_gather_job *job);
 /* dst = src for equal shapes; converts among dtypes (float to float and int to float round to nearest even, int to int
  * copies values, each NaN becomes the one of its type; equal dtypes keep their bits). The caller has excluded float to
  * int and values that do not fit. */

@@ -166,7 +166,7 @@ int64_t int4mm_cpu_panel_words(int64_t k8, int64_t N) {
 typedef struct prepack_run {
   uint32_t *panels;
   const int4mm_operand *b;
-  int4mm_transpose *transpose;
+  int4mm_transpose_words *transpose;
   int64_t k8, N;
 } prepack_run;
 

@@ -36,8 +36,8 @@ typedef struct int4mm_kernels int4mm_kernels; /* gemm/gemm.h */
 
 /* dst[j, c] = src[c, j] ^ xor_mask for j < k8 and c < columns, and 0 for columns <= c < width. dst: [k8][width] words;
  * src: K-major words of `columns` columns of B, ld words from one to the next. width: nr or INT4MM_PANEL. */
-typedef void int4mm_transpose(uint32_t *dst, int64_t width, const uint32_t *src, int64_t ld, int64_t columns,
-                              int64_t k8, uint32_t xor_mask);
+typedef void int4mm_transpose_words(uint32_t *dst, int64_t width, const uint32_t *src, int64_t ld, int64_t columns,
+                                    int64_t k8, uint32_t xor_mask);
 
 /* What an instruction set offers. Every table gives the same bits. */
 typedef struct int4mm_cpu_table {
@@ -47,7 +47,7 @@ typedef struct int4mm_cpu_table {
   void (*plan)(const int4mm_kernels *kernels, const int4mm_problem *problem, int4mm_plan *plan);
   const int4mm_kernels *kernels; /* for matmul and plan; NULL where they need none */
   const int4mm_rows *rows;
-  int4mm_transpose *transpose;
+  int4mm_transpose_words *transpose;
 } int4mm_cpu_table;
 
 extern const int4mm_cpu_table int4mm_cpu_scalar;

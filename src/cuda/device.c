@@ -212,6 +212,7 @@ static const int4mm_cuda_backend table = {
     .rowwise = int4mm_cuda_rowwise,
     .random = int4mm_cuda_random,
     .transpose = int4mm_cuda_transpose,
+    .gather = int4mm_cuda_gather,
     .align_rows = int4mm_cuda_align_rows,
     .scratch = int4mm_cuda_scratch,
     .scratch_free = int4mm_cuda_scratch_free,

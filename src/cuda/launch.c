@@ -177,3 +177,10 @@ int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const in
   cudaError_t error = int4mm_launch_transpose(dst, src, xor_mask, int4mm_cuda_stream(stream));
   return finish(&scope, device, error, "transpose on the device", stream);
 }
+
+int32_t int4mm_cuda_gather(int32_t device, const int4mm_gather_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  return finish(&scope, device, int4mm_launch_gather(job, int4mm_cuda_stream(stream)), "gather on the device", stream);
+}

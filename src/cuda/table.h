@@ -64,8 +64,10 @@ typedef struct int4mm_cuda_backend {
   int32_t (*map)(int32_t device, const int4mm_map_job *job, void *stream);
   int32_t (*rowwise)(int32_t device, const int4mm_rowwise_job *job, void *stream);
   int32_t (*random)(int32_t device, const int4mm_random_job *job, void *stream);
+  /* Of any dtype; xor_mask is for int32 words, else 0. */
   int32_t (*transpose)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                        void *stream);
+  int32_t (*gather)(int32_t device, const int4mm_gather_job *job, void *stream);
   /* dst = src, for int32 words of which a product follows: quicker than copy. */
   int32_t (*align_rows)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, void *stream);
   /* Stream-ordered scratch memory for one call (a layer's workspace, a copy of A). Inside a graph capture it becomes

@@ -59,7 +59,7 @@ struct int4mm_kernels {
   /* Packs k8 rows of `columns` <= nr words as bytes + offset; columns that are missing are undefined. */
   void (*pack_b)(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                  int32_t offset);
-  int4mm_transpose *transpose;
+  int4mm_transpose_words *transpose;
   int4mm_microkernel *microkernel;
   /* For Strassen: A any signed bytes, B any unsigned ones. NULL without it. */
   int4mm_microkernel *microkernel_bytes;
