@@ -3,7 +3,8 @@
 -- A file is a safetensors file. Layer `name` has the tensors `name.weight` (int32 words), `name.scales` and, where it
 -- has one, `name.bias` (float32); a single layer's have no name in front. The metadata `int4mm` is JSON with `version`
 -- and `layers`, an object of layers by name, or `layer`: in_features, out_features, rotate, activation, dim, encoding
--- and, where they are set, length, clip, out_dtype, which are the fields of a layer and of its weight's packing.
+-- and, where they are set, length, clip, out_dtype, which are the fields of a layer and of its weight's packing;
+-- rotated is true where the packing knows of the rotation.
 -- @module int4mm.io.layers
 
 local check = require "int4mm.internal.check"
@@ -46,7 +47,8 @@ local function record_of(name, key, layer)
   return {
     in_features = layer.in_features, out_features = layer.out_features, rotate = layer.rotate,
     activation = layer.activation, out_dtype = layer.out_dtype, dim = packing.dim, encoding = packing.encoding,
-    length = packing.length, clip = type(layer.clip) == "number" and ("%.17g"):format(layer.clip) or layer.clip,
+    length = packing.length, rotated = packing.rotate and true,
+    clip = type(layer.clip) == "number" and ("%.17g"):format(layer.clip) or layer.clip,
   }
 end
 
@@ -104,7 +106,7 @@ local function read_about(f)
   return about
 end
 
-local OPTIONAL = { length = "number", clip = "string", out_dtype = "string" }
+local OPTIONAL = { length = "number", clip = "string", out_dtype = "string", rotated = "boolean" }
 local EXPECTED = {
   in_features = "number", out_features = "number", rotate = "number", activation = "string", dim = "number",
   encoding = "string",
@@ -131,6 +133,7 @@ end
 local function make_layer(f, prefix, record, opts)
   local weight = f:tensor(prefix .. "weight")
   weight:mark_ { dim = record.dim, encoding = record.encoding, length = record.length }
+  if record.rotated then weight.c.packed_rotate = check.integer("load", "rotate", record.rotate, 4, 1024) end
   local clip = record.clip
   if clip ~= nil and clip ~= "mse" then clip = tonumber(clip) or clip end
   local layer = linear.linear(weight, {
