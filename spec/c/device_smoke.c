@@ -328,6 +328,63 @@ static void test_places(void) {
   release(&gpu);
 }
 
+/* ---- layers ---- */
+
+/* What a layer is made of: x, the weight, its scales, bias, residual. */
+enum { LAYER_TENSORS = 5 };
+
+static int4mm_linear_args layer_arguments(int4mm_tensor *t, int4mm_tensor *out, const int4mm_linear_args *like) {
+  int4mm_linear_args args = *like;
+  args.x = &t[0], args.b_packed = &t[1], args.scale_b = &t[2], args.out = out;
+  args.bias = t[3].rank ? &t[3] : NULL, args.residual = t[4].rank ? &t[4] : NULL;
+  return args;
+}
+
+/* One layer, by every kernel that serves its shape, into poisoned outputs. */
+static void test_layer(void) {
+  static const int32_t blocks[] = {0, 4, 16, 64, 256, 512, 1024},
+                       floats[] = {INT4MM_FLOAT32, INT4MM_FLOAT16, INT4MM_BFLOAT16};
+  int32_t block = blocks[draw(7)];
+  int64_t M = draw(3) ? 1 + draw(9) : 1 + draw(200), N = 1 + draw(300);
+  int64_t K = block ? block * (1 + draw(1 + 2048 / block)) : 8 * (1 + draw(200));
+  bool nk = draw(2);
+  int4mm_tensor cpu[LAYER_TENSORS] = {make(M, K, floats[draw(3)], INT4MM_CPU),
+                                      nk ? make(N, (K + 7) / 8, INT4MM_INT32, INT4MM_CPU)
+                                         : make((K + 7) / 8, N, INT4MM_INT32, INT4MM_CPU),
+                                      make(N, VECTOR, INT4MM_FLOAT32, INT4MM_CPU)};
+  if (draw(2)) cpu[3] = make(N, VECTOR, INT4MM_FLOAT32, INT4MM_CPU);
+  if (draw(2)) cpu[4] = make(M, N, floats[draw(3)], INT4MM_CPU);
+  int4mm_tensor gpu[LAYER_TENSORS] = {{0}}, expected = {0};
+  for (int i = 0; i < LAYER_TENSORS; i++) {
+    if (!cpu[i].rank) continue;
+    int4mm_tensor wide = make(cpu[i].shape[0], cpu[i].rank == 1 ? VECTOR : cpu[i].shape[1],
+                              i == 1 ? INT4MM_INT32 : INT4MM_FLOAT32, INT4MM_CPU);
+    OK(int4mm_random(&wide, seed + drawn, (uint32_t)i, -1.0f, 1.0f, NULL));
+    OK(int4mm_tensor_copy(&cpu[i], &wide, NULL));
+    int4mm_tensor_release(&wide);
+    gpu[i] = moved(&cpu[i], 0);
+  }
+  const int4mm_linear_args like = {.out_dtype = floats[draw(3)],
+                                   .layout_b = nk ? INT4MM_B_NK : INT4MM_B_KN,
+                                   .rotate = block,
+                                   .clip = draw(2) ? 0.8f : 0.0f,
+                                   .activation = (int32_t)draw(5)};
+  int4mm_linear_args args = layer_arguments(cpu, &expected, &like);
+  OK(int4mm_linear(&args));
+  for (int32_t k = -1; k < 0 || int4mm_cuda_kernel_at(k); k++) {
+    int4mm_tensor out = make(M, N, like.out_dtype, 0);
+    OK(int4mm_tensor_fill_bytes(&out, 0xa5, NULL));
+    args = layer_arguments(gpu, &out, &like);
+    args.kernel = k < 0 ? NULL : int4mm_cuda_kernel_at(k);
+    int32_t status = int4mm_linear(&args);
+    CHECK(status == INT4MM_OK || (k >= 0 && status == INT4MM_ERR_UNSUPPORTED));
+    if (status == INT4MM_OK) CHECK(same(&expected, &out));
+    int4mm_tensor_release(&out);
+  }
+  int4mm_tensor_release(&expected);
+  for (int i = 0; i < LAYER_TENSORS; i++) int4mm_tensor_release(&cpu[i]), int4mm_tensor_release(&gpu[i]);
+}
+
 static void test_memory(void) {
   int4mm_gpu_info info;
   int4mm_tensor t = {0};
@@ -356,6 +413,7 @@ int main(int argc, char **argv) {
   test_products(products);
   test_largest_k();
   for (int i = 0; i < 20; i++) test_pack(), test_quantize(), test_random();
+  for (int i = 0; i < 40; i++) test_layer();
   test_prepack();
   test_places();
   OK(int4mm_synchronize(0));

@@ -29,17 +29,20 @@ static int4mm_problem make_problem(const int4mm_matmul_call *c) {
   const int4mm_matmul_args *args = c->args;
   const int4mm_tensor *out = args->out;
   int32_t layout_b = c->panels ? INT4MM_PANELS_N : c->nk ? INT4MM_K_MAJOR : INT4MM_MN_MAJOR;
-  return (int4mm_problem){.M = c->M,
-                          .N = c->N,
-                          .K = c->K,
-                          .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, c->encoding_a, c->K),
-                          .b = make_operand(args->b_packed, args->scale_b, layout_b, c->encoding_b, c->K),
-                          .bias = args->bias ? args->bias->data : NULL,
-                          .activation = c->activation,
-                          .residual = c->residual ? int4mm_as_matrix(c->residual) : (int4mm_matrix){0},
-                          .out = out->rank ? int4mm_as_matrix(out)
-                                           : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
-                          .strassen = args->strassen};
+  int4mm_problem p = {.M = c->M,
+                      .N = c->N,
+                      .K = c->K,
+                      .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, c->encoding_a, c->K),
+                      .b = make_operand(args->b_packed, args->scale_b, layout_b, c->encoding_b, c->K),
+                      .bias = args->bias ? args->bias->data : NULL,
+                      .activation = c->activation,
+                      .residual = c->residual ? int4mm_as_matrix(c->residual) : (int4mm_matrix){0},
+                      .out =
+                          out->rank ? int4mm_as_matrix(out) : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
+                      .strassen = args->strassen};
+  /* One row has no next one, however far away: words that start on 16 bytes are as good as aligned rows. */
+  if (c->M <= 1) p.a.stride = (p.a.cols + 3) / 4 * 4;
+  return p;
 }
 
 /* ---- the CPU ---- */
@@ -115,7 +118,8 @@ static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem
   void *stream = c->args->stream;
   int32_t status = plan_cuda(target, problem, c->args->kernel, int4mm_choose_kernel, &plan);
   if (status || !problem->M || !problem->N) return status;
-  if (int4mm_wants_copy_of_a(problem, &plan)) return launch_on_copy(target, problem, &plan, stream, non_blocking);
+  if (!c->quantize && int4mm_wants_copy_of_a(problem, &plan))
+    return launch_on_copy(target, problem, &plan, stream, non_blocking);
   return target->cuda->matmul(target->device, c->quantize, problem, &plan, stream, non_blocking);
 }
 
