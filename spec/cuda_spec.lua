@@ -210,18 +210,44 @@ describe("on the GPU as on the CPU:", function()
     end
   end
 
+  for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
+    on_gpu(("quantising columns of %s that clusters have whole"):format(dtype), function()
+      -- rows that a cluster holds and more, that are no multiple of a tile's; columns in pairs, in fours, and odd ones
+      for _, case in ipairs { { 4352, 1730, 256 }, { 4608, 1732, 512 },
+        { 4096, 66, 1024 }, { 520, 33, 4 }, { 1000, 129, 8 } } do
+        local rows, columns, block = case[1], case[2], case[3]
+        local source = halves(rows, columns, dtype, 1)
+        local source_gpu = source:to "cuda"
+        for _, out in ipairs { "int4", "int8" } do
+          for _, clip in ipairs { 1, 0.7 } do
+            for _, rotate in ipairs { false, block } do
+              local opts = { dim = 1, dtype = out, clip = clip, rotate = rotate or nil }
+              local name = ("%s of [%d, %d], clip %g, rotate %s"):format(out, rows, columns, clip, rotate)
+              local packed, scales = q.quantize(source, opts)
+              local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
+              assert.same_bits(scales, scales_gpu, name .. " scales")
+              assert.same_bits(packed, packed_gpu, name)
+            end
+          end
+        end
+      end
+    end)
+  end
+
   on_gpu("the first bad value when packing and quantising", function()
     local values = q.zeros { 70, 90, dtype = "int8" }
     values:set(61, 3, 8)
     values:set(40, 77, -9)
     assert.fails_with({ pattern = "^pack_int4_to_int32: .* %-9 at row 40, column 77" },
       function() q.pack_int4_to_int32(values:to "cuda") end)
-    local floats = q.zeros { 70, 90 }
-    floats:set(61, 3, 0 / 0)
-    floats:set(40, 77, 1 / 0)
-    for _, dim in ipairs { 1, 2 } do
-      assert.fails_with({ pattern = "^quantize: .* at row 40, column 77" },
-        function() q.quantize(floats:to "cuda", { dim = dim }) end)
+    for _, rows in ipairs { 72, 1024 } do -- one CTA has columns whole, or a cluster
+      local floats = q.zeros { rows, 90 }
+      floats:set(61, 3, 0 / 0)
+      floats:set(40, 77, 1 / 0)
+      for _, opts in ipairs { { dim = 1 }, { dim = 2 }, { dim = 1, rotate = 8 } } do
+        assert.fails_with({ pattern = "^quantize: .* at row 40, column 77" },
+          function() q.quantize(floats:to "cuda", opts) end)
+      end
     end
   end)
 

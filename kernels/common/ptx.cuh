@@ -161,6 +161,11 @@ __device__ __forceinline__ void st_async_v4(uint32_t address, uint32_t barrier, 
       "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
+__device__ __forceinline__ void st_async_u32(uint32_t address, uint32_t barrier, uint32_t x) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %2, [%1];" ::"r"(address),
+               "r"(barrier), "r"(x)
+               : "memory");
+}
 #else /* code for an architecture below 90 is never launched as a cluster (launch.cuh) */
 __device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void cluster_wait() {}

@@ -3,9 +3,11 @@
  *
  * A warp takes 1024 values in its registers, and rotates and quantises them by itself (rotation.cuh). Rows (dim 1): a
  * CTA per row, which is read once; where a CTA cannot hold it, one for each piece, once for the scale and once for the
- * words. Columns (dim 0): a CTA per tile, transposed in shared memory, once for the scales and once for the words; the
- * second reading goes backwards, through what L2 still has. The clip of least squared error has sums whose order is
- * fixed, 32 chains for every ratio, and so a kernel of its own, which leaves the scales.
+ * words. Columns (dim 0): a cluster of CTAs per group of columns, each with a part of the rows; they tell each other
+ * the largest magnitudes, and what a CTA holds is read once. Rotated ones are transposed in shared memory; of others a
+ * lane has two columns. Where there are no clusters, or few, a CTA per tile, once for the scales and once for the
+ * words; the second reading goes backwards, through what L2 still has. The clip of least squared error has sums whose
+ * order is fixed, 32 chains for every ratio, and so a kernel of its own, which leaves the scales.
  */
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
@@ -22,9 +24,11 @@ struct Arguments {
   int4mm_matrix rotated;   /* of rotate: where the result goes; src is job.plain */
   unsigned long long *bad; /* or NULL */
   float factor;            /* of the rotation; 1 without one */
-  int64_t first_item;      /* of the first CTA */
+  int64_t first_item;      /* of the first CTA; of columns, of the first along y */
   int row_warps, pieces;   /* of a row: a CTA of so many warps for each piece */
   bool few_rows;           /* a warp for each 512 values */
+  int share;               /* of columns: tiles of a CTA */
+  int copied;              /* bytes that columns are copied by: 16, 4 or one element */
   bool scales_given;       /* by a kernel before */
   bool vector_load, vector_store;
 };
@@ -129,99 +133,179 @@ __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_const
 
 /* ---- columns ---- */
 
-constexpr int EIGHT = 8; /* columns that a thread loads at once */
-constexpr int COLUMN_WARPS = 8;
+constexpr int COLUMN_WARPS = 8, COLUMN_THREADS = 32 * COLUMN_WARPS;
+constexpr int SPANS = COLUMN_WARPS * WARP_VALUES / SPAN; /* of a tile */
+constexpr int MAX_CLUSTER = 8;                           /* CTAs that any device with clusters has room for */
 
-/* What a CTA takes of a matrix: so many rows that blocks are whole, and for each warp 1024 values of them, column after
- * column. All are powers of two, of which these are the logarithms. */
+/* Rows and columns of a tile: so many rows that blocks are whole, and 1024 values for each warp. A span is 256 values
+ * of a column. Spans are numbered as they lie side by side in shared memory: those of the first 256 rows, then those of
+ * the next. Of its four spans a warp has 0 and 1 in the chunks 0 of its halves, 2 and 3 in the chunks 1. All numbers
+ * are powers of two, of which the fields are logarithms. */
 struct Tile {
-  int log2_rows, log2_warp_columns, log2_columns;
+  int log2_rows, log2_columns;
 
   __host__ __device__ __forceinline__ explicit Tile(int block) {
-    log2_rows = block == 1024 ? 10 : block == 512 ? 9 : 8;
-    log2_warp_columns = 10 - log2_rows, log2_columns = log2_warp_columns + 3; /* 8 warps */
+    log2_rows = block == 1024 ? 10 : block == 512 ? 9 : 8, log2_columns = 13 - log2_rows;
   }
   __host__ __device__ __forceinline__ int rows() const { return 1 << log2_rows; }
-  __host__ __device__ __forceinline__ int warp_columns() const { return 1 << log2_warp_columns; }
   __host__ __device__ __forceinline__ int columns() const { return 1 << log2_columns; }
+  __device__ __forceinline__ int log2_warp_columns() const { return log2_columns - 3; }
+
+  __device__ __forceinline__ int column(int span) const { return span & (columns() - 1); }
+  __device__ __forceinline__ int row(int span) const { return (span >> log2_columns) * SPAN; }
+  /* Where a lane has two spans of a column, they are in order; else its chunks are neighbours in a row. */
+  __device__ __forceinline__ bool is_tall() const { return log2_rows == 10; }
+  __device__ __forceinline__ int swap(int number) const { return is_tall() ? number : number % 2 * 2 + number / 2; }
+  /* The span of a warp's number, and the reverse. */
+  __device__ __forceinline__ int span(int warp, int number) const {
+    const int n = swap(number), w = log2_warp_columns();
+    return (n >> w << log2_columns) + (warp << w) + (n & ((1 << w) - 1));
+  }
+  __device__ __forceinline__ int warp(int span) const { return column(span) >> log2_warp_columns(); }
+  __device__ __forceinline__ int number(int span) const {
+    const int w = log2_warp_columns();
+    return swap((span >> log2_columns << w) + (span & ((1 << w) - 1)));
+  }
 };
 
-/* Places the tile from (row, col) on in the memories of the warps; zeros outside the matrix. A thread has eight columns
- * of four rows. */
-__device__ __forceinline__ void load_tile(float *shared, const int4mm_matrix &src, int64_t row, int64_t col,
-                                          const Tile &tile, bool vector) {
-  constexpr int ROWS = 4;
-  const int log2_groups = tile.log2_columns - 3, group = threadIdx.x / 4 & ((1 << log2_groups) - 1);
-  const int c = group * EIGHT, r = ((threadIdx.x / 4 >> log2_groups) * 4 + threadIdx.x % 4) * ROWS;
-  const int64_t rows = src.rows - row - r, cols = src.cols - col - c; /* that are left */
-  int4mm_for_out_dtype(src.dtype, [&](auto dtype) {
-    typedef typename Element<decltype(dtype)::value>::type T;
-    constexpr int VECTORS = EIGHT * sizeof(T) / 16;
-    const T *from = static_cast<const T *>(src.data) + (row + r) * src.stride + col + c;
-    uint4 raw[ROWS][VECTORS] = {};
-    float x[ROWS][EIGHT];
-    if (vector) {
+/* What is a thread's own: the spans of its chunks, the memory of its warp among those of all. */
+struct Member {
+  int warp, span[CHUNKS];
+  float *memories, *memory;
+
+  __device__ __forceinline__ Member(float *shared, const Tile &tile) {
+    warp = threadIdx.x / 32, memories = shared, memory = memories + warp * WARP_FLOATS;
 #pragma unroll
-      for (int i = 0; i < ROWS; i++)
+    for (int c = 0; c < CHUNKS; c++) span[c] = tile.span(warp, CHUNKS * c + lane_id() / CHUNK);
+  }
+};
+
+/* Where a row of a span lies in a tile: 16 rows, then 16 bytes that spread lanes over the banks. */
+template <class T> __device__ __forceinline__ T *tile_place(void *tile, int row, int span) {
+  return (T *)((char *)tile + row / CHUNK * 16) + row * SPANS + span;
+}
+
+/* Copies to shared memory, or places zeros; asynchronous but for 2 bytes and for code before sm_80. */
+template <class Piece> __device__ __forceinline__ void copy_piece(Piece *to, const Piece *from, bool there) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(Piece) == 16) return ptx::cp_async16(ptx::smem_address(to), from, there ? 16 : 0);
+  if constexpr (sizeof(Piece) == 4)
+    if (there) return ptx::cp_async4(ptx::smem_address(to), from);
+#endif
+  *to = there ? *from : Piece{};
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  ptx::cp_async_commit_group();
+  ptx::cp_async_wait_group<0>();
+#endif
+}
+
+/* Copies the tile from (row, col) on, in pieces; zeros outside the matrix. */
+template <class T, class Piece>
+__device__ __forceinline__ void copy_tile(void *to, const int4mm_matrix &src, int64_t row, int64_t col,
+                                          const Tile &tile) {
+  constexpr int VALUES = sizeof(Piece) / sizeof(T), ACROSS = SPANS / VALUES, STEP = COLUMN_THREADS / ACROSS;
+  const int span = threadIdx.x % ACROSS * VALUES, first = threadIdx.x / ACROSS;
+  row += tile.row(span) + first, col += tile.column(span);
+  const int left = col < src.cols ? (int)min(src.rows - row, (int64_t)SPAN) : 0;
+  const T *from = static_cast<const T *>(src.data) + row * src.stride + col;
+  T *place = tile_place<T>(to, first, span);
+#pragma unroll 8
+  for (int r = 0; r < SPAN; r += STEP, from += STEP * src.stride)
+    copy_piece((Piece *)(STEP % CHUNK ? tile_place<T>(to, first + r, span) : tile_place<T>(place, r, 0)),
+               (const Piece *)from, r < left);
+}
+
+__device__ __forceinline__ void load_tile(const Arguments &a, int64_t row, int64_t col, const Member &my,
+                                          const Tile &tile) {
+  const int4mm_matrix &src = a.job.plain;
+  auto copy = [&](auto value, auto piece) {
+    copy_tile<decltype(value), decltype(piece)>(my.memories, src, row, col, tile);
+  };
+  const uint16_t two = 0;
+  if (src.dtype == INT4MM_FLOAT32)
+    a.copied == 16 ? copy(0u, uint4{}) : copy(0u, 0u);
+  else
+    a.copied == 16 ? copy(two, uint4{}) : a.copied == 4 ? copy(two, 0u) : copy(two, two);
+  wait_for_copies();
+}
+
+/* A lane's values from the tile, in order. */
+__device__ __forceinline__ void fetch_tile(Values &x, int dtype, const Member &my, const Tile &tile) {
+  const int row = lane_id() % CHUNK * CHUNK;
+  int4mm_for_out_dtype(dtype, [&](auto d) {
+    typedef typename Element<decltype(d)::value>::type T;
+    typedef std::conditional_t<sizeof(T) == 4, uint2, uint32_t> Pair;
+    const T *at = tile_place<T>(my.memories, row, my.span[0]);
+    if (tile.is_tall()) {
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++)
-          if (i < rows && cols > 0) raw[i][v] = __ldg((const uint4 *)(from + i * src.stride) + v);
-    } else {
+      for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
-      for (int i = 0; i < ROWS; i++)
-#pragma unroll
-        for (int k = 0; k < EIGHT; k++)
-          if (i < rows && k < cols) ((T *)raw[i])[k] = from[i * src.stride + k];
+        for (int i = 0; i < CHUNK; i++) x[c][i] = to_float(at[SPANS * i + SPANS / CHUNKS * c]);
+      return;
     }
+    Pair pairs[CHUNK];
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) to_floats<T>(x[i], raw[i]);
+    for (int i = 0; i < CHUNK; i++) pairs[i] = *(const Pair *)(at + SPANS * i);
 #pragma unroll
-    for (int k = 0; k < EIGHT; k++) {
-      int slot = (c + k) & (tile.warp_columns() - 1);
-      float *to = shared + (c + k >> tile.log2_warp_columns) * WARP_FLOATS + place((slot << tile.log2_rows) + r);
-      *(float4 *)to = make_float4(x[0][k], x[1][k], x[2][k], x[3][k]);
+    for (int i = 0; i < CHUNK; i++) {
+      float two[CHUNKS];
+      to_floats<T>(two, (const uint32_t *)&pairs[i]);
+      x[0][i] = two[0], x[1][i] = two[1];
     }
   });
 }
 
-/* Calls f(element, value) for `count` rows of what the warps left in their memories, from (row, col) of dst on:
- * elements of type T, those of a column `pitch` after those of the one before. */
-template <class T, class F>
-__device__ __forceinline__ void store_tile(const float *shared, int64_t row, int64_t col, const Tile &tile, int count,
-                                           int pitch, const int4mm_matrix &dst, F f) {
-  const int c = threadIdx.x & (tile.columns() - 1), slot = c & (tile.warp_columns() - 1);
-  const T *from = (const T *)(shared + (c >> tile.log2_warp_columns) * WARP_FLOATS) + slot * pitch;
+/* Loads and rotates the tile from (row, col) on. The tile lies where the warps have their memories. */
+__device__ __forceinline__ void make_tile(Values &x, float (&most)[CHUNKS], const Arguments &a, int64_t row,
+                                          int64_t col, const Member &my, const Tile &tile) {
+  load_tile(a, row, col, my, tile);
   __syncthreads();
-  if (col + c >= dst.cols) return;
-  if (count > dst.rows - row) count = (int)(dst.rows - row);
-#pragma unroll 4
-  for (int r = threadIdx.x >> tile.log2_columns; r < count; r += 32 * COLUMN_WARPS >> tile.log2_columns)
-    f((row + r) * dst.stride + col + c, from[r]);
+  fetch_tile(x, a.job.plain.dtype, my, tile);
+  __syncthreads();
+  rotate_values(x, most, my.memory, a.job.rotate, [&] {
+    for (int number = 0; number < WARP_VALUES / SPAN; number++) {
+      int span = tile.span(my.warp, number);
+      gather<1>(my.memory + place(number * SPAN),
+                line_of(a.job.plain, 0, min(col + tile.column(span), a.job.plain.cols - 1), row + tile.row(span)),
+                SPAN);
+    }
+  });
+  __syncwarp();
 }
 
-/* The largest of the lanes that have values of a column, in each chunk, as bits. */
-__device__ __forceinline__ void max_of_columns(uint32_t (&most)[CHUNKS], const Tile &tile) {
-#pragma unroll
-  for (int c = 0; c < CHUNKS; c++)
-    for (int lane = 1; lane < (tile.rows() > SPAN ? 32 : CHUNK); lane *= 2)
-      most[c] = max(most[c], __shfl_xor_sync(0xffffffffu, most[c], lane));
-  if (tile.rows() == WARP_VALUES) most[0] = most[1] = max(most[0], most[1]);
+/* Calls f(element, value) for what the warps left of a tile in their memories: SPAN / N rows of each span, `pitch`
+ * elements of type T after those of the one before. The element is of dst, where (row, col) is the tile's first. */
+template <class T, int N, class F>
+__device__ __forceinline__ void store_tile(int pitch, int64_t row, int64_t col, const int4mm_matrix &dst,
+                                           const Member &my, const Tile &tile, F f) {
+  const int span = threadIdx.x % SPANS;
+  const T *from = (const T *)(my.memories + tile.warp(span) * WARP_FLOATS) + tile.number(span) * pitch;
+  __syncthreads();
+  row += tile.row(span) / N + my.warp, col += tile.column(span);
+  if (col >= dst.cols) return;
+  const int left = (int)min(dst.rows - row, (int64_t)SPAN);
+  int64_t element = row * dst.stride + col;
+#pragma unroll 4
+  for (int r = 0; r < SPAN / N; r += COLUMN_WARPS, element += COLUMN_WARPS * dst.stride)
+    if (r < left) f(element, from[my.warp + r]);
 }
 
 /* Stores the rotated values of a tile. */
-__device__ __forceinline__ void store_rotated(float *shared, const Values &x, const Arguments &a, int64_t row,
-                                              int64_t col, const Tile &tile) {
-  const int pitch = tile.rows() + 1;
+__device__ __forceinline__ void store_rotated(const Values &x, const Arguments &a, int64_t row, int64_t col,
+                                              const Member &my, const Tile &tile) {
+  constexpr int PITCH = SPAN + 1;
   const bool strided = a.job.rotate > CHUNK;
-  float *memory = shared + threadIdx.x / 32 * WARP_FLOATS;
 #pragma unroll
   for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
     for (int i = 0; i < CHUNK; i++) {
       int at = first_value(c, strided) + i * (strided ? CHUNK : 1);
-      memory[(at >> tile.log2_rows) * pitch + (at & (tile.rows() - 1))] = __fmul_rn(x[c][i], a.factor);
+      my.memory[at / SPAN * PITCH + at % SPAN] = __fmul_rn(x[c][i], a.factor);
     }
-  store_tile<float>(shared, row, col, tile, tile.rows(), pitch, a.rotated, [&](int64_t at, float v) {
+  store_tile<float, 1>(PITCH, row, col, a.rotated, my, tile, [&](int64_t at, float v) {
     int4mm_for_out_dtype(a.rotated.dtype, [&](auto dtype) {
       constexpr int DTYPE = decltype(dtype)::value;
       static_cast<typename int4mm_out_word<DTYPE>::type *>(a.rotated.data)[at] = int4mm_round<DTYPE>(v);
@@ -229,76 +313,324 @@ __device__ __forceinline__ void store_rotated(float *shared, const Values &x, co
   });
 }
 
-/* Stores the words, or bytes, of a tile. */
+/* Quantises a tile and stores the words, or bytes. */
 template <bool INT8>
-__device__ __forceinline__ void store_words(float *shared, uint32_t (&words)[CHUNKS][WORDS<INT8>], const Arguments &a,
-                                            int64_t row, int64_t col, const Tile &tile) {
+__device__ __forceinline__ void store_words(Values &x, const float (&scales)[CHUNKS], const Arguments &a, int64_t row,
+                                            int64_t col, const Member &my, const Tile &tile) {
   typedef typename Element<INT8 ? INT4MM_INT8 : INT4MM_INT32>::type T;
-  constexpr int N = PER_WORD<INT8>;
+  constexpr int N = PER_WORD<INT8>, PITCH = SPAN / N + 1;
   const int4mm_matrix &packed = a.job.packed;
-  const int pitch = tile.rows() / N + 1; /* words */
-  uint32_t *memory = (uint32_t *)(shared + threadIdx.x / 32 * WARP_FLOATS);
-  for_words<INT8>(words, a.job.rotate > CHUNK, [&](uint32_t word, int at) {
-    memory[(at >> tile.log2_rows) * pitch + (at & (tile.rows() - 1)) / N] = word;
-  });
-  store_tile<T>(shared, INT8 ? row : row / 8, col, tile, INT8 ? tile.rows() : tile.rows() / 8, INT8 ? pitch * 4 : pitch,
-                packed, [&](int64_t at, T v) { static_cast<T *>(packed.data)[at] = v ^ (INT8 ? 0 : a.job.xor_mask); });
-}
-
-/* A CTA for a tile. Those that quantise or rotate go backwards. */
-template <int TASK>
-__global__ void __launch_bounds__(32 * COLUMN_WARPS, 32 / COLUMN_WARPS)
-    columns_kernel(const __grid_constant__ Arguments a) {
-  extern __shared__ __align__(16) float shared[];
-  ptx::griddepcontrol_wait();
-  ptx::griddepcontrol_launch_dependents();
-  constexpr bool INT8 = TASK == TO_INT8;
-  const int4mm_pack_job &job = a.job;
-  const int block = job.rotate, warp = threadIdx.x / 32;
-  const Tile tile(block);
-  const int64_t across = (job.plain.cols + tile.columns() - 1) >> tile.log2_columns;
-  const int64_t down = (job.plain.rows + tile.rows() - 1) >> tile.log2_rows;
-  int64_t item = a.first_item + blockIdx.x;
-  if (TASK != FIND_SCALES) item = across * down - 1 - item;
-  const int64_t row = item / across << tile.log2_rows, first_col = item % across << tile.log2_columns;
-  load_tile(shared, job.plain, row, first_col, tile, a.vector_load);
-  __syncthreads();
-  Values x;
-  float most[CHUNKS];
-  int64_t col[CHUNKS]; /* of each chunk's values in this lane */
+  uint32_t words[CHUNKS][WORDS<INT8>];
 #pragma unroll
   for (int c = 0; c < CHUNKS; c++)
-    col[c] = first_col + ((warp * WARP_VALUES + SPAN * CHUNKS * c + SPAN * (lane_id() / CHUNK)) >> tile.log2_rows);
-  float *memory = shared + warp * WARP_FLOATS;
-  fetch(x, memory, false);
-  rotate_values(x, most, memory, block, [&] {
-    for (int i = 0; i < tile.warp_columns(); i++) {
-      int64_t at = min(first_col + (warp << tile.log2_warp_columns) + i, job.plain.cols - 1);
-      gather<1>(memory + place(i << tile.log2_rows), line_of(job.plain, 0, at, row), tile.rows());
-    }
+    quantize_chunk<INT8>(words[c], x[c], Divisor(scales[c]), a.factor, a.job.clip_mse || a.job.clip < 1);
+  for_words<INT8>(words, a.job.rotate > CHUNK, [&](uint32_t word, int at) {
+    ((uint32_t *)my.memory)[at / SPAN * PITCH + at % SPAN / N] = word ^ (INT8 ? 0 : a.job.xor_mask);
   });
-  __syncwarp();
-  if constexpr (TASK == FIND_SCALES) {
-    uint32_t absmax[CHUNKS] = {magnitude(__fmul_rn(most[0], a.factor)), magnitude(__fmul_rn(most[1], a.factor))};
-    max_of_columns(absmax, tile);
+  store_tile<T, INT8 ? 1 : N>(INT8 ? PITCH * 4 : PITCH, INT8 ? row : row / 8, col, packed, my, tile,
+                              [&](int64_t at, T v) { static_cast<T *>(packed.data)[at] = v; });
+}
+
+/* The largest of the lanes that have values of a column, in each chunk, as bits. */
+__device__ __forceinline__ void max_of_columns(uint32_t (&most)[CHUNKS], const Tile &tile) {
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-      if (col[c] >= job.plain.cols) continue;
-      float scale = scale_of(absmax[c], job.clip, qmax_of(job));
-      if (lane_id() % CHUNK == 0) atomicMax((uint32_t *)job.scales + col[c], __float_as_uint(scale));
-      if (absmax[c] >= INFINITE && a.bad) report_bad(a, col[c], row);
-    }
-  } else if constexpr (TASK == ROTATE) {
-    store_rotated(shared, x, a, row, first_col, tile);
-  } else {
-    uint32_t words[CHUNKS][WORDS<INT8>];
+  for (int lane = 1; lane < CHUNK; lane *= 2)
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-      const Divisor by(col[c] < job.plain.cols ? job.scales[col[c]] : 0);
-      quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
+    for (int c = 0; c < CHUNKS; c++) most[c] = max(most[c], __shfl_xor_sync(0xffffffffu, most[c], lane));
+  if (tile.rows() == SPAN) return;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++) most[c] = max(most[c], __shfl_xor_sync(0xffffffffu, most[c], CHUNK));
+  if (tile.is_tall()) most[0] = most[1] = max(most[0], most[1]);
+}
+
+/* What the CTAs of a cluster, which has columns whole, tell each other of COLUMNS columns: by the CTA that tells. */
+template <int COLUMNS> struct Exchange {
+  uint64_t barrier;
+  uint32_t maxima[MAX_CLUSTER][COLUMNS];
+
+  /* At the start of the kernel, by all threads. */
+  __device__ __forceinline__ void begin() {
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x == 1) return;
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_init(ptx::smem_address(&barrier), 1);
+      ptx::fence_mbarrier_init();
+      ptx::mbarrier_arrive_expect_tx(ptx::smem_address(&barrier), gridDim.x * sizeof maxima[0]);
     }
-    store_words<INT8>(shared, words, a, row, first_col, tile);
+    __syncwarp();
+    ptx::cluster_arrive();
+#endif
   }
+  /* Before the first tell, by all threads. */
+  __device__ __forceinline__ void wait_for_others() {
+    if (gridDim.x > 1) ptx::cluster_wait();
+  }
+  /* Tells a CTA, one value for each column in all. */
+  __device__ __forceinline__ void tell(int cta, int column, uint32_t most) {
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1)
+      return ptx::st_async_u32(ptx::mapa(ptx::smem_address(&maxima[blockIdx.x][column]), cta),
+                               ptx::mapa(ptx::smem_address(&barrier), cta), most);
+#endif
+    maxima[0][column] = most;
+  }
+  /* Until all have told. */
+  __device__ __forceinline__ void wait() {
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) return ptx::mbarrier_wait(ptx::smem_address(&barrier), 0);
+#endif
+    __syncthreads();
+  }
+};
+
+/* The same as max_of_columns, of the cluster. Lane i of either half of a warp tells CTA i, and reads what it told. */
+__device__ __forceinline__ void max_of_cluster(uint32_t (&most)[CHUNKS], Exchange<SPANS> &exchange, const Member &my,
+                                               const Tile &tile) {
+  const int i = lane_id() % CHUNK;
+  exchange.wait_for_others();
+  if (i < gridDim.x) {
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) exchange.tell(i, my.span[c], most[c]);
+  }
+  __syncwarp();
+  exchange.wait();
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++)
+    if (i < gridDim.x) most[c] = exchange.maxima[i][my.span[c]];
+  max_of_columns(most, tile);
+}
+
+/* Adds the largest magnitudes of a tile's chunks to those of all tiles, and reports what is not finite. */
+__device__ __forceinline__ void add_to_largest(float (&all)[CHUNKS], const float (&most)[CHUNKS], const Arguments &a,
+                                               int64_t row, int64_t first_col, const Member &my, const Tile &tile) {
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++) all[c] = max_magnitude(all[c], most[c]);
+  if (!a.bad || !__any_sync(0xffffffffu, magnitude(max_magnitude(most[0], most[1])) >= INFINITE)) return;
+  for (int c = 0; c < CHUNKS; c++) {
+    int64_t col = first_col + tile.column(my.span[c]);
+    if (col < a.job.plain.cols) report_bad(a, col, row);
+  }
+}
+
+/* Makes and stores the scales: of whole columns, which a cluster has, or for FIND_SCALES of a part, where larger. */
+template <int TASK>
+__device__ __forceinline__ void make_scales(float (&scales)[CHUNKS], const float (&all)[CHUNKS],
+                                            Exchange<SPANS> &exchange, const Arguments &a, int64_t first_col,
+                                            const Member &my, const Tile &tile) {
+  uint32_t absmax[CHUNKS] = {magnitude(__fmul_rn(all[0], a.factor)), magnitude(__fmul_rn(all[1], a.factor))};
+  max_of_columns(absmax, tile);
+  if (TASK != FIND_SCALES) max_of_cluster(absmax, exchange, my, tile);
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++) {
+    const int64_t col = first_col + tile.column(my.span[c]);
+    scales[c] = scale_of(absmax[c], a.job.clip, qmax_of(a.job));
+    if (col >= a.job.plain.cols || lane_id() % CHUNK > 0) continue;
+    if (TASK == FIND_SCALES)
+      atomicMax((uint32_t *)a.job.scales + col, __float_as_uint(scales[c]));
+    else if (blockIdx.x == 0)
+      a.job.scales[col] = scales[c];
+  }
+}
+
+/* CTA (x, y) has part x of the rows of columns y, `share` tiles. FIND_SCALES leaves in scales the largest of what the
+ * parts find, as scale_of never falls. Where the scales are not given, a task that stores finds them itself, in a
+ * cluster that has the columns whole: it goes down the tiles and back, for the last tile is still in registers then,
+ * and others are in L2. Where they are given it starts with the columns that were read last. */
+template <int TASK>
+__global__ void __launch_bounds__(COLUMN_THREADS, 4) columns_kernel(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(16) float shared[];
+  __shared__ Exchange<SPANS> exchange;
+  constexpr bool STORES = TASK != FIND_SCALES;
+  const Tile tile(a.job.rotate);
+  const Member my(shared, tile);
+  const bool finds = TASK == FIND_SCALES || (TASK != ROTATE && !a.scales_given);
+  const int y = a.scales_given ? gridDim.y - 1 - blockIdx.y : blockIdx.y;
+  const int64_t col = (a.first_item + y) << tile.log2_columns;
+  if (STORES && finds) exchange.begin();
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  Values x;
+  float most[CHUNKS], all[CHUNKS] = {}, scales[CHUNKS] = {};
+  if (TASK != ROTATE && !finds)
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+      if (col + tile.column(my.span[c]) < a.job.plain.cols) scales[c] = a.job.scales[col + tile.column(my.span[c])];
+  const int turns = finds && STORES ? 2 * a.share : a.share;
+#pragma unroll 1
+  for (int turn = 0; turn < turns; turn++) {
+    const bool back = turn >= a.share;
+    const int64_t at = (int64_t)blockIdx.x * a.share + (back ? turns - 1 - turn : turn), row = at << tile.log2_rows;
+    if (turn != a.share) {
+      if (turn) __syncthreads(); /* all are done with the memories */
+      make_tile(x, most, a, row, col, my, tile);
+    }
+    if (finds && !back) {
+      add_to_largest(all, most, a, row, col, my, tile);
+      if (turn == a.share - 1) make_scales<TASK>(scales, all, exchange, a, col, my, tile);
+    }
+    if constexpr (TASK == ROTATE)
+      store_rotated(x, a, row, col, my, tile);
+    else if constexpr (STORES)
+      if (!finds || back) store_words<TASK == TO_INT8>(x, scales, a, row, col, my, tile);
+  }
+}
+
+/* ---- columns that are not rotated ---- */
+
+constexpr int PAIR_WARPS = 16, PAIR_COLUMNS = 64; /* a lane has two columns */
+constexpr int PAIR_WORDS = 32; /* of a thread in shared memory: rows of its columns, as they are in the source */
+constexpr int PAIR_BYTES = 32 * PAIR_WARPS * PAIR_WORDS * (int)sizeof(uint32_t);
+
+/* The rows that a thread has. Only it reads and writes them. */
+template <class T> struct Pairs {
+  static constexpr int WORDS = sizeof(T) / 2, ROWS = PAIR_WORDS / WORDS; /* words of a row */
+  uint32_t *words;
+
+  __device__ __forceinline__ uint32_t *row(int i) const { return words + i * WORDS * 32 * PAIR_WARPS; }
+
+  /* Loads ROWS rows, from `first` on, of columns col and the next; zeros outside the matrix. `vector`: where one is
+   * there, so is the next, and they are aligned. */
+  __device__ __forceinline__ void load(const int4mm_matrix &src, int64_t first, int64_t col, bool vector) const {
+    const int rows = col < src.cols ? (int)min(src.rows - first, (int64_t)ROWS) : 0;
+    const bool two = col + 1 < src.cols;
+    const T *from = static_cast<const T *>(src.data) + first * src.stride + col;
+#pragma unroll 16
+    for (int i = 0; i < ROWS; i++, from += src.stride) {
+      if (WORDS == 2 || vector) {
+#pragma unroll
+        for (int w = 0; w < WORDS; w++)
+          copy_piece(row(i) + w * 32 * PAIR_WARPS, (const uint32_t *)from + w, i < rows && (w == 0 || two));
+      } else {
+        T pair[2] = {};
+        if (i < rows) pair[0] = from[0];
+        if (i < rows && two) pair[1] = from[1];
+        memcpy(row(i), pair, 4);
+      }
+    }
+    wait_for_copies();
+  }
+  /* Eight rows of both columns. */
+  __device__ __forceinline__ void fetch(float (&x)[2][8], int first) const {
+    uint32_t raw[8][WORDS];
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+#pragma unroll
+      for (int w = 0; w < WORDS; w++) raw[i][w] = row(first + i)[w * 32 * PAIR_WARPS];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      float two[2];
+      to_floats<T>(two, raw[i]);
+      x[0][i] = two[0], x[1][i] = two[1];
+    }
+  }
+};
+
+/* What a CTA knows of its columns. */
+struct PairColumns {
+  Exchange<PAIR_COLUMNS> exchange;
+  uint32_t maxima[PAIR_COLUMNS];
+  float scales[PAIR_COLUMNS];
+};
+
+/* Makes the scales of the CTA's columns, from `first_col` on, from the maxima of the CTAs of its cluster. */
+__device__ __forceinline__ void share_scales(PairColumns &columns, const Arguments &a, int64_t first_col) {
+  const int column = threadIdx.x % PAIR_COLUMNS, cta = threadIdx.x / PAIR_COLUMNS;
+  __syncthreads();
+  columns.exchange.wait_for_others();
+  if (cta < gridDim.x) columns.exchange.tell(cta, column, columns.maxima[column]);
+  __syncwarp();
+  columns.exchange.wait();
+  if (cta == 0) {
+    uint32_t absmax = 0;
+    for (int i = 0; i < gridDim.x; i++) absmax = max(absmax, columns.exchange.maxima[i][column]);
+    float scale = columns.scales[column] = scale_of(absmax, a.job.clip, qmax_of(a.job));
+    if (blockIdx.x == 0 && first_col + column < a.job.plain.cols) a.job.scales[first_col + column] = scale;
+  }
+  __syncthreads();
+}
+
+/* Quantises eight rows of two columns and stores the words, or bytes. */
+template <bool INT8>
+__device__ __forceinline__ void store_eight(float (&x)[2][8], const Divisor (&by)[2], const Arguments &a, int64_t row,
+                                            int64_t col) {
+  typedef std::conditional_t<INT8, uint8_t, uint32_t> Out;
+  constexpr int ROWS = INT8 ? 8 : 1;
+  const int4mm_matrix &packed = a.job.packed;
+  uint32_t words[2][8 / PER_WORD<INT8>];
+#pragma unroll
+  for (int c = 0; c < 2; c++) quantize_chunk<INT8>(words[c], x[c], by[c], 1, a.job.clip < 1);
+  if (!INT8) row /= 8;
+  Out *to = static_cast<Out *>(packed.data) + row * packed.stride + col;
+  const int rows = col < packed.cols ? (int)min(packed.rows - row, (int64_t)ROWS) : 0;
+#pragma unroll
+  for (int i = 0; i < ROWS; i++, to += packed.stride) {
+    uint32_t two[2];
+#pragma unroll
+    for (int c = 0; c < 2; c++) two[c] = INT8 ? words[c][i / 4] >> i % 4 * 8 : words[c][0] ^ a.job.xor_mask;
+    if (i >= rows) continue;
+    if (a.vector_store && INT8)
+      *(uint16_t *)to = (uint16_t)__byte_perm(two[0], two[1], 0x0040);
+    else if (a.vector_store)
+      *(uint2 *)to = make_uint2(two[0], two[1]);
+    else
+      for (int c = 0; c < 2 && col + c < packed.cols; c++) to[c] = (Out)two[c];
+  }
+}
+
+/* CTA (x, y) has part x of the rows of columns y, `share` times as many as its threads hold; the cluster has the
+ * columns whole. They go down the rows for the largest magnitude, and back for the words: the last are still there. */
+template <bool INT8, class T>
+__device__ __forceinline__ void quantize_pairs(const Arguments &a, uint32_t *shared, PairColumns &columns) {
+  const int4mm_pack_job &job = a.job;
+  const Pairs<T> pairs = {shared + threadIdx.x};
+  const int64_t first_col = (a.first_item + blockIdx.y) * PAIR_COLUMNS, col = first_col + 2 * lane_id();
+  auto row_of = [&](int turn) {
+    return (((int64_t)blockIdx.x * a.share + turn) * PAIR_WARPS + threadIdx.x / 32) * Pairs<T>::ROWS;
+  };
+  float most[2] = {}, x[2][8];
+#pragma unroll 1
+  for (int turn = 0; turn < a.share; turn++) {
+    pairs.load(job.plain, row_of(turn), col, a.vector_load);
+#pragma unroll
+    for (int first = 0; first < Pairs<T>::ROWS; first += 8) {
+      pairs.fetch(x, first);
+#pragma unroll
+      for (int i = 0; i < 8; i++) most[0] = max_magnitude(most[0], x[0][i]), most[1] = max_magnitude(most[1], x[1][i]);
+    }
+    if (a.bad && magnitude(max_magnitude(most[0], most[1])) >= INFINITE)
+      for (int c = 0; c < 2 && col + c < job.plain.cols; c++) {
+        const Line line = line_of(job.plain, 0, col + c, row_of(turn));
+        for (int i = 0; i < min(line.count, Pairs<T>::ROWS); i++)
+          if (magnitude(line[i]) >= INFINITE) report(job, row_of(turn) + i, col + c, a.bad);
+      }
+  }
+#pragma unroll
+  for (int c = 0; c < 2; c++) atomicMax(&columns.maxima[2 * lane_id() + c], magnitude(most[c]));
+  share_scales(columns, a, first_col);
+  const Divisor by[2] = {Divisor(columns.scales[2 * lane_id()]), Divisor(columns.scales[2 * lane_id() + 1])};
+#pragma unroll 1
+  for (int turn = a.share - 1; turn >= 0; turn--) {
+    if (turn < a.share - 1) pairs.load(job.plain, row_of(turn), col, a.vector_load);
+#pragma unroll 1
+    for (int first = 0; first < Pairs<T>::ROWS; first += 8) {
+      pairs.fetch(x, first);
+      store_eight<INT8>(x, by, a, row_of(turn) + first, col);
+    }
+  }
+}
+
+template <bool INT8>
+__global__ void __launch_bounds__(32 * PAIR_WARPS, 2) pairs_kernel(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(16) float shared[];
+  __shared__ PairColumns columns;
+  columns.exchange.begin();
+  if (threadIdx.x < PAIR_COLUMNS) columns.maxima[threadIdx.x] = 0;
+  __syncthreads();
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  int4mm_for_out_dtype(a.job.plain.dtype, [&](auto dtype) {
+    quantize_pairs<INT8, typename Element<decltype(dtype)::value>::type>(a, (uint32_t *)shared, columns);
+  });
 }
 
 /* ---- the clip of least squared error ---- */
@@ -451,21 +783,12 @@ int64_t ceil_div(int64_t x, int64_t y) {
 }
 
 template <auto KERNEL, class... A>
-cudaError_t launch(int64_t blocks, int warps, int memories, cudaStream_t stream, const A &...arguments) {
+cudaError_t launch(dim3 grid, int warps, int bytes, int cluster, cudaStream_t stream, const A &...arguments) {
   int device;
   cudaError_t error = cudaGetDevice(&device);
-  return error != cudaSuccess ? error
-                              : int4mm_launch<KERNEL>(device, int4mm_blocks(blocks, 1), 32 * warps,
-                                                      (size_t)memories * WARP_BYTES, 1, stream, arguments...);
-}
-
-/* A CTA per item, in as many grids as it takes. */
-template <auto KERNEL>
-cudaError_t launch_items(Arguments a, int64_t items, int warps, int memories, cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  for (a.first_item = 0; a.first_item < items && error == cudaSuccess; a.first_item += INT32_MAX)
-    error = launch<KERNEL>(items - a.first_item, warps, memories, stream, a);
-  return error;
+  return error != cudaSuccess
+             ? error
+             : int4mm_launch<KERNEL>(device, grid, 32 * warps, (size_t)bytes, cluster, stream, arguments...);
 }
 
 /* Whether the warps of rows use their memories. */
@@ -474,73 +797,136 @@ bool uses_memory(const Arguments &a) {
 }
 
 /* The warps of a CTA that has a row, or a piece of one where it cannot hold all. */
-cudaError_t divide_rows(Arguments *a) {
-  int device, bytes, most = MAX_WARPS;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error != cudaSuccess) return error;
-  if (uses_memory(*a) && (bytes - 1024) / WARP_BYTES < most) most = (bytes - 1024) / WARP_BYTES;
+void divide_rows(Arguments *a, int most, int shared_bytes) {
+  if (uses_memory(*a) && (shared_bytes - 1024) / WARP_BYTES < most) most = (shared_bytes - 1024) / WARP_BYTES;
   constexpr int FEW_ROWS = 512, FEW_VALUES = WARP_VALUES / 2; /* more rows keep an SM busy with longer ones */
   const int64_t few_warps = ceil_div(a->job.plain.cols, FEW_VALUES);
-  a->few_rows = a->job.plain.rows <= FEW_ROWS && a->job.rotate <= FEW_VALUES && few_warps <= most;
+  a->few_rows = a->job.packed.data && a->job.plain.rows <= FEW_ROWS && a->job.rotate <= FEW_VALUES && few_warps <= most;
   const int64_t warps = !a->job.plain.cols ? 1 : a->few_rows ? few_warps : ceil_div(a->job.plain.cols, WARP_VALUES);
   a->row_warps = warps <= most ? (int)warps : 8;
   a->pieces = (int)ceil_div(warps, a->row_warps);
-  return cudaSuccess;
+}
+
+/* A kernel for columns: `down` CTAs for the rows of each `across`. */
+template <auto KERNEL>
+cudaError_t launch_columns(Arguments a, int64_t down, int64_t across, int warps, int bytes, bool cluster,
+                           cudaStream_t stream) {
+  const int64_t most = 65535;
+  cudaError_t error = cudaSuccess;
+  for (a.first_item = 0; down && a.first_item < across && error == cudaSuccess; a.first_item += most)
+    error = launch<KERNEL>(dim3((unsigned)down, (unsigned)min(across - a.first_item, most)), warps, bytes,
+                           cluster ? (int)down : 1, stream, a);
+  return error;
+}
+
+template <int TASK> cudaError_t launch_tiles(const Arguments &a, cudaStream_t stream) {
+  const Tile tile(a.job.rotate);
+  const bool whole = TASK != FIND_SCALES && TASK != ROTATE && !a.scales_given; /* columns, in clusters */
+  return launch_columns<columns_kernel<TASK>>(a, ceil_div(a.job.plain.rows, (int64_t)a.share * tile.rows()),
+                                              ceil_div(a.job.plain.cols, tile.columns()), COLUMN_WARPS,
+                                              COLUMN_WARPS * WARP_BYTES, whole, stream);
+}
+
+template <auto KERNEL> cudaError_t launch_rows(Arguments a, cudaStream_t stream) {
+  const int64_t items = a.job.plain.rows * a.pieces;
+  cudaError_t error = cudaSuccess;
+  for (a.first_item = 0; a.first_item < items && error == cudaSuccess; a.first_item += INT32_MAX)
+    error = launch<KERNEL>(int4mm_blocks(items - a.first_item, 1), a.row_warps,
+                           uses_memory(a) ? a.row_warps * WARP_BYTES : 0, 1, stream, a);
+  return error;
 }
 
 template <int TASK> cudaError_t launch_task(const Arguments &a, cudaStream_t stream) {
-  const int4mm_matrix &m = a.job.plain;
-  if (a.job.dim) {
-    const int memories = uses_memory(a) ? a.row_warps : 0;
-    if constexpr (TASK == TO_INT4 || TASK == TO_INT8)
-      if (a.few_rows) return launch_items<rows_kernel<TASK, 1>>(a, m.rows * a.pieces, a.row_warps, memories, stream);
-    return launch_items<rows_kernel<TASK, 2>>(a, m.rows * a.pieces, a.row_warps, memories, stream);
-  }
+  if (!a.job.dim) return launch_tiles<TASK>(a, stream);
+  if constexpr (TASK == TO_INT4 || TASK == TO_INT8)
+    if (a.few_rows) return launch_rows<rows_kernel<TASK, 1>>(a, stream);
+  return launch_rows<rows_kernel<TASK, 2>>(a, stream);
+}
+
+cudaError_t launch_words(const Arguments &a, cudaStream_t stream) {
+  return a.job.packed.dtype == INT4MM_INT8 ? launch_task<TO_INT8>(a, stream) : launch_task<TO_INT4>(a, stream);
+}
+
+cudaError_t find_scales(const Arguments &a, int64_t lines, cudaStream_t stream) {
+  cudaError_t error = cudaMemsetAsync(a.job.scales, 0, (size_t)lines * sizeof(float), stream);
+  return error == cudaSuccess ? launch_task<FIND_SCALES>(a, stream) : error;
+}
+
+/* Scales and words of columns at once, in clusters that have the columns whole. cudaErrorNotSupported where there are
+ * no clusters, and where they would be few and have long to go. */
+cudaError_t quantize_whole_columns(Arguments a, cudaStream_t stream) {
+  int device, sms, bytes;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
   const Tile tile(a.job.rotate);
-  int64_t tiles = ceil_div(m.rows, tile.rows()) * ceil_div(m.cols, tile.columns());
-  return launch_items<columns_kernel<TASK>>(a, tiles, COLUMN_WARPS, COLUMN_WARPS, stream);
+  const bool pairs = a.job.rotate == 0, int8 = a.job.packed.dtype == INT4MM_INT8;
+  const int rows = pairs ? PAIR_WARPS * PAIR_WORDS * 2 / (int)element_bytes(a.job.plain) : tile.rows();
+  const int64_t tiles = ceil_div(a.job.plain.rows, rows), share = ceil_div(tiles, MAX_CLUSTER);
+  const int64_t across = ceil_div(a.job.plain.cols, pairs ? PAIR_COLUMNS : tile.columns());
+  if (!tiles || (pairs && PAIR_BYTES + (int)sizeof(PairColumns) > bytes)) return cudaErrorNotSupported;
+  a.share = (int)share;
+  const int64_t down = ceil_div(tiles, share);
+  if (share > 1 && down * across < sms) return cudaErrorNotSupported;
+  if (!pairs) return launch_words(a, stream);
+  return int8 ? launch_columns<pairs_kernel<true>>(a, down, across, PAIR_WARPS, PAIR_BYTES, true, stream)
+              : launch_columns<pairs_kernel<false>>(a, down, across, PAIR_WARPS, PAIR_BYTES, true, stream);
+}
+
+/* How the work is divided among CTAs, by what a CTA may have of shared memory. */
+cudaError_t divide(Arguments *a, int most_row_warps) {
+  int device, bytes;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  if (a->job.dim) divide_rows(a, most_row_warps, bytes);
+  const int element = (int)element_bytes(a->job.plain);
+  auto is_whole = [&](int size) { return is_whole_vectors(a->job.plain, size / element, size); };
+  a->copied = is_whole(16) ? 16 : is_whole(4) ? 4 : element;
+  a->share = 1;
+  return cudaSuccess;
 }
 
 } // namespace
 
 cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream) {
   const int64_t lines = job->dim ? job->plain.rows : job->plain.cols;
-  const int vector = job->dim ? CHUNK : EIGHT;
-  Arguments a = {*job, {}, bad, int4mm_rotation_factor(job->rotate), 0, 1, 1, false, false, false, false};
-  a.vector_load = is_whole_vectors(job->plain, vector, vector * element_bytes(job->plain));
-  a.vector_store = is_whole_vectors(job->packed, 4, 4 * element_bytes(job->packed));
+  Arguments a = {};
+  a.job = *job, a.bad = bad, a.factor = int4mm_rotation_factor(job->rotate);
+  const int loaded = job->dim ? CHUNK : 2, stored = job->dim ? 4 : 2;
+  a.vector_load = is_whole_vectors(job->plain, loaded, loaded * element_bytes(job->plain));
+  a.vector_store = is_whole_vectors(job->packed, stored, stored * element_bytes(job->packed));
   if (!lines) return cudaSuccess;
-  cudaError_t error = job->dim ? divide_rows(&a) : cudaSuccess;
+  cudaError_t error = divide(&a, MAX_WARPS);
   if (error != cudaSuccess) return error;
   if (job->clip_mse) {
-    error = launch<find_clips>(lines, SEARCH_WARPS, HELD_WARPS, stream, a);
+    error = launch<find_clips>(int4mm_blocks(lines, 1), SEARCH_WARPS, HELD_WARPS * WARP_BYTES, 1, stream, a);
     a.scales_given = true;
   } else if (!job->dim || a.pieces > 1) {
-    error = cudaMemsetAsync(job->scales, 0, (size_t)lines * sizeof(float), stream);
-    if (error == cudaSuccess) error = launch_task<FIND_SCALES>(a, stream);
+    error = job->dim ? cudaErrorNotSupported : quantize_whole_columns(a, stream);
+    if (error != cudaErrorNotSupported) return error;
+    error = find_scales(a, lines, stream);
     a.scales_given = true;
   }
-  if (error != cudaSuccess) return error;
-  return job->packed.dtype == INT4MM_INT8 ? launch_task<TO_INT8>(a, stream) : launch_task<TO_INT4>(a, stream);
+  return error == cudaSuccess ? launch_words(a, stream) : error;
 }
 
 cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream) {
-  const int vector = job->dim ? CHUNK : EIGHT;
-  Arguments a = {{}, job->dst, nullptr, int4mm_rotation_factor(job->block), 0, 1, 1, false, false, false, false};
+  Arguments a = {};
+  a.rotated = job->dst, a.factor = int4mm_rotation_factor(job->block);
   a.job.plain = job->src, a.job.rotate = job->block, a.job.dim = job->dim;
-  a.vector_load = is_whole_vectors(job->src, vector, vector * element_bytes(job->src));
-  const int64_t warps = ceil_div(job->src.cols, WARP_VALUES);
-  if (!warps) return cudaSuccess;
-  a.row_warps = warps < 8 ? (int)warps : 8;
-  a.pieces = (int)ceil_div(warps, a.row_warps);
-  return launch_task<ROTATE>(a, stream);
+  a.vector_load = is_whole_vectors(job->src, CHUNK, CHUNK * element_bytes(job->src));
+  if (!job->src.cols) return cudaSuccess;
+  cudaError_t error = divide(&a, 8);
+  return error == cudaSuccess ? launch_task<ROTATE>(a, stream) : error;
 }
 
 template <bool INT8, int GROUP> cudaError_t launch_dequantize(const int4mm_pack_job &job, cudaStream_t stream) {
   int64_t items = job.packed.rows * (job.plain.cols / GROUP);
-  return items ? launch<dequantize_kernel<INT8, GROUP>>(ceil_div(items, kThreads), kThreads / 32, 0, stream, job)
-               : cudaSuccess;
+  return items
+             ? launch<dequantize_kernel<INT8, GROUP>>(int4mm_blocks(items, kThreads), kThreads / 32, 0, 1, stream, job)
+             : cudaSuccess;
 }
 
 cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t stream) {

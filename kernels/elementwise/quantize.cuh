@@ -50,8 +50,7 @@ template <int UNROLL> __device__ __forceinline__ void gather(float *memory, cons
 }
 
 /* COUNT values as they lie in memory, as floats. */
-template <class T, int COUNT> __device__ __forceinline__ void to_floats(float (&x)[COUNT], const uint4 *raw) {
-  const uint32_t *words = (const uint32_t *)raw;
+template <class T, int COUNT> __device__ __forceinline__ void to_floats(float (&x)[COUNT], const uint32_t *words) {
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
     if constexpr (sizeof(T) == 4)
@@ -77,7 +76,7 @@ template <int C> __device__ __forceinline__ void load_vectors(float (&x)[C][CHUN
         if (at < row.count) raw[c][v] = __ldg((const uint4 *)((const T *)row.data + at) + v);
     }
 #pragma unroll
-    for (int c = 0; c < C; c++) to_floats<T>(x[c], raw[c]);
+    for (int c = 0; c < C; c++) to_floats<T>(x[c], (const uint32_t *)raw[c]);
   });
 }
 
@@ -208,22 +207,22 @@ __device__ __forceinline__ uint32_t third_bytes(uint32_t w, uint32_t x, uint32_t
  * reciprocal, its product with factor, x * factor and the quotient, together less than 4 * 2^-24 of the quotient.
  * Of 7.5 that is less than the half unit of the last place within which a fraction becomes 0; of 127.5, less than one
  * and a half, wherefore a unit is added and the fraction compared with two. What is too near is divided. */
-template <bool INT8>
-__device__ __forceinline__ void round_chunk(uint32_t (&u)[CHUNK], const float (&x)[CHUNK], const Divisor &by,
+template <bool INT8, int COUNT>
+__device__ __forceinline__ void round_chunk(uint32_t (&u)[COUNT], const float (&x)[COUNT], const Divisor &by,
                                             float factor) {
   constexpr int FEW = 4; /* values that are divided together */
   const float multiplier = __fmul_rn(factor, by.reciprocal);
   auto is_near = [](uint32_t fraction) { return (fraction & 0xffffu) <= (INT8 ? 4 : 0); };
   uint32_t least = 0xffff;
 #pragma unroll
-  for (int i = 0; i < CHUNK; i++) {
+  for (int i = 0; i < COUNT; i++) {
     u[i] = __float_as_uint(__fmaf_rn(x[i], multiplier, INT8 ? 384.5f + 0x1p-15f : 192.5f));
     if (INT8) u[i] <<= 1;
     if (i % 2) least = min_low_halves(least, u[i - 1], u[i]);
   }
   if (!is_near(least)) return;
 #pragma unroll
-  for (int i = 0; i < CHUNK; i += FEW)
+  for (int i = 0; i < COUNT; i += FEW)
     if (is_near(min_low_halves(min_low_halves(u[i], u[i + 1], u[i + 2]), u[i + 3], u[i + 3]))) {
 #pragma unroll
       for (int k = i; k < i + FEW; k++) {
@@ -234,23 +233,23 @@ __device__ __forceinline__ void round_chunk(uint32_t (&u)[CHUNK], const float (&
 }
 
 /* Two's complement words of a chunk, each of PER_WORD neighbours in x. `saturates`: quotients may be beyond qmax. */
-template <bool INT8>
-__device__ __forceinline__ void quantize_chunk(uint32_t (&words)[WORDS<INT8>], float (&x)[CHUNK], const Divisor &by,
-                                               float factor, bool saturates) {
+template <bool INT8, int COUNT>
+__device__ __forceinline__ void quantize_chunk(uint32_t (&words)[COUNT / PER_WORD<INT8>], float (&x)[COUNT],
+                                               const Divisor &by, float factor, bool saturates) {
   if (by.power != 1) {
 #pragma unroll
-    for (int i = 0; i < CHUNK; i++) x[i] = by.power == 0 ? 0 : __fmul_rn(__fmul_rn(x[i], factor), by.power);
+    for (int i = 0; i < COUNT; i++) x[i] = by.power == 0 ? 0 : __fmul_rn(__fmul_rn(x[i], factor), by.power);
     factor = 1, saturates = true;
   }
   if (saturates) {
     float limit = __fdiv_rn(QMAX<INT8>, __fmul_rn(factor, by.reciprocal));
 #pragma unroll
-    for (int i = 0; i < CHUNK; i++) x[i] = fminf(fmaxf(x[i], -limit), limit);
+    for (int i = 0; i < COUNT; i++) x[i] = fminf(fmaxf(x[i], -limit), limit);
   }
-  uint32_t u[CHUNK];
+  uint32_t u[COUNT];
   round_chunk<INT8>(u, x, by, factor);
 #pragma unroll
-  for (int i = 0; i < WORDS<INT8>; i++) {
+  for (int i = 0; i < COUNT / PER_WORD<INT8>; i++) {
     const uint32_t *v = u + i * PER_WORD<INT8>;
     if constexpr (INT8) {
       words[i] = third_bytes(v[0], v[1], v[2], v[3]) ^ 0x80808080u;

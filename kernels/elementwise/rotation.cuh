@@ -21,8 +21,8 @@ constexpr int CHUNK = 16, CHUNKS = 2, SPAN = 256, WARP_VALUES = 32 * CHUNKS * CH
 typedef float Values[CHUNKS][CHUNK];
 
 /* Floats of a warp's shared memory: 16 values in a row of 20, which keeps 128-bit accesses by lanes free of bank
- * conflicts, and 8 more, so that one place of neighbouring warps lies in different banks. */
-constexpr int WARP_FLOATS = WARP_VALUES / CHUNK * 20 + 8;
+ * conflicts, and 4 more, so that one place of neighbouring warps lies in different banks. */
+constexpr int WARP_FLOATS = WARP_VALUES / CHUNK * 20 + 4;
 
 __device__ __forceinline__ int place(int value) {
   return value / CHUNK * 20 + value % CHUNK;
