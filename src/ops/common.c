@@ -63,6 +63,13 @@ int32_t int4mm_check_out(const int4mm_tensor *out, int32_t out_dtype, int64_t ro
                      int4mm_dtype_name(out_dtype));
 }
 
+int32_t int4mm_check_apart_or_same(const char *name_out, const int4mm_tensor *out, const char *name,
+                                   const int4mm_tensor *t) {
+  bool same = out->data == t->data && out->dtype == t->dtype && out->rank == t->rank && out->shape[0] == t->shape[0] &&
+              out->shape[1] == t->shape[1] && (out->stride == t->stride || out->shape[0] <= 1);
+  return same ? INT4MM_OK : int4mm_check_apart(name_out, out, name, t);
+}
+
 int32_t int4mm_check_block(const char *name, int32_t block, const char *src_name, const int4mm_tensor *src,
                            int32_t dim) {
   if (block < 4 || block > 1024 || (block & (block - 1)))

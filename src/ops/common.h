@@ -20,6 +20,9 @@ int32_t int4mm_check_vector(const char *name, const int4mm_tensor *t, int64_t le
 int32_t int4mm_check_floats(const char *name, const int4mm_tensor *t, int64_t rows, int64_t cols);
 /* An output [rows, cols] of a float dtype; a released one is to be allocated as out_dtype. */
 int32_t int4mm_check_out(const int4mm_tensor *out, int32_t out_dtype, int64_t rows, int64_t cols);
+/* That `out`, which is to be written, is the operand `t` itself, element for element, or shares no element with it. */
+int32_t int4mm_check_apart_or_same(const char *name_out, const int4mm_tensor *out, const char *name,
+                                   const int4mm_tensor *t);
 /* The block of a rotation of src along dim, and a clip (int4mm_quantize_args). */
 int32_t int4mm_check_block(const char *name, int32_t block, const char *src_name, const int4mm_tensor *src,
                            int32_t dim);

@@ -37,13 +37,6 @@ static int32_t check_src_out(const int4mm_tensor *src, const int4mm_tensor *out)
   return status ? status : int4mm_check_same_device("out", out, "src", src);
 }
 
-/* out is the operand itself, or apart from it. */
-static int32_t check_apart_or_same(const int4mm_tensor *out, const char *name, const int4mm_tensor *t) {
-  bool same = out->data == t->data && out->dtype == t->dtype && is_same_shape(out, t) &&
-              (out->stride == t->stride || out->shape[0] <= 1);
-  return same ? INT4MM_OK : int4mm_check_apart("out", out, name, t);
-}
-
 static bool is_empty(const int4mm_tensor *t) {
   return !t->shape[0] || !t->shape[1];
 }
@@ -60,7 +53,7 @@ static int32_t check_other(const int4mm_map_args *a) {
         int4mm_fail(INT4MM_ERR_ARGUMENT, "other is %s but src is %s: expected the same shape, or [%lld] for each row",
                     int4mm_describe(a->other).s, int4mm_describe(a->src).s, (long long)columns(a->src));
   if (!status) status = int4mm_check_same_device("other", a->other, "src", a->src);
-  return status ? status : check_apart_or_same(a->out, "other", a->other);
+  return status ? status : int4mm_check_apart_or_same("out", a->out, "other", a->other);
 }
 
 static int32_t check_map(const int4mm_map_args *a) {
@@ -68,7 +61,7 @@ static int32_t check_map(const int4mm_map_args *a) {
   int32_t status =
       int4mm_check_range("op", a->op, INT4MM_RELU, INT4MM_MUL, "an int4mm_activation from 1 on or an int4mm_map_op");
   if (!status) status = check_src_out(a->src, a->out);
-  if (!status) status = check_apart_or_same(a->out, "src", a->src);
+  if (!status) status = int4mm_check_apart_or_same("out", a->out, "src", a->src);
   return status ? status : check_other(a);
 }
 
@@ -123,7 +116,7 @@ static int32_t check_rowwise(const int4mm_rowwise_args *a) {
   int32_t status = int4mm_check_range("op", a->op, INT4MM_SOFTMAX, INT4MM_ARGMAX, "an int4mm_rowwise_op");
   bool layer_norm = a->op == INT4MM_LAYER_NORM, norm = layer_norm || a->op == INT4MM_RMS_NORM;
   if (!status) status = a->op == INT4MM_ARGMAX ? check_argmax(a->src, a->out) : check_src_out(a->src, a->out);
-  if (!status && a->op != INT4MM_ARGMAX) status = check_apart_or_same(a->out, "src", a->src);
+  if (!status && a->op != INT4MM_ARGMAX) status = int4mm_check_apart_or_same("out", a->out, "src", a->src);
   if (!status) status = check_vector("weight", a->weight, a, norm);
   if (!status) status = check_vector("bias", a->bias, a, layer_norm);
   if (!status && norm && !(a->eps >= 0 && a->eps < INFINITY))

@@ -75,10 +75,6 @@ int32_t int4mm_quantize(const int4mm_quantize_args *args) {
 
 /* ---- rotate ---- */
 
-static bool is_same_memory(const int4mm_tensor *a, const int4mm_tensor *b) {
-  return a->data == b->data && a->dtype == b->dtype && (a->stride == b->stride || a->shape[0] <= 1);
-}
-
 int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_t dim, int32_t block, void *stream) {
   int32_t status = int4mm_check_matrix("src", src, int4mm_is_out_dtype, floats);
   if (!status) status = int4mm_check_matrix("dst", dst, int4mm_is_out_dtype, floats);
@@ -86,7 +82,7 @@ int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_
   if (!status) status = check_same_shape("dst", dst, "src", src);
   if (!status) status = int4mm_check_same_device("dst", dst, "src", src);
   if (!status) status = int4mm_check_block("block", block, "src", src, dim);
-  if (!status && !is_same_memory(dst, src)) status = int4mm_check_apart("dst", dst, "src", src);
+  if (!status) status = int4mm_check_apart_or_same("dst", dst, "src", src);
   if (status) return status;
   int4mm_rotate_job job = {int4mm_as_matrix(dst), int4mm_as_matrix(src), dim, block};
   if (src->device == INT4MM_CPU) {
