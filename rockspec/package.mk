@@ -97,8 +97,9 @@ rock: dist ## a source rock in $(BUILD), for `luarocks install FILE` (URL=where 
 	@$(call need,zip)
 	@case '$(URL)' in */$(DIST).tar.gz) ;; *) echo "URL is '$(URL)': the URL of $(DIST).tar.gz is expected" >&2; \
 	  exit 1 ;; esac
-	@sed -e 's,^version = .*,version = "$(VERSION)-1",' -e "s,^source = .*,source = { url = \"$(URL)\", md5 = \"$$( \
-	  md5sum < $(ARCHIVE) | cut -d ' ' -f 1)\" }," rockspec/int4mm-scm-1.rockspec > $(ROCK).rockspec
+	@md5=$$(md5sum < $(ARCHIVE) | cut -d ' ' -f 1); \
+	sed -e 's|^version = .*|version = "$(VERSION)-1"|' \
+	  -e "s|^source = .*|source = { url = \"$(URL)\", md5 = \"$$md5\" }|" rockspec/int4mm-scm-1.rockspec > $(ROCK).rockspec
 	@rm -f $(ROCK).src.rock
 	@zip -X -q -j $(ROCK).src.rock $(ROCK).rockspec $(ARCHIVE)
 	@echo "$(ROCK).rockspec"; echo "$(ROCK).src.rock"
