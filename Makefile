@@ -240,7 +240,7 @@ bench: ## time every backend at hand (ARGS="--help" for the options)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/bench/int4_matmul_benchmark.lua $(ARGS)
 
-peers-cpu: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1,2 --shape 1024,1024,1024")
+peers-cpu: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1,2 --shapes 1024x1024x1024")
 	@$(call need,cc headers openblas dnnl)
 	+@$(BUILD_IT) $(BUILD)/examples/bench/cpu_peers
 	@$(BUILD)/examples/bench/cpu_peers $(ARGS)
