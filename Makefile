@@ -266,8 +266,9 @@ format: ## clang-format over C and CUDA
 	@$(call need,clang-format)
 	clang-format -i $(FORMATTED)
 
-docs: ## LDoc pages of the Lua API into $(BUILD)/doc
+docs: ## the guide and the reference as pages in $(BUILD)/doc
 	@$(call need,luajit ldoc discount)
+	@rm -rf $(BUILD)/doc
 	@ldoc --quiet --fatalwarnings --config config.ld --dir $(BUILD)/doc . >/dev/null
 	@echo "$(BUILD)/doc/index.html"
 
