@@ -48,6 +48,7 @@ build = {
       ["int4mm.io.safetensors"] = "lua/int4mm/io/safetensors.lua",
       ["int4mm.lib"] = "lua/int4mm/lib.lua",
       ["int4mm.linear"] = "lua/int4mm/linear.lua",
+      ["int4mm.meta.types"] = "lua/int4mm/meta/types.lua",
       ["int4mm.ops"] = "lua/int4mm/ops.lua",
       ["int4mm.reduce"] = "lua/int4mm/reduce.lua",
       ["int4mm.reference"] = "lua/int4mm/reference.lua",

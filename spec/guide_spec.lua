@@ -55,7 +55,8 @@ for _, path in ipairs(pages) do
 
     it("names only files that there are", function()
       for name in text:gmatch "[`( ](examples/[%w_/]+%.%w+)" do assert(io.open(name), name):close() end
-      for name in text:gmatch "%]%(([%w-]+%.md)%.html%)" do assert(io.open("examples/guide/" .. name), name):close() end
+      local folder = path:match "^(.*/)" or ""
+      for name in text:gmatch "%]%(([%w/-]+%.md)%)" do assert(io.open(folder .. name), name):close() end
     end)
 
     it("names only environment variables that the C core reads", function()
