@@ -60,8 +60,7 @@ static int4mm_matmul_args arguments(operands *o, int4mm_tensor *out) {
                               .scale_b = &o->scale_b,
                               .out = out,
                               .out_dtype = INT4MM_FLOAT16,
-                              .backend = INT4MM_USE_CPU,
-                              .strassen = -1};
+                              .backend = INT4MM_USE_CPU};
 }
 
 static float at(const int4mm_tensor *t, int64_t i) {

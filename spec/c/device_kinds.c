@@ -122,7 +122,6 @@ static int32_t multiply(const kinds *p, int4mm_tensor *out, const char *kernel) 
                              .out_dtype = p->out_dtype,
                              .encoding_b = p->encoding_b,
                              .layout_b = p->nk,
-                             .strassen = -1,
                              .kernel = kernel};
   return int4mm_matmul(&args);
 }

@@ -32,8 +32,7 @@ static int4mm_matmul_args arguments(operands *o, int4mm_tensor *out, int32_t bac
                               .scale_b = &o->t[3],
                               .out = out,
                               .out_dtype = INT4MM_FLOAT16,
-                              .backend = backend,
-                              .strassen = -1};
+                              .backend = backend};
 }
 
 /* Random operands; sometimes all -8, and scales that are zero, subnormal, huge, infinite and NaN. */

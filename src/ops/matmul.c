@@ -14,7 +14,7 @@ static int32_t check_options(const int4mm_matmul_args *args) {
   if (!status) status = int4mm_check_encoding("encoding_b", args->encoding_b);
   if (!status) status = int4mm_check_range("layout_b", args->layout_b, 0, 1, "0 for [K/8, N] or 1 for [N, K/8]");
   if (!status) status = int4mm_check_range("backend", args->backend, 0, 2, "0 for auto, 1 for CPU or 2 for CUDA");
-  if (!status) status = int4mm_check_range("strassen", args->strassen, -1, 2, "-1 for the rule or 0 to 2 levels");
+  if (!status) status = int4mm_check_range("strassen", args->strassen, -1, 2, "0 for the rule, 1 or 2 levels, or -1 for none");
   if (!status && args->kernel && args->backend == INT4MM_USE_CPU)
     status = int4mm_fail(INT4MM_ERR_ARGUMENT, "kernel is \"%s\" but the backend is the CPU: it names a CUDA kernel",
                          args->kernel);
