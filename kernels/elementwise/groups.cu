@@ -9,6 +9,7 @@
 #include "common/epilogue.cuh"
 #include "core/group_quantize.h"
 #include "elementwise/elementwise.cuh"
+#include "elementwise/rotation.cuh"
 
 namespace {
 
