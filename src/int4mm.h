@@ -1,8 +1,10 @@
 /*
- * int4mm: exact int4 (W4A4) matrix multiplication on CPUs and CUDA GPUs.
+ * int4mm: matrix multiplication by int4 weights on CPUs and CUDA GPUs; exact with int4 and int8 activations.
  *
  *   out[m,n] = round( float(acc[m,n]) * scale_a[m] * scale_b[n] (+ bias[n]) )
  *   acc[m,n] = sum over k of a[m,k] * b[k,n], exact, in int32
+ *
+ * int4mm_matmul says what else there is: group scales, zero points, activations of floats.
  *
  * This header is the whole C ABI. The build turns its declarations into the LuaJIT cdef, so between the two
  * INT4MM_CDEF guards only what LuaJIT's C parser understands may stand: no bit tricks in macros, constants as enums.
@@ -320,15 +322,19 @@ INT4MM_API int32_t int4mm_unpack(int4mm_tensor *dst, const int4mm_tensor *packed
                                  void *stream) INT4MM_CHECK;
 /* How floats become int4 or int8. Zeroed but for the tensors: int4 along dim 0, absmax, unrotated, values unchecked. */
 typedef struct int4mm_quantize_args {
-  const int4mm_tensor *src;    /* [R, C] float32, float16 or bfloat16, finite */
-  int4mm_tensor *packed;       /* int32, packed along dim: int4; or int8 [R, C] */
-  const int4mm_tensor *scales; /* float32: [R] for dim 1, [C] for dim 0 */
-  int32_t dim;                 /* 1: a scale per row (activations [M, K]), 0: per column (weights [K, N]) */
-  int32_t encoding;            /* of int4 */
-  int32_t rotate;              /* rotate blocks of so many values along dim first (int4mm_rotate); 0: do not */
-  float clip;                  /* in (0, 1]: absmax is multiplied by it; 0 stands for 1 */
-  int32_t clip_mse;            /* instead of `clip`, the ratio of least squared error for each row or column */
-  int32_t check;               /* 0 skips the check for finite values on a GPU, where it waits for the result */
+  const int4mm_tensor *src;     /* [R, C] float32, float16 or bfloat16, finite */
+  int4mm_tensor *packed;        /* int32, packed along dim: int4; or int8 [R, C] */
+  const int4mm_tensor *scales;  /* float32: [R] for dim 1, [C] for dim 0; with `group` [R, G] or [G, C] */
+  const int4mm_tensor *zeros;   /* int8 of the shape of scales: asymmetric int4; NULL: symmetric */
+  const int4mm_tensor *factors; /* int8 [R, G] or [G, C]: integer group scales beside scales [R] or [C]; or NULL */
+  int64_t group;                /* values along dim to a group, a multiple of 32; G = ceil(extent / group); 0: one
+                                   group, whose scales are a vector */
+  int32_t dim;                  /* 1: a scale per row (activations [M, K]), 0: per column (weights [K, N]) */
+  int32_t encoding;             /* of int4 */
+  int32_t rotate;               /* rotate blocks of so many values along dim first (int4mm_rotate); 0: do not */
+  float clip;                   /* in (0, 1]: absmax is multiplied by it; 0 stands for 1 */
+  int32_t clip_mse;             /* instead of `clip`, the ratio of least squared error for each row or column */
+  int32_t check;                /* 0 skips the check for finite values on a GPU, where it waits for the result */
   void *stream;
 } int4mm_quantize_args;
 
@@ -340,7 +346,15 @@ typedef struct int4mm_quantize_args {
  * 63/64, ..., 32/64 whose q and scale have the least sum over k of (x[k] - q[k] * scale)^2, the largest of equals; the
  * terms are float64 and added over k modulo 32 first, then the 32 sums in order. Where absmax is not finite, because
  * the rotation overflowed or src was not checked, scale is infinite and q 0. INT4MM_ERR_VALUE names the first element
- * of src that is not finite; packed and scales may be partly written when it fails. */
+ * of src that is not finite; packed and scales may be partly written when it fails.
+ *
+ * With `group` each group is quantised like a row of its own, k counting from its first value. With zeros (int4):
+ *   low = min(x, 0) and high = max(x, 0) over the group, each multiplied by clip;  scale = (high - low) / 15
+ *   z = clamp(-8 - round_half_even(low / scale), -8, 7);  q = clamp(round_half_even(x / scale) + z, -8, 7)
+ * with q = z = 0 where scale is 0 or not finite; a value is (q - z) * scale, also in the error of clip_mse. With
+ * factors (int4): s[g] is the symmetric scale of group g, and for the row or column scale = (largest s[g]) / 15;
+ * factor[g] = clamp(round_half_even(s[g] / scale), 1, 15), 1 where scale is 0 q = clamp(round_half_even(x / (factor[g]
+ * * scale)), -8, 7);  a value is q * (factor[g] * scale). */
 INT4MM_API int32_t int4mm_quantize(const int4mm_quantize_args *args) INT4MM_CHECK;
 /* dst = src with each block of `block` values along dim multiplied by a regular Hadamard matrix over sqrt(block), as in
  * ConvRot (arXiv 2512.03673): its own inverse, up to rounding, where block is a power of four. block is a power of two
@@ -352,10 +366,21 @@ INT4MM_API int32_t int4mm_quantize(const int4mm_quantize_args *args) INT4MM_CHEC
  *   one multiplication by float32(1 / sqrt(block)), and one rounding to dst's dtype; NaN is 0x7fff or 0x7fffffff */
 INT4MM_API int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_t dim, int32_t block,
                                  void *stream) INT4MM_CHECK;
-/* dst float32, float16 or bfloat16: round(float(q) * scale); NaN is 0x7fff or 0x7fffffff. packed as int4mm_quantize has
- * it: int32 words along dim, or int8 of dst's shape. */
-INT4MM_API int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
-                                     int32_t dim, int32_t encoding, void *stream) INT4MM_CHECK;
+typedef struct int4mm_dequantize_args {
+  const int4mm_tensor *dst;    /* float32, float16 or bfloat16 */
+  const int4mm_tensor *packed; /* int32 words along dim, or int8 of dst's shape */
+  const int4mm_tensor
+      *scales; /* these four as in int4mm_quantize_args; with `group` scales may be of any float dtype */
+  const int4mm_tensor *zeros;
+  const int4mm_tensor *factors;
+  int64_t group;
+  int32_t dim, encoding;
+  void *stream;
+} int4mm_dequantize_args;
+
+/* dst = round(float(q - z) * scale), or round(float(q) * (factor * scale)), each step rounded once; NaN is 0x7fff or
+ * 0x7fffffff. */
+INT4MM_API int32_t int4mm_dequantize(const int4mm_dequantize_args *args) INT4MM_CHECK;
 /* Fills `t` from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): element i of
  * the row-major order takes word i%4 of the block with counter {i/4 low, i/4 high, sequence, 0} and key {seed low, seed
  * high}. int32 takes the word as it is (eight uniform int4); float32 takes low + u * (high - low), u = ((word >> 8) +
@@ -452,11 +477,26 @@ typedef enum int4mm_layout_b {
   INT4MM_B_NK = 1  /* b_packed [N, K/8]: word (n, j) holds the same, as a row-wise quantised [N, K] weight has it */
 } int4mm_layout_b;
 
+/* What the scales of a weight are, by the tensors that are given. */
+typedef enum int4mm_scaling {
+  INT4MM_PER_COLUMN = 0,   /* scale_b [N] */
+  INT4MM_GROUP_SCALES = 1, /* scale_b [G, N] */
+  INT4MM_GROUP_FACTORS = 2 /* scale_b [N] and factor_b [G, N] */
+} int4mm_scaling;
+
+/* K below is the weight's: a_packed's values along dim 1. G is ceil(K / group); where b_packed is [N, K/8], matrices
+ * [G, N] may be [N, G] as well, told apart by their shape ([G, N] where both fit). */
 typedef struct int4mm_matmul_args {
-  const int4mm_tensor *a_packed; /* [M, K/8] int32 */
+  const int4mm_tensor *a_packed; /* W4A4: [M, K/8] int32 words; W4A8: [M, K] int8; W4A16: [M, K] float16, bfloat16 or
+                                    float32 */
   const int4mm_tensor *b_packed; /* [K/8, N] int32, [N, K/8] with layout_b NK, or prepacked */
-  const int4mm_tensor *scale_a;  /* [M] float32 */
-  const int4mm_tensor *scale_b;  /* [N] float32 */
+  const int4mm_tensor *scale_a;  /* [M] float32; W4A16: NULL */
+  const int4mm_tensor *scale_b;  /* [N] float32, or group scales [G, N] float32, float16 or bfloat16 */
+  const int4mm_tensor *zero_b;   /* zero points: int8 of scale_b's shape, or int32 words of eight along N, lowest first,
+                                    in b's encoding ([ceil(N/8)], [G, ceil(N/8)] or [ceil(N/8), G]); NULL: 0 */
+  const int4mm_tensor *factor_b; /* integer group scales: [G, N] int8, 1 to 15 (checked on the CPU); or NULL */
+  int64_t group;                 /* values of k to a group, a multiple of 32 (the last may hold fewer); 0: K / G, which
+                                    then has to be one */
   const int4mm_tensor *bias;     /* [N] float32, added in float32 after the scales; or NULL */
   int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside a_packed as out_dtype */
   int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */
@@ -465,15 +505,35 @@ typedef struct int4mm_matmul_args {
   int32_t encoding_b;
   int32_t layout_b;   /* int4mm_layout_b */
   int32_t backend;    /* int4mm_backend_choice */
-  int32_t strassen;   /* CPU: -1 by measured rules, 0 never, 1 or 2 that many levels where they fit */
+  int32_t strassen;   /* CPU: 0 by measured rules, 1 or 2 that many levels where they fit, -1 never */
   const char *kernel; /* force a CUDA kernel by its plan name ("tiled"), NULL for the best */
   void *stream;       /* cudaStream_t for a CUDA call; NULL the default stream */
 } int4mm_matmul_args;
 
-/* K may be at most this: |acc| <= 64 K must fit int32. */
-enum { INT4MM_MAX_K = 33554431 };
+/* K may be at most this where a sum is over all of K: |a b| summed must fit int32. With group scales a group alone
+ * counts, with zero points |b - z|; W4A16 has no limit. */
+enum {
+  INT4MM_MAX_K = 33554431,           /* W4A4 */
+  INT4MM_MAX_K_INT8 = 2097151,       /* W4A8 */
+  INT4MM_MAX_K_FACTORS = 2236962,    /* W4A4 with factor_b */
+  INT4MM_MAX_K_INT8_FACTORS = 139810 /* W4A8 with factor_b */
+};
 
-/* The product. a_packed, where it is marked, is packed along dim 1; two marked operands hold the same number of values
+/* The product,
+ *
+ *   per column      acc = sum over k of a (b - z), exact in int32
+ *                   out = round(float(acc) * scale_a[m] * scale_b[n] + bias[n])
+ *   factor_b        the same with b * factor_b[g, n] in place of b; there are no zero points
+ *   group scales    acc_g = the sum over group g;  t = 0, then t = fma(float(acc_g), scale_b[g, n], t) for g = 0, 1,
+ * ... out = round(t * scale_a[m] + bias[n])
+ *
+ * in float32, each step rounded once and in this order: the same bits on every backend, and a row of out does not
+ * depend on the others. In W4A16 there is no scale_a and acc_g is a float32 sum of the exact (b - z) times a, with one
+ * group where scale_b is [N]: then
+ *   |out - exact| <= 2^-11 |exact| (bfloat16: 2^-8, float32: 2^-24) + (16 + K/8) 2^-24 (sum over k of |a w|),
+ * the same bits on every run of a backend.
+ *
+ * a_packed, where it is marked, is packed along dim 1; two marked operands hold the same number of values
  * along K. Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns
  * when done. With GPU operands the call enqueues on `stream` and returns; it may be captured into a CUDA graph,
  * with `out` given where the capture is not int4mm_graph_begin's. out must not overlap an operand. */
@@ -496,38 +556,51 @@ typedef struct int4mm_plan {
 /* Fills `plan` for these arguments without running; `out` may be released. Validates as int4mm_matmul does. */
 INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) INT4MM_CHECK;
 
-/* A whole layer of a network. Zeroed but for the tensors: no rotation, absmax, no activation, float32 out. */
+/* What a layer makes of its activations. */
+typedef enum int4mm_activations {
+  INT4MM_ACTIVATIONS_INT4 = 0, /* quantised to int4 by rows */
+  INT4MM_ACTIVATIONS_INT8 = 1, /* quantised to int8 by rows */
+  INT4MM_ACTIVATIONS_FLOAT = 2 /* as they are, or rotated: no scale, no clip */
+} int4mm_activations;
+
+/* A whole layer of a network. Zeroed but for the tensors: int4 activations, no rotation, absmax, no activation. */
 typedef struct int4mm_linear_args {
   const int4mm_tensor *x;        /* [M, K] float32, float16 or bfloat16 */
   const int4mm_tensor *b_packed; /* the weight, of K values (ceil(K/8) words), as in int4mm_matmul_args; where `rotate`
                                     is used, quantised with the same rotation along K: another packed_rotate is refused
                                     */
-  const int4mm_tensor *scale_b;  /* [N] float32 */
+  const int4mm_tensor *scale_b;  /* these four as in int4mm_matmul_args */
+  const int4mm_tensor *zero_b;
+  const int4mm_tensor *factor_b;
+  int64_t group;
   const int4mm_tensor *bias;     /* [N] float32, or NULL */
   const int4mm_tensor *residual; /* [M, N] of a float dtype, or NULL */
   int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside x as out_dtype */
   int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */
   int32_t encoding_b, layout_b;  /* of a weight without a mark, as in int4mm_matmul_args */
+  int32_t activations;           /* int4mm_activations */
   int32_t rotate;                /* of x, as in int4mm_quantize_args, and clip and clip_mse */
   float clip;
   int32_t clip_mse;
   int32_t activation;             /* int4mm_activation */
-  const int4mm_tensor *workspace; /* where to put the quantised x: a vector of int8 beside x, of at least
+  const int4mm_tensor *workspace; /* where to put the quantised or rotated x: a vector of int8 beside x, of at least
                                      int4mm_linear_workspace bytes, used by one call at a time; NULL: memory of the
                                      library's own, on a GPU stream-ordered */
   const char *kernel;             /* as in int4mm_matmul_args */
   void *stream;
 } int4mm_linear_args;
 
-/* The layer: x quantised to int4 by rows (int4mm_quantize, dim 1), the product, and what follows it,
- *   out[m, n] = round(activation(float(acc[m, n]) * scale_x[m] * scale_b[n] + bias[n]) + residual[m, n])
- * in float32, each step rounded once. It runs where its tensors are, all on one device. On a GPU it enqueues on
+/* The layer: x quantised by rows (int4mm_quantize, dim 1), the product, and what follows it,
+ *   out[m, n] = round(activation(y[m, n] + bias[n]) + residual[m, n])
+ * in float32, each step rounded once, with y as int4mm_matmul has it, unrounded. Activations that stay floats are
+ * rotated in their dtype (int4mm_rotate). It runs where its tensors are, all on one device. On a GPU it enqueues on
  * `stream` and returns, the product's start overlapping the quantising; it may be captured into a CUDA graph, best with
  * `out` and `workspace` given. A row of x with NaN or an infinity gives a row of NaN. out must not overlap another
  * tensor of the call. */
 INT4MM_API int32_t int4mm_linear(const int4mm_linear_args *args) INT4MM_CHECK;
-/* Bytes of workspace for x [M, K]; 0 where a size is negative or too large. */
-INT4MM_API int64_t int4mm_linear_workspace(int64_t M, int64_t K);
+/* Bytes of workspace for x [M, K] and int4mm_activations; 0 where a size is negative or too large. For
+ * INT4MM_ACTIVATIONS_FLOAT it is as much as a rotated float32 x takes. */
+INT4MM_API int64_t int4mm_linear_workspace(int64_t M, int64_t K, int32_t activations);
 
 /* A problem as the choice of a CUDA kernel sees it. */
 typedef struct int4mm_gpu_problem {
@@ -536,7 +609,7 @@ typedef struct int4mm_gpu_problem {
                         GPU; 0 the same as arch */
   int32_t sms;       /* at least 1 */
   int64_t M, N, K;
-  int64_t lda, ldb; /* strides in words */
+  int64_t lda, ldb; /* strides in elements: words, but for an A of another dtype */
   int64_t ldo;      /* stride in elements */
   int32_t align_a;  /* largest power of two up to 256 that divides the address */
   int32_t align_b;
@@ -544,6 +617,10 @@ typedef struct int4mm_gpu_problem {
   int32_t out_dtype;
   int32_t encoding_a, encoding_b;
   int32_t layout_b; /* int4mm_layout_b: what ldb counts, rows of [K/8, N] or of [N, K/8] */
+  int32_t dtype_a;  /* of A, which lda counts: int32 words (0), int8 or a float dtype */
+  int32_t scaling;  /* int4mm_scaling of B */
+  int64_t group;    /* values of k to a group, where there are groups */
+  int32_t zeros;    /* 1: B has zero points */
 } int4mm_gpu_problem;
 
 /* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "core/exact.h"
+#include "int4mm.h"
 
 #ifdef __CUDACC__
 #define INT4MM_FN static __host__ __device__ __forceinline__
@@ -52,6 +53,15 @@ INT4MM_FN float int4mm_add(float x, float y) {
   return __fadd_rn(x, y);
 #else
   return x + y;
+#endif
+}
+
+/* x * y + z, rounded once. */
+INT4MM_FN float int4mm_fma(float x, float y, float z) {
+#ifdef __CUDA_ARCH__
+  return __fmaf_rn(x, y, z);
+#else
+  return fmaf(x, y, z);
 #endif
 }
 
@@ -125,6 +135,18 @@ INT4MM_FN int32_t int4mm_order_key(float x) {
 /* The contract's float32 value of one output before its rounding to the output type. */
 INT4MM_FN float int4mm_scale(int32_t acc, float scale_a, float scale_b) {
   return int4mm_mul(int4mm_mul((float)acc, scale_a), scale_b);
+}
+
+/* What takes the place of acc * scale_b with group scales: the chain's next value, from t = 0 on. */
+INT4MM_FN float int4mm_next_group(float t, int32_t acc, float scale) {
+  return int4mm_fma((float)acc, scale, t);
+}
+
+/* An element of a float dtype. */
+INT4MM_FN float int4mm_load_float(const void *data, int32_t dtype, int64_t i) {
+  if (dtype == INT4MM_FLOAT32) return ((const float *)data)[i];
+  uint16_t bits = ((const uint16_t *)data)[i];
+  return dtype == INT4MM_FLOAT16 ? int4mm_from_half(bits) : int4mm_from_bfloat(bits);
 }
 
 /* float32(1 / sqrt(block)) for a power of two: what a rotation multiplies by at last. */

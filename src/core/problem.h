@@ -42,19 +42,23 @@ typedef enum int4mm_operand_layout {
   INT4MM_PANELS_N = 2  /* CPU: from int4mm_cpu_prepack; the stride has no meaning */
 } int4mm_operand_layout;
 
-/* One operand of a product: where its numbers are and what turns them into values. */
+/* One operand of a product: where its numbers are and what turns them into values. A has scales alone. Matrices
+ * [count, N] are one row for each group; without data there is none. */
 typedef struct int4mm_operand {
   union {
     const void *data;
     const uint32_t *words; /* dtype int32: eight int4 to a word */
   };
   int64_t rows, cols, stride; /* of data, in elements of dtype */
-  int32_t dtype;
-  int32_t layout;      /* int4mm_operand_layout */
-  uint32_t xor_mask;   /* XORed into a word gives two's complement: 0 or INT4MM_ENCODING_XOR */
-  const float *scales; /* one for each m or n and group */
-  int64_t group;       /* values of k that share a scale: K, one scale for all of them */
-  const void *zeros;   /* zero points beside the scales; NULL: none */
+  int32_t dtype;              /* int32 words; of A also int8, float16, bfloat16 and float32 */
+  int32_t layout;             /* int4mm_operand_layout */
+  uint32_t xor_mask;          /* XORed into a word gives two's complement: 0 or INT4MM_ENCODING_XOR */
+  const float *scales;        /* one for each m or n; NULL for an A of floats and for a B with group_scales */
+  int64_t group;              /* values of k to a group: K, or a multiple of 32 */
+  int64_t groups;             /* how many there are, ceil(K / group); 1 where K is 0 */
+  int4mm_matrix group_scales; /* float32, float16 or bfloat16 */
+  int4mm_matrix factors;      /* int8, 1 to 15: multiply the values of a group */
+  int4mm_matrix zeros;        /* int8: zero points, taken from the values */
 } int4mm_operand;
 
 static inline bool int4mm_is_panels(const int4mm_operand *o) {
@@ -64,14 +68,13 @@ static inline bool int4mm_is_k_major(const int4mm_operand *o) {
   return o->layout == INT4MM_K_MAJOR;
 }
 
-/* A product, checked, with what follows it:
- *   out[m, n] = round(activation(float(sum over k of a[m, k] * b[k, n]) * a.scales[m] * b.scales[n] + bias[n])
- *                     + residual[m, n]).
+/* A product, checked, with what follows it, as int4mm_matmul and int4mm_linear have it:
+ *   out[m, n] = round(activation(y[m, n] + bias[n]) + residual[m, n]).
  * M, N and K may be 0. */
 typedef struct int4mm_problem {
-  int64_t M, N, K;        /* K counts values, a multiple of 8 */
-  int4mm_operand a;       /* [M, K/8] words, K-major */
-  int4mm_operand b;       /* [K/8, N] words, MN-major, or [N, K/8], K-major; on the CPU also panels */
+  int64_t M, N, K;        /* K counts values; of words of A a multiple of 8 */
+  int4mm_operand a;       /* K-major: [M, K/8] words, or [M, K] of another dtype */
+  int4mm_operand b;       /* [ceil(K/8), N] words, MN-major, or [N, ceil(K/8)], K-major; on the CPU also panels */
   const float *bias;      /* [N] or NULL */
   int32_t activation;     /* int4mm_activation */
   int4mm_matrix residual; /* [M, N] of a float dtype; no data: none */
@@ -79,12 +82,33 @@ typedef struct int4mm_problem {
   int32_t strassen;       /* CPU: -1 by rule, else levels */
 } int4mm_problem;
 
+/* Words of B along k; values past K in the last one have no counterpart in A. */
+static inline int64_t int4mm_words_of_k(const int4mm_problem *p) {
+  return p->K / 8 + (p->K % 8 != 0);
+}
+
+/* W4A4 with a scale for each column alone: neither groups nor zero points. */
+static inline bool int4mm_is_elementary(const int4mm_problem *p) {
+  return p->a.dtype == INT4MM_INT32 && !p->b.group_scales.data && !p->b.factors.data && !p->b.zeros.data;
+}
+
+/* A is floats, so that nothing is exact. */
+static inline bool int4mm_is_w4a16(const int4mm_problem *p) {
+  return p->a.dtype != INT4MM_INT32 && p->a.dtype != INT4MM_INT8;
+}
+
+/* int4mm_scaling of B. */
+static inline int32_t int4mm_scaling_of(const int4mm_problem *p) {
+  return p->b.group_scales.data ? INT4MM_GROUP_SCALES : p->b.factors.data ? INT4MM_GROUP_FACTORS : INT4MM_PER_COLUMN;
+}
+
 /* Whether something follows the scales and the bias. */
 static inline bool int4mm_is_layer(const int4mm_problem *p) {
   return p->activation || p->residual.data;
 }
 
-/* Pack, unpack, quantize, dequantize. `dim` is the packed dimension of `plain`, 0 or 1. */
+/* Pack, unpack, quantize, dequantize. `dim` is the packed dimension of `plain`, 0 or 1. Rows and columns along dim are
+ * whole, one group each. */
 typedef struct int4mm_pack_job {
   int4mm_matrix packed; /* int32 words; quantize: also int8, of the shape of plain */
   int4mm_matrix plain;  /* int8 or int32; a float type for (de)quantising */
@@ -96,6 +120,27 @@ typedef struct int4mm_pack_job {
   float clip;        /* quantize: in (0, 1], multiplies the absmax */
   bool clip_mse;     /* quantize: the clip of least squared error instead */
 } int4mm_pack_job;
+
+/* Quantising and its way back where rows or columns along dim are cut into groups of `group` values, or have zero
+ * points: what int4mm_quantize says, without rotation and without a look for values that are not finite. Matrices for
+ * groups are [G, columns] for dim 0 and [rows, G] for dim 1. */
+typedef struct int4mm_group_job {
+  int4mm_matrix packed; /* int32 words along dim, or int8 of plain's shape */
+  int4mm_matrix plain;  /* a float type */
+  int4mm_matrix scales; /* quantising: float32. One for each group, or with factors one row (dim 0) or column (dim 1) */
+  int4mm_matrix zeros, factors; /* int8; no data: none */
+  int4mm_matrix group_scales;   /* quantising with factors: float32 for each group, to be overwritten */
+  int64_t group;                /* a multiple of 32, or all values along dim; 1 at least */
+  int32_t dim;
+  uint32_t xor_mask;
+  float clip;
+  bool clip_mse;
+} int4mm_group_job;
+
+/* What has a value for each group, and how many groups there are. */
+static inline const int4mm_matrix *int4mm_by_group(const int4mm_group_job *job) {
+  return job->factors.data ? &job->factors : &job->scales;
+}
 
 /* dst = src, rotated in blocks along dim. Float dtypes; in place where data, stride and dtype agree. */
 typedef struct int4mm_rotate_job {
