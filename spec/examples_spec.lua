@@ -152,6 +152,32 @@ describe("examples/bench/int4_matmul_benchmark.lua", function()
   end)
 end)
 
+describe("examples/bench/layer_benchmark.lua", function()
+  local script = "examples/bench/layer_benchmark.lua"
+
+  it("has the options of the others, and refuses what it does not know", function()
+    local output, status = helper.script(script, "--help")
+    assert.equal(0, status)
+    for _, option in ipairs { "--shapes", "--only", "--rounds", "--json" } do
+      assert.matches(option, output, 1, true)
+    end
+    for arguments, words in pairs {
+      ["--shapes 8x128x8"] = "K is 128 in 8x128x8, expected a multiple of 256",
+      ["--shapes ''"] = "shapes are MxKxN,...", ["--only w4a2"] = 'a contender is one of w4a4, w4a8',
+    } do
+      output, status = helper.script(script, arguments)
+      assert.not_equal(0, status)
+      assert.matches(words, output, 1, true)
+    end
+  end)
+
+  it("says why nothing was timed where there is no GPU", function()
+    local output, status = helper.script(script, "--only w4a4", { INT4MM_CUDA_LIBRARY = "/nowhere/cuda.so" })
+    assert.equal(1, status)
+    assert.matches("layer_benchmark: nothing was timed: CUDA is not available", output, 1, true)
+  end)
+end)
+
 describe("examples/bench/gpu_peers.lua", function()
   local script = "examples/bench/gpu_peers.lua"
   local quick = "--shapes 64x512x256 --only int4mm --rounds 3 --warm 0.01"

@@ -517,25 +517,45 @@ function int4mm.linear_workspace(M, K) end
 ---@class int4mm.quantize_options
 ---@field dim? 1|2 the dimension to be packed, 2 by default
 ---@field rotate? number|false the block of a rotation before
+---@field group_size? number values that share a scale, a multiple of 32
+---@field group_scales? "float"|"integer" "integer": a float32 scale per row or column, and a factor per group
+---@field zero_point? boolean
 ---@field clip? number|"mse"
 ---@field dtype? "int4"|"int8"
 ---@field encoding? int4mm.encoding
 ---@field check? boolean false: values on a GPU are not checked, which would wait
 ---@field out? int4mm.tensor
 ---@field scales? int4mm.tensor
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
 ---@field stream? int4mm.any_stream
 
 ---@class int4mm.quantize_reference_options
 ---@field dim? 1|2
 ---@field rotate? number|false
+---@field group_size? number
+---@field group_scales? "float"|"integer"
+---@field zero_point? boolean
 ---@field clip? number|"mse"
 ---@field dtype? "int4"|"int8"
 ---@field encoding? int4mm.encoding
+
+---@class int4mm.dequantize_reference_options
+---@field dim? 1|2
+---@field length? number
+---@field encoding? int4mm.encoding
+---@field group_size? number
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field dtype? int4mm.float_dtype
 
 ---@class int4mm.dequantize_options
 ---@field dim? 1|2
 ---@field length? number
 ---@field encoding? int4mm.encoding
+---@field group_size? number
+---@field zeros? int4mm.tensor as q.quantize returns them
+---@field factors? int4mm.tensor
 ---@field dtype? int4mm.float_dtype
 ---@field out? int4mm.tensor
 ---@field stream? int4mm.any_stream
@@ -571,12 +591,14 @@ function int4mm.rotate_reference(src, opts) end
 ---@param opts? int4mm.quantize_options
 ---@return int4mm.tensor packed
 ---@return int4mm.tensor scales float32
+---@return int4mm.tensor? zeros or factors, int8
 function int4mm.quantize(src, opts) end
 
 ---@param src int4mm.tensor
 ---@param opts? int4mm.quantize_reference_options
 ---@return int4mm.tensor packed
 ---@return int4mm.tensor scales
+---@return int4mm.tensor? zeros or factors
 function int4mm.quantize_reference(src, opts) end
 
 ---@param packed int4mm.tensor
@@ -584,6 +606,12 @@ function int4mm.quantize_reference(src, opts) end
 ---@param opts? int4mm.dequantize_options
 ---@return int4mm.tensor
 function int4mm.dequantize(packed, scales, opts) end
+
+---@param packed int4mm.tensor
+---@param scales int4mm.tensor
+---@param opts? int4mm.dequantize_reference_options
+---@return int4mm.tensor
+function int4mm.dequantize_reference(packed, scales, opts) end
 
 ---Random operands of a product.
 ---@param M number
