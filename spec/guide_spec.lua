@@ -70,3 +70,19 @@ for _, path in ipairs(pages) do
     end)
   end)
 end
+
+describe("examples/guide/errors.md", function()
+  it("has only sentences that the library says", function()
+    -- texts that are broken over lines are joined
+    local sources = helper.shell "cat lua/int4mm/*.lua lua/int4mm/*/*.lua src/*/*.c src/*/*.h"
+      :gsub('"%s*\n%s*%.%. "', ""):gsub('"%s*\n%s*"', "")
+    local checked = 0
+    for sentence in snippets.read "examples/guide/errors.md":gmatch "\n| `([^`]+)`" do
+      if not sentence:find "^module" then -- that one is Lua's
+        assert.is_truthy(sources:find(sentence, 1, true), sentence)
+        checked = checked + 1
+      end
+    end
+    assert(checked > 12, checked)
+  end)
+end)
