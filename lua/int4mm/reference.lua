@@ -38,7 +38,7 @@ local function call_of(name, a_packed, b_packed, scale_a, scale_b, opts)
   call.encoding_a = opts.encoding_a or a.encoding or "twos_complement"
   call.encoding_b = opts.encoding_b or b.encoding or "twos_complement"
   call.layout_b = opts.layout_b or (b.dim == 2 and "nk" or "kn")
-  call.group_size, call.K = opts.group_size, a.length or b.length
+  call.group_size = opts.group_size
   return call
 end
 
@@ -85,11 +85,13 @@ local ROUNDING = {
 function reference.int4_matmul_bound(a, b_packed, scale_b, opts)
   local name = "int4_matmul_bound"
   opts = ops.check_matmul(name, a, b_packed, nil, scale_b, opts, BOUND_OPTIONS)
-  local o = product.operands(call_of(name, a, b_packed, nil, scale_b, opts))
+  local call = call_of(name, a, b_packed, nil, scale_b, opts)
+  local N = b_packed:size(call.layout_b == "nk" and 1 or 2)
+  local o = N > 0 and product.operands(call)
   local rounding, exact, bound = ROUNDING[opts.out_dtype or "float16"], {}, {}
-  for m = 1, o.M do
+  for m = 1, a:size(1) do
     exact[m], bound[m] = {}, {}
-    for n = 1, o.N do
+    for n = 1, N do
       local value, magnitude = product.float_result(o, m - 1, n - 1)
       exact[m][n] = value
       bound[m][n] = rounding[1] * math.abs(value) + (16 + o.K / 8) * 2 ^ -24 * magnitude + rounding[2]

@@ -100,7 +100,7 @@ const char *int4mm_threads_warning(void);
 static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
   if (int4mm_is_k_major(&p->b)) return p->b.words + n * p->b.stride + j;
   if (!int4mm_is_panels(&p->b)) return p->b.words + j * p->b.stride + n;
-  return p->b.words + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
+  return p->b.words + (n / INT4MM_PANEL * int4mm_words_of_k(p) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
 }
 
 #endif

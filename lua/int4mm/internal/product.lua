@@ -111,28 +111,23 @@ end
 
 --- What is multiplied, in plain numbers. All tensors are on the CPU and known to fit each other.
 -- @tparam table call `a`, `b`, `scale_a` (nil for floats), `scale_b`, `bias`, `zeros`, `factors`, `group_size`,
---   `encoding_a`, `encoding_b`, `layout_b`, `K` (values of A, where its words may hold more)
+--   `encoding_a`, `encoding_b`, `layout_b`; N is not 0
 function product.operands(call)
   local a, b, scale_b = call.a, call.b, call.scale_b
   local is_float = enums.float_dtypes[a.dtype] ~= nil
   local o = { M = a:size(1), N = b:size(call.layout_b == "nk" and 1 or 2), is_float = is_float }
   o.a, o.K = values_of_a(a, call.encoding_a)
-  local per_group, K = scale_b:dim() == 2 and scale_b or call.factors, call.K or o.K
+  local per_group = scale_b:dim() == 2 and scale_b or call.factors
   o.groups, o.group = 1, math.max(o.K, 1)
-  if per_group then
-    if call.group_size then
-      o.group = call.group_size
-      o.groups = math.max(math.ceil(K / o.group), 1)
-    else -- one side of the matrix is N
-      o.groups = per_group:numel() / math.max(o.N, 1)
-      o.group = K > 0 and K / o.groups or 1
-    end
+  if per_group then -- one side of the matrix is N
+    o.groups = per_group:numel() / o.N
+    o.group = call.group_size or math.max(o.K / o.groups, 1)
   end
   o.b, o.pitch = values_of_b(b, {
     N = o.N, layout_b = call.layout_b, encoding_b = call.encoding_b, zeros = call.zeros, factors = call.factors,
     groups = o.groups, group = o.group,
   }, o.K)
-  o.scale_a = scale_b and call.scale_a and grid(call.scale_a)[0]
+  o.scale_a = call.scale_a and grid(call.scale_a)[0]
   o.has_group_scales = scale_b:dim() == 2
   o.scale_b = by_group(scale_b, o.has_group_scales and o.groups or 1, o.N)
   o.bias = call.bias and grid(call.bias)[0]

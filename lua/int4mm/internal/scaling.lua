@@ -44,10 +44,10 @@ local function by_group(name, what, t, sizes, groups)
   return turned and t:t() or t, count
 end
 
--- The values of K in each of `groups`: the option, or what follows from their number.
+-- The values of K in each of `groups`: the option, or what follows from their number; nil for one group or none.
 local function group_size(name, what, sizes, groups)
   if sizes.group then return sizes.group end
-  if groups == 1 or sizes.K == 0 then return math.max(sizes.K, 1) end
+  if groups <= 1 then return nil end
   local size = sizes.K / groups
   if size % 32 ~= 0 then
     check.raise(name, "%s has %d groups for K = %d, which is no multiple of 32 for each: give group_size if the last "
@@ -144,10 +144,10 @@ function scaling.set(name, layer, given, nk, encoding)
   local group = options.scaling(name, given)
   local sizes = { K = layer.in_features, N = layer.out_features, nk = nk, encoding = encoding }
   if group > 0 then
-    if group % 32 ~= 0 and group ~= sizes.K then
+    if group % 32 ~= 0 then
       check.raise(name, "group_size is %d, expected a multiple of 32", group)
     end
-    sizes.group, sizes.groups = group, math.max(math.ceil(sizes.K / group), 1)
+    sizes.group, sizes.groups = group, math.ceil(sizes.K / group)
   end
   check_scales(name, given.scales, layer, sizes)
   layer.scales = given.scales
