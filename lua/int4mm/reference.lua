@@ -26,7 +26,7 @@ local reference = {}
 -- ---- the product ----
 
 local OPTIONS = { "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b", "zeros", "factors", "group_size" }
-local BOUND_OPTIONS = { "out_dtype", "bias", "encoding_b", "layout_b", "zeros", "group_size" }
+local BOUND_OPTIONS = { "out_dtype", "bias", "encoding_b", "layout_b", "zeros", "factors", "group_size" }
 
 -- A call as int4mm.internal.product takes it, its tensors on the CPU; how operands are packed is what the options say,
 -- or else the marks of the words.
@@ -79,7 +79,7 @@ local ROUNDING = {
 -- @tparam tensor a [M, K] float32, float16 or bfloat16
 -- @tparam tensor b_packed as in @{int4mm.ops.int4_matmul}, not prepacked; and
 -- @tparam tensor scale_b
--- @tparam[opt] table opts `out_dtype`, `bias`, `zeros`, `group_size`, `encoding_b`, `layout_b` as there
+-- @tparam[opt] table opts `out_dtype`, `bias`, `zeros`, `factors`, `group_size`, `encoding_b`, `layout_b` as there
 -- @treturn table the exact results, in float64: a table of rows
 -- @treturn table how far the result may be from each
 function reference.int4_matmul_bound(a, b_packed, scale_b, opts)
