@@ -67,7 +67,8 @@ end
 
 local SCALINGS = {
   { scaling = "column" }, { scaling = "group" }, { scaling = "factors" }, { scaling = "column", zeros = "int8" },
-  { scaling = "column", zeros = "words" }, { scaling = "group", zeros = "int8" }, { scaling = "group", zeros = "words" },
+  { scaling = "column", zeros = "words" }, { scaling = "group", zeros = "int8" },
+  { scaling = "group", zeros = "words" },
 }
 
 local generated
@@ -141,8 +142,8 @@ local function by_group(r, case, dtype, columns, each)
   return each and fill(r, m, each) or m
 end
 
---- Operands on the CPU: guarded `a`, `b`, `out`; `scale_a` (nil for floats), `scale_b`, `zeros`, `factors`, `bias`, each a
--- function of a device.
+--- Operands on the CPU: guarded `a`, `b`, `out`; `scale_a` (nil for floats), `scale_b`, `zeros`, `factors`, `bias`.
+-- on(device) of each gives what surrounds it and itself on a device.
 function kinds.build(case)
   local r, words = cases.random(case.seed), math.ceil(case.K / 8)
   local built = {}
@@ -154,7 +155,9 @@ function kinds.build(case)
   end
   local nk = case.layout_b == "nk"
   built.b = cases.guarded(r, "int32", nk and case.N or words, nk and words or case.N, case.guard_b)
-  local function fixed(t) return { view = t, on = function(place) return nil, place == "cpu" and t or t:to(place) end } end
+  local function fixed(t)
+    return { view = t, on = function(place) return nil, place == "cpu" and t or t:to(place) end }
+  end
   built.scale_a = not IS_FLOAT[case.a] and fixed(cases.vector(r, case.M, case.scale_a)) or nil
   built.scale_b = case.scaling == "group" and by_group(r, case, case.scale_dtype, case.N, scale_value(case))
     or fixed(cases.vector(r, case.N, case.scale_b))
@@ -216,7 +219,8 @@ function kinds.check_bound(expected, out, title)
   for m, row in ipairs(out:totable()) do
     for n, y in ipairs(row) do
       local exact, bound = expected.exact[m][n], expected.bound[m][n]
-      if not (math.abs(y - exact) <= bound) then
+      local near = math.abs(y - exact) <= bound -- NaN is not
+      if not near then
         error(("%s: output (%d, %d) is %.9g, which is %.3g from %.9g, %.3g times the bound"):format(title, m, n, y,
           math.abs(y - exact), exact, math.abs(y - exact) / bound))
       end
@@ -224,7 +228,7 @@ function kinds.check_bound(expected, out, title)
   end
 end
 
---- Runs `multiply` with a poisoned `out` on a device and compares; `more` are further options. Returns the bytes of out.
+--- Runs `multiply` with a poisoned `out` on a device and compares; `more` are further options. Returns out's bytes.
 function kinds.check(case, multiply, more, place)
   place = place or "cpu"
   local built = kinds.build(case)

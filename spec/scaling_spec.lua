@@ -80,10 +80,12 @@ describe("a product of any kind", function()
           local words, results = math.ceil(K / 8), {}
           local a = q.random(q.empty({ 3, K }), { seed = K, low = -100, high = 100 })
           if dtype == "int8" then
-            a = q.tensor(q.zeros({ 3, K, dtype = "int8" }):totable(), { dtype = "int8" })
-            for i = 1, 3 do for k = 1, K do a:set(i, k, r:range(-128, 127)) end end
+            a = q.empty { 3, K, dtype = "int8" }
+            for i = 1, 3 do
+              for k = 1, K do a:set(i, k, r:range(-128, 127)) end
+            end
           end
-          local b = q.random(q.empty({ words * 8, 20, dtype = "int8" }):fill_(0):to "int32", { seed = 2 })
+          local b = q.random(q.empty { words * 8, 20, dtype = "int32" }, { seed = 2 })
           local values = q.zeros { words * 8, 20, dtype = "int8" }
           for k = 1, 8 * words do
             for n = 1, 20 do values:set(k, n, b:get(k, n) % 16 - 8) end
@@ -94,9 +96,10 @@ describe("a product of any kind", function()
             end
             local packed = q.pack_int4_to_int32(values, { dim = 1 }):unmark_()
             if layout == "nk" then packed = packed:t() end
+            local groups = math.ceil(K / 32)
             results[round] = q.int4_matmul_cpu(a, packed, dtype == "int8" and q.ones { 3 } or nil,
-              q.ones { math.ceil(K / 32), 20 }, { layout_b = layout, group_size = 32, zeros = q.full({ math.ceil(K / 32),
-                20, dtype = "int8" }, 3) })
+              q.ones { groups, 20 },
+              { layout_b = layout, group_size = 32, zeros = q.full({ groups, 20, dtype = "int8" }, 3) })
           end
           assert.same_bits(results[1], results[2], ("%s, K=%d, %s"):format(dtype, K, layout))
         end
@@ -121,10 +124,16 @@ for _, a in ipairs { "int4", "int8" } do
     { scaling = "column", zeros = false }, { scaling = "group", zeros = false, group = 32 }, { scaling = "factors" },
     { scaling = "group", zeros = "int8", group = 128 }, { scaling = "column", zeros = "int8" },
   } do
-    local all = { a = a, guard_a = 0, guard_b = 0, ng = false, scale_a = "plain", scale_b = "plain", M = 300 }
+    local all = { a = a, guard_a = 0, guard_b = 0, ng = false, scale_a = "plain", scale_b = "plain" }
     for key, value in pairs(set) do all[key] = value end
     EXACT[#EXACT + 1] = all
   end
+end
+
+local function with_rows(set, M)
+  local all = { M = M }
+  for key, value in pairs(set) do all[key] = value end
+  return all
 end
 
 -- Rows of a product alone and in batches of M have the bits that they have among `M` rows.
@@ -153,11 +162,8 @@ describe("a row of an exact product", function()
 
   it("has the same bits alone and inside M = 4096", function()
     for i, set in ipairs(EXACT) do
-      set = setmetatable({ M = 4096 }, { __index = set })
-      local all = {}
-      for key, value in pairs(EXACT[i]) do all[key] = value end
-      all.M = set.M
-      check_rows(kinds.draw(cases.random(40 + i), 4096, 20, 192, all), q.int4_matmul_cpu, { 1, 7, 1000, 4095 })
+      check_rows(kinds.draw(cases.random(40 + i), 4096, 20, 192, with_rows(set, 4096)), q.int4_matmul_cpu,
+        { 1, 7, 1000, 4095 })
     end
   end)
 end)
@@ -302,8 +308,7 @@ describe("on a GPU a product of any kind", function()
             if case.M * case.N * case.K < 2e7 then
               kinds.check_bound(kinds.expected(case, kinds.build(case)), out, title)
             end
-            local again = q.empty_like and out:clone() or out:clone()
-            again:fill_bytes_(0x5A)
+            local again = out:clone():fill_bytes_(0x5A)
             opts.out = again
             q.int4_matmul_cuda(a, b, scale_a, scale_b, opts)
             assert.same_bits(helper.bytes(out), again, title .. ", run again")
@@ -318,9 +323,7 @@ describe("on a GPU a product of any kind", function()
 
   for i, set in ipairs(EXACT) do
     helper.on_gpu(("has a row's bits alone and inside M = 2 to 4096, kind %d"):format(i), function()
-      local all = {}
-      for key, value in pairs(set) do all[key] = value end
-      all.M = 4096
+      local all = with_rows(set, 4096)
       for _, shape in ipairs { { 384, 512 }, { 136, 1000 } } do
         check_rows(kinds.draw(cases.random(60 + i), 4096, shape[1], shape[2], all), q.int4_matmul_cuda,
           { 1, 2, 5, 8, 16, 17, 32, 64, 65, 128, 250, 512, 1000, 2048 }, "cuda:0")
