@@ -18,7 +18,7 @@ local options = require "int4mm.internal.options"
 local product = require "int4mm.internal.product"
 local tensor = require "int4mm.tensor"
 
-local band, bor, lshift = bit.band, bit.bor, bit.lshift
+local band, bor, lshift, rshift = bit.band, bit.bor, bit.lshift, bit.rshift
 local to_float, round_half_even = numeric.to_float, numeric.round_half_even
 
 local reference = {}
@@ -450,7 +450,7 @@ end
 local function unpack(name, packed, known)
   packed = tensor.on_cpu(name, packed)
   local q, data, stride = {}, ffi.cast(enums.dtypes[packed.dtype].pointer, packed:data()), packed.stride
-  local value = values[enums.encoding_names[known.encoding]]
+  local value = product.values[enums.encoding_names[known.encoding]]
   for r = 0, known.rows - 1 do
     q[r] = {}
     for c = 0, known.columns - 1 do

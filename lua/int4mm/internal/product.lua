@@ -19,6 +19,7 @@ local values = {
   twos_complement = function(nibble) return nibble < 8 and nibble or nibble - 16 end,
   offset = function(nibble) return nibble - 8 end,
 }
+product.values = values
 
 -- ---- operands ----
 
