@@ -27,7 +27,7 @@ static int64_t groups_of(const shape *s, bool *ng) {
 }
 
 static int32_t fail_shape(const shape *s) {
-  bool turned = !s->nk && s->t->shape[0] == s->columns;
+  bool turned = !s->nk && s->t->rank == 2 && s->t->shape[0] == s->columns;
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected %s%s%s", s->name, int4mm_describe(s->t).s, s->what,
                      s->nk ? " or the same transposed" : "",
                      turned ? ": it lies as for a weight [N, K/8]; transpose it" : "");
