@@ -11,6 +11,7 @@
 ---@alias int4mm.encoding "twos_complement"|"offset"
 ---@alias int4mm.layout "kn"|"nk"
 ---@alias int4mm.activation "none"|"relu"|"silu"|"gelu"|"gelu_tanh"
+---@alias int4mm.activations "int4"|"int8"|"float"
 ---@alias int4mm.any_stream int4mm.stream|ffi.cdata*|lightuserdata one of q.stream, or a cudaStream_t of another library
 
 -- ---- tensors ----
@@ -196,11 +197,16 @@ function tensor:to_dlpack(opts) end
 ---@class int4mm.linear
 ---@field weight int4mm.tensor packed words
 ---@field scales int4mm.tensor
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? integer
+---@field order? int4mm.tensor
 ---@field bias? int4mm.tensor
 ---@field in_features integer
 ---@field out_features integer
 ---@field rotate integer the block, 0 for none
 ---@field clip? number|"mse"
+---@field activations int4mm.activations
 ---@field activation int4mm.activation
 ---@field out_dtype? int4mm.float_dtype
 ---@overload fun(x: int4mm.tensor, opts?: int4mm.layer_call_options): int4mm.tensor
@@ -314,6 +320,9 @@ function safetensors:close() end
 local int4mm = {}
 
 ---@class int4mm.matmul_options
+---@field zeros? int4mm.tensor zero points, of the shape of scale_b
+---@field factors? int4mm.tensor integer group scales # [G, N] int8
+---@field group_size? number values of K that share a scale
 ---@field out? int4mm.tensor # [M, N] to write to
 ---@field out_dtype? int4mm.float_dtype of a new result, "float16" by default
 ---@field bias? int4mm.tensor # [N] float32
@@ -325,6 +334,9 @@ local int4mm = {}
 ---@field strassen? boolean|0|1|2 on the CPU: by measured rules (true, the default), never, or so many levels
 
 ---@class int4mm.matmul_reference_options
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
 ---@field out? int4mm.tensor
 ---@field out_dtype? int4mm.float_dtype
 ---@field bias? int4mm.tensor
@@ -364,13 +376,17 @@ local int4mm = {}
 ---@field encoding_a? int4mm.encoding
 ---@field encoding_b? int4mm.encoding
 ---@field layout_b? int4mm.layout
+---@field dtype_a? int4mm.dtype "int32" (words) by default
+---@field scaling? "per_column"|"group_scales"|"group_factors"
+---@field group_size? number
+---@field zeros? boolean
 ---@field kernel? string
 
----The product of two int4 matrices, exact up to one rounding, where its operands are.
----@param a_packed int4mm.tensor # [M, K/8] int32
+---The product with an int4 weight, where its operands are; exact up to one rounding but for an A of floats.
+---@param a_packed int4mm.tensor # [M, K/8] int32, [M, K] int8, or [M, K] of floats
 ---@param b_packed int4mm.tensor # [K/8, N] int32, or [N, K/8], or a weight of q.prepack
----@param scale_a int4mm.tensor # [M] float32
----@param scale_b int4mm.tensor # [N] float32
+---@param scale_a? int4mm.tensor # [M] float32; nil for an A of floats
+---@param scale_b int4mm.tensor # [N] float32, or group scales [G, N]
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
 function int4mm.int4_matmul(a_packed, b_packed, scale_a, scale_b, opts) end
@@ -378,7 +394,7 @@ function int4mm.int4_matmul(a_packed, b_packed, scale_a, scale_b, opts) end
 ---As q.int4_matmul, on the CPU.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a int4mm.tensor
+---@param scale_a? int4mm.tensor
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
@@ -387,7 +403,7 @@ function int4mm.int4_matmul_cpu(a_packed, b_packed, scale_a, scale_b, opts) end
 ---As q.int4_matmul, on a GPU.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a int4mm.tensor
+---@param scale_a? int4mm.tensor
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
@@ -396,11 +412,29 @@ function int4mm.int4_matmul_cuda(a_packed, b_packed, scale_a, scale_b, opts) end
 ---The product in plain LuaJIT, to compare with.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a int4mm.tensor
+---@param scale_a? int4mm.tensor
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_reference_options
 ---@return int4mm.tensor
 function int4mm.int4_matmul_reference(a_packed, b_packed, scale_a, scale_b, opts) end
+
+---@class int4mm.matmul_bound_options
+---@field out_dtype? int4mm.float_dtype
+---@field bias? int4mm.tensor
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
+---@field encoding_b? int4mm.encoding
+---@field layout_b? int4mm.layout
+
+---How near a product with an A of floats is to the exact one.
+---@param a int4mm.tensor
+---@param b_packed int4mm.tensor
+---@param scale_b int4mm.tensor
+---@param opts? int4mm.matmul_bound_options
+---@return number[][] exact
+---@return number[][] bound
+function int4mm.int4_matmul_bound(a, b_packed, scale_b, opts) end
 
 ---Rearranges a weight once for many products on the CPU.
 ---@param b_packed int4mm.tensor
@@ -411,7 +445,7 @@ function int4mm.prepack(b_packed, opts) end
 ---What q.int4_matmul would do with these arguments.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a int4mm.tensor
+---@param scale_a? int4mm.tensor
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.plan
@@ -427,6 +461,13 @@ function int4mm.choose_cuda(problem) end
 function int4mm.cuda_kernels() end
 
 ---@class int4mm.linear_options
+---@field activations? int4mm.activations "int4" by default
+---@field group_size? number values of K that share a scale
+---@field group_scales? "float"|"integer" of a float weight
+---@field zero_point? boolean of a float weight
+---@field zeros? int4mm.tensor of packed words
+---@field factors? int4mm.tensor of packed words
+---@field order? int4mm.tensor of packed words: the input of each value along K, counted from 0
 ---@field bias? int4mm.tensor # [N] float32
 ---@field scales? int4mm.tensor of packed words: [N] float32
 ---@field layout? int4mm.layout "nk" by default
@@ -439,6 +480,10 @@ function int4mm.cuda_kernels() end
 ---@field prepack? boolean the layout that the CPU reads fastest
 
 ---@class int4mm.int4_linear_options
+---@field activations? int4mm.activations what x becomes
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
 ---@field bias? int4mm.tensor # [N] float32
 ---@field rotate? boolean|number
 ---@field clip? number|"mse"
@@ -453,6 +498,10 @@ function int4mm.cuda_kernels() end
 ---@field stream? int4mm.any_stream
 
 ---@class int4mm.int4_linear_reference_options
+---@field activations? int4mm.activations what x becomes
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
 ---@field bias? int4mm.tensor
 ---@field rotate? boolean|number
 ---@field clip? number|"mse"
@@ -486,8 +535,9 @@ function int4mm.int4_linear_reference(x, b_packed, scale_b, opts) end
 ---The bytes of workspace that q.int4_linear needs for x [M, K].
 ---@param M number
 ---@param K number
+---@param activations? int4mm.activations
 ---@return integer
-function int4mm.linear_workspace(M, K) end
+function int4mm.linear_workspace(M, K, activations) end
 
 ---@class int4mm.pack_options
 ---@field dim? 1|2 the dimension to be packed, 2 by default
@@ -728,6 +778,10 @@ function int4mm.argmax(src, opts) end
 ---@field device? int4mm.device
 ---@field rotate? boolean|number
 ---@field weight_clip? number|"mse"
+---@field activations? int4mm.activations
+---@field group_size? number
+---@field group_scales? "float"|"integer"
+---@field zero_point? boolean
 ---@field checkpoint_format? "gptq"|"gptq_v2"
 
 ---Opens a safetensors file, or a model by its index or folder.
