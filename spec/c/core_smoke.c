@@ -60,8 +60,7 @@ static int4mm_matmul_args arguments(operands *o, int4mm_tensor *out) {
                               .scale_b = &o->scale_b,
                               .out = out,
                               .out_dtype = INT4MM_FLOAT16,
-                              .backend = INT4MM_USE_CPU,
-                              .strassen = -1};
+                              .backend = INT4MM_USE_CPU};
 }
 
 static float at(const int4mm_tensor *t, int64_t i) {
@@ -347,7 +346,7 @@ static void test_errors(void) {
   args = good, args.scale_b = NULL;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "scale_b is NULL");
   args = good, args.a_packed = &o.scale_a;
-  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "a_packed is [32] float32, expected a matrix of int32");
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "a_packed is [32] float32, expected a matrix");
   args = good, args.encoding_b = 7;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "encoding_b is 7");
   args = good, args.layout_b = 2;
