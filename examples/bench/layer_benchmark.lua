@@ -147,7 +147,7 @@ local function measure(shape, scheme, weights, arguments)
   local out = q.empty { shape.M, shape.N, dtype = "bfloat16", device = DEVICE }
   local bias = q.full({ shape.N, device = DEVICE }, 0.5)
   local a, scales = quantised(scheme, x)
-  local workspace = q.empty { math.max(1, q.linear_workspace(shape.M, shape.K, { activations = scheme.a })),
+  local workspace = q.empty { math.max(1, q.linear_workspace(shape.M, shape.K, scheme.a)),
     dtype = "int8", device = DEVICE }
   local product, layer = {}, {}
   for i, w in ipairs(weights) do
