@@ -332,11 +332,11 @@ local MATMUL_OPTIONS = {
   "kernel", "strassen",
 }
 
--- -1 by the measured rules, else so many levels
+-- 0 by the measured rules, -1 never, else so many levels
 local function strassen_levels(name, value)
-  if value == nil or value == true then return -1 end
-  if value == false then return 0 end
-  if value ~= 0 and value ~= 1 and value ~= 2 then
+  if value == nil or value == true then return 0 end
+  if value == false or value == 0 then return -1 end
+  if value ~= 1 and value ~= 2 then
     check.raise(name, "strassen is %s, expected true, false or 0, 1 or 2 levels", check.describe(value))
   end
   return value
@@ -358,7 +358,6 @@ end
 local function make_args(name, backend, a_packed, b_packed, opts)
   local args = ffi.new("int4mm_matmul_args")
   args.backend = backend
-  args.strassen = -1
   args.out_dtype = enums.dtypes.float16.id
   -- operands on the CPU may have their product on a GPU
   local where = (a_packed.c.device < 0 and opts.out or a_packed).c.device

@@ -264,8 +264,7 @@ static void matmul_call(void) {
                              .out_dtype = outs[below(3)],
                              .encoding_a = (int32_t)below(2),
                              .layout_b = nk,
-                             .backend = INT4MM_USE_CPU, /* no GPU in this test */
-                             .strassen = -1};
+                             .backend = INT4MM_USE_CPU}; /* no GPU in this test */
   int32_t *options[] = {&args.out_dtype, &args.encoding_a, &args.encoding_b, &args.layout_b, &args.strassen};
   if (below(10) == 0) *options[below(5)] = (int32_t)next();
   memcpy(before, memory, sizeof memory);

@@ -14,6 +14,7 @@
 enum {
   LINES = 16,          /* rows or columns of a tile */
   HELD = BLOCK,        /* values of each that it holds, a multiple of 32 */
+  PITCH = HELD + 16,   /* so that neighbours are in different sets of the caches */
   FEW_COLUMNS = 16,    /* fewer are not worth a call for each slab */
   SEARCH = 32,         /* the work of a search, in quantisations */
   TILE_GRAIN = 1 << 14 /* values for which a thread pays: they are divided one by one */
@@ -57,7 +58,7 @@ typedef struct tile {
   int64_t held;                      /* the first value of the chunk in x, counted in the group; -1: none */
   int32_t lines;
   int4mm_group_step steps[LINES];
-  float x[LINES][HELD];
+  float x[LINES][PITCH];
 } tile;
 
 static void begin_tile(tile *t, const groups_run *run, int64_t index) {
@@ -175,7 +176,7 @@ static void quantize_values(int8_t *q, const float *x, int4mm_group_step step, i
 }
 
 /* Stores n values of each line, from value k of the group on. */
-static void store_along(tile *t, int64_t k, int8_t (*q)[HELD], int64_t n) {
+static void store_along(tile *t, int64_t k, int8_t (*q)[PITCH], int64_t n) {
   const int4mm_group_job *job = t->run->job;
   for (int32_t l = 0; l < t->lines; l++) {
     if (is_bytes(t->run)) {
@@ -187,7 +188,7 @@ static void store_along(tile *t, int64_t k, int8_t (*q)[HELD], int64_t n) {
   }
 }
 
-static void store_across(tile *t, int64_t k, int8_t (*q)[HELD], int64_t n) {
+static void store_across(tile *t, int64_t k, int8_t (*q)[PITCH], int64_t n) {
   const int4mm_group_job *job = t->run->job;
   int8_t rows[8][LINES];
   for (int64_t i = 0; i < n; i += 8) {
@@ -203,7 +204,7 @@ static void store_across(tile *t, int64_t k, int8_t (*q)[HELD], int64_t n) {
 }
 
 static void write_tile(tile *t) {
-  int8_t q[LINES][HELD];
+  int8_t q[LINES][PITCH];
   for (int64_t k = 0; k < t->count; k += HELD) {
     int64_t n = hold(t, k), whole = int4mm_round_up(n, 8);
     for (int32_t l = 0; l < t->lines; l++) {
@@ -346,19 +347,15 @@ typedef struct dequantize_run {
   pieces pieces; /* rows; for words along dim 0, rows of words */
 } dequantize_run;
 
-/* The scale of a group's values, with its factor. */
-static float scale_of_group(const groups_run *run, int64_t line, int64_t group) {
-  const int4mm_group_job *job = run->job;
+/* The scale of a group in row r, with its factor, and its zero point. */
+static float scale_of_group(const int4mm_group_job *job, int64_t r, int64_t g) {
   const int4mm_matrix *scales = &job->scales;
-  int64_t g = job->factors.data ? 0 : group;
-  float scale =
-      int4mm_load_float(scales->data, scales->dtype, job->dim ? line * scales->stride + g : g * scales->stride + line);
-  if (!job->factors.data) return scale;
-  return int4mm_mul((float)*(int8_t *)at_line(run, &job->factors, line, group), scale);
+  float scale = int4mm_load_float(scales->data, scales->dtype, r * scales->stride + (job->factors.data ? 0 : g));
+  return job->factors.data ? int4mm_mul((float)*(int8_t *)at(&job->factors, r, g), scale) : scale;
 }
 
-static int32_t zero_of_group(const groups_run *run, int64_t line, int64_t group) {
-  return run->job->zeros.data ? *(int8_t *)at_line(run, &run->job->zeros, line, group) : 0;
+static int32_t zero_of_group(const int4mm_group_job *job, int64_t r, int64_t g) {
+  return job->zeros.data ? *(int8_t *)at(&job->zeros, r, g) : 0;
 }
 
 /* Values of a row that share a scale. */
@@ -384,8 +381,8 @@ static void dequantize_along(void *context, int64_t index, int32_t slot) {
   for (int64_t r = s.r0; r < s.r1; r++) {
     for (int64_t g = 0; g < run->groups; g++) {
       int64_t first = g * run->job->group, end = int4mm_min64(first + run->job->group, run->extent);
-      float scale = scale_of_group(run, r, g);
-      int32_t zero = zero_of_group(run, r, g);
+      float scale = scale_of_group(run->job, r, g);
+      int32_t zero = zero_of_group(run->job, r, g);
       for (int64_t c = first; c < end; c += BLOCK) {
         dequantize_segment(run, r, c, int4mm_min64(BLOCK, end - c), scale, zero);
       }
@@ -393,14 +390,23 @@ static void dequantize_along(void *context, int64_t index, int32_t slot) {
   }
 }
 
+/* The scales and zero points of n columns in a group of rows. */
+static void read_columns(const groups_run *run, int64_t g, int64_t c, int64_t n, float *scales, int32_t *zeros) {
+  const int4mm_group_job *job = run->job;
+  const int8_t *factors = job->factors.data ? at(&job->factors, g, c) : NULL;
+  const int8_t *from = job->zeros.data ? at(&job->zeros, g, c) : NULL;
+  run->rows->to_float(scales, at(&job->scales, factors ? 0 : g, c), job->scales.dtype, n);
+  for (int64_t i = 0; factors && i < n; i++) scales[i] = int4mm_mul((float)factors[i], scales[i]);
+  for (int64_t i = 0; i < n; i++) zeros[i] = from ? from[i] : 0;
+}
+
 /* Up to eight rows of one group from row r on, which are a row of words, and at most BLOCK columns. */
 static void dequantize_block(const groups_run *run, int64_t r, int64_t rows, int64_t c, int64_t n) {
   const int4mm_group_job *job = run->job;
-  int64_t g = r / job->group;
   int8_t words[8][BLOCK];
   float x[BLOCK], scales[BLOCK];
   int32_t zeros[BLOCK];
-  for (int64_t i = 0; i < n; i++) scales[i] = scale_of_group(run, c + i, g), zeros[i] = zero_of_group(run, c + i, g);
+  read_columns(run, r / job->group, c, n, scales, zeros);
   if (!is_bytes(run)) run->rows->unpack_across(words[0], BLOCK, at(&job->packed, r / 8, c), n, job->xor_mask);
   for (int64_t k = 0; k < rows; k++) {
     const int8_t *q = is_bytes(run) ? at(&job->packed, r + k, c) : words[k];
