@@ -8,6 +8,7 @@ set rmargin 13
 set border 1 linecolor rgb "#888888"
 set xrange [%g:1]
 set yrange [-0.6:%g]
+set format x "%%.1f"
 set xtics 0.1 nomirror textcolor rgb "#333333"
 set ytics (%s) scale 0 textcolor rgb "#333333"
 set grid xtics linecolor rgb "#dddddd"
