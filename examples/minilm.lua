@@ -70,7 +70,11 @@ local function measure(scheme, opened, device, texts, seconds, expected)
     for i, text in ipairs(texts) do sentences[i] = opened.tokenizer:encode(text, LONGEST) end
     return made:encode(sentences)
   end
-  local made = encoder.new(opened.weights, opened.config, scheme, scheme.on_cpu and "cpu" or device)
+  local function make(where)
+    local ok, made = pcall(encoder.new, opened.weights, opened.config, scheme, where)
+    return ok and made or stop("%s: %s", opened.folder, made)
+  end
+  local made = make(scheme.on_cpu and "cpu" or device)
   local result = { scheme = scheme, encoder = made, embeddings = encode_with(made), bytes = made:linear_bytes() }
   result.seconds = seconds and bench.time(function() encode_with(made) end, { seconds = seconds }) / #texts
   expected = expected or result.embeddings
@@ -78,8 +82,7 @@ local function measure(scheme, opened, device, texts, seconds, expected)
   result.recall = measures.recall(result.embeddings, expected, NEIGHBOURS)
   result.rho = measures.spearman(measures.similarities(result.embeddings), measures.similarities(expected))
   if seconds and scheme.exact and device ~= "cpu" then
-    local on_cpu = encode_with(encoder.new(opened.weights, opened.config, scheme, "cpu"))
-    result.differs = not result.embeddings:equal(on_cpu)
+    result.differs = not result.embeddings:equal(encode_with(make "cpu"))
   end
   return result
 end
@@ -114,6 +117,7 @@ local function compare(opened, arguments, texts)
     step(scheme.name)
     results[i] = measure(scheme, opened, arguments.device, texts, arguments.seconds,
       results[1] and results[1].embeddings)
+    if i > 1 and i < #schemes.list then results[i].encoder = nil end -- the search takes the others
   end
   step()
   print_table(results)
@@ -143,6 +147,8 @@ local arguments = parse_arguments()
 local opened, reason = model.open(arguments.model)
 if not opened then stop("%s: `make minilm` fetches the model, --model names the folder of another", reason) end
 local texts = read_sentences(arguments.sentences)
+local there, fault = pcall(q.ones, { 1, device = arguments.device })
+if not there then stop("--device: %s", fault) end
 local config, query = opened.config, arguments.query or QUERY
 
 print(("%d layers, %d wide: %d linear layers, on %s; the embeddings, %.1f MB, and all else are float32"):format(

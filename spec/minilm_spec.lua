@@ -391,6 +391,8 @@ describe("examples/minilm.lua", function()
       assert.matches(words, output, 1, true)
     end
     fails("--model /nowhere", "/nowhere/config.json: No such file or directory: `make minilm` fetches the model")
+    fails("--device tpu", "minilm.lua: --device: ")
+    fails("--device cuda", "minilm.lua: --device: ")
     fails("--sentences /nowhere", "minilm.lua: /nowhere: No such file or directory")
     write(folder .. "/few.txt", "one\ntwo\n")
     fails("--sentences " .. folder .. "/few.txt", "few.txt has 2 sentences, expected more than 5")
@@ -399,7 +401,7 @@ describe("examples/minilm.lua", function()
       ["config.json has hidden_act = relu, expected gelu"] = { hidden_act = "relu" },
       ["config.json has hidden_size = 120, expected a multiple of 4 for each of the 4 heads"] = { hidden_size = 120 },
       ["vocab.txt has 16 pieces, but config.json has vocab_size = 10"] = { vocab_size = 10 },
-      ["word_embeddings.weight is [20, 128] float32, expected [21, 128] float32"] = { vocab_size = 21 },
+      [": embeddings.word_embeddings.weight is [20, 128] float32, expected [21, 128] float32"] = { vocab_size = 21 },
     } do
       write_config(changes)
       fails("", words)

@@ -105,16 +105,17 @@ function Encoder:block(layer, x, lengths)
   return self:normalise(layer.output(layer.intermediate(x), { residual = x }), layer.output_norm)
 end
 
--- The mean of rows [first, first + length) of x, of length 1, written to row `index` of `to`.
-local function pool(to, index, x, first, length, width)
-  local mean, squares = {}, 0
+-- The mean of rows [first, first + length) of x, of length 1, to offset `at` of `result`. Squares of floats are exact.
+local function pool(result, at, x, first, length, width)
+  local squares = 0
   for c = 0, width - 1 do
     local sum = 0
     for i = first, first + length - 1 do sum = sum + x[i * width + c] end
-    mean[c], squares = sum, squares + sum * sum
+    result[at + c] = sum / length
+    squares = squares + result[at + c] * result[at + c]
   end
-  local scale = 1 / math.sqrt(squares) -- the mean's own divisor falls out
-  for c = 0, width - 1 do to[index * width + c] = mean[c] * scale end
+  local norm = math.sqrt(squares)
+  for c = 0, width - 1 do result[at + c] = result[at + c] / norm end
 end
 
 --- The embeddings of sentences.
@@ -133,7 +134,7 @@ function Encoder:encode(sentences)
     x = x:to "cpu"
     local row = 0
     for i, length in ipairs(lengths) do
-      pool(result:data(), first + i - 2, x:data(), row, length, width)
+      pool(result:data(), (first + i - 2) * width, x:data(), row, length, width)
       row = row + length
     end
   end

@@ -42,7 +42,7 @@ end
 
 --- Opens a model.
 -- @tparam string folder
--- @treturn ?table `config` (of config.json), `tokenizer`, `weights` (an open safetensors file)
+-- @treturn ?table `folder`, `config` (of config.json), `tokenizer`, `weights` (an open safetensors file)
 -- @treturn ?string why not
 function model.open(folder)
   local config, reason = read_config(folder .. "/config.json")
@@ -56,7 +56,7 @@ function model.open(folder)
   end
   weights, reason = q.open_safetensors(folder .. "/model.safetensors")
   if not weights then return nil, reason end
-  return { config = config, tokenizer = tokenizer, weights = weights }
+  return { folder = folder, config = config, tokenizer = tokenizer, weights = weights }
 end
 
 return model
