@@ -142,7 +142,7 @@ local function measure(size, scheme, weights, arguments)
   local out = q.empty { size.M, size.N, dtype = "bfloat16", device = DEVICE }
   local bias = q.full({ size.N, device = DEVICE }, 0.5)
   local a, scales = quantised(scheme, x)
-  local workspace = q.empty { math.max(1, q.linear_workspace(size.M, size.K, { activations = scheme.a })),
+  local workspace = q.empty { math.max(1, q.linear_workspace(size.M, size.K, scheme.a)),
     dtype = "int8", device = DEVICE }
   local product, layer = {}, {}
   for i, w in ipairs(weights) do

@@ -179,6 +179,7 @@ local function quantize_weight(name, layer, weight, opts)
     layer.rotate = options.block(name, "rotate", opts.rotate)
   end
   local given = { group_size = opts.group_size }
+  scaling.group_size(name, given)
   local beside -- zero points or factors
   layer.weight, given.scales, beside = ops.quantize(weight, {
     dim = dim, rotate = layer.rotate > 0 and layer.rotate or nil, clip = check.default(opts.weight_clip, "mse"),

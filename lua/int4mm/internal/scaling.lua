@@ -134,6 +134,13 @@ local function check_scales(name, scales, layer, sizes)
     expected_shape("G", sizes.N, sizes.nk))
 end
 
+--- The option group_size, checked; 0 where there is none. Checks the tensors `zeros` and `factors` as well.
+function scaling.group_size(name, opts)
+  local group = options.scaling(name, opts)
+  if group % 32 ~= 0 then check.raise(name, "group_size is %d, expected a multiple of 32", group) end
+  return group
+end
+
 --- Sets `scales`, `zeros`, `factors` and `group_size` of a layer that has its weight and sizes.
 -- @tparam string name the function that the user called
 -- @tparam table layer
@@ -141,12 +148,9 @@ end
 -- @tparam boolean nk whether matrices may be [N, G]
 -- @tparam string encoding of zero points in words
 function scaling.set(name, layer, given, nk, encoding)
-  local group = options.scaling(name, given)
+  local group = scaling.group_size(name, given)
   local sizes = { K = layer.in_features, N = layer.out_features, nk = nk, encoding = encoding }
   if group > 0 then
-    if group % 32 ~= 0 then
-      check.raise(name, "group_size is %d, expected a multiple of 32", group)
-    end
     sizes.group, sizes.groups = group, math.ceil(sizes.K / group)
   end
   check_scales(name, given.scales, layer, sizes)

@@ -95,21 +95,18 @@ function Source:group_index(what, K)
   return not none and index or nil
 end
 
--- How many values of K are in a group: as given, else as `index` has it, else K / G; nil where there is one for all.
+-- How many values of K are in a group: as given, else as many as the first has by `index`, else K / G; nil where there
+-- is one for all.
 function Source:group_size(what, K, groups, index, given)
-  local size = given
   if groups <= 1 and (not given or given >= K) then return nil end
-  if not size and index then
-    size = 0
-    for _, g in ipairs(index) do size = size + (g == 0 and 1 or 0) end
-  end
-  size = size or K / groups
+  local size, first = given or K / groups, 0
+  for _, g in ipairs(not given and index or {}) do first = first + (g == 0 and 1 or 0) end
+  if first > 0 and first % 32 == 0 and math.ceil(K / first) == groups then size = first end
   if size % 32 ~= 0 or size == 0 then
-    self:refuse("%s has scales for %d groups of K = %d, expected groups of a multiple of 32; where the last is "
-      .. "shorter, group_size says how long the others are", what, groups, K)
+    self:refuse("%s holds %d groups of K = %d, expected groups of a multiple of 32; where the last is shorter, "
+      .. "group_size says how long the others are", what, groups, K)
   elseif math.ceil(K / size) ~= groups then
-    self:refuse("%s has scales for %d groups, but K = %d has %d groups of %d", what, groups, K, math.ceil(K / size),
-      size)
+    self:refuse("%s holds %d groups, but K = %d has %d groups of %d", what, groups, K, math.ceil(K / size), size)
   end
   return size
 end
@@ -123,7 +120,9 @@ function Source:order(what, index, K, groups, size)
   local data = ffi.cast("int32_t *", order.c.data)
   for k, g in ipairs(index) do
     local place = next_of[g]
-    if not place then self:refuse("%s has %d for value %d of K, but there are %d groups", what, g, k, groups) end
+    if not place then
+      self:refuse("%s has %d for value %d of K, expected groups from 0 to %d", what, g, k, groups - 1)
+    end
     if place >= math.min((g + 1) * (size or K), K) then
       self:refuse("%s has more than %d values of K in group %d", what, size or K, g)
     end
