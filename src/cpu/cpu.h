@@ -93,6 +93,11 @@ int32_t int4mm_cgroup_cpus(const char *root, const char *membership);
 /* What is wrong with INT4MM_NUM_THREADS; NULL when nothing is. */
 const char *int4mm_threads_warning(void);
 
+/* Whether the sums that an epilogue gets are float32, not int32. */
+static inline bool int4mm_has_float_sums(const int4mm_problem *p) {
+  return p->b.group_scales.data || int4mm_is_w4a16(p);
+}
+
 /* ---- addresses in a weight --------------------------------------------------------------------------------------- */
 
 /* The address of word (j, n) of b in any layout. The words up to the next multiple of INT4MM_PANEL columns follow,
@@ -100,7 +105,7 @@ const char *int4mm_threads_warning(void);
 static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
   if (int4mm_is_k_major(&p->b)) return p->b.words + n * p->b.stride + j;
   if (!int4mm_is_panels(&p->b)) return p->b.words + j * p->b.stride + n;
-  return p->b.words + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
+  return p->b.words + (n / INT4MM_PANEL * int4mm_words_of_k(p) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
 }
 
 #endif
