@@ -214,7 +214,10 @@ function ops.dequantize(packed, scales, opts)
       check.describe(opts.length))
   end
   local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
-  binding.check(name, lib.int4mm_dequantize(out.c, packed.c, scales.c, dim, encoding, stream))
+  local args = ffi.new("int4mm_dequantize_args")
+  args.dst, args.packed, args.scales, args.dim, args.encoding, args.stream = out.c, packed.c, scales.c, dim, encoding,
+    stream
+  binding.check(name, lib.int4mm_dequantize(args))
   keep(packed, scales, opts)
   return out
 end

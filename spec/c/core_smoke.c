@@ -318,7 +318,7 @@ static void test_empty(void) {
     q.rotate = 1024, q.clip_mse = 1;
     OK(int4mm_quantize(&q));
     OK(int4mm_rotate(&floats, &floats, !flip, 4, NULL));
-    OK(int4mm_dequantize(&floats, &eighth, &none, !flip, INT4MM_TWOS_COMPLEMENT, NULL));
+    OK(dequantize(&floats, &eighth, &none, !flip, INT4MM_TWOS_COMPLEMENT));
     OK(int4mm_tensor_copy(&floats, &words, NULL));
     OK(int4mm_tensor_copy(&bytes, &words, NULL));
     OK(int4mm_random(&words, 1, 1, 0, 0, NULL));
@@ -387,10 +387,10 @@ static void test_quantize_errors(void) {
   FAILS(int4mm_quantize(NULL), INT4MM_ERR_ARGUMENT, "args is NULL");
   args.packed = &bytes, args.rotate = 8, args.clip_mse = 1;
   OK(int4mm_quantize(&args));
-  OK(int4mm_dequantize(&x, &bytes, &scales, 1, INT4MM_TWOS_COMPLEMENT, NULL));
+  OK(dequantize(&x, &bytes, &scales, 1, INT4MM_TWOS_COMPLEMENT));
   args.packed = &narrow;
   FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "packed is [16, 23] int8 but src is [16, 24] float32");
-  FAILS(int4mm_dequantize(&x, &narrow, &scales, 1, INT4MM_TWOS_COMPLEMENT, NULL), INT4MM_ERR_ARGUMENT,
+  FAILS(dequantize(&x, &narrow, &scales, 1, INT4MM_TWOS_COMPLEMENT), INT4MM_ERR_ARGUMENT,
         "packed is [16, 23] int8 but dst is [16, 24] float32");
   args = good, args.rotate = 12;
   FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "rotate is 12, expected a power of two from 4 to 1024");
@@ -433,7 +433,7 @@ static void test_packing(void) {
   OK(int4mm_random(&x, 5, 0, -3, 3, NULL));
   int4mm_quantize_args args = {.src = &x, .packed = &packed, .scales = &scales, .dim = 1, .check = 1};
   OK(int4mm_quantize(&args));
-  OK(int4mm_dequantize(&x, &packed, &scales, 1, INT4MM_TWOS_COMPLEMENT, NULL));
+  OK(dequantize(&x, &packed, &scales, 1, INT4MM_TWOS_COMPLEMENT));
   ((float *)x.data)[26] = NAN;
   FAILS(int4mm_quantize(&args), INT4MM_ERR_VALUE, "src holds NaN at row 2, column 0");
   args.dim = 0;

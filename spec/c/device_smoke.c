@@ -237,8 +237,8 @@ static void test_quantize(void) {
   there.check = (int32_t)draw(2);
   OK(int4mm_quantize(&there));
   CHECK(same(&words, &words_gpu) && same(&scales, &scales_gpu));
-  OK(int4mm_dequantize(&x, &words, &scales, dim, encoding, NULL));
-  OK(int4mm_dequantize(&x_gpu, &words_gpu, &scales_gpu, dim, encoding, NULL));
+  OK(dequantize(&x, &words, &scales, dim, encoding));
+  OK(dequantize(&x_gpu, &words_gpu, &scales_gpu, dim, encoding));
   CHECK(same(&x, &x_gpu));
   *(float *)numbers.data = NAN;
   OK(int4mm_tensor_copy(&x, &numbers, NULL));

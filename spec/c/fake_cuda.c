@@ -382,6 +382,8 @@ static int32_t fake_matmul(int32_t device, const int4mm_pack_job *quantize, cons
   if (plan->device != device) abort();
   p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);
   p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
+  p.b.group_scales.data = to_host(device, p.b.group_scales.data), p.b.zeros.data = to_host(device, p.b.zeros.data);
+  p.b.factors.data = to_host(device, p.b.factors.data);
   p.out.data = to_host(device, p.out.data), p.residual.data = to_host(device, p.residual.data);
   if (quantize) (void)fake_quantize(device, quantize, NULL, stream);
   enqueue(stream, run_matmul, &p, sizeof p);

@@ -102,7 +102,7 @@ static void pack_call(int kind) {
   if (kind == 1) judge(int4mm_unpack(&plain, &packed, dim, encoding, NULL), "unpack");
   int4mm_quantize_args q = {&plain, &packed, &scales, dim, encoding, block(), clip(), (int32_t)below(2), 1, NULL};
   if (kind == 2) judge(int4mm_quantize(&q), "quantize");
-  if (kind == 3) judge(int4mm_dequantize(&plain, &packed, &scales, dim, encoding, NULL), "dequantize");
+  if (kind == 3) judge(dequantize(&plain, &packed, &scales, dim, encoding), "dequantize");
 }
 
 static void rotate_call(void) {

@@ -39,7 +39,8 @@ int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
 static cudaError_t launch_product(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                   const int4mm_plan *plan, cudaStream_t stream) {
   if (!quantize) return launchers[plan->kernel](problem, plan, stream);
-  cudaError_t error = int4mm_launch_own_skinny(quantize, problem, plan, stream);
+  cudaError_t error = cudaErrorNotSupported;
+  if (int4mm_is_elementary(problem)) error = int4mm_launch_own_skinny(quantize, problem, plan, stream);
   if (error != cudaErrorNotSupported) return error;
   error = int4mm_launch_quantize(quantize, NULL, stream);
   return error == cudaSuccess ? launchers[plan->kernel](problem, plan, stream) : error;

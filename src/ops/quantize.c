@@ -96,8 +96,11 @@ int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_
 
 /* ---- dequantize ---- */
 
-int32_t int4mm_dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
-                          int32_t dim, int32_t encoding, void *stream) {
+int32_t int4mm_dequantize(const int4mm_dequantize_args *args) {
+  if (!args) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  const int4mm_tensor *dst = args->dst, *packed = args->packed, *scales = args->scales;
+  int32_t dim = args->dim, encoding = args->encoding;
+  void *stream = args->stream;
   int32_t status = check_quantized("dst", dst, packed, dim, encoding);
   if (!status) status = check_scales(scales, "dst", dst, dim);
   if (!status) status = int4mm_check_apart("dst", dst, "scales", scales);
