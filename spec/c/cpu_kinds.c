@@ -300,7 +300,7 @@ static bool run_case(generated *g) {
   const char *isa;
   for (int32_t i = 0; good && (isa = int4mm_cpu_isa_at(i)); i++) {
     if (int4mm_set_cpu_isa(isa) != INT4MM_OK) exit(2);
-    int4mm_set_num_threads(1 + (int32_t)below(4));
+    if (int4mm_set_num_threads(1 + (int32_t)below(4)) != INT4MM_OK) exit(2);
     memset(p->out.data, 0xa5, (size_t)g->out_bytes);
     good = int4mm_cpu_matmul(p) == INT4MM_OK && same(p, expected, isa) && row_alone(g, isa);
   }
