@@ -439,13 +439,14 @@ static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
   return p->M <= (int4mm_skinny_threads(p) > 1 ? kernels->skinny_max_m_threaded : kernels->skinny_max_m);
 }
 
-/* Groups that are longer than the drivers' k-blocks, which nobody makes, are left to the scalar code. */
+/* Exact products with groups that are longer than the drivers' k-blocks, which nobody makes, are left to scalar code. */
 static bool is_served(const int4mm_problem *p) {
   return !p->b.group_scales.data || int4mm_group8(p) <= MAX_GROUP8;
 }
 
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (!is_served(p) || int4mm_is_w4a16(p)) return int4mm_cpu_scalar.matmul(NULL, p);
+  if (int4mm_is_w4a16(p)) return int4mm_gemm_float(kernels, p);
+  if (!is_served(p)) return int4mm_cpu_scalar.matmul(NULL, p);
   if (is_skinny(kernels, p)) return int4mm_gemm_skinny(kernels, p);
   int32_t levels = int4mm_strassen_levels(kernels, p);
   if (levels > 0) {
@@ -473,7 +474,11 @@ void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, in
   bool dot = int4mm_is_k_major(&p->b) && !int4mm_in_groups(kernels, p);
   plan->tile_m = kernels->mr;
   plan->tile_n = kernels->nr;
-  if (!is_served(p) || int4mm_is_w4a16(p)) {
+  if (int4mm_is_w4a16(p)) {
+    if (p->M == 1) plan->tile_m = 1, plan->tile_n = kernels->skinny_columns;
+    snprintf(plan->reason, sizeof plan->reason, "float32 sums: the weight becomes float32 %s; without Strassen",
+             p->M == 1 ? "in registers" : "a strip of columns at a time");
+  } else if (!is_served(p)) {
     plan->tile_m = plan->tile_n = 0;
     int4mm_cpu_scalar.plan(NULL, p, plan);
   } else if (is_skinny(kernels, p)) {

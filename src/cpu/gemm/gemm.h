@@ -68,6 +68,23 @@ typedef struct int4mm_group_tile {
   int4mm_prefetch prefetch;
 } int4mm_group_tile;
 
+/* What the values of B need to become floats, and the sums of a group: for a run of columns; NULL: none. */
+typedef struct int4mm_float_columns {
+  const float *scales, *zeros, *factors;
+} int4mm_float_columns;
+
+/* A tile of a product of floats over a chunk of k. The sums of the chunks of a
+ * group are added in group_sums, and with the last of them into totals: total = fma(sum, scale, total). */
+typedef struct int4mm_float_tile {
+  int32_t rows;       /* 1 to mr */
+  int64_t k;          /* values */
+  const float *a, *b; /* [k][mr], [k][nr] */
+  float *group_sums, *totals; /* [rows][nr], rows ld apart */
+  int64_t ld;
+  const float *scales;
+  bool first, last; /* chunk of its group */
+} int4mm_float_tile;
+
 /* In all of these k8 counts words of K, and lda, ldb and ldacc are distances of rows in elements. */
 struct int4mm_kernels {
   int32_t mr, nr;                /* rows and columns of a microkernel's tile; nr divides INT4MM_PANEL */
@@ -107,6 +124,18 @@ struct int4mm_kernels {
   /* Flushes one group's sums of `columns`, a multiple of skinny_columns. row_sums[m]: the sum of row m of A. */
   void (*flush)(const int4mm_group_columns *group, const int32_t *row_sums, int64_t rows, int64_t columns,
                 const int32_t *acc, int32_t *totals, int64_t ld);
+
+  /* W4A16. nr columns of B as floats, [8 * k8][nr]. */
+  void (*unpack_float)(float *b, const uint32_t *words, int64_t ld, int64_t k8, uint32_t xor_mask,
+                       const int4mm_float_columns *columns);
+  void (*microkernel_float)(const int4mm_float_tile *tile);
+  /* acc[n] += sum over k of a[k] * b[k, n], one k after the other; columns: a multiple of skinny_columns. */
+  void (*row_float)(int64_t columns, int64_t k, const float *a, const uint32_t *words, int64_t ld, uint32_t xor_mask,
+                    const int4mm_float_columns *values, float *acc);
+  /* What a tile does with its sums, for a row of them; acc becomes 0. */
+  void (*flush_float)(int64_t columns, float *acc, float *group_sums, float *totals, const float *scales, bool first,
+                      bool last);
+
   /* Strassen's 7 or 49 combinations of 2 x 2 or 4 x 4 blocks, src_step and dst_step bytes apart; B's plus offset. */
   void (*combine_a)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels);
   void (*combine_b)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels,
@@ -186,6 +215,7 @@ void int4mm_pack_b(const int4mm_kernels *kernels, const int4mm_problem *p, int64
 /* The drivers. */
 int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem *problem);
 int32_t int4mm_gemm_skinny(const int4mm_kernels *kernels, const int4mm_problem *problem);
+int32_t int4mm_gemm_float(const int4mm_kernels *kernels, const int4mm_problem *problem); /* W4A16 */
 int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem *problem, int32_t levels);
 /* Levels of Strassen for a problem: those it names, or by measured rules; 0 where Strassen does not apply,
  * as where the problem is not elementary. */

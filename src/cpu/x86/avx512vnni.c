@@ -568,8 +568,30 @@ INLINE void i32_store(int32_t *p, i32_vector x) {
   _mm512_storeu_si512(p, x);
 }
 
+INLINE f32_vector f32_sub(f32_vector x, f32_vector y) {
+  return _mm512_sub_ps(x, y);
+}
+
+typedef __m512 nibble_table; /* the values of the 16 nibbles */
+enum { ROW_AHEAD = 8 };      /* words of K ahead of which a row of B is prefetched */
+
+INLINE nibble_table nibble_table_of(uint32_t xor_mask) {
+  float values[16];
+  for (uint32_t i = 0; i < 16; i++) values[i] = (float)int4mm_nibble(i ^ (xor_mask & 15), 0);
+  return _mm512_loadu_ps(values);
+}
+INLINE i32_vector nibble_words(i32_vector words, nibble_table table) {
+  (void)table;
+  return words;
+}
+/* A permutation looks at the low four bits alone. */
+INLINE f32_vector nibble_value(i32_vector words, int i, nibble_table table) {
+  return _mm512_permutexvar_ps(i ? _mm512_srli_epi32(words, 4 * i) : words, table);
+}
+
 #include "cpu/gemm/epilogue.inc"
 #include "cpu/gemm/groups.inc"
+#include "cpu/gemm/float.inc"
 
 /* ---- the fused microkernel -------------------------------------------------------------------------------------- */
 
@@ -629,6 +651,10 @@ static const int4mm_kernels kernels = {
     .microkernel_bytes = microkernel_bytes,
     .microkernel_groups = microkernel_groups,
     .flush = flush,
+    .unpack_float = unpack_float,
+    .microkernel_float = microkernel_float,
+    .row_float = row_float,
+    .flush_float = flush_float,
     .rows = &int4mm_rows_avx512,
     .combine_a = combine_a,
     .combine_b = combine_b,

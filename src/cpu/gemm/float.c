@@ -1,0 +1,293 @@
+/*
+ * The driver for an A of floats (W4A16). B's values become float32 exactly, a chunk of k of a strip of columns at a
+ * time, which all rows of a block of A then read from the first-level cache; one row alone takes them from registers.
+ *
+ * The order of the sums (float.inc) is fixed by K and the group alone, so that a row has the same bits in any company
+ * and on any number of threads, and so are the chunks: sums one after the other err by a rounding for each, and the
+ * bound of int4mm.h allows 16 + K/8 of them. A product passes as many as its chunk has values, one for each chunk of
+ * its group and one for each group.
+ */
+#include <string.h>
+
+#include "cpu/gemm/gemm.h"
+
+enum {
+  MAX_CHUNK = 128,          /* values of k */
+  MIN_CHUNK = 16,
+  STRIP = 64,               /* columns that a block of rows takes at a time */
+  ROW_STRIP = 2048,         /* columns that one row takes at a time */
+  BLOCK_ROWS = 192,
+  PACKED_A_BYTES = 32 << 20 /* of A in floats at a time */
+};
+
+typedef struct float_gemm {
+  const int4mm_kernels *k;
+  const int4mm_problem *p;
+  int64_t chunk; /* values of k */
+  int64_t group; /* values of k; K where there is one group */
+  int64_t rows;  /* of the block of A that is packed, from row m0 on */
+  int64_t m0;
+  int64_t width; /* columns of a piece */
+  int64_t block; /* rows of a piece */
+  float *a;      /* [rows / mr][K][mr]; of one row [K] */
+  char *scratch; /* of each thread */
+  int64_t scratch_bytes;
+} float_gemm;
+
+/* A thread's scratch. */
+typedef struct scratch {
+  float *totals, *group_sums; /* [block][width]; of one row [width] */
+  float *acc;                 /* [width]: of one row */
+  float *scales, *zeros, *factors; /* [width] */
+  float *b;                   /* [width / nr][MAX_CHUNK][nr] */
+} scratch;
+
+/* Roundings that a product passes with chunks of this length. */
+static int64_t roundings(const float_gemm *g, int64_t chunk) {
+  return chunk + int4mm_ceil_div(g->group, chunk) + int4mm_ceil_div(g->p->K, g->group);
+}
+
+static void choose_chunk(float_gemm *g) {
+  const int4mm_problem *p = g->p;
+  bool groups = p->b.group_scales.data || p->b.factors.data || p->b.zeros.data;
+  g->group = int4mm_max64(1, groups ? int4mm_min64(p->b.group, p->K) : p->K);
+  g->chunk = MAX_CHUNK;
+  while (g->chunk > MIN_CHUNK && roundings(g, g->chunk) > 16 + p->K / 8) g->chunk /= 2;
+}
+
+/* ---- operands ---------------------------------------------------------------------------------------------------- */
+
+static const void *row_of_a(const int4mm_problem *p, int64_t m) {
+  return (const char *)p->a.data + m * p->a.stride * (int64_t)int4mm_dtype_size(p->a.dtype);
+}
+
+/* Packs mr rows of A. */
+static void pack_tile(void *context, int64_t index, int32_t slot) {
+  (void)slot;
+  enum { LENGTH = 256 };
+  const float_gemm *g = context;
+  const int4mm_problem *p = g->p;
+  int64_t mr = g->k->mr, size = (int64_t)int4mm_dtype_size(p->a.dtype);
+  float row[LENGTH], *panel = g->a + index * mr * p->K;
+  for (int64_t r = 0; r < mr; r++) {
+    bool missing = index * mr + r >= g->rows;
+    const char *src = row_of_a(p, missing ? 0 : g->m0 + index * mr + r);
+    for (int64_t k = 0; k < p->K; k += LENGTH) {
+      int64_t count = int4mm_min64(LENGTH, p->K - k);
+      if (missing) {
+        memset(row, 0, sizeof row);
+      } else {
+        g->k->rows->to_float(row, src + k * size, p->a.dtype, count);
+      }
+      for (int64_t i = 0; i < count; i++) panel[(k + i) * mr + r] = row[i];
+    }
+  }
+}
+
+/* `columns` columns of one row of a matrix of groups as floats, zeros up to `width`. */
+static const float *load_row(const float_gemm *g, float *dst, const int4mm_matrix *matrix, int64_t group, int64_t n,
+                             int64_t columns, int64_t width) {
+  if (!matrix->data) return NULL;
+  int64_t size = (int64_t)int4mm_dtype_size(matrix->dtype);
+  g->k->rows->to_float(dst, (const char *)matrix->data + (group * matrix->stride + n) * size, matrix->dtype, columns);
+  memset(dst + columns, 0, (size_t)(width - columns) * 4);
+  return dst;
+}
+
+/* The same of all that group has, and its scales, or those of the columns. */
+static int4mm_float_columns load_columns(const float_gemm *g, const scratch *s, int64_t group, int64_t n,
+                                         int64_t columns, int64_t width) {
+  const int4mm_operand *b = &g->p->b;
+  int4mm_float_columns to = {.zeros = load_row(g, s->zeros, &b->zeros, group, n, columns, width),
+                             .factors = load_row(g, s->factors, &b->factors, group, n, columns, width)};
+  if (!load_row(g, s->scales, &b->group_scales, group, n, columns, width)) {
+    memcpy(s->scales, b->scales + n, (size_t)columns * 4);
+    memset(s->scales + columns, 0, (size_t)(width - columns) * 4);
+  }
+  to.scales = s->scales;
+  return to;
+}
+
+/* Words j .. j + k8 - 1 of at most a panel of columns: where they are, or in `buffer`, and how to read them. */
+typedef struct word_rows {
+  const uint32_t *words;
+  int64_t ld;
+  uint32_t xor_mask;
+} word_rows;
+
+static word_rows rows_of_b(const float_gemm *g, int64_t j, int64_t n, int64_t columns, int64_t k8, uint32_t *buffer) {
+  const int4mm_operand *b = &g->p->b;
+  const uint32_t *words = int4mm_b_word(g->p, j, n);
+  if (int4mm_is_panels(b)) return (word_rows){words, INT4MM_PANEL, 0};
+  if (int4mm_is_k_major(b)) {
+    g->k->transpose(buffer, INT4MM_PANEL, words, b->stride, columns, k8, b->xor_mask);
+    return (word_rows){buffer, INT4MM_PANEL, 0};
+  }
+  if (columns == INT4MM_PANEL) return (word_rows){words, b->stride, b->xor_mask};
+  for (int64_t i = 0; i < k8; i++) {
+    for (int64_t c = 0; c < INT4MM_PANEL; c++) {
+      buffer[i * INT4MM_PANEL + c] = c < columns ? words[i * b->stride + c] : 0;
+    }
+  }
+  return (word_rows){buffer, INT4MM_PANEL, b->xor_mask};
+}
+
+enum { BUFFER_WORDS = MAX_CHUNK / 8 * INT4MM_PANEL };
+
+static int4mm_float_columns columns_from(const int4mm_float_columns *columns, int64_t c) {
+  return (int4mm_float_columns){.scales = columns->scales + c,
+                                .zeros = columns->zeros ? columns->zeros + c : NULL,
+                                .factors = columns->factors ? columns->factors + c : NULL};
+}
+
+/* ---- a block of rows --------------------------------------------------------------------------------------------- */
+
+/* B's values k .. k + length - 1 of a strip of columns, in floats. */
+static void unpack_strip(const float_gemm *g, const scratch *s, const int4mm_float_columns *columns, int64_t k,
+                         int64_t length, int64_t n, int64_t count) {
+  uint32_t buffer[BUFFER_WORDS];
+  int64_t k8 = int4mm_ceil_div(length, 8), nr = g->k->nr;
+  for (int64_t c = 0; c < count; c += INT4MM_PANEL) {
+    word_rows rows = rows_of_b(g, k / 8, n + c, int4mm_min64(INT4MM_PANEL, count - c), k8, buffer);
+    for (int64_t i = c; i < c + INT4MM_PANEL; i += nr) {
+      int4mm_float_columns here = columns_from(columns, i);
+      g->k->unpack_float(s->b + i * MAX_CHUNK, rows.words + i - c, rows.ld, k8, rows.xor_mask, &here);
+    }
+  }
+}
+
+/* Multiplies a block's rows by a chunk of B, which is unpacked. */
+static void multiply_chunk(const float_gemm *g, const scratch *s, const int4mm_float_columns *columns, int64_t k,
+                           int64_t length, int64_t m, int64_t rows, int64_t count, bool first, bool last) {
+  int64_t mr = g->k->mr, nr = g->k->nr;
+  for (int64_t r = 0; r < rows; r += mr) {
+    for (int64_t c = 0; c < count; c += nr) {
+      int4mm_float_tile tile = {.rows = (int32_t)int4mm_min64(mr, rows - r), .k = length, .first = first, .last = last};
+      tile.a = g->a + (m + r) * g->p->K + k * mr, tile.b = s->b + c * MAX_CHUNK;
+      tile.group_sums = s->group_sums + r * g->width + c, tile.totals = s->totals + r * g->width + c;
+      tile.ld = g->width, tile.scales = columns->scales + c;
+      g->k->microkernel_float(&tile);
+    }
+  }
+}
+
+static void run_block(const float_gemm *g, const scratch *s, int64_t m, int64_t rows, int64_t n, int64_t columns) {
+  memset(s->totals, 0, (size_t)(rows * g->width) * 4);
+  for (int64_t group = 0; group * g->group < g->p->K; group++) {
+    int64_t begin = group * g->group, end = int4mm_min64(begin + g->group, g->p->K);
+    int4mm_float_columns values = load_columns(g, s, group, n, columns, g->width);
+    for (int64_t k = begin; k < end; k += g->chunk) {
+      int64_t length = int4mm_min64(g->chunk, end - k);
+      unpack_strip(g, s, &values, k, length, n, columns);
+      multiply_chunk(g, s, &values, k, length, m, rows, columns, k == begin, k + length == end);
+    }
+  }
+}
+
+/* ---- one row ----------------------------------------------------------------------------------------------------- */
+
+/* acc += a chunk's products. Whole panels of raw words at once, in long sequential reads. */
+static void multiply_row(const float_gemm *g, const scratch *s, const int4mm_float_columns *values, int64_t k,
+                         int64_t length, int64_t n, int64_t columns) {
+  const int4mm_operand *b = &g->p->b;
+  int64_t whole = b->layout == INT4MM_MN_MAJOR ? columns / INT4MM_PANEL * INT4MM_PANEL : 0;
+  uint32_t buffer[BUFFER_WORDS];
+  if (whole) {
+    g->k->row_float(whole, length, g->a + k, int4mm_b_word(g->p, k / 8, n), b->stride, b->xor_mask, values, s->acc);
+  }
+  for (int64_t c = whole; c < columns; c += INT4MM_PANEL) {
+    word_rows rows =
+        rows_of_b(g, k / 8, n + c, int4mm_min64(INT4MM_PANEL, columns - c), int4mm_ceil_div(length, 8), buffer);
+    int4mm_float_columns here = columns_from(values, c);
+    g->k->row_float(INT4MM_PANEL, length, g->a + k, rows.words, rows.ld, rows.xor_mask, &here, s->acc + c);
+  }
+}
+
+static void run_row(const float_gemm *g, const scratch *s, int64_t n, int64_t columns) {
+  int64_t wide = int4mm_round_up(columns, INT4MM_PANEL);
+  memset(s->totals, 0, (size_t)wide * 4);
+  memset(s->acc, 0, (size_t)wide * 4);
+  for (int64_t group = 0; group * g->group < g->p->K; group++) {
+    int64_t begin = group * g->group, end = int4mm_min64(begin + g->group, g->p->K);
+    int4mm_float_columns values = load_columns(g, s, group, n, columns, wide);
+    for (int64_t k = begin; k < end; k += g->chunk) {
+      int64_t length = int4mm_min64(g->chunk, end - k);
+      multiply_row(g, s, &values, k, length, n, columns);
+      g->k->flush_float(wide, s->acc, s->group_sums, s->totals, values.scales, k == begin, k + length == end);
+    }
+  }
+}
+
+/* ---- the product ------------------------------------------------------------------------------------------------- */
+
+static scratch scratch_of(const float_gemm *g, int32_t slot) {
+  float *at = (float *)(void *)(g->scratch + slot * g->scratch_bytes);
+  int64_t width = g->width, size = g->block * width;
+  scratch s = {.totals = at, .group_sums = at + size, .acc = at + 2 * size};
+  at += 2 * size + width;
+  s.scales = at, s.zeros = at + width, s.factors = at + 2 * width, s.b = at + 3 * width;
+  return s;
+}
+
+static int64_t strips(const float_gemm *g) {
+  return int4mm_ceil_div(g->p->N, g->width);
+}
+
+static void piece(void *context, int64_t index, int32_t slot) {
+  const float_gemm *g = context;
+  const int4mm_problem *p = g->p;
+  scratch s = scratch_of(g, slot);
+  int64_t n = index % strips(g) * g->width, columns = int4mm_min64(g->width, p->N - n);
+  int64_t m = index / strips(g) * g->block, rows = int4mm_min64(g->block, g->rows - m);
+  if (p->M == 1) {
+    run_row(g, &s, n, columns);
+  } else {
+    run_block(g, &s, m, rows, n, columns);
+  }
+  g->k->epilogue(p, g->m0 + m, n, rows, columns, (const int32_t *)(const void *)s.totals, g->width);
+}
+
+/* Rows and columns of pieces. */
+static void choose_pieces(float_gemm *g, int32_t threads) {
+  int64_t mr = g->k->mr, panels = int4mm_ceil_div(g->p->N, INT4MM_PANEL);
+  g->block = 1;
+  g->width = int4mm_min64(ROW_STRIP, int4mm_ceil_div(panels, threads) * INT4MM_PANEL);
+  if (g->p->M == 1) return;
+  int64_t blocks = int4mm_ceil_div(g->p->M, BLOCK_ROWS);
+  g->block = int4mm_round_up(int4mm_ceil_div(g->p->M, blocks), mr);
+  g->width = STRIP;
+}
+
+/* A row of A is float32 already, or made so. */
+static void load_row_of_a(void *context, int64_t index, int32_t slot) {
+  (void)index, (void)slot;
+  const float_gemm *g = context;
+  g->k->rows->to_float(g->a, g->p->a.data, g->p->a.dtype, g->p->K);
+}
+
+int32_t int4mm_gemm_float(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  float_gemm g = {.k = kernels, .p = p};
+  int32_t threads = int4mm_threads_for(p->M * p->N, int4mm_max64(1, (1 << 18) / int4mm_max64(p->K, 1)));
+  choose_chunk(&g);
+  choose_pieces(&g, threads);
+  int64_t row_bytes = 4 * int4mm_max64(p->K, 1);
+  int64_t most = int4mm_max64(g.block, PACKED_A_BYTES / row_bytes / g.block * g.block);
+  int64_t rows = p->M == 1 ? 1 : int4mm_min64(most, int4mm_round_up(p->M, kernels->mr));
+  int64_t a = int4mm_round_up(rows * row_bytes, 64);
+  g.scratch_bytes = 4 * ((2 * g.block + 4) * g.width + (p->M == 1 ? 0 : MAX_CHUNK * g.width));
+  char *memory = int4mm_workspace_acquire(a + threads * g.scratch_bytes);
+  if (!memory) return INT4MM_ERR_MEMORY;
+  g.a = (float *)(void *)memory;
+  g.scratch = memory + a;
+  for (g.m0 = 0; g.m0 < p->M; g.m0 += rows) {
+    g.rows = int4mm_min64(rows, p->M - g.m0);
+    if (p->M == 1) {
+      int4mm_parallel(1, 1, load_row_of_a, &g);
+    } else {
+      int4mm_parallel(threads, int4mm_ceil_div(g.rows, kernels->mr), pack_tile, &g);
+    }
+    int4mm_parallel(threads, int4mm_ceil_div(g.rows, g.block) * strips(&g), piece, &g);
+  }
+  int4mm_workspace_release(memory);
+  return INT4MM_OK;
+}
