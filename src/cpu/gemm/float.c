@@ -29,7 +29,7 @@ typedef struct float_gemm {
   int64_t m0;
   int64_t width; /* columns of a piece */
   int64_t block; /* rows of a piece */
-  float *a;      /* [rows / mr][K][mr]; of one row [K] */
+  float *a;      /* packed (panel_of_a); of one row [K] */
   char *scratch; /* of each thread */
   int64_t scratch_bytes;
 } float_gemm;
@@ -61,25 +61,34 @@ static const void *row_of_a(const int4mm_problem *p, int64_t m) {
   return (const char *)p->a.data + m * p->a.stride * (int64_t)int4mm_dtype_size(p->a.dtype);
 }
 
+/* The chunk that starts at k: its length. */
+static int64_t chunk_at(const float_gemm *g, int64_t k) {
+  return int4mm_min64(g->chunk, int4mm_min64(g->group - k % g->group, g->p->K - k));
+}
+
+/* Where chunk k of the tile from row m on lies in the packed A: chunks one after the other, in each the tiles, so that
+ * what a chunk of B is multiplied by is contiguous. */
+static float *panel_of_a(const float_gemm *g, int64_t k, int64_t m) {
+  return g->a + k * int4mm_round_up(g->rows, g->k->mr) + m * chunk_at(g, k);
+}
+
 /* Packs mr rows of A. */
 static void pack_tile(void *context, int64_t index, int32_t slot) {
   (void)slot;
-  enum { LENGTH = 256 };
   const float_gemm *g = context;
   const int4mm_problem *p = g->p;
-  int64_t mr = g->k->mr, size = (int64_t)int4mm_dtype_size(p->a.dtype);
-  float row[LENGTH], *panel = g->a + index * mr * p->K;
-  for (int64_t r = 0; r < mr; r++) {
-    bool missing = index * mr + r >= g->rows;
-    const char *src = row_of_a(p, missing ? 0 : g->m0 + index * mr + r);
-    for (int64_t k = 0; k < p->K; k += LENGTH) {
-      int64_t count = int4mm_min64(LENGTH, p->K - k);
-      if (missing) {
-        memset(row, 0, sizeof row);
+  int64_t mr = g->k->mr, m = index * mr, size = (int64_t)int4mm_dtype_size(p->a.dtype), count;
+  float row[MAX_CHUNK];
+  for (int64_t k = 0; k < p->K; k += count) {
+    count = chunk_at(g, k);
+    float *panel = panel_of_a(g, k, m);
+    for (int64_t r = 0; r < mr; r++) {
+      if (m + r < g->rows) {
+        g->k->rows->to_float(row, (const char *)row_of_a(p, g->m0 + m + r) + k * size, p->a.dtype, count);
       } else {
-        g->k->rows->to_float(row, src + k * size, p->a.dtype, count);
+        memset(row, 0, sizeof row);
       }
-      for (int64_t i = 0; i < count; i++) panel[(k + i) * mr + r] = row[i];
+      for (int64_t i = 0; i < count; i++) panel[i * mr + r] = row[i];
     }
   }
 }
@@ -160,10 +169,10 @@ static void unpack_strip(const float_gemm *g, const scratch *s, const int4mm_flo
 static void multiply_chunk(const float_gemm *g, const scratch *s, const int4mm_float_columns *columns, int64_t k,
                            int64_t length, int64_t m, int64_t rows, int64_t count, bool first, bool last) {
   int64_t mr = g->k->mr, nr = g->k->nr;
-  for (int64_t r = 0; r < rows; r += mr) {
-    for (int64_t c = 0; c < count; c += nr) {
+  for (int64_t c = 0; c < count; c += nr) {
+    for (int64_t r = 0; r < rows; r += mr) {
       int4mm_float_tile tile = {.rows = (int32_t)int4mm_min64(mr, rows - r), .k = length, .first = first, .last = last};
-      tile.a = g->a + (m + r) * g->p->K + k * mr, tile.b = s->b + c * MAX_CHUNK;
+      tile.a = panel_of_a(g, k, m + r), tile.b = s->b + c * MAX_CHUNK;
       tile.group_sums = s->group_sums + r * g->width + c, tile.totals = s->totals + r * g->width + c;
       tile.ld = g->width, tile.scales = columns->scales + c;
       g->k->microkernel_float(&tile);
@@ -176,8 +185,8 @@ static void run_block(const float_gemm *g, const scratch *s, int64_t m, int64_t 
   for (int64_t group = 0; group * g->group < g->p->K; group++) {
     int64_t begin = group * g->group, end = int4mm_min64(begin + g->group, g->p->K);
     int4mm_float_columns values = load_columns(g, s, group, n, columns, g->width);
-    for (int64_t k = begin; k < end; k += g->chunk) {
-      int64_t length = int4mm_min64(g->chunk, end - k);
+    for (int64_t k = begin, length; k < end; k += length) {
+      length = chunk_at(g, k);
       unpack_strip(g, s, &values, k, length, n, columns);
       multiply_chunk(g, s, &values, k, length, m, rows, columns, k == begin, k + length == end);
     }
@@ -210,8 +219,8 @@ static void run_row(const float_gemm *g, const scratch *s, int64_t n, int64_t co
   for (int64_t group = 0; group * g->group < g->p->K; group++) {
     int64_t begin = group * g->group, end = int4mm_min64(begin + g->group, g->p->K);
     int4mm_float_columns values = load_columns(g, s, group, n, columns, wide);
-    for (int64_t k = begin; k < end; k += g->chunk) {
-      int64_t length = int4mm_min64(g->chunk, end - k);
+    for (int64_t k = begin, length; k < end; k += length) {
+      length = chunk_at(g, k);
       multiply_row(g, s, &values, k, length, n, columns);
       g->k->flush_float(wide, s->acc, s->group_sums, s->totals, values.scales, k == begin, k + length == end);
     }
