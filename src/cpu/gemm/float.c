@@ -1,6 +1,6 @@
 /*
- * The driver for an A of floats (W4A16). B's values become float32 exactly, a chunk of k of a strip of columns at a
- * time, which all rows of a block of A then read from the first-level cache; one row alone takes them from registers.
+ * The driver for an A of floats (W4A16). B's values become float32 exactly, a chunk of k of a panel at a time,
+ * which all rows of a block of A then read from the first-level cache; one row alone takes them from registers.
  *
  * The order of the sums (float.inc) is fixed by K and the group alone, so that a row has the same bits in any company
  * and on any number of threads, and so are the chunks: sums one after the other err by a rounding for each, and the
@@ -14,7 +14,7 @@
 enum {
   MAX_CHUNK = 128,          /* values of k */
   MIN_CHUNK = 16,
-  STRIP = 64,               /* columns that a block of rows takes at a time */
+  BLOCK_SUMS = 24 << 10,    /* totals of a block: the second-level cache holds them */
   ROW_STRIP = 2048,         /* columns that one row takes at a time */
   BLOCK_ROWS = 192,
   PACKED_A_BYTES = 32 << 20 /* of A in floats at a time */
@@ -39,7 +39,7 @@ typedef struct scratch {
   float *totals, *group_sums; /* [block][width]; of one row [width] */
   float *acc;                 /* [width]: of one row */
   float *scales, *zeros, *factors; /* [width] */
-  float *b;                   /* [width / nr][MAX_CHUNK][nr] */
+  float *b;                   /* [INT4MM_PANEL / nr][MAX_CHUNK][nr] */
 } scratch;
 
 /* Roundings that a product passes with chunks of this length. */
@@ -151,44 +151,50 @@ static int4mm_float_columns columns_from(const int4mm_float_columns *columns, in
 
 /* ---- a block of rows --------------------------------------------------------------------------------------------- */
 
-/* B's values k .. k + length - 1 of a strip of columns, in floats. */
-static void unpack_strip(const float_gemm *g, const scratch *s, const int4mm_float_columns *columns, int64_t k,
-                         int64_t length, int64_t n, int64_t count) {
+/* B's values k .. k + length - 1 of a panel of columns, c of the strip and those after it, in floats. */
+static void unpack_panel(const float_gemm *g, const scratch *s, const int4mm_float_columns *columns, int64_t k,
+                         int64_t length, int64_t n, int64_t c, int64_t count) {
   uint32_t buffer[BUFFER_WORDS];
   int64_t k8 = int4mm_ceil_div(length, 8), nr = g->k->nr;
-  for (int64_t c = 0; c < count; c += INT4MM_PANEL) {
-    word_rows rows = rows_of_b(g, k / 8, n + c, int4mm_min64(INT4MM_PANEL, count - c), k8, buffer);
-    for (int64_t i = c; i < c + INT4MM_PANEL; i += nr) {
-      int4mm_float_columns here = columns_from(columns, i);
-      g->k->unpack_float(s->b + i * MAX_CHUNK, rows.words + i - c, rows.ld, k8, rows.xor_mask, &here);
-    }
+  word_rows rows = rows_of_b(g, k / 8, n + c, int4mm_min64(INT4MM_PANEL, count - c), k8, buffer);
+  for (int64_t i = 0; i < INT4MM_PANEL; i += nr) {
+    int4mm_float_columns here = columns_from(columns, c + i);
+    g->k->unpack_float(s->b + i * MAX_CHUNK, rows.words + i, rows.ld, k8, rows.xor_mask, &here);
   }
 }
 
-/* Multiplies a block's rows by a chunk of B, which is unpacked. */
-static void multiply_chunk(const float_gemm *g, const scratch *s, const int4mm_float_columns *columns, int64_t k,
-                           int64_t length, int64_t m, int64_t rows, int64_t count, bool first, bool last) {
+/* A block of rows by columns from n on, before the epilogue. */
+typedef struct block {
+  int64_t m, rows, n, columns;
+} block;
+
+/* A chunk, values k .. k + length - 1: panel by panel, each for all rows while the first-level cache has it. */
+static void multiply_chunk(const float_gemm *g, const scratch *s, const int4mm_float_columns *columns, const block *o,
+                           int64_t k, int64_t length, bool first, bool last) {
   int64_t mr = g->k->mr, nr = g->k->nr;
-  for (int64_t c = 0; c < count; c += nr) {
-    for (int64_t r = 0; r < rows; r += mr) {
-      int4mm_float_tile tile = {.rows = (int32_t)int4mm_min64(mr, rows - r), .k = length, .first = first, .last = last};
-      tile.a = panel_of_a(g, k, m + r), tile.b = s->b + c * MAX_CHUNK;
-      tile.group_sums = s->group_sums + r * g->width + c, tile.totals = s->totals + r * g->width + c;
-      tile.ld = g->width, tile.scales = columns->scales + c;
+  for (int64_t c = 0; c < o->columns; c += nr) {
+    if (c % INT4MM_PANEL == 0) unpack_panel(g, s, columns, k, length, o->n, c, o->columns);
+    for (int64_t r = 0; r < o->rows; r += mr) {
+      int64_t at = r * g->width + c;
+      int4mm_float_tile tile = {.rows = (int32_t)int4mm_min64(mr, o->rows - r), .k = length, .ld = g->width};
+      tile.a = panel_of_a(g, k, o->m + r), tile.b = s->b + c % INT4MM_PANEL * MAX_CHUNK;
+      tile.group_sums = s->group_sums + at, tile.totals = s->totals + at;
+      tile.scales = columns->scales + c;
+      tile.first = first, tile.last = last;
       g->k->microkernel_float(&tile);
     }
   }
 }
 
-static void run_block(const float_gemm *g, const scratch *s, int64_t m, int64_t rows, int64_t n, int64_t columns) {
-  memset(s->totals, 0, (size_t)(rows * g->width) * 4);
+static void run_block(const float_gemm *g, const scratch *s, const block *o) {
+  int64_t wide = int4mm_round_up(o->columns, INT4MM_PANEL);
+  memset(s->totals, 0, (size_t)(o->rows * g->width) * 4);
   for (int64_t group = 0; group * g->group < g->p->K; group++) {
     int64_t begin = group * g->group, end = int4mm_min64(begin + g->group, g->p->K);
-    int4mm_float_columns values = load_columns(g, s, group, n, columns, g->width);
+    int4mm_float_columns values = load_columns(g, s, group, o->n, o->columns, wide);
     for (int64_t k = begin, length; k < end; k += length) {
       length = chunk_at(g, k);
-      unpack_strip(g, s, &values, k, length, n, columns);
-      multiply_chunk(g, s, &values, k, length, m, rows, columns, k == begin, k + length == end);
+      multiply_chunk(g, s, &values, o, k, length, k == begin, k + length == end);
     }
   }
 }
@@ -251,7 +257,7 @@ static void piece(void *context, int64_t index, int32_t slot) {
   if (p->M == 1) {
     run_row(g, &s, n, columns);
   } else {
-    run_block(g, &s, m, rows, n, columns);
+    run_block(g, &s, &(block){m, rows, n, columns});
   }
   g->k->epilogue(p, g->m0 + m, n, rows, columns, (const int32_t *)(const void *)s.totals, g->width);
 }
@@ -264,7 +270,10 @@ static void choose_pieces(float_gemm *g, int32_t threads) {
   if (g->p->M == 1) return;
   int64_t blocks = int4mm_ceil_div(g->p->M, BLOCK_ROWS);
   g->block = int4mm_round_up(int4mm_ceil_div(g->p->M, blocks), mr);
-  g->width = STRIP;
+  int64_t most = int4mm_max64(INT4MM_PANEL, int4mm_min64(ROW_STRIP, BLOCK_SUMS / g->block));
+  int64_t pieces = int4mm_ceil_div(panels * INT4MM_PANEL, most); /* at least: a few for each thread, if there are */
+  if (threads > 1) pieces = int4mm_max64(pieces, int4mm_min64(panels, int4mm_ceil_div(4 * threads, blocks)));
+  g->width = int4mm_ceil_div(panels, pieces) * INT4MM_PANEL;
 }
 
 /* A row of A is float32 already, or made so. */
@@ -283,7 +292,7 @@ int32_t int4mm_gemm_float(const int4mm_kernels *kernels, const int4mm_problem *p
   int64_t most = int4mm_max64(g.block, PACKED_A_BYTES / row_bytes / g.block * g.block);
   int64_t rows = p->M == 1 ? 1 : int4mm_min64(most, int4mm_round_up(p->M, kernels->mr));
   int64_t a = int4mm_round_up(rows * row_bytes, 64);
-  g.scratch_bytes = 4 * ((2 * g.block + 4) * g.width + (p->M == 1 ? 0 : MAX_CHUNK * g.width));
+  g.scratch_bytes = 4 * ((2 * g.block + 4) * g.width + (p->M == 1 ? 0 : MAX_CHUNK * INT4MM_PANEL));
   char *memory = int4mm_workspace_acquire(a + threads * g.scratch_bytes);
   if (!memory) return INT4MM_ERR_MEMORY;
   g.a = (float *)(void *)memory;
