@@ -68,6 +68,18 @@ typedef struct int4mm_group_tile {
   int4mm_prefetch prefetch;
 } int4mm_group_tile;
 
+/* Words of one group for few rows. */
+typedef struct int4mm_skinny_group {
+  int64_t rows, k8;
+  const uint32_t *a; /* expanded rows, lda apart */
+  int64_t lda;
+  const int32_t *row_sums, *acc_init; /* [rows]: of all of the group */
+  int4mm_group_columns columns;
+  int32_t *acc, *totals; /* [rows][columns], rows ld apart; acc: sums between the first words and the last */
+  int64_t ld;
+  bool first, last; /* words of the group */
+} int4mm_skinny_group;
+
 /* What the values of B need to become floats, and the sums of a group: for a run of columns; NULL: none. */
 typedef struct int4mm_float_columns {
   const float *scales, *zeros, *factors;
@@ -94,7 +106,7 @@ struct int4mm_kernels {
   int32_t skinny_max_m_threaded; /* the same on several, among which it balances less well than the blocked driver */
   int32_t skinny_columns;        /* N of a skinny tile; divides INT4MM_PANEL */
   int32_t skinny_panel_max_m;    /* largest M for `skinny_panel` */
-  int32_t skinny_groups_max_m;   /* largest M for both where the product is made group by group */
+  int32_t skinny_groups_max_m;   /* largest M for both where the product is made group by group: at most 8 */
   int32_t dot_words;             /* words of K that `dot` takes at a time */
   int32_t dot_sums;              /* largest tile of `dot`, rows times columns */
   int32_t dot_max_m;             /* largest M for `dot` */
@@ -121,9 +133,9 @@ struct int4mm_kernels {
                             const int32_t *acc_init, int4mm_prefetch prefetch);
   /* Adds a tile's product to its totals, group by group. */
   void (*microkernel_groups)(const int4mm_group_tile *tile);
-  /* Flushes one group's sums of `columns`, a multiple of skinny_columns. row_sums[m]: the sum of row m of A. */
-  void (*flush)(const int4mm_group_columns *group, const int32_t *row_sums, int64_t rows, int64_t columns,
-                const int32_t *acc, int32_t *totals, int64_t ld);
+  /* `skinny` for k8 words of one group, with its first words from acc_init[m] on, and with its last ones flushed. */
+  void (*skinny_group)(const int4mm_skinny_group *part, int64_t columns, const uint32_t *b, int64_t ldb,
+                       uint32_t xor_mask);
 
   /* W4A16. nr columns of B as floats, [8 * k8][nr]. */
   void (*unpack_float)(float *b, const uint32_t *words, int64_t ld, int64_t k8, uint32_t xor_mask,

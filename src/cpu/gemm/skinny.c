@@ -11,7 +11,8 @@ enum {
   MAX_ROWS = 64,
   SLICE_K8 = 4096,       /* words of K of an expanded slice of A */
   ACC_BYTES = 128 << 10, /* of a thread's accumulators */
-  GROUP_ACC_BYTES = 16 << 10, /* the same where they are flushed after each group: the first-level cache holds both */
+  GROUP_COLUMNS = 1024,  /* of a thread's accumulators, where there are totals as well */
+  PART_K8 = 64,          /* words of K of a group that are computed for all columns before the next ones */
   PAGE = 4096,
   ROW_PAD = 16 /* dwords after each row of scratch: rows a power of two apart would map to the same cache sets */
 };
@@ -37,7 +38,7 @@ typedef struct skinny_run {
   int64_t slice8;  /* words of K in a slice */
   int64_t pieces;  /* parts of groups in a slice */
   int32_t *row_sums; /* [threads][pieces][M] then */
-  int32_t *totals; /* [threads][3 * width of columns; M of width + ROW_PAD]: scales, factors, zero points; totals */
+  int32_t *totals; /* [threads]: scales, factors and zero points [3][width], totals [M][width + ROW_PAD] */
   int64_t totals_size;
   int32_t *acc;  /* [threads][acc_size], in each [M][width + ROW_PAD] */
   int64_t acc_size;
@@ -62,23 +63,6 @@ static void skinny_tail(const skinny_run *s, const uint32_t *a, const uint32_t *
   }
 }
 
-/* K-major words, transposed into rows that the first-level cache holds: groups are too short for dot products. */
-static void multiply_transposed(const skinny_run *s, const uint32_t *a, const uint32_t *b, int64_t columns, int64_t k8,
-                                int32_t *acc) {
-  enum { DEPTH = 64 };
-  uint32_t words[DEPTH * INT4MM_PANEL];
-  const int4mm_operand *o = &s->p->b;
-  for (int64_t c = 0; c < columns; c += INT4MM_PANEL) {
-    for (int64_t j = 0; j < k8; j += DEPTH) {
-      int64_t depth = int4mm_min64(DEPTH, k8 - j);
-      s->k->transpose(words, INT4MM_PANEL, b + c * o->stride + j, o->stride, int4mm_min64(INT4MM_PANEL, columns - c),
-                      depth, o->xor_mask);
-      s->k->skinny(s->p->M, INT4MM_PANEL, depth, a + 2 * j, s->lda, words, INT4MM_PANEL, 0, acc + c,
-                   s->width + ROW_PAD);
-    }
-  }
-}
-
 /* acc += A[:, slice] * (B + offset)[slice, n .. n + columns - 1]; the slice is k8 words of K from word j on. */
 static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, int64_t k8, int64_t n, int64_t columns,
                              int32_t *acc) {
@@ -93,11 +77,7 @@ static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, 
   }
   const uint32_t *b = int4mm_b_word(p, j, n);
   if (int4mm_is_k_major(&p->b)) {
-    if (s->in_groups) {
-      multiply_transposed(s, a, b, columns, k8, acc);
-    } else {
-      s->k->dot(p->M, columns, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
-    }
+    s->k->dot(p->M, columns, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
     return;
   }
   int64_t whole = columns / s->k->skinny_columns * s->k->skinny_columns;
@@ -164,31 +144,91 @@ static int4mm_group_columns load_columns(const skinny_run *s, int64_t group, int
                                          int32_t *buffer) {
   const int4mm_operand *b = &s->p->b;
   int32_t *factors = buffer + s->width, *zeros = factors + s->width;
-  int64_t wide = int4mm_round_up(columns, s->k->skinny_columns);
+  int64_t wide = int4mm_round_up(columns, INT4MM_PANEL);
   int4mm_load_group(s->k, s->p, group, n, columns, wide, (float *)(void *)buffer, factors, zeros);
   return (int4mm_group_columns){.scales = b->group_scales.data ? (const float *)(const void *)buffer : NULL,
                                 .factors = b->factors.data ? factors : NULL,
                                 .zeros = b->zeros.data ? zeros : NULL};
 }
 
-/* The same as run_columns over all of K, group by group: what it returns has acc's shape. */
+/* At most a panel of columns whose words are no rows as skinny_group wants them: K-major ones, for which groups are too
+ * short for dot products, are transposed, and the last columns of a raw weight are copied. */
+static void copied_words(const skinny_run *s, uint32_t *words, int64_t j, int64_t n, int64_t columns, int64_t k8) {
+  const int4mm_operand *b = &s->p->b;
+  const uint32_t *src = int4mm_b_word(s->p, j, n);
+  if (int4mm_is_k_major(b)) {
+    s->k->transpose(words, INT4MM_PANEL, src, b->stride, columns, k8, b->xor_mask);
+    return;
+  }
+  for (int64_t i = 0; i < k8; i++, words += INT4MM_PANEL, src += b->stride) {
+    for (int64_t c = 0; c < INT4MM_PANEL; c++) words[c] = c < columns ? src[c] ^ b->xor_mask : 0;
+  }
+}
+
+/* Some words of a group, from word j of K on, and columns, from n on. */
+typedef struct group_part {
+  int4mm_skinny_group rows; /* its pointers are to column n */
+  int64_t j, n, columns;
+} group_part;
+
+/* `columns` columns of a part from column c on. */
+static void multiply_rows(const skinny_run *s, const group_part *part, int64_t c, int64_t columns,
+                          const uint32_t *words, int64_t ld, uint32_t xor_mask) {
+  int4mm_skinny_group here = part->rows;
+  here.acc += c, here.totals += c;
+  if (here.columns.scales) here.columns.scales += c;
+  if (here.columns.factors) here.columns.factors += c;
+  if (here.columns.zeros) here.columns.zeros += c;
+  s->k->skinny_group(&here, columns, words, ld, xor_mask);
+}
+
+static void multiply_part(const skinny_run *s, const group_part *part) {
+  const int4mm_operand *b = &s->p->b;
+  int64_t whole = b->layout == INT4MM_MN_MAJOR ? part->columns / s->k->skinny_columns * s->k->skinny_columns : 0;
+  uint32_t buffer[PART_K8 * INT4MM_PANEL];
+  if (whole) multiply_rows(s, part, 0, whole, int4mm_b_word(s->p, part->j, part->n), b->stride, b->xor_mask);
+  for (int64_t c = whole; c < part->columns; c += INT4MM_PANEL) {
+    int64_t columns = int4mm_min64(INT4MM_PANEL, part->columns - c);
+    if (int4mm_is_panels(b)) {
+      const uint32_t *words = int4mm_b_word(s->p, part->j, part->n + c);
+      multiply_rows(s, part, c, INT4MM_PANEL, words, INT4MM_PANEL, 0);
+    } else {
+      copied_words(s, buffer, part->j, part->n + c, columns, part->rows.k8);
+      multiply_rows(s, part, c, int4mm_round_up(columns, s->k->skinny_columns), buffer, INT4MM_PANEL, 0);
+    }
+  }
+}
+
+/* A group, or what a slice has of it: k8 words of K from word j on, in parts. */
+static void multiply_group(const skinny_run *s, group_part *part, int64_t k8) {
+  const uint32_t *a = part->rows.a;
+  int64_t j = part->j, here;
+  for (int64_t i = 0; i < k8; i += here) {
+    here = int4mm_min64(PART_K8, k8 - i);
+    part->j = j + i, part->rows.a = a + 2 * i, part->rows.k8 = here;
+    part->rows.first = i == 0, part->rows.last = i + here == k8;
+    multiply_part(s, part);
+  }
+}
+
+/* The totals of columns n .. n + columns - 1 over all of K, group by group. */
 static int32_t *run_groups(const skinny_run *s, int64_t n, int64_t columns, int32_t slot, int32_t *acc) {
   const int4mm_problem *p = s->p;
   int64_t k8 = int4mm_words_of_k(p), ld = s->width + ROW_PAD;
-  int64_t wide = int4mm_round_up(columns, s->k->skinny_columns);
-  int32_t *buffer = s->totals + slot * s->totals_size, *totals = buffer + 3 * s->width;
+  int32_t *scales = s->totals + slot * s->totals_size, *totals = scales + 3 * s->width, acc_init[MAX_ROWS];
+  group_part part = {.n = n, .columns = columns};
+  part.rows = (int4mm_skinny_group){.rows = p->M, .lda = s->lda, .acc_init = acc_init, .acc = acc};
+  part.rows.totals = totals, part.rows.ld = ld;
   memset(totals, 0, (size_t)(p->M * ld) * 4);
   for (int64_t j = 0, here; j < k8; j += here) {
     here = words_of_slice(s, j, k8);
     const uint32_t *a = expand_slice(s, j, here, slot);
-    const int32_t *sums = s->row_sums + slot * s->pieces * p->M;
-    for (int64_t i = 0; i < here; i += s->group8, sums += p->M) {
-      int4mm_group_columns group = load_columns(s, (j + i) / s->group8, n, columns, buffer);
-      for (int64_t m = 0; m < p->M; m++) {
-        for (int64_t c = 0; c < wide; c++) acc[m * ld + c] = -s->k->offset * sums[m];
-      }
-      multiply_columns(s, a + 2 * i, j + i, int4mm_min64(s->group8, here - i), n, columns, acc);
-      s->k->flush(&group, sums, p->M, wide, acc, totals, ld);
+    part.rows.row_sums = s->row_sums + slot * s->pieces * p->M;
+    for (int64_t i = 0; i < here; i += s->group8, part.rows.row_sums += p->M) {
+      for (int64_t m = 0; m < p->M; m++) acc_init[m] = -s->k->offset * part.rows.row_sums[m];
+      part.rows.columns = load_columns(s, (j + i) / s->group8, n, columns, scales);
+      part.j = j + i, part.rows.a = a + 2 * i;
+      multiply_group(s, &part, int4mm_min64(s->group8, here - i));
     }
   }
   return totals;
@@ -253,8 +293,8 @@ static void choose_parts(skinny_run *s) {
   s->k_parts = s->in_groups ? 1 : int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
   s->k8 = int4mm_ceil_div(k8, s->k_parts);
   s->k_parts = int4mm_ceil_div(k8, s->k8);
-  int64_t bytes = s->in_groups ? GROUP_ACC_BYTES : ACC_BYTES;
-  s->width = int4mm_min64(s->columns, bytes / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL);
+  int64_t max_width = s->in_groups ? GROUP_COLUMNS : ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL;
+  s->width = int4mm_min64(s->columns, max_width);
 }
 
 /* Slices of K: whole groups, or parts of one. */
