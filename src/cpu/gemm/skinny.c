@@ -11,7 +11,7 @@ enum {
   MAX_ROWS = 64,
   SLICE_K8 = 4096,       /* words of K of an expanded slice of A */
   ACC_BYTES = 128 << 10, /* of a thread's accumulators */
-  GROUP_COLUMNS = 1024,  /* of a thread's accumulators, where there are totals as well */
+  GROUP_SUMS = 2048,     /* of a thread, where there are totals as well: the first-level cache holds both */
   PART_K8 = 64,          /* words of K of a group that are computed for all columns before the next ones */
   PAGE = 4096,
   ROW_PAD = 16 /* dwords after each row of scratch: rows a power of two apart would map to the same cache sets */
@@ -293,8 +293,8 @@ static void choose_parts(skinny_run *s) {
   s->k_parts = s->in_groups ? 1 : int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
   s->k8 = int4mm_ceil_div(k8, s->k_parts);
   s->k_parts = int4mm_ceil_div(k8, s->k8);
-  int64_t max_width = s->in_groups ? GROUP_COLUMNS : ACC_BYTES / (4 * p->M) / INT4MM_PANEL * INT4MM_PANEL;
-  s->width = int4mm_min64(s->columns, max_width);
+  int64_t sums = s->in_groups ? GROUP_SUMS : ACC_BYTES / 4;
+  s->width = int4mm_min64(s->columns, sums / p->M / INT4MM_PANEL * INT4MM_PANEL);
 }
 
 /* Slices of K: whole groups, or parts of one. */

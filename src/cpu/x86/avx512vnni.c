@@ -383,21 +383,34 @@ INLINE __m512i high_nibbles16(__m512i words, __m512i xor_mask16) {
   return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), xor_mask16, 0x6a);
 }
 
-INLINE void skinny_k_block(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
-                           skinny_mask mask, int32_t *acc, int64_t ldacc) {
-  __m512i even[DEPTH], odd[DEPTH];
+typedef __m512i skinny_bytes;
+
+INLINE void split_words(int depth, const uint32_t *b, int64_t ldb, skinny_mask mask, skinny_bytes even[DEPTH],
+                        skinny_bytes odd[DEPTH]) {
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
     even[i] = low_nibbles(words, mask.low);
     odd[i] = high_nibbles16(words, mask.high);
   }
-  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) { /* two chains of sums: latency */
-    __m512i sum = _mm512_loadu_si512(acc), odd_sum = _mm512_setzero_si512();
-    UNROLL for (int i = 0; i < depth; i++) {
-      dot_dword(&sum, even[i], a + 2 * i);
-      dot_dword(&odd_sum, odd[i], a + 2 * i + 1);
-    }
-    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4)));
+}
+
+/* sum + the products of `depth` words of K with a row of A. */
+INLINE __m512i add_products(__m512i sum, int depth, const skinny_bytes even[DEPTH], const skinny_bytes odd[DEPTH],
+                            const uint32_t *a) {
+  __m512i odd_sum = _mm512_setzero_si512(); /* two chains of sums: latency */
+  UNROLL for (int i = 0; i < depth; i++) {
+    dot_dword(&sum, even[i], a + 2 * i);
+    dot_dword(&odd_sum, odd[i], a + 2 * i + 1);
+  }
+  return _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4));
+}
+
+INLINE void skinny_k_block(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
+                           skinny_mask mask, int32_t *acc, int64_t ldacc) {
+  skinny_bytes even[DEPTH], odd[DEPTH];
+  split_words(depth, b, ldb, mask, even, odd);
+  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
+    _mm512_storeu_si512(acc, add_products(_mm512_loadu_si512(acc), depth, even, odd, a));
   }
 }
 
