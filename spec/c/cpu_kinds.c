@@ -258,8 +258,9 @@ static bool same(const int4mm_problem *p, const uint32_t *expected, const char *
       if (n >= p->N && m == p->M - 1) break;
       uint32_t got = output_bits(p, p->out.data, m * p->out.stride + n), poison = 0xa5a5a5a5u;
       if (p->out.dtype != INT4MM_FLOAT32) poison &= 0xffff;
-      bool good = n >= p->N ? got == poison
-                            : int4mm_is_w4a16(p) ? within_bound(p, m, n, p->out.data) : got == expected[m * p->N + n];
+      bool good = n >= p->N            ? got == poison
+                  : int4mm_is_w4a16(p) ? within_bound(p, m, n, p->out.data)
+                                       : got == expected[m * p->N + n];
       if (good) continue;
       describe(p, isa);
       printf("  out[%" PRId64 ", %" PRId64 "] is %08x, expected %08x\n", m, n, got,
@@ -316,8 +317,8 @@ static int64_t some_size(int64_t most) {
 
 int main(int argc, char **argv) {
   int64_t cases = argc > 1 ? atoll(argv[1]) : CASES, first = argc > 2 ? atoll(argv[2]) : 1;
-  static const int32_t dtypes[] = {INT4MM_INT32, INT4MM_INT8, INT4MM_INT8, INT4MM_FLOAT16, INT4MM_BFLOAT16,
-                                   INT4MM_FLOAT32};
+  static const int32_t dtypes[] = {INT4MM_INT32,   INT4MM_INT8,     INT4MM_INT8,
+                                   INT4MM_FLOAT16, INT4MM_BFLOAT16, INT4MM_FLOAT32};
   for (int64_t i = first; i < first + cases; i++) {
     state = (uint64_t)i;
     int64_t M = some_size(100), N = some_size(100), K = below(20) ? some_size(1200) : below(30000);

@@ -49,10 +49,10 @@ typedef struct gemm {
   uint32_t *b;                    /* a packed super block of B, or a panel for each thread */
   int32_t *sums;                  /* [block_rows, block_cols] where K is split, else a tile for each thread */
   work_queue *queues;
-  bool split_k;        /* there are several k-blocks */
-  bool in_groups;      /* the product is made group by group */
+  bool split_k;           /* there are several k-blocks */
+  bool in_groups;         /* the product is made group by group */
   int64_t group8, groups; /* words of K to a group; groups in the largest k-block */
-  bool thread_local_b; /* each thread packs each panel of B just before its only use */
+  bool thread_local_b;    /* each thread packs each panel of B just before its only use */
   /* the super block and k-block being computed: origin and size */
   int64_t m0, n0, j0, rows, cols, k8;
 } gemm;
@@ -353,8 +353,10 @@ static void choose_k_blocks(gemm *g) {
   g->split_k = k8 > MAX_K8;
   g->kc8 = g->split_k ? BLOCK_K8 : int4mm_max64(k8, 1);
   if (g->in_groups && g->split_k) {
-    if (g->group8 <= g->kc8) g->kc8 = g->kc8 / g->group8 * g->group8;
-    else if (g->p->b.group_scales.data) g->kc8 = g->group8;
+    if (g->group8 <= g->kc8)
+      g->kc8 = g->kc8 / g->group8 * g->group8;
+    else if (g->p->b.group_scales.data)
+      g->kc8 = g->group8;
   }
   g->groups = int4mm_ceil_div(g->kc8, g->group8);
   g->acc_init_rows = g->in_groups ? 2 * g->groups : 1;
@@ -439,7 +441,8 @@ static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
   return p->M <= (int4mm_skinny_threads(p) > 1 ? kernels->skinny_max_m_threaded : kernels->skinny_max_m);
 }
 
-/* Exact products with groups that are longer than the drivers' k-blocks, which nobody makes, are left to scalar code. */
+/* Exact products with groups that are longer than the drivers' k-blocks, which nobody makes, are left to scalar code.
+ */
 static bool is_served(const int4mm_problem *p) {
   return !p->b.group_scales.data || int4mm_group8(p) <= MAX_GROUP8;
 }

@@ -12,10 +12,10 @@
 #include "cpu/gemm/gemm.h"
 
 enum {
-  MAX_CHUNK = 128,          /* values of k */
+  MAX_CHUNK = 128, /* values of k */
   MIN_CHUNK = 16,
-  BLOCK_SUMS = 24 << 10,    /* totals of a block: the second-level cache holds them */
-  ROW_STRIP = 2048,         /* columns that one row takes at a time */
+  BLOCK_SUMS = 24 << 10, /* totals of a block: the second-level cache holds them */
+  ROW_STRIP = 2048,      /* columns that one row takes at a time */
   BLOCK_ROWS = 192,
   PACKED_A_BYTES = 32 << 20 /* of A in floats at a time */
 };
@@ -36,10 +36,10 @@ typedef struct float_gemm {
 
 /* A thread's scratch. */
 typedef struct scratch {
-  float *totals, *group_sums; /* [block][width]; of one row [width] */
-  float *acc;                 /* [width]: of one row */
+  float *totals, *group_sums;      /* [block][width]; of one row [width] */
+  float *acc;                      /* [width]: of one row */
   float *scales, *zeros, *factors; /* [width] */
-  float *b;                   /* [INT4MM_PANEL / nr][MAX_CHUNK][nr] */
+  float *b;                        /* [INT4MM_PANEL / nr][MAX_CHUNK][nr] */
 } scratch;
 
 /* Roundings that a product passes with chunks of this length. */

@@ -21,8 +21,8 @@
  *   acc -= (sum over the group of a row of A) * zero;   scales: total = fma(float(acc), scale, total)
  *                                                       factors: total += acc * factor;  neither: total += acc
  *
- * Totals are float32 with scales, else int32, which may wrap like all partial sums. Columns without groups but with zero
- * points are one group.
+ * Totals are float32 with scales, else int32, which may wrap like all partial sums. Columns without groups but with
+ * zero points are one group.
  */
 #ifndef INT4MM_CPU_GEMM_H
 #define INT4MM_CPU_GEMM_H
@@ -48,7 +48,8 @@ typedef struct int4mm_prefetch {
 typedef void int4mm_microkernel(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
                                 const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch);
 
-/* What a flush needs besides sums: the scales, factors and zero points of a run of columns, each [groups][ld] or NULL. */
+/* What a flush needs besides sums: the scales, factors and zero points of a run of columns, each [groups][ld] or NULL.
+ */
 typedef struct int4mm_group_columns {
   const float *scales;
   const int32_t *factors;
@@ -58,12 +59,12 @@ typedef struct int4mm_group_columns {
 
 /* A tile whose K is cut into groups of group8 words, the last of which may be short. */
 typedef struct int4mm_group_tile {
-  const uint32_t *a, *b;      /* panels, as for int4mm_microkernel */
-  int64_t ldb, k8, group8;    /* k8: words of K of the whole tile */
-  bool a_int8;                /* A is int8: its products are larger */
-  const int32_t *row_sums;    /* [groups][2][mr]: sums of the rows of A over each group, and these times -offset */
+  const uint32_t *a, *b;        /* panels, as for int4mm_microkernel */
+  int64_t ldb, k8, group8;      /* k8: words of K of the whole tile */
+  bool a_int8;                  /* A is int8: its products are larger */
+  const int32_t *row_sums;      /* [groups][2][mr]: sums of the rows of A over each group, and these times -offset */
   int4mm_group_columns columns; /* of the tile */
-  int32_t *totals;            /* [mr][nr], rows ldt apart */
+  int32_t *totals;              /* [mr][nr], rows ldt apart */
   int64_t ldt;
   int4mm_prefetch prefetch;
 } int4mm_group_tile;
@@ -88,9 +89,9 @@ typedef struct int4mm_float_columns {
 /* A tile of a product of floats over a chunk of k. The sums of the chunks of a
  * group are added in group_sums, and with the last of them into totals: total = fma(sum, scale, total). */
 typedef struct int4mm_float_tile {
-  int32_t rows;       /* 1 to mr */
-  int64_t k;          /* values */
-  const float *a, *b; /* [k][mr], [k][nr] */
+  int32_t rows;               /* 1 to mr */
+  int64_t k;                  /* values */
+  const float *a, *b;         /* [k][mr], [k][nr] */
   float *group_sums, *totals; /* [rows][nr], rows ld apart */
   int64_t ld;
   const float *scales;

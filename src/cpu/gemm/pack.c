@@ -1,6 +1,6 @@
 /*
- * Operands as the drivers' kernels read them, where instruction sets share it: B in bytes from each of its layouts, rows
- * of int8, scales and zero points.
+ * Operands as the drivers' kernels read them, where instruction sets share it: B in bytes from each of its layouts,
+ * rows of int8, scales and zero points.
  */
 #include <string.h>
 

@@ -32,15 +32,15 @@ typedef struct skinny_run {
   int64_t width;                 /* columns of a thread's accumulators */
   uint32_t *a;                   /* [threads][M][lda]: expanded slices of A */
   int64_t lda;
-  slice *slices; /* [threads]: which slices these are */
-  bool in_groups;  /* the product is made group by group: a slice is whole groups, or lies inside of one */
-  int64_t group8;  /* words of K to a group */
-  int64_t slice8;  /* words of K in a slice */
-  int64_t pieces;  /* parts of groups in a slice */
+  slice *slices;     /* [threads]: which slices these are */
+  bool in_groups;    /* the product is made group by group: a slice is whole groups, or lies inside of one */
+  int64_t group8;    /* words of K to a group */
+  int64_t slice8;    /* words of K in a slice */
+  int64_t pieces;    /* parts of groups in a slice */
   int32_t *row_sums; /* [threads][pieces][M] then */
-  int32_t *totals; /* [threads]: scales, factors and zero points [3][width], totals [M][width + ROW_PAD] */
+  int32_t *totals;   /* [threads]: scales, factors and zero points [3][width], totals [M][width + ROW_PAD] */
   int64_t totals_size;
-  int32_t *acc;  /* [threads][acc_size], in each [M][width + ROW_PAD] */
+  int32_t *acc; /* [threads][acc_size], in each [M][width + ROW_PAD] */
   int64_t acc_size;
   int32_t *sums; /* [k_parts][M][ld]: partial sums, where K is split */
   int64_t ld;

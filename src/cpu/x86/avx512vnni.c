@@ -253,8 +253,8 @@ static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t ld
 
 /* Eight rows of at most 64 int8 each, x: 8 words and their panel, sums as in pack_words. */
 static inline void pack_int8(uint32_t *panel, __m512i x[8], int words, __m512i sums[2]) {
-  const __m512i ones = _mm512_set1_epi8(1), split = _mm512_broadcast_i32x4(_mm_setr_epi8(
-                                                0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  const __m512i ones = _mm512_set1_epi8(1),
+                split = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
   UNROLL for (int r = 0; r < MR; r++) x[r] = _mm512_shuffle_epi8(x[r], split); /* even and odd bytes of each word */
   transpose4(x);
   transpose4(x + 4);
@@ -603,8 +603,8 @@ INLINE f32_vector nibble_value(i32_vector words, int i, nibble_table table) {
 }
 
 #include "cpu/gemm/epilogue.inc"
-#include "cpu/gemm/groups.inc"
 #include "cpu/gemm/float.inc"
+#include "cpu/gemm/groups.inc"
 
 /* ---- the fused microkernel -------------------------------------------------------------------------------------- */
 
