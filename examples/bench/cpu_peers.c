@@ -3,12 +3,14 @@
  * float32 out), both opened when the program starts and skipped by name where they are missing. Debian's packages:
  * libopenblas-dev libdnnl-dev.
  *
- *   cpu_peers [--json] [--threads 1,2] [--shape M,K,N]... [--rounds 7] [--only name] [--cpu-time] [--kinds]
+ *   cpu_peers [--json] [--threads 1,2] [--shapes MxKxN,...] [--rounds 7] [--only name,...] [--cpu-time]
+ *           [--kinds]
  *
  * --kinds: instead of other instruction sets and Strassen, the product's kinds: int8 and float activations, groups,
  * zero points. The ceiling of those of floats is the rate of float32 fma on registers.
  *
- * --cpu-time: runs on one thread are timed by its own clock, which stands still while others have the core.
+ * --only: contenders with one of these texts in their name. --cpu-time: runs on one thread are timed by its own clock,
+ * which stands still while others have the core.
  *
  * Contenders of a shape take turns, so that all of them see the same neighbours on the machine; each figure is the
  * least over the rounds, with their median behind it. GOPS counts a multiplication and an addition as two. The ceiling
@@ -29,18 +31,17 @@
 #include <time.h>
 
 #include "int4mm.h"
+#include "options.h"
 
 #if __has_include(<dnnl.h>)
 #include <dnnl.h>
 #define HAVE_DNNL_HEADER 1
 #endif
 
-enum { MAX_CONTENDERS = 24, MAX_ROUNDS = 101 };
+enum { MAX_CONTENDERS = 24, MAX_ROUNDS = 101, MAX_SHAPES = 32, MAX_THREADS = 8 };
 
-static void fail(const char *what, const char *why) {
-  fprintf(stderr, "cpu_peers: %s: %s\n", what, why);
-  exit(1);
-}
+static const char *const USAGE = "cpu_peers [--json] [--threads 1,2] [--shapes MxKxN,...] [--rounds 7] "
+                                 "[--only name,...] [--cpu-time] [--kinds]";
 
 static void check(int32_t status) {
   if (status) fail(int4mm_strerror(status), int4mm_last_error());
@@ -417,6 +418,8 @@ typedef struct options {
   bool json, blas, dnnl, cpu_time, kinds;
   int rounds;
   const char *only;
+  bench_shape shapes[MAX_SHAPES];
+  int shape_count, threads[MAX_THREADS], thread_count;
 } options;
 
 static int list_contenders(contender *list, const setting *s, const options *o) {
@@ -442,10 +445,9 @@ static int list_contenders(contender *list, const setting *s, const options *o) 
   if (o->dnnl) add(list, &count, "oneDNN u8s8", best, 0, false)->run = run_dnnl;
 #endif
   if (large && have_dot_products()) add(list, &count, "vpdpbusd alone", best, 0, false)->run = run_ceiling;
-  if (!o->only) return count;
   int kept = 0;
   for (int i = 0; i < count; i++) {
-    if (strstr(list[i].name, o->only)) list[kept++] = list[i];
+    if (selected(o->only, list[i].name)) list[kept++] = list[i];
   }
   return kept;
 }
@@ -496,8 +498,9 @@ static void report(const setting *s, contender *list, int count, const options *
   fflush(stdout);
 }
 
-static void run_shape(int64_t M, int64_t K, int64_t N, int threads, bool cold, const options *o,
-                      const uint64_t *memory) {
+/* Returns how many contenders were timed. */
+static int run_shape(bench_shape shape, int threads, bool cold, const options *o, const uint64_t *memory) {
+  const int64_t M = shape.M, K = shape.K, N = shape.N;
   contender list[MAX_CONTENDERS];
   check(int4mm_set_cpu_isa(NULL));
   check(int4mm_set_num_threads(threads));
@@ -526,39 +529,44 @@ static void run_shape(int64_t M, int64_t K, int64_t N, int threads, bool cold, c
   for (int i = 0; o->dnnl && i < s.copies; i++) p_dnnl_memory_destroy(weights[i]);
 #endif
   discard(&s);
+  return count;
 }
 
-int main(int argc, char **argv) {
-  static int64_t shapes[32][3] = {{1024, 1024, 1024}, {2048, 2048, 2048}, {4096, 4096, 4096}, {1, 4096, 4096},
-                                  {1, 4096, 14336},   {16, 4096, 4096},   {128, 4096, 4096}};
-  int shape_count = 7, given = 0, threads[8] = {1, omp_get_num_procs()}, thread_count = threads[1] > 1 ? 2 : 1;
-  options o = {.rounds = 7};
+static const bench_shape SHAPES[] = {{1024, 1024, 1024}, {2048, 2048, 2048}, {4096, 4096, 4096}, {1, 4096, 4096},
+                                     {1, 4096, 14336},   {16, 4096, 4096},   {128, 4096, 4096}};
+
+static options parse(int argc, char **argv) {
+  options o = {.rounds = 7, .shape_count = sizeof SHAPES / sizeof *SHAPES, .threads = {1, omp_get_num_procs()}};
+  memcpy(o.shapes, SHAPES, sizeof SHAPES);
+  o.thread_count = o.threads[1] > 1 ? 2 : 1;
   for (int i = 1; i < argc; i++) {
-    const char *value = i + 1 < argc ? argv[i + 1] : "";
-    if (!strcmp(argv[i], "--json")) {
+    const char *value;
+    if (!strcmp(argv[i], "--help")) {
+      printf("%s\n", USAGE);
+      exit(0);
+    } else if (!strcmp(argv[i], "--json")) {
       o.json = true;
     } else if (!strcmp(argv[i], "--cpu-time")) {
       o.cpu_time = true;
     } else if (!strcmp(argv[i], "--kinds")) {
       o.kinds = true;
-    } else if (!strcmp(argv[i], "--only")) {
-      o.only = value, i++;
-    } else if (!strcmp(argv[i], "--rounds") && atoi(value) >= 1 && atoi(value) <= MAX_ROUNDS) {
-      o.rounds = atoi(value), i++;
-    } else if (!strcmp(argv[i], "--threads") && atoi(value) >= 1) {
-      thread_count = sscanf(value, "%d,%d,%d,%d", threads, threads + 1, threads + 2, threads + 3), i++;
-    } else if (!strcmp(argv[i], "--shape") && given < 32) {
-      int64_t *s = shapes[given++];
-      if (sscanf(value, "%" SCNd64 ",%" SCNd64 ",%" SCNd64, s, s + 1, s + 2) != 3 || s[1] % 8 || s[0] < 1 || s[1] < 8 ||
-          s[2] < 1) {
-        fail("--shape", "expected M,K,N with K a multiple of 8");
-      }
-      shape_count = given, i++;
+    } else if ((value = option_value(argc, argv, &i, "--only"))) {
+      o.only = value;
+    } else if ((value = option_value(argc, argv, &i, "--rounds"))) {
+      o.rounds = option_count("--rounds", value, 1, MAX_ROUNDS);
+    } else if ((value = option_value(argc, argv, &i, "--threads"))) {
+      o.thread_count = option_threads("--threads", value, o.threads, MAX_THREADS);
+    } else if ((value = option_value(argc, argv, &i, "--shapes"))) {
+      o.shape_count = option_shapes("--shapes", value, o.shapes, MAX_SHAPES);
     } else {
-      fail(argv[i],
-           "expected --json, --cpu-time, --kinds, --threads 1,2, --shape M,K,N, --rounds 1..101 or --only text");
+      fail(argv[i], USAGE);
     }
   }
+  return o;
+}
+
+int main(int argc, char **argv) {
+  options o = parse(argc, argv);
   o.blas = open_blas();
   if (!o.blas) fprintf(stderr, "cpu_peers: OpenBLAS is skipped: no libopenblas.so.0 (libopenblas-dev)\n");
 #ifdef HAVE_DNNL_HEADER
@@ -571,12 +579,13 @@ int main(int argc, char **argv) {
   memset(memory, 1, READ_BYTES);
   if (!o.json)
     printf("    M     K     N thr      contender                     ms  median ms      GOPS  ceiling  vs int4mm\n");
-  for (int i = 0; i < shape_count; i++) {
-    for (int t = 0; t < thread_count; t++) {
-      const int64_t *s = shapes[i];
-      run_shape(s[0], s[1], s[2], threads[t], false, &o, memory);
-      if (s[0] <= 16) run_shape(s[0], s[1], s[2], threads[t], true, &o, memory);
+  int timed = 0;
+  for (int i = 0; i < o.shape_count; i++) {
+    for (int t = 0; t < o.thread_count; t++) {
+      timed += run_shape(o.shapes[i], o.threads[t], false, &o, memory);
+      if (o.shapes[i].M <= 16) timed += run_shape(o.shapes[i], o.threads[t], true, &o, memory);
     }
   }
+  if (!timed) refuse("--only", o.only ? o.only : "", "a part of a contender's name: nothing was timed");
   return 0;
 }

@@ -138,6 +138,7 @@ local Linear = { __name = "int4mm.linear" }
 Linear.__index = Linear
 
 --- Whether a value is a layer. By name, so that those made before the modules were loaded anew are too.
+-- @local
 function linear.is_linear(value)
   local metatable = type(value) == "table" and getmetatable(value)
   return type(metatable) == "table" and metatable.__name == Linear.__name
