@@ -21,7 +21,15 @@
 #ifndef INT4MM_H
 #define INT4MM_H
 
-#define INT4MM_VERSION "0.1.0" /* the one place where the version stands */
+/* The one place where the version stands. */
+#define INT4MM_VERSION_MAJOR 0
+#define INT4MM_VERSION_MINOR 1
+#define INT4MM_VERSION_PATCH 0
+#define INT4MM_TEXT_(tokens) #tokens
+#define INT4MM_TEXT(tokens)  INT4MM_TEXT_(tokens)
+#define INT4MM_VERSION       INT4MM_TEXT(INT4MM_VERSION_MAJOR.INT4MM_VERSION_MINOR.INT4MM_VERSION_PATCH) /* "0.1.0" */
+/* 100 for 0.1.0, to compare with #if */
+#define INT4MM_VERSION_NUMBER (INT4MM_VERSION_MAJOR * 10000 + INT4MM_VERSION_MINOR * 100 + INT4MM_VERSION_PATCH)
 
 #ifdef INT4MM_CDEF
 #define INT4MM_API
