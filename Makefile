@@ -19,7 +19,7 @@ write_if_changed = mkdir -p $(@D); printf '%s\n' $(call quoted,$1) | cmp -s - $@
 
 # The goals given that compile something themselves: those of the first line do not, those of the second run make again.
 BUILDS := $(filter-out help clean lint format docs uninstall deps-dev env dist rock \
-            demo run minilm test bench peers-cpu peers-gpu,$(or $(MAKECMDGOALS),all))
+            demo minilm run test bench peers-cpu peers-gpu,$(or $(MAKECMDGOALS),all))
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -108,7 +108,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo run env minilm test ctest bench bench-threads peers-cpu peers-gpu lint format docs clean help deps-dev
+.PHONY: all demo minilm run env test ctest bench bench-threads peers-cpu peers-gpu lint format docs clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
