@@ -196,17 +196,17 @@ function tensor:to_dlpack(opts) end
 ---A linear layer: `layer(x)`.
 ---@class int4mm.linear
 ---@field weight int4mm.tensor packed words
----@field scales int4mm.tensor
----@field zeros? int4mm.tensor
----@field factors? int4mm.tensor
+---@field scales int4mm.tensor # [N], or [G, N]
+---@field zeros? int4mm.tensor int8 zero points of that shape
+---@field factors? int4mm.tensor int8 [G, N]
 ---@field group_size? integer
----@field order? int4mm.tensor
+---@field order? int4mm.tensor int32 [K]
+---@field activations int4mm.activations
 ---@field bias? int4mm.tensor
 ---@field in_features integer
 ---@field out_features integer
 ---@field rotate integer the block, 0 for none
 ---@field clip? number|"mse"
----@field activations int4mm.activations
 ---@field activation int4mm.activation
 ---@field out_dtype? int4mm.float_dtype
 ---@overload fun(x: int4mm.tensor, opts?: int4mm.layer_call_options): int4mm.tensor
@@ -224,7 +224,7 @@ local linear = {}
 ---@return int4mm.linear
 function linear:to(device) end
 
----@return { weight: int4mm.tensor, scales: int4mm.tensor, bias: int4mm.tensor? }
+---@return table<string, int4mm.tensor>
 function linear:parameters() end
 
 ---@return integer
@@ -320,12 +320,12 @@ function safetensors:close() end
 local int4mm = {}
 
 ---@class int4mm.matmul_options
----@field zeros? int4mm.tensor zero points, of the shape of scale_b
----@field factors? int4mm.tensor integer group scales # [G, N] int8
----@field group_size? number values of K that share a scale
 ---@field out? int4mm.tensor # [M, N] to write to
 ---@field out_dtype? int4mm.float_dtype of a new result, "float16" by default
 ---@field bias? int4mm.tensor # [N] float32
+---@field zeros? int4mm.tensor zero points of scale_b's shape: int8, or int32 words of eight along N
+---@field factors? int4mm.tensor integer group scales [G, N], int8 from 1 to 15
+---@field group_size? number values of K in a group, by default K / G
 ---@field encoding_a? int4mm.encoding of words that do not know theirs
 ---@field encoding_b? int4mm.encoding
 ---@field layout_b? int4mm.layout
@@ -334,13 +334,22 @@ local int4mm = {}
 ---@field strassen? boolean|0|1|2 on the CPU: by measured rules (true, the default), never, or so many levels
 
 ---@class int4mm.matmul_reference_options
----@field zeros? int4mm.tensor
----@field factors? int4mm.tensor
----@field group_size? number
 ---@field out? int4mm.tensor
 ---@field out_dtype? int4mm.float_dtype
 ---@field bias? int4mm.tensor
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
 ---@field encoding_a? int4mm.encoding
+---@field encoding_b? int4mm.encoding
+---@field layout_b? int4mm.layout
+
+---@class int4mm.matmul_bound_options
+---@field out_dtype? int4mm.float_dtype
+---@field bias? int4mm.tensor
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
 ---@field encoding_b? int4mm.encoding
 ---@field layout_b? int4mm.layout
 
@@ -366,7 +375,7 @@ local int4mm = {}
 ---@field M number
 ---@field N number
 ---@field K number
----@field lda? number words from row to row
+---@field lda? number words from row to row, elements of an A that is none
 ---@field ldb? number
 ---@field ldo? number elements from row to row
 ---@field align_a? number a power of two up to 256 that divides the address
@@ -376,17 +385,17 @@ local int4mm = {}
 ---@field encoding_a? int4mm.encoding
 ---@field encoding_b? int4mm.encoding
 ---@field layout_b? int4mm.layout
----@field dtype_a? int4mm.dtype "int32" (words) by default
+---@field dtype_a? "int32"|"int8"|int4mm.float_dtype words of int4 by default
 ---@field scaling? "per_column"|"group_scales"|"group_factors"
 ---@field group_size? number
----@field zeros? boolean
+---@field zeros? boolean whether there are zero points
 ---@field kernel? string
 
----The product with an int4 weight, where its operands are; exact up to one rounding but for an A of floats.
----@param a_packed int4mm.tensor # [M, K/8] int32, [M, K] int8, or [M, K] of floats
+---The product with an int4 weight, where its operands are; of int4 and int8 exact up to one rounding.
+---@param a_packed int4mm.tensor # [M, K/8] int32 words, or [M, K] int8 or floats
 ---@param b_packed int4mm.tensor # [K/8, N] int32, or [N, K/8], or a weight of q.prepack
----@param scale_a? int4mm.tensor # [M] float32; nil for an A of floats
----@param scale_b int4mm.tensor # [N] float32, or group scales [G, N]
+---@param scale_a int4mm.tensor|nil # [M] float32; nil for floats
+---@param scale_b int4mm.tensor # [N] float32, or [G, N] of floats
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
 function int4mm.int4_matmul(a_packed, b_packed, scale_a, scale_b, opts) end
@@ -394,7 +403,7 @@ function int4mm.int4_matmul(a_packed, b_packed, scale_a, scale_b, opts) end
 ---As q.int4_matmul, on the CPU.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a? int4mm.tensor
+---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
@@ -403,7 +412,7 @@ function int4mm.int4_matmul_cpu(a_packed, b_packed, scale_a, scale_b, opts) end
 ---As q.int4_matmul, on a GPU.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a? int4mm.tensor
+---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
@@ -412,22 +421,13 @@ function int4mm.int4_matmul_cuda(a_packed, b_packed, scale_a, scale_b, opts) end
 ---The product in plain LuaJIT, to compare with.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a? int4mm.tensor
+---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_reference_options
 ---@return int4mm.tensor
 function int4mm.int4_matmul_reference(a_packed, b_packed, scale_a, scale_b, opts) end
 
----@class int4mm.matmul_bound_options
----@field out_dtype? int4mm.float_dtype
----@field bias? int4mm.tensor
----@field zeros? int4mm.tensor
----@field factors? int4mm.tensor
----@field group_size? number
----@field encoding_b? int4mm.encoding
----@field layout_b? int4mm.layout
-
----How near a product with an A of floats is to the exact one.
+---How near q.int4_matmul is with an `a` of floats: the exact results and the bound of each, as rows.
 ---@param a int4mm.tensor
 ---@param b_packed int4mm.tensor
 ---@param scale_b int4mm.tensor
@@ -445,7 +445,7 @@ function int4mm.prepack(b_packed, opts) end
 ---What q.int4_matmul would do with these arguments.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a? int4mm.tensor
+---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.plan
@@ -461,30 +461,30 @@ function int4mm.choose_cuda(problem) end
 function int4mm.cuda_kernels() end
 
 ---@class int4mm.linear_options
----@field activations? int4mm.activations "int4" by default
----@field group_size? number values of K that share a scale
----@field group_scales? "float"|"integer" of a float weight
----@field zero_point? boolean of a float weight
----@field zeros? int4mm.tensor of packed words
----@field factors? int4mm.tensor of packed words
----@field order? int4mm.tensor of packed words: the input of each value along K, counted from 0
 ---@field bias? int4mm.tensor # [N] float32
----@field scales? int4mm.tensor of packed words: [N] float32
+---@field scales? int4mm.tensor of packed words: [N] float32, or [G, N] or [N, G] of floats
+---@field zeros? int4mm.tensor of packed words: int8 or words, beside each scale
+---@field factors? int4mm.tensor of packed words: int8 [G, N], from 1 to 15
+---@field group_size? number values of K in a group, a multiple of 32
 ---@field layout? int4mm.layout "nk" by default
 ---@field encoding? int4mm.encoding of packed words
+---@field order? int4mm.tensor of packed words: int32 [K], the input of each value along K
 ---@field rotate? boolean|number the block; false for none
 ---@field clip? number|"mse" of the activations
 ---@field weight_clip? number|"mse" of a float weight, "mse" by default
+---@field group_scales? "float"|"integer" of a float weight
+---@field zero_point? boolean of a float weight
+---@field activations? int4mm.activations
 ---@field activation? int4mm.activation
 ---@field out_dtype? int4mm.float_dtype
 ---@field prepack? boolean the layout that the CPU reads fastest
 
 ---@class int4mm.int4_linear_options
----@field activations? int4mm.activations what x becomes
----@field zeros? int4mm.tensor
----@field factors? int4mm.tensor
----@field group_size? number
 ---@field bias? int4mm.tensor # [N] float32
+---@field activations? int4mm.activations
+---@field zeros? int4mm.tensor zero points of scale_b's shape: int8, or int32 words of eight along N
+---@field factors? int4mm.tensor integer group scales [G, N], int8 from 1 to 15
+---@field group_size? number values of K in a group, by default K / G
 ---@field rotate? boolean|number
 ---@field clip? number|"mse"
 ---@field activation? int4mm.activation
@@ -498,11 +498,11 @@ function int4mm.cuda_kernels() end
 ---@field stream? int4mm.any_stream
 
 ---@class int4mm.int4_linear_reference_options
----@field activations? int4mm.activations what x becomes
+---@field bias? int4mm.tensor
+---@field activations? int4mm.activations
 ---@field zeros? int4mm.tensor
 ---@field factors? int4mm.tensor
 ---@field group_size? number
----@field bias? int4mm.tensor
 ---@field rotate? boolean|number
 ---@field clip? number|"mse"
 ---@field activation? int4mm.activation
@@ -520,7 +520,7 @@ function int4mm.linear(weight, opts) end
 ---A layer in one call: x is quantised and multiplied.
 ---@param x int4mm.tensor # [M, K] of floats
 ---@param b_packed int4mm.tensor
----@param scale_b int4mm.tensor # [N] float32
+---@param scale_b int4mm.tensor # [N] float32, or [G, N] of floats
 ---@param opts? int4mm.int4_linear_options
 ---@return int4mm.tensor
 function int4mm.int4_linear(x, b_packed, scale_b, opts) end
@@ -771,6 +771,10 @@ function int4mm.argmax(src, opts) end
 ---@field prepack? boolean
 
 ---@class int4mm.load_linear_options
+---@field activations? int4mm.activations "float" by default for GPTQ, AWQ and compressed-tensors
+---@field group_size? number
+---@field group_scales? "float"|"integer" of a weight of floats
+---@field zero_point? boolean of a weight of floats
 ---@field clip? number|"mse"
 ---@field activation? int4mm.activation
 ---@field out_dtype? int4mm.float_dtype
@@ -778,10 +782,6 @@ function int4mm.argmax(src, opts) end
 ---@field device? int4mm.device
 ---@field rotate? boolean|number
 ---@field weight_clip? number|"mse"
----@field activations? int4mm.activations
----@field group_size? number
----@field group_scales? "float"|"integer"
----@field zero_point? boolean
 ---@field checkpoint_format? "gptq"|"gptq_v2"
 
 ---Opens a safetensors file, or a model by its index or folder.
