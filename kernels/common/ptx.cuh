@@ -22,6 +22,12 @@ __device__ __forceinline__ uint4 ld_shared_v4(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+
 __device__ __forceinline__ uint32_t ld_shared(uint32_t address) {
   uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
@@ -34,6 +40,14 @@ __device__ __forceinline__ void st_shared_v4(uint32_t address, uint32_t x, uint3
 
 __device__ __forceinline__ void st_shared(uint32_t address, uint32_t x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_u16(uint32_t address, uint16_t x) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_u8(uint32_t address, uint8_t x) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"((uint32_t)x) : "memory");
 }
 
 /* Makes this thread's ordinary stores to shared memory visible to wgmma and the copy engine (the async proxy). */
@@ -102,6 +116,21 @@ __device__ __forceinline__ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (
                "{%0, %1, %2, %3};"
                : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* acc += A * B for a 16 x 16 by 16 x 8 product of float16, or of bfloat16, over a warp. */
+template <bool BFLOAT16>
+__device__ __forceinline__ void mma_m16n8k16(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (BFLOAT16)
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* ---- programmatic dependent launch (sm_90) ---- */
