@@ -17,7 +17,10 @@ enum {
   INT4MM_SKINNY_ROTATED_STAGES = 3,
   INT4MM_SKINNY_NK_STAGES = 3,
   INT4MM_SKINNY_B_BYTES = 2048,
-  INT4MM_SKINNY_A_BYTES = 512
+  INT4MM_SKINNY_A_BYTES = 512,
+  /* For operands of every kind: the longest K, and the longest stride of B, in words. */
+  INT4MM_SKINNY_GENERAL_MAX_K = 2097151,
+  INT4MM_SKINNY_GENERAL_MAX_STRIDE = 1 << 24
 };
 
 /* INT4MM_TILE(hopper_256x128, M) and the like: what common/kernels.inc says. */

@@ -71,7 +71,7 @@ struct Shape {
   typedef int32_t Sum;
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
   static constexpr bool LAYER = LAYER_, NK = NK_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
-  static constexpr bool ONE_STRIPE = ROTATED, GENERAL = false;
+  static constexpr bool ONE_STRIPE = ROTATED, GENERAL = false, CHAINS = false;
   static constexpr int OWN_CHUNKS = OWN_CHUNKS_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
@@ -81,7 +81,12 @@ struct Shape {
   static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
   static constexpr float UNSCALE = Unpacker<WIDE>::UNSCALE;
-  struct Sums { int32_t acc[ROW_TILES][4][4]; }; /* of a lane: of each mma */
+  struct Source {
+    __device__ __forceinline__ Source(const Arguments &, int, int) {}
+  };
+  struct Sums {
+    int32_t acc[ROW_TILES][4][4];
+  }; /* of a lane: of each mma */
   static constexpr __device__ int stage_bytes(const Arguments &) { return STAGE_BYTES; }
   static constexpr __device__ int stages(const Arguments &) { return STAGES; }
   static __device__ __forceinline__ bool more(const Arguments &, int, int k_block, int k_blocks) {
@@ -263,9 +268,9 @@ __device__ __forceinline__ void reduce(const typename S::Arguments &p, uint32_t 
   uint32_t partial = base + column / COLUMNS * bytes + column % COLUMNS * 4; /* of the first warp with it */
   auto finish = [&](int row, const int4 &sum) {
     if (first_column + column >= p.N) return;
-    float scale_a = S::OWN_CHUNKS                             ? own.scales[row]
+    float scale_a = S::OWN_CHUNKS                                 ? own.scales[row]
                     : std::is_same<typename S::Sum, float>::value ? 1
-                                                              : __ldg(p.epilogue.scale_a + first_row + row);
+                                                                  : __ldg(p.epilogue.scale_a + first_row + row);
     finish_sums<S>(p, first_row + row, first_column + column, scale_a, scale_b, bias, sum);
   };
 
@@ -299,8 +304,7 @@ __device__ __forceinline__ void reduce(const typename S::Arguments &p, uint32_t 
 
 /* Prefetches B of a k-block into L2, a lane for each row: half a warp calls it, or with NK a warp. It reads nothing, so
  * it need not wait for the prerequisite grids, and memory is busy while they end and this one starts. */
-template <class S>
-__device__ __forceinline__ void prefetch(const SkinnyArguments &p, int k_block, int first_column) {
+template <class S> __device__ __forceinline__ void prefetch(const SkinnyArguments &p, int k_block, int first_column) {
   int word = k_block * BLOCK_WORDS + (S::NK ? 0 : threadIdx.x % BLOCK_WORDS);
   int column = first_column + (S::NK ? threadIdx.x % 32 : 0);
   if (word < p.words && column < p.N) ptx::prefetch_l2(p.b + (S::NK ? column * p.ldb + word : word * p.ldb + column));
@@ -325,11 +329,13 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
   };
   Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
   typename S::Sums sums = {};
+  const typename S::Source source(p, first_row, first_column);
+  if constexpr (S::GENERAL) S::begin(sums, p, base + warps * bytes);
 
   auto copy = [&](uint32_t stage, int k_block) {
     if (k_block < k_blocks) {
       if constexpr (S::GENERAL)
-        S::copy(p, stage, rotated(k_block), first_row, first_column);
+        S::copy(source, p, stage, rotated(k_block), first_row, first_column);
       else
         copy_k_block<S>(p, stage, rotated(k_block), first_row, first_column);
     }
@@ -356,10 +362,10 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
   for (int round = 0; S::more(p, round, k_block, k_blocks); round++, k_block += stride) {
     S::wait(p);
     __syncwarp(); /* every lane's copies have landed */
-    if constexpr (S::GENERAL)
-      S::multiply(sums, p, stage, base + warps * bytes, rotated(k_block), round, first_row);
-    else
+    if constexpr (!S::GENERAL)
       multiply_k_block<S>(sums.acc, p, stage, rotated(k_block), own, unpack_a, unpack_b);
+    else if (k_block < k_blocks) /* rounds are those of the warp that has most */
+      S::multiply(sums, source, p, stage, rotated(k_block), round);
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
     copy(stage, k_block + S::stages(p) * stride);
     stage = stage + stage_bytes == stages + bytes ? stages : stage + stage_bytes;
@@ -367,6 +373,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
   }
   /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */
   ptx::griddepcontrol_launch_dependents();
+  if constexpr (S::CHAINS) return S::finish(sums, p, first_row, stripe_column);
   float scale_b[CHUNK_WORDS], bias[CHUNK_WORDS]; /* of the columns that this thread will finish, loaded meanwhile */
   int scaled = stripe_column + threadIdx.x % (warps_n<S>(p) * COLUMNS / CHUNK_WORDS) * CHUNK_WORDS;
   bool has_scale = !S::GENERAL || p.epilogue.scale_b;
@@ -374,8 +381,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
   for (int i = 0; i < CHUNK_WORDS; i++)
     scale_b[i] = has_scale ? scaled + i < p.N ? __ldg(p.epilogue.scale_b + scaled + i) : 0 : 1;
   int4mm_load_bias(bias, p.epilogue, scaled, p.N);
-  if constexpr (S::GENERAL)
-    if (S::finish(sums, p, base + warps * bytes, first_row, stripe_column, bias)) return;
+
   ptx::cp_async_wait_group<0>();
   __syncwarp(); /* other lanes' chunks are about to be overwritten */
   if constexpr (S::GENERAL)

@@ -9,8 +9,8 @@
 namespace {
 
 /* A row of scales, zero points or factors for each group; one row serves all. */
-inline int64_t group_stride(const int4mm_matrix &m, int64_t size) {
-  return m.rows > 1 ? m.stride * size : 0;
+inline uint32_t group_stride(const int4mm_matrix &m, int64_t size) {
+  return m.rows > 1 ? (uint32_t)(m.stride * size) : 0;
 }
 
 inline bool is_vectors(const void *data, int64_t stride) {
@@ -24,18 +24,23 @@ void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
   int64_t scale_size = b->group_scales.dtype == INT4MM_FLOAT32 ? 4 : 2;
   p->slices = b->groups == 1 || b->group % 128 == 0 ? 4 : b->group % 64 == 0 ? 2 : 1;
   p->segments = 4 / p->slices;
-  p->group = b->groups == 1 ? INT_MAX : (int)(b->group / (32 * p->slices)), p->groups = (int)b->groups;
+  p->group = b->groups == 1 ? INT_MAX : (int)(b->group / (32 * p->slices));
   p->all_segments = (int)((problem->K + 32 * p->slices - 1) / (32 * p->slices));
   p->scales = (const char *)b->group_scales.data, p->scale_dtype = b->group_scales.dtype;
   p->scales_stride = group_stride(b->group_scales, scale_size);
   p->bytes = (const char *)bytes.data, p->bytes_stride = group_stride(bytes, 1), p->factors = b->factors.data;
-  p->vectors = is_vectors(p->scales, p->scales_stride) && is_vectors(p->bytes, p->bytes_stride);
+  p->scale_bytes = p->scales ? COLUMNS * (uint32_t)scale_size : 0, p->parameters = p->scales || p->bytes;
+  p->group_reciprocal = p->group >= p->all_segments ? 0 : (uint32_t)(((1ull << 32) + p->group - 1) / p->group);
+  bool vectors = is_vectors(p->scales, p->scales_stride) && is_vectors(p->bytes, p->bytes_stride);
+  p->whole_blocks = vectors ? (int)(problem->K / INT4MM_BLOCK_K) : 0;
+  p->b_block_bytes = (uint32_t)(b->stride * BLOCK_WORDS * 4);
 }
 
 /* Windows of a chain: all of K where it fits beside the stages, else two of as many rounds as do. With a cluster it is
  * all of K. `left`: bytes of shared memory. False: there is no place. */
 bool set_windows(GeneralArguments *p, int64_t left, int rows) {
   p->slot_rows = p->M < rows ? p->M : rows, p->slot_bytes = (p->slot_rows + 1) * COLUMNS * 4;
+  p->block_slot_bytes = p->segments * p->slot_bytes;
   int64_t round = (int64_t)p->warps_k * p->segments * p->slot_bytes, fit = left / (p->warps_n * round);
   bool whole = p->rounds <= fit;
   p->window = whole ? p->rounds : (int)(fit / 2);
@@ -44,8 +49,7 @@ bool set_windows(GeneralArguments *p, int64_t left, int rows) {
   return p->window > 0 && (whole || p->split == 1);
 }
 
-template <class S>
-cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+template <class S> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   GeneralArguments p = {};
   int64_t value_bits = problem->a.dtype == INT4MM_INT32 ? 4 : S::A::WORDS * 4;
   p.rows = (const char *)problem->a.data, p.row_bytes = (int)(problem->K * value_bits / 8);
@@ -62,10 +66,10 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   p.rounds = (k_blocks + stride - 1) / stride;
   p.stages = plan->stages;
   p.stage_bytes = S::PARAMETERS + (p.scales || p.bytes ? (p.segments * 160 + 255) / 256 * 256 : 0);
-  p.chain = !S::FLOAT && p.scales;
+
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS, most;
   size_t shared = (size_t)warps * p.stages * p.stage_bytes;
-  if (p.chain) {
+  if (S::CHAINS) {
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
     if (p.warps_k < 2 || !set_windows(&p, most - (int64_t)shared, S::ROWS)) return cudaErrorNotSupported;
@@ -80,19 +84,31 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
 }
 
 template <int ROWS, class A>
-cudaError_t launch_layout(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  if (problem->b.layout == INT4MM_K_MAJOR) return cudaErrorNotSupported;
-  return launch<GeneralShape<ROWS, A, false>>(problem, plan, stream);
+cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (problem->b.group_scales.data) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+  return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
 }
 
 template <int ROWS>
 cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  const int4mm_operand *b = &problem->b;
+  if (b->layout == INT4MM_K_MAJOR || b->stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE ||
+      b->group_scales.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE || b->zeros.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE ||
+      b->factors.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE)
+    return cudaErrorNotSupported;
   switch (problem->a.dtype) {
-  case INT4MM_INT32: return launch_layout<ROWS, Int4A>(problem, plan, stream);
-  case INT4MM_INT8: return launch_layout<ROWS, Int8A>(problem, plan, stream);
-  case INT4MM_FLOAT16: return launch_layout<ROWS, FloatA<false>>(problem, plan, stream);
-  case INT4MM_BFLOAT16: return launch_layout<ROWS, FloatA<true>>(problem, plan, stream);
-  default: return cudaErrorNotSupported;
+  case INT4MM_INT32:
+    return launch_integers<ROWS, Int4A>(problem, plan, stream);
+  case INT4MM_INT8:
+    if (problem->K < INT4MM_WIDE_K && int4mm_scaling_of(problem) == INT4MM_PER_COLUMN && !b->zeros.data)
+      return launch<GeneralShape<ROWS, Int8A, PLAIN>>(problem, plan, stream);
+    return launch_integers<ROWS, Int8A>(problem, plan, stream);
+  case INT4MM_FLOAT16:
+    return launch<GeneralShape<ROWS, FloatA<false>, SUMS>>(problem, plan, stream);
+  case INT4MM_BFLOAT16:
+    return launch<GeneralShape<ROWS, FloatA<true>, SUMS>>(problem, plan, stream);
+  default:
+    return cudaErrorNotSupported;
   }
 }
 

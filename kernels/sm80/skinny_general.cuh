@@ -9,9 +9,9 @@
  *   their t in a fixed order.
  * - Integers without group scales: they are added, times the factor, less the zero point times the sum of A's values,
  *   which is one mma more with a B of ones.
- * - Integers with group scales, whose chain t = fma(float(acc_g), scale, t) has an order: a segment's sums and scales go
- *   to its slot in shared memory, and after a window of rounds the threads that will finish outputs take them from there
- *   in order. The window is all of K where that fits, else there are two, of which one is filled while the other is
+ * - Integers with group scales, whose chain t = fma(float(acc_g), scale, t) has an order: a segment's sums and scales
+ * go to its slot in shared memory, and after a window of rounds the threads that will finish outputs take them from
+ * there in order. The window is all of K where that fits, else there are two, of which one is filled while the other is
  *   read. With a cluster it is all of K, and the slots of all CTAs are read.
  */
 #ifndef INT4MM_SKINNY_GENERAL_CUH
@@ -30,39 +30,63 @@ struct GeneralArguments : SkinnyArguments {
   int row_bytes; /* of K values */
   int stages, stage_bytes;
   int segments, slices; /* segments of a k-block, slices of a segment */
-  int group, groups;    /* of segments, and groups */
+  int group;            /* in segments */
   int all_segments;     /* of K */
   /* Of each group: scales, and zero points or factors; NULL: none. */
   const char *scales, *bytes;
-  int64_t scales_stride, bytes_stride; /* from group to group, in bytes */
+  uint32_t scales_stride, bytes_stride; /* from group to group, in bytes */
+  uint32_t scale_bytes;                 /* of a warp's columns, 0 without scales */
+  uint32_t group_reciprocal;            /* 2^32 over `group`, rounded up */
+  uint32_t b_block_bytes;               /* from a k-block of B to the next */
+  int whole_blocks;                     /* k-blocks that are copied as a whole */
+  bool parameters;                      /* there are scales or bytes */
+  bool factors;                         /* the bytes are factors */
   int scale_dtype;
-  bool factors;        /* the bytes are factors */
-  bool vectors;        /* rows of both start on 16 bytes */
-  bool chain;          /* integers with group scales */
-  int rounds, window;  /* rounds of k-blocks, and those of a window */
-  int slot_rows, slot_bytes, stripe_bytes; /* a slot: rows of sums, then the scales; slots of a stripe */
+  int rounds, window; /* rounds of k-blocks, and those of a window */
+  /* A slot: rows of sums, then the scales; a k-block's slots, a stripe's. */
+  int slot_rows, slot_bytes, block_slot_bytes, stripe_bytes;
 };
 
-/* A lane's sums. Without a chain state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. With one the first
- * half is t and the second the sum of a group so far, of each output of this thread, four columns a row. */
+/* What a kernel does with sums of integers; with floats it is SUMS. */
+enum Mode {
+  PLAIN, /* a scale for each column alone, K below INT4MM_WIDE_K: they stay in the accumulators */
+  SUMS,  /* no group scales: they are added segment by segment */
+  CHAIN  /* group scales */
+};
+
+/* What a lane sums over a segment: the mmas, and A alone in every column of one more. */
+template <class S> struct Segment {
+  typename S::Sum acc[S::ROW_TILES][4][4];
+  int32_t ones[S::FLOAT ? 1 : S::ROW_TILES][4];
+};
+
+/* A lane's sums. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. CHAIN: its first half is t
+ * and the second the sum of a group so far, of each output of this thread. */
 template <class S> struct GeneralSums {
+  Segment<S> plain;
   int32_t state[S::ROWS];
   int first, half; /* a window's first round; which of two it is */
+  uint32_t slot;   /* of k-block 0, were it in the window; with a cluster of this warp's first */
 };
 
-template <int ROWS_, class A_, bool NK_> struct GeneralShape {
+template <class S> struct GeneralSource;
+
+template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   typedef GeneralArguments Arguments;
   typedef A_ A;
   typedef typename A::Sum Sum;
   typedef GeneralSums<GeneralShape> Sums;
+  typedef GeneralSource<GeneralShape> Source;
   static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
-  static constexpr bool LAYER = true, NK = NK_, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
-  static constexpr bool GENERAL = true, FLOAT = std::is_same<Sum, float>::value;
-  static constexpr float UNSCALE = 1;
+  static constexpr Mode MODE = MODE_;
+  static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
+  static constexpr bool GENERAL = true, CHAINS = MODE == CHAIN, FLOAT = std::is_same<Sum, float>::value;
+  static constexpr float UNSCALE = MODE == PLAIN ? 1.0f / (1 << A::SHIFT) : 1;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
   static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
   static constexpr int PARAMETERS = B_BYTES + EIGHTS * EIGHT_BYTES; /* where they lie in a stage */
-  static constexpr int ITEMS = (ROWS + 7) / 8; /* outputs of a thread in a chain: two warps share K at least */
+  /* Columns and outputs of a thread in a chain: two warps share K at least. */
+  static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (2 * CHAIN_COLUMNS);
 
   static __device__ __forceinline__ int stage_bytes(const Arguments &p) { return p.stage_bytes; }
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
@@ -76,12 +100,13 @@ template <int ROWS_, class A_, bool NK_> struct GeneralShape {
       ptx::cp_async_wait_group<3>();
   }
 
-  static __device__ void copy(const Arguments &p, uint32_t stage, int k_block, int first_row, int first_column);
-  static __device__ void multiply(Sums &sums, const Arguments &p, uint32_t stage, uint32_t slots, int k_block,
-                                  int round, int first_row);
+  static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots);
+  static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int k_block, int first_row,
+                              int first_column);
+  static __device__ void multiply(Sums &sums, const Source &source, const Arguments &p, uint32_t stage, int k_block,
+                                  int round);
   static __device__ void end_round(Sums &sums, const Arguments &p, uint32_t slots, int round, int first_row);
-  static __device__ bool finish(Sums &sums, const Arguments &p, uint32_t slots, int first_row, int first_column,
-                                const float (&bias)[CHUNK_WORDS]);
+  static __device__ void finish(Sums &sums, const Arguments &p, int first_row, int first_column);
   static __device__ void store_partial(uint32_t matrix, const Sums &sums);
 };
 
@@ -93,136 +118,153 @@ template <int WORDS> __device__ __forceinline__ int swizzled(int row, int c) {
   return WORDS == 1 ? c ^ (row / 2 & 3) : WORDS == 2 ? c ^ 2 * (row & 3) : c ^ 4 * (row & 1);
 }
 
-/* Rows of A of a k-block; past K come zeros. */
-template <class S>
-__device__ __forceinline__ void copy_rows(const GeneralArguments &p, uint32_t to, int k_block, int first_row) {
-  constexpr int CHUNKS = S::A_ROW_BYTES / 16;
-  int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < S::EIGHTS * CHUNKS / 4; i++) {
-    int at = lane + 32 * i, row = at / CHUNKS, c = at % CHUNKS, byte = k_block * S::A_ROW_BYTES + 16 * c;
-    int valid = min(max(p.row_bytes - byte, 0), 16);
-    const char *from = p.rows + (first_row + row) * p.row_stride + (valid > 0 ? byte : 0);
-    uint32_t chunk = to + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
-    if (first_row + row < p.M) ptx::cp_async16_l1(chunk, from, valid);
-  }
-}
-
-/* A row of `size` bytes for each of 32 columns to shared memory, as far as columns are valid; `lane` copies. */
-__device__ __forceinline__ void copy_columns(uint32_t to, const char *from, int size, int valid, int lane, bool vector) {
-  if (vector) {
-    int bytes = min(valid * size - 16 * lane, 16);
-    if (lane < 2 * size && bytes > 0) ptx::cp_async16(to + 16 * lane, from + 16 * lane, bytes);
-  } else if (lane < valid) {
-    from += lane * size;
-    if (size == 4)
-      ptx::st_shared(to + 4 * lane, *(const uint32_t *)from);
-    else if (size == 2)
-      ptx::st_shared_u16(to + 2 * lane, *(const uint16_t *)from);
-    else
-      ptx::st_shared_u8(to + lane, *(const uint8_t *)from);
-  }
+/* Where words of slice 0 of lane (g, t) lie in eight rows; those of slice j are at an exclusive or with 16 WORDS j. */
+template <int WORDS> __device__ __forceinline__ uint32_t first_slice(int g, int t) {
+  int swizzle = WORDS == 1 ? g / 2 & 3 : WORDS == 2 ? g & 3 : g & 1;
+  return g * 64 * WORDS + 4 * WORDS * t + 16 * WORDS * swizzle;
 }
 
 __device__ __forceinline__ int size_of_scale(const GeneralArguments &p) {
   return p.scale_dtype == INT4MM_FLOAT32 ? 4 : 2;
 }
 
-/* Scales, zero points and factors of a k-block's segments: 128 bytes for the scales of each, then 32 for the others. */
-__device__ __forceinline__ void copy_parameters(const GeneralArguments &p, uint32_t to, int k_block,
-                                                int first_column) {
-  int lane = threadIdx.x % 32, valid = p.N - first_column, size = size_of_scale(p);
-  auto group_of = [&](int s) {
-    int segment = min(k_block * p.segments + s, p.all_segments - 1);
-    return p.group == 1 ? segment : segment / p.group;
-  };
-  if (p.vectors) { /* eight lanes a segment */
-    int s = lane / 8, group;
-    if (s >= p.segments) return;
-    group = group_of(s);
-    const char *scales = p.scales + group * p.scales_stride + first_column * size;
-    const char *bytes = p.bytes + group * p.bytes_stride + first_column;
-    if (p.scales) copy_columns(to + s * 128, scales, size, valid, lane % 8, true);
-    if (p.bytes) copy_columns(to + p.segments * 128 + s * 32, bytes, 1, valid, lane % 8, true);
-    return;
+/* The group of a segment. */
+__device__ __forceinline__ uint32_t group_of(const GeneralArguments &p, uint32_t segment) {
+  return p.group == 1 ? segment : __umulhi(segment, p.group_reciprocal);
+}
+
+/* Where this lane copies from, at K's beginning: B, A, scales, and zero points or factors. Of B a lane takes four
+ * columns of words t, t + 4, ...; of A chunk c of every ROWS_STEP-th row; of the others eight lanes take a segment. */
+template <class S> struct GeneralSource {
+  static constexpr int CHUNKS = S::A_ROW_BYTES / 16, ROWS_STEP = 32 / CHUNKS; /* chunks of a row, rows at a time */
+  const char *b, *rows, *scales, *bytes;
+  bool inside;            /* of the warp's columns */
+  uint32_t b_to, rows_to; /* in a stage: where it copies to */
+  uint32_t b_at, rows_at; /* and where it loads the words of slice 0 from */
+
+  __device__ __forceinline__ GeneralSource(const GeneralArguments &p, int first_row, int first_column) {
+    int lane = threadIdx.x % 32, row = lane / CHUNKS, c = lane % CHUNKS, g = lane / 4, t = lane % 4;
+    b = (const char *)(p.b + lane / 8 * p.ldb + first_column + lane % 8 * 4);
+    rows = p.rows + (first_row + row) * p.row_stride + c * 16;
+    scales = p.scales + first_column * size_of_scale(p) + lane % 8 * 16;
+    bytes = p.bytes + first_column + lane % 8 * 16;
+    inside = first_column + COLUMNS <= p.N;
+    b_to = chunk_offset(lane / 8, lane % 8), b_at = chunk_offset(t, g);
+    rows_to = B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
+    rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
+    /* else they would be computed anew for each k-block */
+    asm volatile("" : "+l"(b), "+l"(rows), "+r"(b_to), "+r"(rows_to), "+r"(b_at), "+r"(rows_at));
+    if (S::MODE != PLAIN) asm volatile("" : "+l"(scales), "+l"(bytes));
   }
+};
+
+/* A k-block that is whole, of columns inside the matrix. */
+template <class S>
+__device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const GeneralArguments &p, uint32_t stage,
+                                           uint32_t k_block, int first_row) {
+  typedef GeneralSource<S> Source;
+  /* a lane's rows have one swizzle */
+  static_assert(Source::ROWS_STEP % (S::A::WORDS == 1 ? 8 : S::A::WORDS == 2 ? 4 : 2) == 0, "swizzles differ");
+  const int lane = threadIdx.x % 32, row = first_row + lane / Source::CHUNKS;
+  const char *b = from.b + (uint64_t)k_block * p.b_block_bytes;
+  const char *rows = from.rows + (uint64_t)k_block * S::A_ROW_BYTES;
+  uint32_t chunk = stage + from.b_to, to = stage + from.rows_to;
+#pragma unroll
+  for (int j = 0; j < 4; j++, b += p.b_block_bytes / 4) ptx::cp_async16(chunk + j * CHUNK_BYTES, b, 16);
+#pragma unroll
+  for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += Source::ROWS_STEP * p.row_stride)
+    if (row + i < p.M) ptx::cp_async16_l1(to + i * S::A_ROW_BYTES, rows, 16);
+  if (S::MODE == PLAIN || !p.parameters) return;
+  const uint32_t s = lane / 8, in_segment = lane % 8 * 16, parameters = stage + S::PARAMETERS;
+  if (s >= (uint32_t)p.segments) return;
+  const uint32_t group = group_of(p, k_block * p.segments + s);
+  if (in_segment < p.scale_bytes)
+    ptx::cp_async16(parameters + s * 128 + in_segment, from.scales + (uint64_t)group * p.scales_stride, 16);
+  if (p.bytes && in_segment < 32)
+    ptx::cp_async16(parameters + p.segments * 128 + s * 32 + in_segment, from.bytes + (uint64_t)group * p.bytes_stride,
+                    16);
+}
+
+/* A row of `size` bytes for each of 32 columns to shared memory, by any alignment. */
+__device__ __forceinline__ void copy_columns(uint32_t to, const char *from, int size, int valid) {
+  int lane = threadIdx.x % 32;
+  if (lane >= valid) return;
+  from += lane * size;
+  if (size == 4)
+    ptx::st_shared(to + 4 * lane, *(const uint32_t *)from);
+  else if (size == 2)
+    ptx::st_shared_u16(to + 2 * lane, *(const uint16_t *)from);
+  else
+    ptx::st_shared_u8(to + lane, *(const uint8_t *)from);
+}
+
+/* Any k-block: past K come zeros in A, what is past the edges of B is not copied, and scales, zero points and factors
+ * may start anywhere. */
+template <class S>
+__device__ __noinline__ void copy_any(const GeneralArguments &p, uint32_t stage, int k_block, int first_row,
+                                      int first_column) {
+  constexpr int CHUNKS = S::A_ROW_BYTES / 16;
+  int lane = threadIdx.x % 32, word = k_block * BLOCK_WORDS + lane / 8, column = first_column + lane % 8 * 4;
+  for (int j = 0; j < 4; j++)
+    if (word + 4 * j < p.words)
+      copy_words<true, false>(stage + chunk_offset(lane / 8, lane % 8) + j * CHUNK_BYTES,
+                              p.b + (word + 4 * j) * p.ldb + column, p.N - column);
+  for (int at = lane; at < S::ROWS * CHUNKS; at += 32) {
+    int row = at / CHUNKS, c = at % CHUNKS, byte = k_block * S::A_ROW_BYTES + 16 * c;
+    int valid = min(max(p.row_bytes - byte, 0), 16);
+    const char *from = p.rows + (first_row + row) * p.row_stride + (valid > 0 ? byte : 0);
+    uint32_t to = stage + B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
+    if (first_row + row < p.M) ptx::cp_async16_l1(to, from, valid);
+  }
+  int size = size_of_scale(p), valid = p.N - first_column;
   for (int s = 0; s < p.segments; s++) {
-    int group = group_of(s);
-    const char *scales = p.scales + group * p.scales_stride + first_column * size;
-    const char *bytes = p.bytes + group * p.bytes_stride + first_column;
-    if (p.scales) copy_columns(to + s * 128, scales, size, valid, lane, false);
-    if (p.bytes) copy_columns(to + p.segments * 128 + s * 32, bytes, 1, valid, lane, false);
+    uint32_t group = group_of(p, min(k_block * p.segments + s, p.all_segments - 1)), to = stage + S::PARAMETERS;
+    if (p.scales)
+      copy_columns(to + s * 128, p.scales + (uint64_t)group * p.scales_stride + first_column * size, size, valid);
+    if (p.bytes)
+      copy_columns(to + p.segments * 128 + s * 32, p.bytes + (uint64_t)group * p.bytes_stride + first_column, 1, valid);
   }
 }
 
-/* B so that slice j is words 4j + t: by rows of B a chunk of lane (t, g) for each slice; with NK chunk j of column
- * 4g + i, where the lane-in-quad is j. */
-template <int ROWS, class A, bool NK>
-__device__ __forceinline__ void GeneralShape<ROWS, A, NK>::copy(const Arguments &p, uint32_t stage, int k_block,
-                                                                int first_row, int first_column) {
-  int lane = threadIdx.x % 32;
-  if (NK) {
-    int g = lane / 4, j = lane % 4, word = k_block * BLOCK_WORDS + 4 * j, column = first_column + 4 * g;
-    const uint32_t *b = p.b + column * p.ldb + word;
-    uint32_t chunk = stage + g * 64 + swizzled<1>(g, j) * 16;
-#pragma unroll
-    for (int i = 0; i < 4; i++, b += p.ldb)
-      if (column + i < p.N) copy_words<true, false, true>(chunk + i * CHUNK_BYTES, b, p.words - word);
-  } else {
-    int t = lane / 8, g = lane % 8, word = k_block * BLOCK_WORDS + t, column = first_column + 4 * g;
-    const uint32_t *b = p.b + word * p.ldb + column;
-    uint32_t chunk = stage + chunk_offset(t, g);
-#pragma unroll
-    for (int j = 0; j < 4; j++, b += 4 * p.ldb)
-      if (word + 4 * j < p.words) copy_words<true, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
-  }
-  copy_rows<GeneralShape>(p, stage + B_BYTES, k_block, first_row);
-  if (p.scales || p.bytes) copy_parameters(p, stage + PARAMETERS, k_block, first_column);
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::copy(const Source &source, const Arguments &p,
+                                                                  uint32_t stage, int k_block, int first_row,
+                                                                  int first_column) {
+  if (k_block < p.whole_blocks && source.inside)
+    copy_whole<GeneralShape>(source, p, stage, k_block, first_row);
+  else
+    copy_any<GeneralShape>(p, stage, k_block, first_row, first_column);
 }
 
 /* ---- products ---- */
 
-/* The words of this lane in slice j of eight rows of A. */
-template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t eight, int j) {
-  int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  uint32_t row = eight + g * 64 * WORDS;
+/* The words of this lane in slice j of eight rows of A, from those of slice 0. */
+template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t rows, int j) {
+  uint32_t at = rows ^ 16 * WORDS * j;
   if constexpr (WORDS == 1) {
-    x[0] = ptx::ld_shared(row + swizzled<1>(g, j) * 16 + 4 * t);
+    x[0] = ptx::ld_shared(at);
   } else if constexpr (WORDS == 2) {
-    uint2 v = ptx::ld_shared_v2(row + swizzled<2>(g, 2 * j + t / 2) * 16 + 8 * (t & 1));
+    uint2 v = ptx::ld_shared_v2(at);
     x[0] = v.x, x[1] = v.y;
   } else {
-    uint4 v = ptx::ld_shared_v4(row + swizzled<4>(g, 4 * j + t) * 16);
+    uint4 v = ptx::ld_shared_v4(at);
     x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
   }
 }
 
-/* Word 4j + t of this lane's four columns. */
-template <bool NK> __device__ __forceinline__ uint4 load_words(uint32_t stage, int j) {
-  int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  if (!NK) return ptx::ld_shared_v4(stage + chunk_offset(t, g) + j * CHUNK_BYTES);
-  uint32_t at = stage + g * 64 + swizzled<1>(g, j) * 16 + 4 * t;
-  return make_uint4(ptx::ld_shared(at), ptx::ld_shared(at + CHUNK_BYTES), ptx::ld_shared(at + 2 * CHUNK_BYTES),
-                    ptx::ld_shared(at + 3 * CHUNK_BYTES));
-}
-
-/* What a lane sums over a segment: the mmas, and A alone in every column of one more. */
-template <class S> struct Segment {
-  typename S::Sum acc[S::ROW_TILES][4][4];
-  int32_t ones[S::FLOAT ? 1 : S::ROW_TILES][4];
-};
-
 template <class S>
-__device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t stage, int j, const typename S::A &a,
-                                               const typename S::A::B &b, bool with_ones) {
+__device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_at, uint32_t rows, int j,
+                                               const typename S::A &a, const typename S::A::B &b, bool with_ones,
+                                               int valid) {
   typedef typename S::A A;
   uint32_t fragments[S::ROW_TILES][A::STEPS][4];
-  uint4 words = load_words<S::NK>(stage, j);
+  uint4 words = ptx::ld_shared_v4(words_at + j * CHUNK_BYTES);
 #pragma unroll
   for (int m = 0; m < S::ROW_TILES; m++) {
     uint32_t x[A::WORDS], y[A::WORDS] = {};
-    load_slice<A::WORDS>(x, stage + B_BYTES + 2 * m * S::EIGHT_BYTES, j);
-    if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, stage + B_BYTES + (2 * m + 1) * S::EIGHT_BYTES, j);
+    load_slice<A::WORDS>(x, rows + 2 * m * S::EIGHT_BYTES, j);
+    if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, rows + (2 * m + 1) * S::EIGHT_BYTES, j);
+    a.mask(x, y, j, valid);
     a.fragments(fragments[m], x, y);
   }
 #pragma unroll
@@ -275,9 +317,14 @@ __device__ __forceinline__ int signed_byte(const uint2 &v, int c) {
 /* A segment of floats: t = fma(sum, scale, t). */
 template <class S>
 __device__ __forceinline__ void add_floats(int32_t (&state)[S::ROWS], const GeneralArguments &p, const Segment<S> &sum,
-                                           uint32_t scales) {
+                                           const uint2 &bytes, uint32_t scales) {
   float scale[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-  if (p.scales) load_scales(scale, p, scales);
+  if (p.scales) {
+    load_scales(scale, p, scales);
+  } else if (p.factors) {
+#pragma unroll
+    for (int c = 0; c < 8; c++) scale[c] = (float)signed_byte(bytes, c);
+  }
 #pragma unroll
   for (int r = 0; r < S::EIGHTS; r++)
 #pragma unroll
@@ -330,26 +377,25 @@ __device__ __forceinline__ void store_slot(uint32_t slot, const GeneralArguments
   ptx::st_shared(slot + p.slot_rows * COLUMNS * 4 + 4 * lane, __float_as_uint(load_scale(p, scales, lane)));
 }
 
-/* The slot of a k-block's first segment. */
-template <class S>
-__device__ __forceinline__ uint32_t slot_of(const typename S::Sums &sums, const GeneralArguments &p, uint32_t slots,
-                                            int k_block, int round) {
-  int warp = threadIdx.x / 32, stripe = warp % p.warps_n;
-  int at = p.split == 1 ? k_block - sums.first * p.warps_k : round * p.warps_k + warp / p.warps_n;
-  return slots + stripe * p.stripe_bytes + (sums.half * p.window * p.warps_k + at) * p.segments * p.slot_bytes;
-}
-
-template <int ROWS, class A, bool NK>
-__device__ __forceinline__ void GeneralShape<ROWS, A, NK>::multiply(Sums &sums, const Arguments &p, uint32_t stage,
-                                                                    uint32_t slots, int k_block, int round,
-                                                                    int first_row) {
-  if (k_block >= (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS) return; /* a round that this warp has no part in */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums, const Source &source,
+                                                                      const Arguments &p, uint32_t stage, int k_block,
+                                                                      int round) {
   const A a(p.xor_a);
   typename A::B b(p.xor_b);
+  /* past K the int4 of A are made 0, which zeroed memory is not in every encoding */
+  const int valid = p.words - k_block * BLOCK_WORDS;
+  const uint32_t words_at = stage + source.b_at, rows = stage + source.rows_at;
+  if constexpr (MODE == PLAIN) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sums.plain, words_at, rows, i, a, b, false, valid);
+    return;
+  }
   const bool zeros = p.bytes && !p.factors;
-  uint32_t slot = p.chain ? slot_of<GeneralShape>(sums, p, slots, k_block, round) : 0;
+  uint32_t slot = sums.slot + (p.split == 1 ? k_block : round * p.warps_k) * p.block_slot_bytes;
   uint32_t scales = stage + PARAMETERS, bytes = scales + p.segments * 128;
   int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll 1
   for (int j = 0; j < 4; j += p.slices) {
     Segment<GeneralShape> sum = {};
     if (FLOAT && zeros) {
@@ -359,143 +405,192 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, NK>::multiply(Sums &sums, 
     }
     if (p.slices == 4) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, stage, i, a, b, zeros);
+      for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, zeros, valid);
     } else {
-      for (int i = 0; i < p.slices; i++) multiply_slice<GeneralShape>(sum, stage, j + i, a, b, zeros);
+#pragma unroll 1
+      for (int i = 0; i < p.slices; i++) multiply_slice<GeneralShape>(sum, words_at, rows, j + i, a, b, zeros, valid);
     }
-    if constexpr (FLOAT) {
-      add_floats<GeneralShape>(sums.state, p, sum, scales);
-    } else {
-      uint2 of_lane = make_uint2(0, 0);
-      if (p.bytes) of_lane = ptx::ld_shared_v2(bytes + 8 * t);
-      if (p.chain)
-        store_slot<GeneralShape>(slot, p, sum, of_lane, scales);
-      else
-        add_integers<GeneralShape>(sums.state, p, sum, of_lane);
-    }
+    uint2 of_lane = make_uint2(0, 0);
+    if (p.bytes && !(FLOAT && zeros)) of_lane = ptx::ld_shared_v2(bytes + 8 * t);
+    if constexpr (FLOAT)
+      add_floats<GeneralShape>(sums.state, p, sum, of_lane, scales);
+    else if constexpr (MODE == CHAIN)
+      store_slot<GeneralShape>(slot, p, sum, of_lane, scales);
+    else
+      add_integers<GeneralShape>(sums.state, p, sum, of_lane);
     scales += 128, bytes += 32, slot += p.slot_bytes;
   }
 }
 
 /* ---- the chain ---- */
 
-/* A run of slots in order, from one with segment `segment` on: four columns of a row. GROUP_IS_SEGMENT: each is a group
- * of its own. The address of a chunk of sums and of scales in the first slot; remote: of another CTA of the cluster. */
-template <bool GROUP_IS_SEGMENT>
-__device__ __forceinline__ void chain_run(float (&t)[4], int32_t (&carry)[4], const GeneralArguments &p, uint32_t sums,
-                                          uint32_t scales, int segment, int count) {
-  auto load = [&](uint32_t address) {
-    if (!GROUP_IS_SEGMENT && p.split > 1) return ptx::ld_shared_cluster_v4(address);
-    uint4 v = ptx::ld_shared_v4(address);
-    return make_int4((int)v.x, (int)v.y, (int)v.z, (int)v.w);
-  };
-  auto end_group = [&](const int4 &s) {
-    t[0] = int4mm_next_group(t[0], carry[0], __int_as_float(s.x));
-    t[1] = int4mm_next_group(t[1], carry[1], __int_as_float(s.y));
-    t[2] = int4mm_next_group(t[2], carry[2], __int_as_float(s.z));
-    t[3] = int4mm_next_group(t[3], carry[3], __int_as_float(s.w));
-    carry[0] = carry[1] = carry[2] = carry[3] = 0;
-  };
-  int in_group = GROUP_IS_SEGMENT ? 0 : segment % p.group;
-#pragma unroll 4
-  for (int i = 0; i < count; i++, sums += p.slot_bytes, scales += p.slot_bytes) {
-    int4 x = load(sums), s = load(scales);
-    carry[0] += x.x, carry[1] += x.y, carry[2] += x.z, carry[3] += x.w;
-    if (GROUP_IS_SEGMENT || ++in_group == p.group || segment + i + 1 == p.all_segments) end_group(s), in_group = 0;
+/* COUNT neighbouring words of shared memory. */
+template <int COUNT> __device__ __forceinline__ void load_words(uint32_t (&x)[COUNT], uint32_t at) {
+  if constexpr (COUNT == 4) {
+    uint4 v = ptx::ld_shared_v4(at);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  } else if constexpr (COUNT == 2) {
+    uint2 v = ptx::ld_shared_v2(at);
+    x[0] = v.x, x[1] = v.y;
+  } else {
+    x[0] = ptx::ld_shared(at);
   }
 }
 
-/* The chains of this thread's outputs over a window's slots. Its rows follow reduce(): whole rows of the CTA's columns,
- * over the CTAs of a cluster first. */
+/* Some columns of a row over a run of slots in order, each a group: the addresses are those of their sums and scales in
+ * the first. */
+template <int COUNT>
+__device__ __forceinline__ void chain_groups(float (&t)[COUNT], const GeneralArguments &p, uint32_t sums,
+                                             uint32_t scales, int count) {
+#pragma unroll 8
+  for (int i = 0; i < count; i++, sums += p.slot_bytes, scales += p.slot_bytes) {
+    uint32_t x[COUNT], s[COUNT];
+    load_words(x, sums), load_words(s, scales);
+#pragma unroll
+    for (int c = 0; c < COUNT; c++) t[c] = int4mm_next_group(t[c], (int32_t)x[c], __uint_as_float(s[c]));
+  }
+}
+
+/* A column from segment `segment` on, where a group is several or the slots are another CTA's of the cluster. */
+struct ChainState {
+  float t;
+  int32_t sum; /* of the group so far */
+};
+__device__ __noinline__ ChainState chain_segments(ChainState state, const GeneralArguments &p, uint32_t sums,
+                                                  uint32_t scales, int segment, int count) {
+  int in_group = segment - (int)group_of(p, segment) * p.group;
+  for (int i = 0; i < count; i++, sums += p.slot_bytes, scales += p.slot_bytes) {
+    state.sum += (int32_t)ptx::ld_shared_cluster(sums);
+    if (++in_group == p.group || segment + i + 1 == p.all_segments) {
+      state.t = int4mm_next_group(state.t, state.sum, __uint_as_float(ptx::ld_shared_cluster(scales)));
+      state.sum = in_group = 0;
+    }
+  }
+  return state;
+}
+
+/* The same over a window, from the addresses in the first CTA's first slot. */
+template <int COUNT>
+__device__ __forceinline__ void chain_any(float (&t)[COUNT], int32_t (&sum)[COUNT], const GeneralArguments &p,
+                                          uint32_t sums, uint32_t scales, int segment, int rounds) {
+  int length = (p.split == 1 ? rounds : 1) * p.warps_k * p.segments, runs = p.split == 1 ? 1 : rounds * p.split;
+  for (int run = 0, rank = 0; run < runs; run++, segment += length) {
+    int count = min(length, p.all_segments - segment);
+#pragma unroll
+    for (int c = 0; c < COUNT; c++) {
+      ChainState state = {t[c], sum[c]};
+      state = chain_segments(state, p, ptx::mapa(sums + 4 * c, rank), ptx::mapa(scales + 4 * c, rank), segment, count);
+      t[c] = state.t, sum[c] = state.sum;
+    }
+    if (++rank == p.split) rank = 0, sums += length * p.slot_bytes, scales += length * p.slot_bytes;
+  }
+}
+
+/* An output of this thread in a chain, by number: a row of the CTA's and its first column. Threads have whole rows of
+ * the columns; with a cluster its CTAs take rows in turn. */
+template <class S> struct ChainOutput {
+  int row, column;
+  __device__ __forceinline__ ChainOutput(const GeneralArguments &p, int item) {
+    int lanes = p.warps_n * (COLUMNS / S::CHAIN_COLUMNS), step = blockDim.x / lanes;
+    column = threadIdx.x % lanes * S::CHAIN_COLUMNS;
+    row = (threadIdx.x / lanes + item * step) * p.split + blockIdx.y;
+  }
+};
+
+/* The chains of this thread's outputs over a window's slots. */
 template <class S>
 __device__ __forceinline__ void chain_window(typename S::Sums &sums, const GeneralArguments &p, uint32_t slots,
-                                             int first_row, int end) {
-  int lanes = p.warps_n * COLUMNS / CHUNK_WORDS, chunk = threadIdx.x % (COLUMNS / CHUNK_WORDS);
-  int rows = min(S::ROWS, p.M - first_row), step = blockDim.x / lanes * p.split;
-  int slots_of_round = p.warps_k * p.segments, runs = p.split == 1 ? 1 : (end - sums.first) * p.split;
-  uint32_t stripe = slots + threadIdx.x % lanes / (COLUMNS / CHUNK_WORDS) * p.stripe_bytes +
-                    sums.half * p.window * slots_of_round * p.slot_bytes;
+                                             int first_row, int rounds) {
+  constexpr int COUNT = S::CHAIN_COLUMNS;
+  int rows = min(S::ROWS, p.M - first_row), segment = sums.first * p.split * p.warps_k * p.segments;
 #pragma unroll
   for (int item = 0; item < S::ITEMS; item++) {
-    int row = threadIdx.x / lanes * p.split + blockIdx.y + item * step;
-    if (row >= rows) continue;
-    float t[4];
-    int32_t carry[4];
+    const ChainOutput<S> output(p, item);
+    if (output.row >= rows) continue;
+    float t[COUNT];
+    int32_t sum[COUNT];
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-      t[i] = __int_as_float(sums.state[4 * item + i]), carry[i] = sums.state[S::ROWS / 2 + 4 * item + i];
-    uint32_t at = stripe + row * COLUMNS * 4 + (chunk ^ (row & 1)) * 16;
-    uint32_t scales = stripe + p.slot_rows * COLUMNS * 4 + chunk * 16;
-    int length = p.split == 1 ? (end - sums.first) * slots_of_round : slots_of_round;
-    for (int run = 0; run < runs; run++) {
-      int segment = sums.first * slots_of_round * p.split + run * length;
-      int count = min(length, p.all_segments - segment), skip = run / p.split * slots_of_round * p.slot_bytes;
-      if (p.split > 1)
-        chain_run<false>(t, carry, p, ptx::mapa(at + skip, run % p.split), ptx::mapa(scales + skip, run % p.split),
-                         segment, count);
-      else if (p.group == 1)
-        chain_run<true>(t, carry, p, at, scales, segment, count);
-      else
-        chain_run<false>(t, carry, p, at, scales, segment, count);
-    }
+    for (int i = 0; i < COUNT; i++)
+      t[i] = __int_as_float(sums.state[COUNT * item + i]), sum[i] = sums.state[S::ROWS / 2 + COUNT * item + i];
+    uint32_t slot = slots + output.column / COLUMNS * p.stripe_bytes;
+    slot += sums.half * p.window * p.warps_k * p.block_slot_bytes;
+    uint32_t in_row = output.column % COLUMNS * 4; /* chunk c of 16 bytes at c ^ (row & 1) */
+    uint32_t at = slot + output.row * COLUMNS * 4 + (in_row ^ (output.row & 1) * 16);
+    uint32_t scales = slot + p.slot_rows * COLUMNS * 4 + in_row;
+    if (p.split == 1 && p.group == 1)
+      chain_groups(t, p, at, scales, min(rounds * p.warps_k * p.segments, p.all_segments - segment));
+    else
+      chain_any(t, sum, p, at, scales, segment, rounds);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-      sums.state[4 * item + i] = __float_as_int(t[i]), sums.state[S::ROWS / 2 + 4 * item + i] = carry[i];
+    for (int i = 0; i < COUNT; i++)
+      sums.state[COUNT * item + i] = __float_as_int(t[i]), sums.state[S::ROWS / 2 + COUNT * item + i] = sum[i];
   }
 }
 
-/* After a round: a window that is full, but the last, which is left to finish(). */
-template <int ROWS, class A, bool NK>
-__device__ __forceinline__ void GeneralShape<ROWS, A, NK>::end_round(Sums &sums, const Arguments &p, uint32_t slots,
-                                                                     int round, int first_row) {
-  if constexpr (!FLOAT)
-    if (p.chain && round + 1 == sums.first + p.window && round + 1 < p.rounds) {
-      __syncthreads(); /* all of it is stored, and all of the window before it has been read */
-      chain_window<GeneralShape>(sums, p, slots, first_row, round + 1);
-      sums.first = round + 1, sums.half ^= 1;
-    }
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots) {
+  int warp = threadIdx.x / 32, stripe = warp % p.warps_n;
+  if (MODE != CHAIN) return;
+  sums.slot = slots + stripe * p.stripe_bytes + (p.split == 1 ? 0 : warp / p.warps_n * p.block_slot_bytes);
 }
 
-/* The last window and the outputs; false, and nothing done, without a chain. */
-template <int ROWS, class A, bool NK>
-__device__ __forceinline__ bool GeneralShape<ROWS, A, NK>::finish(Sums &sums, const Arguments &p, uint32_t slots,
-                                                                  int first_row, int first_column,
-                                                                  const float (&bias)[CHUNK_WORDS]) {
-  if (FLOAT || !p.chain) return false;
-  int lanes = p.warps_n * COLUMNS / CHUNK_WORDS, column = first_column + threadIdx.x % lanes * CHUNK_WORDS;
-  int rows = min(ROWS, p.M - first_row), step = blockDim.x / lanes * p.split;
-  if (p.split > 1) {
+/* After a round: the chains, where it has filled a window or is the last. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sums, const Arguments &p, uint32_t slots,
+                                                                       int round, int first_row) {
+  if constexpr (MODE == CHAIN) {
+    const bool last = round + 1 == p.rounds;
+    if (!last && round + 1 < sums.first + p.window) return;
+    if (last) ptx::griddepcontrol_launch_dependents(); /* as after the mainloop */
+    if (p.split > 1) {
+      ptx::cluster_arrive();
+      ptx::cluster_wait();
+    } else {
+      __syncthreads(); /* all of the window is stored, and all of the one before it has been read */
+    }
+    chain_window<GeneralShape>(sums, p, slots, first_row, round + 1 - sums.first);
+    sums.first = round + 1, sums.half ^= 1;
+    sums.slot += ((sums.half ? p.window : -p.window) - p.window) * p.warps_k * p.block_slot_bytes;
+  }
+}
+
+/* The outputs of a chain. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::finish(Sums &sums, const Arguments &p, int first_row,
+                                                                    int first_column) {
+  constexpr int COUNT = CHAIN_COLUMNS == 4 ? 4 : 1; /* that are stored at once */
+  if (p.split > 1) {                                /* no CTA exits while its shared memory is being read */
     ptx::cluster_arrive();
     ptx::cluster_wait();
-  } else {
-    __syncthreads();
   }
-  chain_window<GeneralShape>(sums, p, slots, first_row, p.rounds);
-  if (p.split > 1) { /* no CTA exits while its shared memory is being read */
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
-  if (column >= p.N) return true;
 #pragma unroll
   for (int item = 0; item < ITEMS; item++) {
-    int row = threadIdx.x / lanes * p.split + blockIdx.y + item * step;
-    if (row >= rows) continue;
-    float t[CHUNK_WORDS];
+    const ChainOutput<GeneralShape> output(p, item);
+    if (output.row >= min(ROWS, p.M - first_row)) continue;
 #pragma unroll
-    for (int i = 0; i < CHUNK_WORDS; i++) t[i] = __int_as_float(sums.state[4 * item + i]);
-    int4mm_finish_sums<LAYER>(p.epilogue, first_row + row, column, p.N, bias, t);
+    for (int c = 0; c < CHAIN_COLUMNS; c += COUNT) {
+      int column = first_column + output.column + c;
+      if (column >= p.N) continue;
+      float t[COUNT], bias[COUNT];
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) t[i] = __int_as_float(sums.state[CHAIN_COLUMNS * item + c + i]);
+      int4mm_load_bias(bias, p.epilogue, column, p.N);
+      int4mm_finish_sums<LAYER>(p.epilogue, first_row + output.row, column, p.N, bias, t);
+    }
   }
-  return true;
 }
 
 /* Without a chain: this lane's sums as store_partial of skinny.cuh has them. */
-template <int ROWS, class A, bool NK>
-__device__ __forceinline__ void GeneralShape<ROWS, A, NK>::store_partial(uint32_t matrix, const Sums &sums) {
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::store_partial(uint32_t matrix, const Sums &sums) {
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int r = 0; r < EIGHTS; r++) {
     uint32_t row = matrix + ((g + 8 * r) * COLUMNS + 8 * t) * 4;
-    const int32_t *x = sums.state + 8 * r;
+    int32_t x[8];
+#pragma unroll
+    for (int c = 0; c < 8; c++)
+      x[c] = MODE == PLAIN ? (int32_t)sums.plain.acc[r / 2][c % 4][r % 2 * 2 + c / 4] : sums.state[8 * r + c];
     ptx::st_shared_v4(row, x[0], x[1], x[2], x[3]);
     ptx::st_shared_v4(row + 16, x[4], x[5], x[6], x[7]);
   }
