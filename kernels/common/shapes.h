@@ -19,8 +19,11 @@ enum {
   INT4MM_SKINNY_B_BYTES = 2048,
   INT4MM_SKINNY_A_BYTES = 512,
   /* For operands of every kind: the longest K, and the longest stride of B, in words. */
-  INT4MM_SKINNY_GENERAL_MAX_K = 2097151,
-  INT4MM_SKINNY_GENERAL_MAX_STRIDE = 1 << 24
+  INT4MM_SKINNY_GENERAL_MAX_K = 1 << 20,
+  INT4MM_SKINNY_GENERAL_MAX_STRIDE = 1 << 24,
+  /* Warps that share K at least with group scales of integers, and where a CTA has 64 rows. */
+  INT4MM_SKINNY_CHAIN_WARPS = 2,
+  INT4MM_SKINNY_CHAIN_WARPS_64 = 4
 };
 
 /* INT4MM_TILE(hopper_256x128, M) and the like: what common/kernels.inc says. */

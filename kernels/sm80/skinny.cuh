@@ -81,18 +81,18 @@ struct Shape {
   static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
   static constexpr float UNSCALE = Unpacker<WIDE>::UNSCALE;
-  struct Source {
-    __device__ __forceinline__ Source(const Arguments &, int, int) {}
-  };
   struct Sums {
     int32_t acc[ROW_TILES][4][4];
-  }; /* of a lane: of each mma */
+  };              /* of a lane: of each mma */
+  struct Source { /* there is nothing that a shape of few rows would keep */
+    __device__ __forceinline__ Source(const Arguments &, int, int) {}
+  };
   static constexpr __device__ int stage_bytes(const Arguments &) { return STAGE_BYTES; }
   static constexpr __device__ int stages(const Arguments &) { return STAGES; }
   static __device__ __forceinline__ bool more(const Arguments &, int, int k_block, int k_blocks) {
     return k_block < k_blocks;
   }
-  static __device__ __forceinline__ void wait(const Arguments &) { ptx::cp_async_wait_group<STAGES - 1>(); }
+  static __device__ __forceinline__ void wait(const Source &) { ptx::cp_async_wait_group<STAGES - 1>(); }
 };
 
 /* Warps of a CTA along the columns. */
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     copy_stages();
   uint32_t stage = stages;
   for (int round = 0; S::more(p, round, k_block, k_blocks); round++, k_block += stride) {
-    S::wait(p);
+    S::wait(source);
     __syncwarp(); /* every lane's copies have landed */
     if constexpr (!S::GENERAL)
       multiply_k_block<S>(sums.acc, p, stage, rotated(k_block), own, unpack_a, unpack_b);
@@ -369,27 +369,30 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
     copy(stage, k_block + S::stages(p) * stride);
     stage = stage + stage_bytes == stages + bytes ? stages : stage + stage_bytes;
-    if constexpr (S::GENERAL) S::end_round(sums, p, base + warps * bytes, round, first_row);
+    if constexpr (S::GENERAL) S::end_round(sums, p, round, first_row, stripe_column);
   }
   /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */
   ptx::griddepcontrol_launch_dependents();
-  if constexpr (S::CHAINS) return S::finish(sums, p, first_row, stripe_column);
-  float scale_b[CHUNK_WORDS], bias[CHUNK_WORDS]; /* of the columns that this thread will finish, loaded meanwhile */
-  int scaled = stripe_column + threadIdx.x % (warps_n<S>(p) * COLUMNS / CHUNK_WORDS) * CHUNK_WORDS;
-  bool has_scale = !S::GENERAL || p.epilogue.scale_b;
+  if constexpr (S::CHAINS) {
+    S::finish(sums, p, first_row, stripe_column);
+  } else {
+    float scale_b[CHUNK_WORDS], bias[CHUNK_WORDS]; /* of the columns that this thread will finish, loaded meanwhile */
+    int scaled = stripe_column + threadIdx.x % (warps_n<S>(p) * COLUMNS / CHUNK_WORDS) * CHUNK_WORDS;
+    bool has_scale = !S::GENERAL || p.epilogue.scale_b;
 #pragma unroll
-  for (int i = 0; i < CHUNK_WORDS; i++)
-    scale_b[i] = has_scale ? scaled + i < p.N ? __ldg(p.epilogue.scale_b + scaled + i) : 0 : 1;
-  int4mm_load_bias(bias, p.epilogue, scaled, p.N);
+    for (int i = 0; i < CHUNK_WORDS; i++)
+      scale_b[i] = has_scale ? scaled + i < p.N ? __ldg(p.epilogue.scale_b + scaled + i) : 0 : 1;
+    int4mm_load_bias(bias, p.epilogue, scaled, p.N);
 
-  ptx::cp_async_wait_group<0>();
-  __syncwarp(); /* other lanes' chunks are about to be overwritten */
-  if constexpr (S::GENERAL)
-    S::store_partial(base + warp * bytes, sums);
-  else
-    store_partial<S>(base + warp * bytes, sums.acc);
-  __syncthreads();
-  reduce<S>(p, base, first_row, stripe_column, scale_b, bias, own);
+    ptx::cp_async_wait_group<0>();
+    __syncwarp(); /* other lanes' chunks are about to be overwritten */
+    if constexpr (S::GENERAL)
+      S::store_partial(base + warp * bytes, sums);
+    else
+      store_partial<S>(base + warp * bytes, sums.acc);
+    __syncthreads();
+    reduce<S>(p, base, first_row, stripe_column, scale_b, bias, own);
+  }
 }
 
 } // namespace

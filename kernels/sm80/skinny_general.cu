@@ -29,8 +29,8 @@ void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
   p->scales = (const char *)b->group_scales.data, p->scale_dtype = b->group_scales.dtype;
   p->scales_stride = group_stride(b->group_scales, scale_size);
   p->bytes = (const char *)bytes.data, p->bytes_stride = group_stride(bytes, 1), p->factors = b->factors.data;
-  p->scale_bytes = p->scales ? COLUMNS * (uint32_t)scale_size : 0, p->parameters = p->scales || p->bytes;
-  p->group_reciprocal = p->group >= p->all_segments ? 0 : (uint32_t)(((1ull << 32) + p->group - 1) / p->group);
+  p->scale_bytes = p->scales ? COLUMNS * (uint32_t)scale_size : 0;
+  p->group_reciprocal = p->group >= p->all_segments ? 0 : (uint32_t)(((1ull << 31) + p->group - 1) / p->group);
   bool vectors = is_vectors(p->scales, p->scales_stride) && is_vectors(p->bytes, p->bytes_stride);
   p->whole_blocks = vectors ? (int)(problem->K / INT4MM_BLOCK_K) : 0;
   p->b_block_bytes = (uint32_t)(b->stride * BLOCK_WORDS * 4);
@@ -72,7 +72,7 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   if (S::CHAINS) {
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
-    if (p.warps_k < 2 || !set_windows(&p, most - (int64_t)shared, S::ROWS)) return cudaErrorNotSupported;
+    if (p.warps_k < S::CHAIN_WARPS || !set_windows(&p, most - (int64_t)shared, S::ROWS)) return cudaErrorNotSupported;
     shared += (size_t)p.warps_n * p.stripe_bytes;
   }
   dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);

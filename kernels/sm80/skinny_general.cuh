@@ -36,11 +36,11 @@ struct GeneralArguments : SkinnyArguments {
   const char *scales, *bytes;
   uint32_t scales_stride, bytes_stride; /* from group to group, in bytes */
   uint32_t scale_bytes;                 /* of a warp's columns, 0 without scales */
-  uint32_t group_reciprocal;            /* 2^32 over `group`, rounded up */
+  uint32_t group_reciprocal;            /* 2^31 over `group`, rounded up */
   uint32_t b_block_bytes;               /* from a k-block of B to the next */
   int whole_blocks;                     /* k-blocks that are copied as a whole */
-  bool parameters;                      /* there are scales or bytes */
-  bool factors;                         /* the bytes are factors */
+
+  bool factors; /* the bytes are factors */
   int scale_dtype;
   int rounds, window; /* rounds of k-blocks, and those of a window */
   /* A slot: rows of sums, then the scales; a k-block's slots, a stripe's. */
@@ -60,13 +60,22 @@ template <class S> struct Segment {
   int32_t ones[S::FLOAT ? 1 : S::ROW_TILES][4];
 };
 
-/* A lane's sums. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. CHAIN: its first half is t
- * and the second the sum of a group so far, of each output of this thread. */
+/* A lane's sums. PLAIN: of each mma. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. */
 template <class S> struct GeneralSums {
   Segment<S> plain;
   int32_t state[S::ROWS];
-  int first, half; /* a window's first round; which of two it is */
-  uint32_t slot;   /* of k-block 0, were it in the window; with a cluster of this warp's first */
+};
+
+/* CHAIN: of each output of this thread, some columns of a row, t and the sum of a group so far. */
+template <class S> struct ChainSums {
+  float t[S::ITEMS][S::CHAIN_COLUMNS];
+  int32_t sum[S::ITEMS][S::CHAIN_COLUMNS];
+  float scale_a[S::ITEMS], bias[S::CHAIN_COLUMNS];
+  int stripe, column;       /* of the CTA, of the stripe */
+  int first_row, row, step; /* of the warp's first output and of this thread's; from one to the next */
+  int first, half;          /* a window's first round; which of two it is */
+  uint32_t outputs;         /* the first slot of the stripe, at this thread's column */
+  uint32_t slot;            /* of k-block 0, were it in the window; with a cluster of this warp's first */
 };
 
 template <class S> struct GeneralSource;
@@ -75,7 +84,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   typedef GeneralArguments Arguments;
   typedef A_ A;
   typedef typename A::Sum Sum;
-  typedef GeneralSums<GeneralShape> Sums;
+  typedef typename std::conditional<MODE_ == CHAIN, ChainSums<GeneralShape>, GeneralSums<GeneralShape>>::type Sums;
   typedef GeneralSource<GeneralShape> Source;
   static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
   static constexpr Mode MODE = MODE_;
@@ -85,27 +94,20 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
   static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
   static constexpr int PARAMETERS = B_BYTES + EIGHTS * EIGHT_BYTES; /* where they lie in a stage */
-  /* Columns and outputs of a thread in a chain: two warps share K at least. */
-  static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (2 * CHAIN_COLUMNS);
+  /* In a chain: the warps that share K at least; columns of an output of a thread, and its outputs at most. */
+  static constexpr int CHAIN_WARPS = ROWS == 64 ? INT4MM_SKINNY_CHAIN_WARPS_64 : INT4MM_SKINNY_CHAIN_WARPS;
+  static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (CHAIN_WARPS * CHAIN_COLUMNS);
 
   static __device__ __forceinline__ int stage_bytes(const Arguments &p) { return p.stage_bytes; }
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
   static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
-  static __device__ __forceinline__ void wait(const Arguments &p) {
-    if (p.stages == 2)
-      ptx::cp_async_wait_group<1>();
-    else if (p.stages == 3)
-      ptx::cp_async_wait_group<2>();
-    else
-      ptx::cp_async_wait_group<3>();
-  }
-
+  static __device__ void wait(const Source &source);
   static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots);
   static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int k_block, int first_row,
                               int first_column);
   static __device__ void multiply(Sums &sums, const Source &source, const Arguments &p, uint32_t stage, int k_block,
                                   int round);
-  static __device__ void end_round(Sums &sums, const Arguments &p, uint32_t slots, int round, int first_row);
+  static __device__ void end_round(Sums &sums, const Arguments &p, int round, int first_row, int first_column);
   static __device__ void finish(Sums &sums, const Arguments &p, int first_row, int first_column);
   static __device__ void store_partial(uint32_t matrix, const Sums &sums);
 };
@@ -130,7 +132,7 @@ __device__ __forceinline__ int size_of_scale(const GeneralArguments &p) {
 
 /* The group of a segment. */
 __device__ __forceinline__ uint32_t group_of(const GeneralArguments &p, uint32_t segment) {
-  return p.group == 1 ? segment : __umulhi(segment, p.group_reciprocal);
+  return __umulhi(2 * segment, p.group_reciprocal);
 }
 
 /* Where this lane copies from, at K's beginning: B, A, scales, and zero points or factors. Of B a lane takes four
@@ -138,9 +140,11 @@ __device__ __forceinline__ uint32_t group_of(const GeneralArguments &p, uint32_t
 template <class S> struct GeneralSource {
   static constexpr int CHUNKS = S::A_ROW_BYTES / 16, ROWS_STEP = 32 / CHUNKS; /* chunks of a row, rows at a time */
   const char *b, *rows, *scales, *bytes;
-  bool inside;            /* of the warp's columns */
-  uint32_t b_to, rows_to; /* in a stage: where it copies to */
-  uint32_t b_at, rows_at; /* and where it loads the words of slice 0 from */
+  bool inside;                                     /* of the warp's columns */
+  uint32_t b_to, rows_to;                          /* in a stage: where it copies to */
+  uint32_t b_at, rows_at;                          /* and where it loads the words of slice 0 from */
+  int copies_scales, copies_bytes;                 /* of a segment */
+  int slices, stages, zeros, factors, scale_dtype; /* of the arguments; scale_dtype is -1 without scales */
 
   __device__ __forceinline__ GeneralSource(const GeneralArguments &p, int first_row, int first_column) {
     int lane = threadIdx.x % 32, row = lane / CHUNKS, c = lane % CHUNKS, g = lane / 4, t = lane % 4;
@@ -154,7 +158,15 @@ template <class S> struct GeneralSource {
     rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
     /* else they would be computed anew for each k-block */
     asm volatile("" : "+l"(b), "+l"(rows), "+r"(b_to), "+r"(rows_to), "+r"(b_at), "+r"(rows_at));
-    if (S::MODE != PLAIN) asm volatile("" : "+l"(scales), "+l"(bytes));
+    stages = p.stages, slices = p.slices, zeros = p.bytes && !p.factors, factors = p.factors;
+    scale_dtype = p.scales ? p.scale_dtype : -1;
+    copies_scales = lane / 8 < p.segments && lane % 8 * 16 < (int)p.scale_bytes;
+    copies_bytes = lane / 8 < p.segments && p.bytes && lane % 8 < 2;
+    asm volatile("" : "+r"(stages));
+    if (S::MODE != PLAIN) {
+      asm volatile("" : "+l"(scales), "+l"(bytes), "+r"(copies_scales), "+r"(copies_bytes));
+      asm volatile("" : "+r"(slices), "+r"(zeros), "+r"(factors), "+r"(scale_dtype));
+    }
   }
 };
 
@@ -174,15 +186,25 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
 #pragma unroll
   for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += Source::ROWS_STEP * p.row_stride)
     if (row + i < p.M) ptx::cp_async16_l1(to + i * S::A_ROW_BYTES, rows, 16);
-  if (S::MODE == PLAIN || !p.parameters) return;
+  if (S::MODE == PLAIN) return;
   const uint32_t s = lane / 8, in_segment = lane % 8 * 16, parameters = stage + S::PARAMETERS;
-  if (s >= (uint32_t)p.segments) return;
   const uint32_t group = group_of(p, k_block * p.segments + s);
-  if (in_segment < p.scale_bytes)
+  if (from.copies_scales)
     ptx::cp_async16(parameters + s * 128 + in_segment, from.scales + (uint64_t)group * p.scales_stride, 16);
-  if (p.bytes && in_segment < 32)
+  if (from.copies_bytes)
     ptx::cp_async16(parameters + p.segments * 128 + s * 32 + in_segment, from.bytes + (uint64_t)group * p.bytes_stride,
                     16);
+}
+
+/* Waits for the oldest stage. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::wait(const Source &source) {
+  if (source.stages == 2)
+    ptx::cp_async_wait_group<1>();
+  else if (source.stages == 3)
+    ptx::cp_async_wait_group<2>();
+  else
+    ptx::cp_async_wait_group<3>();
 }
 
 /* A row of `size` bytes for each of 32 columns to shared memory, by any alignment. */
@@ -284,15 +306,15 @@ __device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_a
 }
 
 /* The scale of lane l's column, or of eight columns from 8t on, of a stage's segment. */
-__device__ __forceinline__ float load_scale(const GeneralArguments &p, uint32_t scales, int l) {
-  if (p.scale_dtype == INT4MM_FLOAT32) return __uint_as_float(ptx::ld_shared(scales + 4 * l));
+__device__ __forceinline__ float load_scale(int dtype, uint32_t scales, int l) {
+  if (dtype == INT4MM_FLOAT32) return __uint_as_float(ptx::ld_shared(scales + 4 * l));
   uint32_t bits = ptx::ld_shared(scales + l / 2 * 4) >> l % 2 * 16;
-  return p.scale_dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>((uint16_t)bits)
-                                         : int4mm_widen<INT4MM_BFLOAT16>((uint16_t)bits);
+  return dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>((uint16_t)bits)
+                                 : int4mm_widen<INT4MM_BFLOAT16>((uint16_t)bits);
 }
-__device__ __forceinline__ void load_scales(float (&to)[8], const GeneralArguments &p, uint32_t scales) {
+__device__ __forceinline__ void load_scales(float (&to)[8], int dtype, uint32_t scales) {
   int t = threadIdx.x % 4;
-  if (p.scale_dtype == INT4MM_FLOAT32) {
+  if (dtype == INT4MM_FLOAT32) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       uint4 v = ptx::ld_shared_v4(scales + 32 * t + 16 * h);
@@ -305,7 +327,7 @@ __device__ __forceinline__ void load_scales(float (&to)[8], const GeneralArgumen
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     uint16_t bits = (uint16_t)(element(v, i / 2) >> i % 2 * 16);
-    to[i] = p.scale_dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>(bits) : int4mm_widen<INT4MM_BFLOAT16>(bits);
+    to[i] = dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>(bits) : int4mm_widen<INT4MM_BFLOAT16>(bits);
   }
 }
 
@@ -316,12 +338,12 @@ __device__ __forceinline__ int signed_byte(const uint2 &v, int c) {
 
 /* A segment of floats: t = fma(sum, scale, t). */
 template <class S>
-__device__ __forceinline__ void add_floats(int32_t (&state)[S::ROWS], const GeneralArguments &p, const Segment<S> &sum,
-                                           const uint2 &bytes, uint32_t scales) {
+__device__ __forceinline__ void add_floats(int32_t (&state)[S::ROWS], const GeneralSource<S> &source,
+                                           const Segment<S> &sum, const uint2 &bytes, uint32_t scales) {
   float scale[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-  if (p.scales) {
-    load_scales(scale, p, scales);
-  } else if (p.factors) {
+  if (source.scale_dtype >= 0) {
+    load_scales(scale, source.scale_dtype, scales);
+  } else if (source.factors) {
 #pragma unroll
     for (int c = 0; c < 8; c++) scale[c] = (float)signed_byte(bytes, c);
   }
@@ -348,33 +370,34 @@ __device__ __forceinline__ void true_sums(int32_t (&x)[8], const Segment<S> &sum
 
 /* A segment of integers without group scales. */
 template <class S>
-__device__ __forceinline__ void add_integers(int32_t (&state)[S::ROWS], const GeneralArguments &p,
+__device__ __forceinline__ void add_integers(int32_t (&state)[S::ROWS], const GeneralSource<S> &source,
                                              const Segment<S> &sum, const uint2 &bytes) {
 #pragma unroll
   for (int r = 0; r < S::EIGHTS; r++) {
     int32_t x[8];
-    true_sums<S>(x, sum, r, bytes, p.bytes && !p.factors);
+    true_sums<S>(x, sum, r, bytes, source.zeros);
 #pragma unroll
-    for (int c = 0; c < 8; c++) state[8 * r + c] += p.factors ? x[c] * signed_byte(bytes, c) : x[c];
+    for (int c = 0; c < 8; c++) state[8 * r + c] += source.factors ? x[c] * signed_byte(bytes, c) : x[c];
   }
 }
 
 /* A segment with group scales to its slot: [slot_rows, 32] sums, chunk c of a row at c ^ (row & 1), then the scales. */
 template <class S>
-__device__ __forceinline__ void store_slot(uint32_t slot, const GeneralArguments &p, const Segment<S> &sum,
-                                           const uint2 &bytes, uint32_t scales) {
+__device__ __forceinline__ void store_slot(uint32_t slot, const GeneralArguments &p, const GeneralSource<S> &source,
+                                           const Segment<S> &sum, const uint2 &bytes, uint32_t scales) {
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int r = 0; r < S::EIGHTS; r++) {
     int row = g + 8 * r;
     int32_t x[8];
-    true_sums<S>(x, sum, r, bytes, p.bytes != nullptr);
+    true_sums<S>(x, sum, r, bytes, source.zeros);
     if (row >= p.slot_rows) continue;
     uint32_t at = slot + row * COLUMNS * 4;
     ptx::st_shared_v4(at + ((2 * t) ^ (row & 1)) * 16, x[0], x[1], x[2], x[3]);
     ptx::st_shared_v4(at + ((2 * t + 1) ^ (row & 1)) * 16, x[4], x[5], x[6], x[7]);
   }
-  ptx::st_shared(slot + p.slot_rows * COLUMNS * 4 + 4 * lane, __float_as_uint(load_scale(p, scales, lane)));
+  ptx::st_shared(slot + p.slot_rows * COLUMNS * 4 + 4 * lane,
+                 __float_as_uint(load_scale(source.scale_dtype, scales, lane)));
 }
 
 template <int ROWS, class A, Mode MODE>
@@ -391,33 +414,35 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
     for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sums.plain, words_at, rows, i, a, b, false, valid);
     return;
   }
-  const bool zeros = p.bytes && !p.factors;
-  uint32_t slot = sums.slot + (p.split == 1 ? k_block : round * p.warps_k) * p.block_slot_bytes;
+  const bool zeros = source.zeros;
+  uint32_t slot = 0;
+  if constexpr (MODE == CHAIN) slot = sums.slot + (p.split == 1 ? k_block : round * p.warps_k) * p.block_slot_bytes;
   uint32_t scales = stage + PARAMETERS, bytes = scales + p.segments * 128;
   int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll 1
-  for (int j = 0; j < 4; j += p.slices) {
+  for (int j = 0; j < 4; j += source.slices) {
     Segment<GeneralShape> sum = {};
     if (FLOAT && zeros) {
       uint2 of_columns = make_uint2(ptx::ld_shared(bytes + 4 * g), 0);
 #pragma unroll
       for (int i = 0; i < 4; i++) b.set_zero(i, signed_byte(of_columns, i));
     }
-    if (p.slices == 4) {
+    if (source.slices == 4) {
 #pragma unroll
       for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, zeros, valid);
     } else {
 #pragma unroll 1
-      for (int i = 0; i < p.slices; i++) multiply_slice<GeneralShape>(sum, words_at, rows, j + i, a, b, zeros, valid);
+      for (int i = 0; i < source.slices; i++)
+        multiply_slice<GeneralShape>(sum, words_at, rows, j + i, a, b, zeros, valid);
     }
     uint2 of_lane = make_uint2(0, 0);
-    if (p.bytes && !(FLOAT && zeros)) of_lane = ptx::ld_shared_v2(bytes + 8 * t);
+    if (source.factors || (!FLOAT && zeros)) of_lane = ptx::ld_shared_v2(bytes + 8 * t);
     if constexpr (FLOAT)
-      add_floats<GeneralShape>(sums.state, p, sum, of_lane, scales);
+      add_floats<GeneralShape>(sums.state, source, sum, of_lane, scales);
     else if constexpr (MODE == CHAIN)
-      store_slot<GeneralShape>(slot, p, sum, of_lane, scales);
+      store_slot<GeneralShape>(slot, p, source, sum, of_lane, scales);
     else
-      add_integers<GeneralShape>(sums.state, p, sum, of_lane);
+      add_integers<GeneralShape>(sums.state, source, sum, of_lane);
     scales += 128, bytes += 32, slot += p.slot_bytes;
   }
 }
@@ -437,17 +462,23 @@ template <int COUNT> __device__ __forceinline__ void load_words(uint32_t (&x)[CO
   }
 }
 
-/* Some columns of a row over a run of slots in order, each a group: the addresses are those of their sums and scales in
- * the first. */
-template <int COUNT>
-__device__ __forceinline__ void chain_groups(float (&t)[COUNT], const GeneralArguments &p, uint32_t sums,
-                                             uint32_t scales, int count) {
-#pragma unroll 8
-  for (int i = 0; i < count; i++, sums += p.slot_bytes, scales += p.slot_bytes) {
-    uint32_t x[COUNT], s[COUNT];
-    load_words(x, sums), load_words(s, scales);
+/* The first ITEMS outputs of a thread, some columns of a row each, over a run of slots in order, each a group: the
+ * addresses are those of their sums and scales in the first. */
+template <int ITEMS, int ALL, int COUNT>
+__device__ __forceinline__ void chain_groups(float (&t)[ALL][COUNT], const GeneralArguments &p,
+                                             const uint32_t (&sums)[ALL], uint32_t scales, int count) {
+  constexpr int UNROLL = ITEMS == 1 ? 8 : ITEMS == 2 ? 4 : 2;
+#pragma unroll UNROLL
+  for (int i = 0, offset = 0; i < count; i++, offset += p.slot_bytes) {
+    uint32_t s[COUNT];
+    load_words(s, scales + offset);
 #pragma unroll
-    for (int c = 0; c < COUNT; c++) t[c] = int4mm_next_group(t[c], (int32_t)x[c], __uint_as_float(s[c]));
+    for (int item = 0; item < ITEMS; item++) {
+      uint32_t x[COUNT];
+      load_words(x, sums[item] + offset);
+#pragma unroll
+      for (int c = 0; c < COUNT; c++) t[item][c] = int4mm_next_group(t[item][c], (int32_t)x[c], __uint_as_float(s[c]));
+    }
   }
 }
 
@@ -469,7 +500,7 @@ __device__ __noinline__ ChainState chain_segments(ChainState state, const Genera
   return state;
 }
 
-/* The same over a window, from the addresses in the first CTA's first slot. */
+/* The same for an output over a window, from the addresses in the first CTA's first slot. */
 template <int COUNT>
 __device__ __forceinline__ void chain_any(float (&t)[COUNT], int32_t (&sum)[COUNT], const GeneralArguments &p,
                                           uint32_t sums, uint32_t scales, int segment, int rounds) {
@@ -479,76 +510,88 @@ __device__ __forceinline__ void chain_any(float (&t)[COUNT], int32_t (&sum)[COUN
 #pragma unroll
     for (int c = 0; c < COUNT; c++) {
       ChainState state = {t[c], sum[c]};
-      state = chain_segments(state, p, ptx::mapa(sums + 4 * c, rank), ptx::mapa(scales + 4 * c, rank), segment, count);
+      uint32_t at = p.split > 1 ? ptx::mapa(sums + 4 * c, rank) : sums + 4 * c;
+      uint32_t scale = p.split > 1 ? ptx::mapa(scales + 4 * c, rank) : scales + 4 * c;
+      state = chain_segments(state, p, at, scale, segment, count);
       t[c] = state.t, sum[c] = state.sum;
     }
     if (++rank == p.split) rank = 0, sums += length * p.slot_bytes, scales += length * p.slot_bytes;
   }
 }
 
-/* An output of this thread in a chain, by number: a row of the CTA's and its first column. Threads have whole rows of
- * the columns; with a cluster its CTAs take rows in turn. */
-template <class S> struct ChainOutput {
-  int row, column;
-  __device__ __forceinline__ ChainOutput(const GeneralArguments &p, int item) {
-    int lanes = p.warps_n * (COLUMNS / S::CHAIN_COLUMNS), step = blockDim.x / lanes;
-    column = threadIdx.x % lanes * S::CHAIN_COLUMNS;
-    row = (threadIdx.x / lanes + item * step) * p.split + blockIdx.y;
-  }
-};
-
 /* The chains of this thread's outputs over a window's slots. */
 template <class S>
-__device__ __forceinline__ void chain_window(typename S::Sums &sums, const GeneralArguments &p, uint32_t slots,
-                                             int first_row, int rounds) {
-  constexpr int COUNT = S::CHAIN_COLUMNS;
-  int rows = min(S::ROWS, p.M - first_row), segment = sums.first * p.split * p.warps_k * p.segments;
+__device__ __forceinline__ void chain_window(typename S::Sums &sums, const GeneralArguments &p, int rows, int rounds) {
+  constexpr int ITEMS = S::ITEMS;
+  if (sums.first_row >= rows) return;
+  int segment = sums.first * p.split * p.warps_k * p.segments;
+  uint32_t window = sums.half * p.window * p.warps_k * p.block_slot_bytes + sums.outputs;
+  uint32_t scales = window + p.slot_rows * COLUMNS * 4, at[ITEMS];
+  int items = 0;
 #pragma unroll
-  for (int item = 0; item < S::ITEMS; item++) {
-    const ChainOutput<S> output(p, item);
-    if (output.row >= rows) continue;
-    float t[COUNT];
-    int32_t sum[COUNT];
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      t[i] = __int_as_float(sums.state[COUNT * item + i]), sum[i] = sums.state[S::ROWS / 2 + COUNT * item + i];
-    uint32_t slot = slots + output.column / COLUMNS * p.stripe_bytes;
-    slot += sums.half * p.window * p.warps_k * p.block_slot_bytes;
-    uint32_t in_row = output.column % COLUMNS * 4; /* chunk c of 16 bytes at c ^ (row & 1) */
-    uint32_t at = slot + output.row * COLUMNS * 4 + (in_row ^ (output.row & 1) * 16);
-    uint32_t scales = slot + p.slot_rows * COLUMNS * 4 + in_row;
-    if (p.split == 1 && p.group == 1)
-      chain_groups(t, p, at, scales, min(rounds * p.warps_k * p.segments, p.all_segments - segment));
-    else
-      chain_any(t, sum, p, at, scales, segment, rounds);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      sums.state[COUNT * item + i] = __float_as_int(t[i]), sums.state[S::ROWS / 2 + COUNT * item + i] = sum[i];
+  for (int item = 0; item < ITEMS; item++) { /* chunk c of 16 bytes of a row is at c ^ (row & 1) */
+    int row = min(sums.row + item * sums.step, rows - 1);
+    at[item] = (window + row * COLUMNS * 4) ^ (row & 1) * 16;
+    if (sums.first_row + item * sums.step < rows) items = item + 1;
   }
+  if (p.split > 1 || p.group > 1) {
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++)
+      if (item < items) chain_any(sums.t[item], sums.sum[item], p, at[item], scales, segment, rounds);
+    return;
+  }
+  int count = min(rounds * p.warps_k * p.segments, p.all_segments - segment);
+  if (items == 1)
+    chain_groups<1>(sums.t, p, at, scales, count);
+  else if (items == 2)
+    chain_groups<2>(sums.t, p, at, scales, count);
+  else
+    chain_groups<ITEMS>(sums.t, p, at, scales, count);
 }
 
+/* Where this warp's slots and this thread's outputs are: the warps of a stripe share out its rows, a warp takes whole
+ * ones; with a cluster its CTAs take rows in turn. */
 template <int ROWS, class A, Mode MODE>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots) {
-  int warp = threadIdx.x / 32, stripe = warp % p.warps_n;
-  if (MODE != CHAIN) return;
-  sums.slot = slots + stripe * p.stripe_bytes + (p.split == 1 ? 0 : warp / p.warps_n * p.block_slot_bytes);
+  if constexpr (MODE == CHAIN) {
+    constexpr int LANES = COLUMNS / CHAIN_COLUMNS; /* for a row */
+    int warp = threadIdx.x / 32, along_k = warp / p.warps_n, lane = threadIdx.x % 32;
+    sums.stripe = warp - along_k * p.warps_n, sums.column = lane % LANES * CHAIN_COLUMNS;
+    sums.step = p.warps_k * CHAIN_COLUMNS * p.split;
+    sums.first_row = along_k * CHAIN_COLUMNS * p.split + blockIdx.y;
+    sums.row = sums.first_row + lane / LANES * p.split;
+    slots += sums.stripe * p.stripe_bytes;
+    sums.outputs = slots + sums.column * 4;
+    sums.slot = slots + (p.split == 1 ? 0 : along_k * p.block_slot_bytes);
+  }
 }
 
 /* After a round: the chains, where it has filled a window or is the last. */
 template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sums, const Arguments &p, uint32_t slots,
-                                                                       int round, int first_row) {
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sums, const Arguments &p, int round,
+                                                                       int first_row, int first_column) {
   if constexpr (MODE == CHAIN) {
     const bool last = round + 1 == p.rounds;
     if (!last && round + 1 < sums.first + p.window) return;
-    if (last) ptx::griddepcontrol_launch_dependents(); /* as after the mainloop */
+    const int rows = min(ROWS, p.M - first_row);
+    if (last) {
+      ptx::griddepcontrol_launch_dependents(); /* as after the mainloop */
+      int column = first_column + sums.stripe * COLUMNS + sums.column;
+      int4mm_load_bias(sums.bias, p.epilogue, column, p.N);
+#pragma unroll
+      for (int item = 0; item < ITEMS; item++) {
+        int row = sums.row + item * sums.step;
+        sums.scale_a[item] = row < rows ? __ldg(p.epilogue.scale_a + first_row + row) : 0;
+      }
+    }
+    /* All of the window is stored, and all of the one before it has been read. */
     if (p.split > 1) {
       ptx::cluster_arrive();
       ptx::cluster_wait();
     } else {
-      __syncthreads(); /* all of the window is stored, and all of the one before it has been read */
+      ptx::named_barrier_sync(1 + sums.stripe, 32 * p.warps_k);
     }
-    chain_window<GeneralShape>(sums, p, slots, first_row, round + 1 - sums.first);
+    chain_window<GeneralShape>(sums, p, rows, round + 1 - sums.first);
     sums.first = round + 1, sums.half ^= 1;
     sums.slot += ((sums.half ? p.window : -p.window) - p.window) * p.warps_k * p.block_slot_bytes;
   }
@@ -559,23 +602,25 @@ template <int ROWS, class A, Mode MODE>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::finish(Sums &sums, const Arguments &p, int first_row,
                                                                     int first_column) {
   constexpr int COUNT = CHAIN_COLUMNS == 4 ? 4 : 1; /* that are stored at once */
-  if (p.split > 1) {                                /* no CTA exits while its shared memory is being read */
+  const int rows = min(ROWS, p.M - first_row);
+  if (p.split > 1) { /* no CTA exits while its shared memory is being read */
     ptx::cluster_arrive();
     ptx::cluster_wait();
   }
 #pragma unroll
   for (int item = 0; item < ITEMS; item++) {
-    const ChainOutput<GeneralShape> output(p, item);
-    if (output.row >= min(ROWS, p.M - first_row)) continue;
+    int row = sums.row + item * sums.step;
+    if (row >= rows) continue;
 #pragma unroll
     for (int c = 0; c < CHAIN_COLUMNS; c += COUNT) {
-      int column = first_column + output.column + c;
-      if (column >= p.N) continue;
-      float t[COUNT], bias[COUNT];
+      int column = first_column + sums.stripe * COLUMNS + sums.column + c;
+      float x[COUNT], bias[COUNT];
 #pragma unroll
-      for (int i = 0; i < COUNT; i++) t[i] = __int_as_float(sums.state[CHAIN_COLUMNS * item + c + i]);
-      int4mm_load_bias(bias, p.epilogue, column, p.N);
-      int4mm_finish_sums<LAYER>(p.epilogue, first_row + output.row, column, p.N, bias, t);
+      for (int i = 0; i < COUNT; i++) {
+        x[i] = __fmul_rn(sums.t[item][c + i], sums.scale_a[item]);
+        bias[i] = sums.bias[c + i];
+      }
+      if (column < p.N) int4mm_finish_scaled<LAYER>(p.epilogue, first_row + row, column, p.N, bias, x);
     }
   }
 }

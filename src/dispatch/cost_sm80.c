@@ -72,7 +72,7 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
   if (!int4mm_plan_aligned16(p)) return "needs rows that start on 16 bytes for this kind of operands";
   if (p->ldb > INT4MM_SKINNY_GENERAL_MAX_STRIDE)
     return "needs rows of B of at most 2^24 words for this kind of operands";
-  return p->K > INT4MM_SKINNY_GENERAL_MAX_K ? "needs a K of at most 2097151 for this kind of operands" : NULL;
+  return p->K > INT4MM_SKINNY_GENERAL_MAX_K ? "needs a K of at most 2^20 for this kind of operands" : NULL;
 }
 
 /* As plan() says, with as many stages as fit. A chain needs two warps along K; its slots are all of K's, or two rounds'
@@ -81,8 +81,10 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
                             int4mm_plan *plan) {
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = shared_limit(p->arch);
   const general_bytes bytes = general_bytes_of(kernel, p);
-  int64_t warps_n = 1, warps_k = bytes.slot ? 2 : 1, max_warps = cost->max_warps, max_warps_k = k_blocks < 64 ? 8 : 16;
-  while (max_warps > 2 && max_warps * (2 * bytes.stage + 2 * bytes.slot) > limit) max_warps /= 2;
+  int64_t chain_warps = kernel->tile_m == 64 ? INT4MM_SKINNY_CHAIN_WARPS_64 : INT4MM_SKINNY_CHAIN_WARPS;
+  int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps : 1, max_warps = cost->max_warps,
+          max_warps_k = k_blocks < 64 ? 8 : 16;
+  while (max_warps > warps_k && max_warps * (2 * bytes.stage + 2 * bytes.slot) > limit) max_warps /= 2;
   while (warps_n < 8 && warps_n * warps_k < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms)
     warps_n *= 2;
   while (warps_n * warps_k < max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
