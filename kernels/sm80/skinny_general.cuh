@@ -71,11 +71,12 @@ template <class S> struct ChainSums {
   float t[S::ITEMS][S::CHAIN_COLUMNS];
   int32_t sum[S::ITEMS][S::CHAIN_COLUMNS];
   float scale_a[S::ITEMS], bias[S::CHAIN_COLUMNS];
-  int stripe, column;       /* of the CTA, of the stripe */
-  int first_row, row, step; /* of the warp's first output and of this thread's; from one to the next */
-  int first, half;          /* a window's first round; which of two it is */
-  uint32_t outputs;         /* the first slot of the stripe, at this thread's column */
-  uint32_t slot;            /* of k-block 0, were it in the window; with a cluster of this warp's first */
+  int stripe, column;            /* of the CTA, of the stripe */
+  int first_row, row, step;      /* of the warp's first output and of this thread's; from one to the next */
+  int first, half;               /* a window's first round; which of two it is */
+  int items;                     /* outputs that a lane of the warp has */
+  uint32_t at[S::ITEMS], scales; /* in the window's first slot: sums of each output and their scales */
+  uint32_t slot;                 /* of k-block 0, were it in the window; with a cluster of this warp's first */
 };
 
 template <class S> struct GeneralSource;
@@ -102,7 +103,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
   static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
   static __device__ void wait(const Source &source);
-  static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots);
+  static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots, int first_row);
   static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int k_block, int first_row,
                               int first_column);
   static __device__ void multiply(Sums &sums, const Source &source, const Arguments &p, uint32_t stage, int k_block,
@@ -135,6 +136,15 @@ __device__ __forceinline__ uint32_t group_of(const GeneralArguments &p, uint32_t
   return __umulhi(2 * segment, p.group_reciprocal);
 }
 
+/* x, in a register for as long as it is used: what a shuffle gives, ptxas cannot compute anew, which for constants
+ * takes a load and its latency each time. */
+template <class T> __device__ __forceinline__ T kept(T x) {
+  if constexpr (sizeof(T) == 8)
+    return (T)__shfl_sync(0xffffffffu, (unsigned long long)x, threadIdx.x % 32);
+  else
+    return __shfl_sync(0xffffffffu, x, threadIdx.x % 32);
+}
+
 /* Where this lane copies from, at K's beginning: B, A, scales, and zero points or factors. Of B a lane takes four
  * columns of words t, t + 4, ...; of A chunk c of every ROWS_STEP-th row; of the others eight lanes take a segment. */
 template <class S> struct GeneralSource {
@@ -156,17 +166,13 @@ template <class S> struct GeneralSource {
     b_to = chunk_offset(lane / 8, lane % 8), b_at = chunk_offset(t, g);
     rows_to = B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
     rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
-    /* else they would be computed anew for each k-block */
-    asm volatile("" : "+l"(b), "+l"(rows), "+r"(b_to), "+r"(rows_to), "+r"(b_at), "+r"(rows_at));
-    stages = p.stages, slices = p.slices, zeros = p.bytes && !p.factors, factors = p.factors;
-    scale_dtype = p.scales ? p.scale_dtype : -1;
-    copies_scales = lane / 8 < p.segments && lane % 8 * 16 < (int)p.scale_bytes;
-    copies_bytes = lane / 8 < p.segments && p.bytes && lane % 8 < 2;
-    asm volatile("" : "+r"(stages));
-    if (S::MODE != PLAIN) {
-      asm volatile("" : "+l"(scales), "+l"(bytes), "+r"(copies_scales), "+r"(copies_bytes));
-      asm volatile("" : "+r"(slices), "+r"(zeros), "+r"(factors), "+r"(scale_dtype));
-    }
+    b = kept(b), rows = kept(rows), b_to = kept(b_to), rows_to = kept(rows_to), b_at = kept(b_at);
+    rows_at = kept(rows_at), stages = kept(p.stages);
+    if (S::MODE == PLAIN) return;
+    scales = kept(scales), bytes = kept(bytes), slices = kept(p.slices), factors = kept((int)p.factors);
+    zeros = kept(p.bytes && !p.factors ? 1 : 0), scale_dtype = kept(p.scales ? p.scale_dtype : -1);
+    copies_scales = kept(lane / 8 < p.segments && lane % 8 * 16 < (int)p.scale_bytes ? 1 : 0);
+    copies_bytes = kept(lane / 8 < p.segments && p.bytes && lane % 8 < 2 ? 1 : 0);
   }
 };
 
@@ -521,38 +527,31 @@ __device__ __forceinline__ void chain_any(float (&t)[COUNT], int32_t (&sum)[COUN
 
 /* The chains of this thread's outputs over a window's slots. */
 template <class S>
-__device__ __forceinline__ void chain_window(typename S::Sums &sums, const GeneralArguments &p, int rows, int rounds) {
+__device__ __forceinline__ void chain_window(typename S::Sums &sums, const GeneralArguments &p, int rounds) {
   constexpr int ITEMS = S::ITEMS;
-  if (sums.first_row >= rows) return;
-  int segment = sums.first * p.split * p.warps_k * p.segments;
-  uint32_t window = sums.half * p.window * p.warps_k * p.block_slot_bytes + sums.outputs;
-  uint32_t scales = window + p.slot_rows * COLUMNS * 4, at[ITEMS];
-  int items = 0;
-#pragma unroll
-  for (int item = 0; item < ITEMS; item++) { /* chunk c of 16 bytes of a row is at c ^ (row & 1) */
-    int row = min(sums.row + item * sums.step, rows - 1);
-    at[item] = (window + row * COLUMNS * 4) ^ (row & 1) * 16;
-    if (sums.first_row + item * sums.step < rows) items = item + 1;
-  }
+  if (!sums.items) return;
+  const int items = sums.items;
   if (p.split > 1 || p.group > 1) {
+    int segment = sums.first * p.split * p.warps_k * p.segments;
 #pragma unroll
     for (int item = 0; item < ITEMS; item++)
-      if (item < items) chain_any(sums.t[item], sums.sum[item], p, at[item], scales, segment, rounds);
+      if (item < items) chain_any(sums.t[item], sums.sum[item], p, sums.at[item], sums.scales, segment, rounds);
     return;
   }
-  int count = min(rounds * p.warps_k * p.segments, p.all_segments - segment);
+  int count = min(rounds * p.warps_k * p.segments, p.all_segments - sums.first * p.warps_k * p.segments);
   if (items == 1)
-    chain_groups<1>(sums.t, p, at, scales, count);
+    chain_groups<1>(sums.t, p, sums.at, sums.scales, count);
   else if (items == 2)
-    chain_groups<2>(sums.t, p, at, scales, count);
+    chain_groups<2>(sums.t, p, sums.at, sums.scales, count);
   else
-    chain_groups<ITEMS>(sums.t, p, at, scales, count);
+    chain_groups<ITEMS>(sums.t, p, sums.at, sums.scales, count);
 }
 
 /* Where this warp's slots and this thread's outputs are: the warps of a stripe share out its rows, a warp takes whole
  * ones; with a cluster its CTAs take rows in turn. */
 template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots) {
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots,
+                                                                   int first_row) {
   if constexpr (MODE == CHAIN) {
     constexpr int LANES = COLUMNS / CHAIN_COLUMNS; /* for a row */
     int warp = threadIdx.x / 32, along_k = warp / p.warps_n, lane = threadIdx.x % 32;
@@ -561,7 +560,16 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, c
     sums.first_row = along_k * CHAIN_COLUMNS * p.split + blockIdx.y;
     sums.row = sums.first_row + lane / LANES * p.split;
     slots += sums.stripe * p.stripe_bytes;
-    sums.outputs = slots + sums.column * 4;
+    sums.scales = kept(slots + p.slot_rows * COLUMNS * 4 + sums.column * 4);
+    const int rows = min(ROWS, p.M - first_row);
+    int items = 0;
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++) { /* chunk c of 16 bytes of a row is at c ^ (row & 1) */
+      int row = min(sums.row + item * sums.step, rows - 1);
+      sums.at[item] = kept((slots + row * COLUMNS * 4 + sums.column * 4) ^ (row & 1) * 16);
+      if (sums.first_row + item * sums.step < rows) items = item + 1;
+    }
+    sums.items = kept(items);
     sums.slot = slots + (p.split == 1 ? 0 : along_k * p.block_slot_bytes);
   }
 }
@@ -591,9 +599,12 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sum
     } else {
       ptx::named_barrier_sync(1 + sums.stripe, 32 * p.warps_k);
     }
-    chain_window<GeneralShape>(sums, p, rows, round + 1 - sums.first);
+    chain_window<GeneralShape>(sums, p, round + 1 - sums.first);
     sums.first = round + 1, sums.half ^= 1;
-    sums.slot += ((sums.half ? p.window : -p.window) - p.window) * p.warps_k * p.block_slot_bytes;
+    const int bytes = p.window * p.warps_k * p.block_slot_bytes, moved = sums.half ? bytes : -bytes;
+    sums.slot += moved - bytes, sums.scales += moved;
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++) sums.at[item] += moved;
   }
 }
 
