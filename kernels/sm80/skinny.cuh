@@ -83,7 +83,8 @@ struct Shape {
   static constexpr float UNSCALE = Unpacker<WIDE>::UNSCALE;
   struct Sums {
     int32_t acc[ROW_TILES][4][4];
-  };              /* of a lane: of each mma */
+  }; /* of a lane: of each mma */
+  struct Waiting {};
   struct Source { /* there is nothing that a shape of few rows would keep */
     __device__ __forceinline__ Source(const Arguments &, int, int) {}
   };
@@ -360,15 +361,18 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     copy_stages();
   uint32_t stage = stages;
   for (int round = 0; S::more(p, round, k_block, k_blocks); round++, k_block += stride) {
+    [[maybe_unused]] typename S::Waiting pending;
     S::wait(source);
     __syncwarp(); /* every lane's copies have landed */
     if constexpr (!S::GENERAL)
       multiply_k_block<S>(sums.acc, p, stage, rotated(k_block), own, unpack_a, unpack_b);
     else if (k_block < k_blocks) /* rounds are those of the warp that has most */
-      S::multiply(sums, source, p, stage, rotated(k_block), round);
+      S::multiply(sums, pending, source, p, stage, rotated(k_block), round);
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
     copy(stage, k_block + S::stages(p) * stride);
     stage = stage + stage_bytes == stages + bytes ? stages : stage + stage_bytes;
+    if constexpr (S::GENERAL)
+      if (k_block < k_blocks) S::add(sums, pending, source, p);
     if constexpr (S::GENERAL) S::end_round(sums, p, round, first_row, stripe_column);
   }
   /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */

@@ -60,6 +60,14 @@ template <class S> struct Segment {
   int32_t ones[S::FLOAT ? 1 : S::ROW_TILES][4];
 };
 
+/* A segment that has been multiplied but not added yet, with what a stage has for it. */
+template <class S> struct Pending {
+  Segment<S> sum;
+  uint2 bytes;                    /* of eight columns */
+  float scales[S::FLOAT ? 8 : 1]; /* of eight columns; of the lane's column for a slot */
+  uint32_t slot;
+};
+
 /* A lane's sums. PLAIN: of each mma. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. */
 template <class S> struct GeneralSums {
   Segment<S> plain;
@@ -87,6 +95,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   typedef typename A::Sum Sum;
   typedef typename std::conditional<MODE_ == CHAIN, ChainSums<GeneralShape>, GeneralSums<GeneralShape>>::type Sums;
   typedef GeneralSource<GeneralShape> Source;
+  typedef Pending<GeneralShape> Waiting;
   static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
   static constexpr Mode MODE = MODE_;
   static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
@@ -106,8 +115,9 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots, int first_row);
   static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int k_block, int first_row,
                               int first_column);
-  static __device__ void multiply(Sums &sums, const Source &source, const Arguments &p, uint32_t stage, int k_block,
-                                  int round);
+  static __device__ void multiply(Sums &sums, Waiting &pending, const Source &source, const Arguments &p,
+                                  uint32_t stage, int k_block, int round);
+  static __device__ void add(Sums &sums, const Waiting &pending, const Source &source, const Arguments &p);
   static __device__ void end_round(Sums &sums, const Arguments &p, int round, int first_row, int first_column);
   static __device__ void finish(Sums &sums, const Arguments &p, int first_row, int first_column);
   static __device__ void store_partial(uint32_t matrix, const Sums &sums);
@@ -343,22 +353,13 @@ __device__ __forceinline__ int signed_byte(const uint2 &v, int c) {
 }
 
 /* A segment of floats: t = fma(sum, scale, t). */
-template <class S>
-__device__ __forceinline__ void add_floats(int32_t (&state)[S::ROWS], const GeneralSource<S> &source,
-                                           const Segment<S> &sum, const uint2 &bytes, uint32_t scales) {
-  float scale[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-  if (source.scale_dtype >= 0) {
-    load_scales(scale, source.scale_dtype, scales);
-  } else if (source.factors) {
-#pragma unroll
-    for (int c = 0; c < 8; c++) scale[c] = (float)signed_byte(bytes, c);
-  }
+template <class S> __device__ __forceinline__ void add_floats(int32_t (&state)[S::ROWS], const Pending<S> &pending) {
 #pragma unroll
   for (int r = 0; r < S::EIGHTS; r++)
 #pragma unroll
     for (int c = 0; c < 8; c++) {
-      float x = sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4];
-      state[8 * r + c] = __float_as_int(__fmaf_rn(x, scale[c], __int_as_float(state[8 * r + c])));
+      float x = pending.sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4], t = __int_as_float(state[8 * r + c]);
+      state[8 * r + c] = __float_as_int(__fmaf_rn(x, pending.scales[c], t));
     }
 }
 
@@ -377,39 +378,69 @@ __device__ __forceinline__ void true_sums(int32_t (&x)[8], const Segment<S> &sum
 /* A segment of integers without group scales. */
 template <class S>
 __device__ __forceinline__ void add_integers(int32_t (&state)[S::ROWS], const GeneralSource<S> &source,
-                                             const Segment<S> &sum, const uint2 &bytes) {
+                                             const Pending<S> &pending) {
 #pragma unroll
   for (int r = 0; r < S::EIGHTS; r++) {
     int32_t x[8];
-    true_sums<S>(x, sum, r, bytes, source.zeros);
+    true_sums<S>(x, pending.sum, r, pending.bytes, source.zeros);
 #pragma unroll
-    for (int c = 0; c < 8; c++) state[8 * r + c] += source.factors ? x[c] * signed_byte(bytes, c) : x[c];
+    for (int c = 0; c < 8; c++) state[8 * r + c] += source.factors ? x[c] * signed_byte(pending.bytes, c) : x[c];
   }
 }
 
 /* A segment with group scales to its slot: [slot_rows, 32] sums, chunk c of a row at c ^ (row & 1), then the scales. */
 template <class S>
-__device__ __forceinline__ void store_slot(uint32_t slot, const GeneralArguments &p, const GeneralSource<S> &source,
-                                           const Segment<S> &sum, const uint2 &bytes, uint32_t scales) {
+__device__ __forceinline__ void store_slot(const GeneralArguments &p, const GeneralSource<S> &source,
+                                           const Pending<S> &pending) {
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int r = 0; r < S::EIGHTS; r++) {
     int row = g + 8 * r;
     int32_t x[8];
-    true_sums<S>(x, sum, r, bytes, source.zeros);
+    true_sums<S>(x, pending.sum, r, pending.bytes, source.zeros);
     if (row >= p.slot_rows) continue;
-    uint32_t at = slot + row * COLUMNS * 4;
+    uint32_t at = pending.slot + row * COLUMNS * 4;
     ptx::st_shared_v4(at + ((2 * t) ^ (row & 1)) * 16, x[0], x[1], x[2], x[3]);
     ptx::st_shared_v4(at + ((2 * t + 1) ^ (row & 1)) * 16, x[4], x[5], x[6], x[7]);
   }
-  ptx::st_shared(slot + p.slot_rows * COLUMNS * 4 + 4 * lane,
-                 __float_as_uint(load_scale(source.scale_dtype, scales, lane)));
+  ptx::st_shared(pending.slot + p.slot_rows * COLUMNS * 4 + 4 * lane, __float_as_uint(pending.scales[0]));
 }
 
+/* What a stage has for a segment, where `scales` and `bytes` are. */
+template <class S>
+__device__ __forceinline__ void load_parameters(Pending<S> &pending, const GeneralSource<S> &source, uint32_t scales,
+                                                uint32_t bytes) {
+  const int lane = threadIdx.x % 32;
+  pending.bytes = make_uint2(0, 0);
+  if (source.factors || (!S::FLOAT && source.zeros)) pending.bytes = ptx::ld_shared_v2(bytes + lane % 4 * 8);
+  if constexpr (S::MODE == CHAIN) pending.scales[0] = load_scale(source.scale_dtype, scales, lane);
+  if constexpr (S::FLOAT) {
+    if (source.scale_dtype >= 0)
+      load_scales(pending.scales, source.scale_dtype, scales);
+    else
+#pragma unroll
+      for (int c = 0; c < 8; c++) pending.scales[c] = source.factors ? (float)signed_byte(pending.bytes, c) : 1;
+  }
+}
+
+/* The last segment's sums, once they are there. */
 template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums, const Source &source,
-                                                                      const Arguments &p, uint32_t stage, int k_block,
-                                                                      int round) {
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::add(Sums &sums, const Waiting &pending,
+                                                                 const Source &source, const Arguments &p) {
+  if constexpr (FLOAT)
+    add_floats<GeneralShape>(sums.state, pending);
+  else if constexpr (MODE == CHAIN)
+    store_slot<GeneralShape>(p, source, pending);
+  else if constexpr (MODE == SUMS)
+    add_integers<GeneralShape>(sums.state, source, pending);
+}
+
+/* The products of a k-block. The last segment is left pending: its stage is free and the next copies are issued before
+ * its sums are there. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums, Waiting &pending,
+                                                                      const Source &source, const Arguments &p,
+                                                                      uint32_t stage, int k_block, int round) {
   const A a(p.xor_a);
   typename A::B b(p.xor_b);
   /* past K the int4 of A are made 0, which zeroed memory is not in every encoding */
@@ -421,35 +452,30 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
     return;
   }
   const bool zeros = source.zeros;
-  uint32_t slot = 0;
-  if constexpr (MODE == CHAIN) slot = sums.slot + (p.split == 1 ? k_block : round * p.warps_k) * p.block_slot_bytes;
   uint32_t scales = stage + PARAMETERS, bytes = scales + p.segments * 128;
-  int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  if constexpr (MODE == CHAIN)
+    pending.slot = sums.slot + (p.split == 1 ? k_block : round * p.warps_k) * p.block_slot_bytes;
 #pragma unroll 1
-  for (int j = 0; j < 4; j += source.slices) {
-    Segment<GeneralShape> sum = {};
+  for (int j = 0; j < 4; j += source.slices, scales += 128, bytes += 32) {
+    if (j > 0) {
+      add(sums, pending, source, p);
+      pending.slot += p.slot_bytes;
+    }
+    pending.sum = {};
     if (FLOAT && zeros) {
-      uint2 of_columns = make_uint2(ptx::ld_shared(bytes + 4 * g), 0);
+      uint2 of_columns = make_uint2(ptx::ld_shared(bytes + threadIdx.x % 32 / 4 * 4), 0);
 #pragma unroll
       for (int i = 0; i < 4; i++) b.set_zero(i, signed_byte(of_columns, i));
     }
     if (source.slices == 4) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, zeros, valid);
+      for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(pending.sum, words_at, rows, i, a, b, zeros, valid);
     } else {
 #pragma unroll 1
       for (int i = 0; i < source.slices; i++)
-        multiply_slice<GeneralShape>(sum, words_at, rows, j + i, a, b, zeros, valid);
+        multiply_slice<GeneralShape>(pending.sum, words_at, rows, j + i, a, b, zeros, valid);
     }
-    uint2 of_lane = make_uint2(0, 0);
-    if (source.factors || (!FLOAT && zeros)) of_lane = ptx::ld_shared_v2(bytes + 8 * t);
-    if constexpr (FLOAT)
-      add_floats<GeneralShape>(sums.state, source, sum, of_lane, scales);
-    else if constexpr (MODE == CHAIN)
-      store_slot<GeneralShape>(slot, p, source, sum, of_lane, scales);
-    else
-      add_integers<GeneralShape>(sums.state, source, sum, of_lane);
-    scales += 128, bytes += 32, slot += p.slot_bytes;
+    load_parameters<GeneralShape>(pending, source, scales, bytes);
   }
 }
 
