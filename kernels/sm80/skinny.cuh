@@ -331,7 +331,6 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
   Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
   typename S::Sums sums = {};
   const typename S::Source source(p, first_row, first_column);
-  if constexpr (S::GENERAL) S::begin(sums, p, base + warps * bytes, first_row);
 
   auto copy = [&](uint32_t stage, int k_block) {
     if (k_block < k_blocks) {
@@ -359,6 +358,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     make_own_words<S::OWN_CHUNKS>(p.own, own, copy_stages);
   else
     copy_stages();
+  if constexpr (S::GENERAL) S::begin(sums, p, base + warps * bytes, first_row, first_column);
   uint32_t stage = stages;
   for (int round = 0; S::more(p, round, k_block, k_blocks); round++, k_block += stride) {
     [[maybe_unused]] typename S::Waiting pending;

@@ -65,7 +65,8 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
   p.rounds = (k_blocks + stride - 1) / stride;
   p.stages = plan->stages;
-  p.stage_bytes = S::PARAMETERS + (p.scales || p.bytes ? (p.segments * 160 + 255) / 256 * 256 : 0);
+  p.stage_bytes =
+      S::PARAMETERS + (S::MODE != PLAIN && (p.scales || p.bytes) ? (p.segments * 160 + 255) / 256 * 256 : 0);
 
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS, most;
   size_t shared = (size_t)warps * p.stages * p.stage_bytes;
@@ -86,7 +87,9 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
 template <int ROWS, class A>
 cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   if (problem->b.group_scales.data) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
-  return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
+  if (problem->b.factors.data || problem->K >= INT4MM_WIDE_K)
+    return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
+  return launch<GeneralShape<ROWS, A, PLAIN>>(problem, plan, stream);
 }
 
 template <int ROWS>
@@ -100,8 +103,6 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
   case INT4MM_INT32:
     return launch_integers<ROWS, Int4A>(problem, plan, stream);
   case INT4MM_INT8:
-    if (problem->K < INT4MM_WIDE_K && int4mm_scaling_of(problem) == INT4MM_PER_COLUMN && !b->zeros.data)
-      return launch<GeneralShape<ROWS, Int8A, PLAIN>>(problem, plan, stream);
     return launch_integers<ROWS, Int8A>(problem, plan, stream);
   case INT4MM_FLOAT16:
     return launch<GeneralShape<ROWS, FloatA<false>, SUMS>>(problem, plan, stream);

@@ -49,7 +49,7 @@ struct GeneralArguments : SkinnyArguments {
 
 /* What a kernel does with sums of integers; with floats it is SUMS. */
 enum Mode {
-  PLAIN, /* a scale for each column alone, K below INT4MM_WIDE_K: they stay in the accumulators */
+  PLAIN, /* a scale and a zero point for each column, K below INT4MM_WIDE_K: they stay in the accumulators */
   SUMS,  /* no group scales: they are added segment by segment */
   CHAIN  /* group scales */
 };
@@ -71,6 +71,7 @@ template <class S> struct Pending {
 /* A lane's sums. PLAIN: of each mma. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. */
 template <class S> struct GeneralSums {
   Segment<S> plain;
+  int32_t zeros[8]; /* PLAIN: of columns 8 t + c */
   int32_t state[S::ROWS];
 };
 
@@ -100,7 +101,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static constexpr Mode MODE = MODE_;
   static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
   static constexpr bool GENERAL = true, CHAINS = MODE == CHAIN, FLOAT = std::is_same<Sum, float>::value;
-  static constexpr float UNSCALE = MODE == PLAIN ? 1.0f / (1 << A::SHIFT) : 1;
+  static constexpr float UNSCALE = 1;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
   static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
   static constexpr int PARAMETERS = B_BYTES + EIGHTS * EIGHT_BYTES; /* where they lie in a stage */
@@ -112,7 +113,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
   static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
   static __device__ void wait(const Source &source);
-  static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots, int first_row);
+  static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots, int first_row, int first_column);
   static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int k_block, int first_row,
                               int first_column);
   static __device__ void multiply(Sums &sums, Waiting &pending, const Source &source, const Arguments &p,
@@ -178,9 +179,10 @@ template <class S> struct GeneralSource {
     rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
     b = kept(b), rows = kept(rows), b_to = kept(b_to), rows_to = kept(rows_to), b_at = kept(b_at);
     rows_at = kept(rows_at), stages = kept(p.stages);
+    zeros = kept(p.bytes && !p.factors ? 1 : 0);
     if (S::MODE == PLAIN) return;
     scales = kept(scales), bytes = kept(bytes), slices = kept(p.slices), factors = kept((int)p.factors);
-    zeros = kept(p.bytes && !p.factors ? 1 : 0), scale_dtype = kept(p.scales ? p.scale_dtype : -1);
+    scale_dtype = kept(p.scales ? p.scale_dtype : -1);
     copies_scales = kept(lane / 8 < p.segments && lane % 8 * 16 < (int)p.scale_bytes ? 1 : 0);
     copies_bytes = kept(lane / 8 < p.segments && p.bytes && lane % 8 < 2 ? 1 : 0);
   }
@@ -201,15 +203,14 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
   for (int j = 0; j < 4; j++, b += p.b_block_bytes / 4) ptx::cp_async16(chunk + j * CHUNK_BYTES, b, 16);
 #pragma unroll
   for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += Source::ROWS_STEP * p.row_stride)
-    if (row + i < p.M) ptx::cp_async16_l1(to + i * S::A_ROW_BYTES, rows, 16);
+    ptx::cp_async16_l1_if(to + i * S::A_ROW_BYTES, rows, row + i < p.M);
   if (S::MODE == PLAIN) return;
   const uint32_t s = lane / 8, in_segment = lane % 8 * 16, parameters = stage + S::PARAMETERS;
   const uint32_t group = group_of(p, k_block * p.segments + s);
-  if (from.copies_scales)
-    ptx::cp_async16(parameters + s * 128 + in_segment, from.scales + (uint64_t)group * p.scales_stride, 16);
-  if (from.copies_bytes)
-    ptx::cp_async16(parameters + p.segments * 128 + s * 32 + in_segment, from.bytes + (uint64_t)group * p.bytes_stride,
-                    16);
+  ptx::cp_async16_if(parameters + s * 128 + in_segment, from.scales + (uint64_t)group * p.scales_stride,
+                     from.copies_scales);
+  ptx::cp_async16_if(parameters + p.segments * 128 + s * 32 + in_segment, from.bytes + (uint64_t)group * p.bytes_stride,
+                     from.copies_bytes);
 }
 
 /* Waits for the oldest stage. */
@@ -363,16 +364,29 @@ template <class S> __device__ __forceinline__ void add_floats(int32_t (&state)[S
     }
 }
 
-/* The integers of eight rows of a segment, their true values less the zero points. */
+/* The integers of eight rows of a segment, their true values, and these less the zero points. */
+template <class S> __device__ __forceinline__ void true_sums(int32_t (&x)[8], const Segment<S> &sum, int r) {
+#pragma unroll
+  for (int c = 0; c < 8; c++) x[c] = sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4] >> S::A::SHIFT;
+}
 template <class S>
-__device__ __forceinline__ void true_sums(int32_t (&x)[8], const Segment<S> &sum, int r, const uint2 &bytes,
-                                          bool zeros) {
+__device__ __forceinline__ void take_zeros(int32_t (&x)[8], const Segment<S> &sum, int r, const int32_t (&zeros)[8]) {
   int32_t ones = sum.ones[r / 2][r % 2 * 2] >> S::A::ONES_SHIFT;
 #pragma unroll
-  for (int c = 0; c < 8; c++) {
-    x[c] = sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4] >> S::A::SHIFT;
-    if (zeros) x[c] -= signed_byte(bytes, c) * ones;
-  }
+  for (int c = 0; c < 8; c++) x[c] -= zeros[c] * ones;
+}
+
+/* The same of a pending segment. */
+template <class S>
+__device__ __forceinline__ void pending_sums(int32_t (&x)[8], const GeneralSource<S> &source, const Pending<S> &pending,
+                                             int r) {
+  true_sums<S>(x, pending.sum, r);
+  if (!source.zeros) return;
+  asm volatile(""); /* a branch: the instructions are too many to be done in vain */
+  int32_t zeros[8];
+#pragma unroll
+  for (int c = 0; c < 8; c++) zeros[c] = signed_byte(pending.bytes, c);
+  take_zeros<S>(x, pending.sum, r, zeros);
 }
 
 /* A segment of integers without group scales. */
@@ -382,9 +396,12 @@ __device__ __forceinline__ void add_integers(int32_t (&state)[S::ROWS], const Ge
 #pragma unroll
   for (int r = 0; r < S::EIGHTS; r++) {
     int32_t x[8];
-    true_sums<S>(x, pending.sum, r, pending.bytes, source.zeros);
+    pending_sums<S>(x, source, pending, r);
 #pragma unroll
-    for (int c = 0; c < 8; c++) state[8 * r + c] += source.factors ? x[c] * signed_byte(pending.bytes, c) : x[c];
+    for (int c = 0; c < 8; c++) {
+      int32_t factor = signed_byte(pending.bytes, c);
+      state[8 * r + c] += source.factors ? x[c] * factor : x[c];
+    }
   }
 }
 
@@ -397,7 +414,7 @@ __device__ __forceinline__ void store_slot(const GeneralArguments &p, const Gene
   for (int r = 0; r < S::EIGHTS; r++) {
     int row = g + 8 * r;
     int32_t x[8];
-    true_sums<S>(x, pending.sum, r, pending.bytes, source.zeros);
+    pending_sums<S>(x, source, pending, r);
     if (row >= p.slot_rows) continue;
     uint32_t at = pending.slot + row * COLUMNS * 4;
     ptx::st_shared_v4(at + ((2 * t) ^ (row & 1)) * 16, x[0], x[1], x[2], x[3]);
@@ -448,7 +465,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
   const uint32_t words_at = stage + source.b_at, rows = stage + source.rows_at;
   if constexpr (MODE == PLAIN) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sums.plain, words_at, rows, i, a, b, false, valid);
+    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sums.plain, words_at, rows, i, a, b, source.zeros, valid);
     return;
   }
   const bool zeros = source.zeros;
@@ -573,11 +590,17 @@ __device__ __forceinline__ void chain_window(typename S::Sums &sums, const Gener
     chain_groups<ITEMS>(sums.t, p, sums.at, sums.scales, count);
 }
 
-/* Where this warp's slots and this thread's outputs are: the warps of a stripe share out its rows, a warp takes whole
- * ones; with a cluster its CTAs take rows in turn. */
+/* PLAIN: loads the zero points. CHAIN: where this warp's slots and this thread's outputs are: the warps of a stripe
+ * share out its rows, a warp takes whole ones; with a cluster its CTAs take rows in turn. */
 template <int ROWS, class A, Mode MODE>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots,
-                                                                   int first_row) {
+                                                                   int first_row, int first_column) {
+  if constexpr (MODE == PLAIN) {
+    int column = first_column + threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < 8; c++)
+      sums.zeros[c] = p.bytes && column + c < p.N ? __ldg((const signed char *)p.bytes + column + c) : 0;
+  }
   if constexpr (MODE == CHAIN) {
     constexpr int LANES = COLUMNS / CHAIN_COLUMNS; /* for a row */
     int warp = threadIdx.x / 32, along_k = warp / p.warps_n, lane = threadIdx.x % 32;
@@ -670,9 +693,13 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::store_partial(uint3
   for (int r = 0; r < EIGHTS; r++) {
     uint32_t row = matrix + ((g + 8 * r) * COLUMNS + 8 * t) * 4;
     int32_t x[8];
+    if constexpr (MODE == PLAIN) {
+      true_sums<GeneralShape>(x, sums.plain, r);
+      take_zeros<GeneralShape>(x, sums.plain, r, sums.zeros);
+    } else {
 #pragma unroll
-    for (int c = 0; c < 8; c++)
-      x[c] = MODE == PLAIN ? (int32_t)sums.plain.acc[r / 2][c % 4][r % 2 * 2 + c / 4] : sums.state[8 * r + c];
+      for (int c = 0; c < 8; c++) x[c] = sums.state[8 * r + c];
+    }
     ptx::st_shared_v4(row, x[0], x[1], x[2], x[3]);
     ptx::st_shared_v4(row + 16, x[4], x[5], x[6], x[7]);
   }
