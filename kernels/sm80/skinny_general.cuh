@@ -255,6 +255,7 @@ __device__ __noinline__ void copy_any(const GeneralArguments &p, uint32_t stage,
     uint32_t to = stage + B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
     if (first_row + row < p.M) ptx::cp_async16_l1(to, from, valid);
   }
+  if (S::MODE == PLAIN) return; /* whose stages have no place for these */
   int size = size_of_scale(p), valid = p.N - first_column;
   for (int s = 0; s < p.segments; s++) {
     uint32_t group = group_of(p, min(k_block * p.segments + s, p.all_segments - 1)), to = stage + S::PARAMETERS;
