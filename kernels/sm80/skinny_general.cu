@@ -65,8 +65,11 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
   p.rounds = (k_blocks + stride - 1) / stride;
   p.stages = plan->stages;
-  p.stage_bytes =
-      S::PARAMETERS + (S::MODE != PLAIN && (p.scales || p.bytes) ? (p.segments * 160 + 255) / 256 * 256 : 0);
+  p.stage_bytes = S::PARAMETERS;
+  if (S::MODE == PLAIN)
+    p.whole_blocks = (int)(problem->K / INT4MM_BLOCK_K); /* wherever the zero points lie: stages do not have them */
+  else if (p.scales || p.bytes)
+    p.stage_bytes += (p.segments * 160 + 255) / 256 * 256;
 
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS, most;
   size_t shared = (size_t)warps * p.stages * p.stage_bytes;

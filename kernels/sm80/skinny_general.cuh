@@ -5,14 +5,16 @@
  * Sums are formed over segments: the longest of 32, 64 or 128 values that no group's border divides. A stage has the
  * scales and the zero points or factors of its segments beside A and B. What becomes of a segment's sums:
  *
- * - A is floats: t = fma(sum, scale, t) in registers, for the segments that a warp has. Warps and CTAs that share K add
- *   their t in a fixed order.
- * - Integers without group scales: they are added, times the factor, less the zero point times the sum of A's values,
- *   which is one mma more with a B of ones.
- * - Integers with group scales, whose chain t = fma(float(acc_g), scale, t) has an order: a segment's sums and scales
- * go to its slot in shared memory, and after a window of rounds the threads that will finish outputs take them from
- * there in order. The window is all of K where that fits, else there are two, of which one is filled while the other is
- *   read. With a cluster it is all of K, and the slots of all CTAs are read.
+ * A is floats: t = fma(sum, scale, t) in registers, for the segments that a warp has. Warps and CTAs that share K add
+ * their t in a fixed order.
+ *
+ * Integers without group scales: they are added, times the factor. A zero point is taken away times the sum of A's
+ * values, which is one mma more with a B of ones; where it is a column's, once at the end.
+ *
+ * Integers with group scales, whose chain t = fma(float(acc_g), scale, t) has an order: a segment's sums and scales go
+ * to its slot in shared memory, and after a window of rounds the threads that will finish outputs take them from there
+ * in order. The window is all of K where that fits, else there are two, of which one is filled while the other is read.
+ * With a cluster it is all of K, and the slots of all CTAs are read.
  */
 #ifndef INT4MM_SKINNY_GENERAL_CUH
 #define INT4MM_SKINNY_GENERAL_CUH
@@ -39,8 +41,7 @@ struct GeneralArguments : SkinnyArguments {
   uint32_t group_reciprocal;            /* 2^31 over `group`, rounded up */
   uint32_t b_block_bytes;               /* from a k-block of B to the next */
   int whole_blocks;                     /* k-blocks that are copied as a whole */
-
-  bool factors; /* the bytes are factors */
+  bool factors;                         /* the bytes are factors */
   int scale_dtype;
   int rounds, window; /* rounds of k-blocks, and those of a window */
   /* A slot: rows of sums, then the scales; a k-block's slots, a stripe's. */
