@@ -24,8 +24,8 @@ void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
   int64_t scale_size = b->group_scales.dtype == INT4MM_FLOAT32 ? 4 : 2;
   p->slices = b->groups == 1 || b->group % 128 == 0 ? 4 : b->group % 64 == 0 ? 2 : 1;
   p->segments = 4 / p->slices;
-  p->group = b->groups == 1 ? INT_MAX : (int)(b->group / (32 * p->slices));
   p->all_segments = (int)((problem->K + 32 * p->slices - 1) / (32 * p->slices));
+  p->group = b->groups > 1 ? (int)(b->group / (32 * p->slices)) : p->all_segments > 1 ? INT_MAX : 1;
   p->scales = (const char *)b->group_scales.data, p->scale_dtype = b->group_scales.dtype;
   p->scales_stride = group_stride(b->group_scales, scale_size);
   p->bytes = (const char *)bytes.data, p->bytes_stride = group_stride(bytes, 1), p->factors = b->factors.data;
@@ -76,7 +76,9 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   if (S::CHAINS) {
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
-    if (p.warps_k < S::CHAIN_WARPS || !set_windows(&p, most - (int64_t)shared, S::ROWS)) return cudaErrorNotSupported;
+    if (p.warps_k < S::CHAIN_WARPS || (S::ONLY_128 && (p.group > 1 || p.split > 1)) ||
+        !set_windows(&p, most - (int64_t)shared, S::ROWS))
+      return cudaErrorNotSupported;
     shared += (size_t)p.warps_n * p.stripe_bytes;
   }
   dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);

@@ -107,7 +107,8 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
   static constexpr int PARAMETERS = B_BYTES + EIGHTS * EIGHT_BYTES; /* where they lie in a stage */
   /* In a chain: the warps that share K at least; columns of an output of a thread, and its outputs at most. */
-  static constexpr int CHAIN_WARPS = ROWS == 64 ? INT4MM_SKINNY_CHAIN_WARPS_64 : INT4MM_SKINNY_CHAIN_WARPS;
+  static constexpr int CHAIN_WARPS = ROWS == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
+  static constexpr bool ONLY_128 = ROWS == 64; /* groups of 128 alone, no cluster: registers are few */
   static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (CHAIN_WARPS * CHAIN_COLUMNS);
 
   static __device__ __forceinline__ int stage_bytes(const Arguments &p) { return p.stage_bytes; }
@@ -576,7 +577,7 @@ __device__ __forceinline__ void chain_window(typename S::Sums &sums, const Gener
   constexpr int ITEMS = S::ITEMS;
   if (!sums.items) return;
   const int items = sums.items;
-  if (p.split > 1 || p.group > 1) {
+  if (!S::ONLY_128 && (p.split > 1 || p.group > 1)) {
     int segment = sums.first * p.split * p.warps_k * p.segments;
 #pragma unroll
     for (int item = 0; item < ITEMS; item++)
@@ -586,7 +587,7 @@ __device__ __forceinline__ void chain_window(typename S::Sums &sums, const Gener
   int count = min(rounds * p.warps_k * p.segments, p.all_segments - sums.first * p.warps_k * p.segments);
   if (items == 1)
     chain_groups<1>(sums.t, p, sums.at, sums.scales, count);
-  else if (items == 2)
+  else if (ITEMS == 2 || items == 2)
     chain_groups<2>(sums.t, p, sums.at, sums.scales, count);
   else
     chain_groups<ITEMS>(sums.t, p, sums.at, sums.scales, count);

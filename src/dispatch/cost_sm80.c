@@ -75,12 +75,12 @@ static general_bytes general_bytes_of(const int4mm_kernel *kernel, const int4mm_
 
 /* Warps that share K at least. */
 static int64_t chain_warps_of(const int4mm_kernel *kernel) {
-  return kernel->tile_m == 64 ? INT4MM_SKINNY_CHAIN_WARPS_64 : INT4MM_SKINNY_CHAIN_WARPS;
+  return kernel->tile_m == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
 }
 
 static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const general_bytes bytes = general_bytes_of(kernel, p);
-  if (kernel->tile_m == 32 || (kernel->tile_m == 64 && kind_of(p) == CHAIN && segments_of(p) > 1))
+  if (kernel->tile_m == 32 || (kernel->tile_m == 64 && bytes.slot && p->group != INT4MM_BLOCK_K))
     return "has no code for this kind of operands";
   if (p->dtype_a == INT4MM_FLOAT32) return "has no code for an A of float32";
   if (bytes.slot && chain_warps_of(kernel) * 2 * (bytes.stage + bytes.slot) > shared_limit(p->arch))
@@ -92,8 +92,8 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
   return p->K > INT4MM_SKINNY_GENERAL_MAX_K ? "needs a K of at most 2^20 for this kind of operands" : NULL;
 }
 
-/* As plan() says, with as many stages as fit. A chain needs two warps along K; its slots are all of K's, or two rounds'
- * at least; a cluster needs all. */
+/* As plan() says, with as many stages as fit. A chain needs some warps along K; its slots are all of K's, or two
+ * rounds' at least; a cluster needs all, and 64 rows have no code for one. */
 static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel, const int4mm_gpu_problem *p,
                             int4mm_plan *plan) {
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = shared_limit(p->arch);
@@ -108,7 +108,7 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
   int64_t rounds = int4mm_plan_ceil_div(k_blocks, warps_k), most_slots = (rounds < 2 ? rounds : 2) * warps_k;
   plan->split_k = 1;
-  if (p->code_arch >= 90)
+  if (p->code_arch >= 90 && !(bytes.slot && kernel->tile_m == 64))
     while (plan->split_k < 8 && ctas * plan->split_k * 2 <= p->sms && k_blocks >= warps_k * plan->split_k * 4)
       plan->split_k *= 2;
   if (plan->split_k > 1) {
