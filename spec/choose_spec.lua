@@ -223,6 +223,42 @@ describe("int4mm_choose_cuda", function()
     end
   end)
 
+  -- int8, float16, bfloat16 and words of A; scales for each column, group scales and factors; zero points.
+  it("takes skinny kernels for few rows of operands of every kind from sm_80 on", function()
+    local INT32, INT8, FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2, 3, 4
+    for _, arch in ipairs { 80, 86, 89, 90, 100, 120 } do
+      for _, M in ipairs { 1, 8, 9, 16 } do
+        for _, dtype in ipairs { INT32, INT8, FLOAT16, BFLOAT16 } do
+          for scaling = 0, 2 do
+            for _, group in ipairs { 32, 64, 96, 128, 256 } do
+              local zeros = scaling < 2 and group == 128 and 1 or 0
+              if dtype ~= INT32 or scaling > 0 or zeros > 0 then
+                local set = { dtype_a = dtype, scaling = scaling, group = group, zeros = zeros,
+                  lda = dtype == INT32 and 512 or 4096 }
+                local status, plan = choose(problem(arch, M, 4096, 4096, set))
+                assert.equal(OK, status, plan)
+                assert.matches("^skinny_", plan.name)
+                assert(plan.tile_k >= 256 or scaling ~= 1 or dtype > INT8, "a chain needs two warps along K")
+              end
+            end
+          end
+        end
+      end
+    end
+    for set, reason in pairs {
+      [{ dtype_a = FLOAT32, lda = 4096 }] = "float32",
+      [{ dtype_a = INT8, lda = 4096, layout_b = 1, ldb = 512 }] = "[K/8, N]",
+      [{ dtype_a = INT8, lda = 4097 }] = "16 bytes",
+      [{ dtype_a = FLOAT16, lda = 4100 }] = "16 bytes",
+      [{ dtype_a = INT8, lda = 2 ^ 21, K = 2 ^ 21, scaling = 1, group = 128 }] = "2^20",
+    } do
+      local status, message = choose(problem(90, 4, 4096, 4096, set), "skinny_8")
+      assert.equal(UNSUPPORTED, status, reason)
+      assert.matches(reason, message, 1, true)
+      assert.equal(OK, (choose(problem(90, 4, 4096, 4096, set))), reason)
+    end
+  end)
+
   it("refuses a kernel that there is not, naming it", function()
     for _, name in ipairs { "hoper", "", "TILED", "simple " } do
       local status, message = choose(problem(90, 64, 64, 64), name)

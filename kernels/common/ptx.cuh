@@ -22,6 +22,12 @@ __device__ __forceinline__ uint4 ld_shared_v4(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+
 __device__ __forceinline__ uint32_t ld_shared(uint32_t address) {
   uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
@@ -34,6 +40,14 @@ __device__ __forceinline__ void st_shared_v4(uint32_t address, uint32_t x, uint3
 
 __device__ __forceinline__ void st_shared(uint32_t address, uint32_t x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_u16(uint32_t address, uint16_t x) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_u8(uint32_t address, uint8_t x) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"((uint32_t)x) : "memory");
 }
 
 /* Makes this thread's ordinary stores to shared memory visible to wgmma and the copy engine (the async proxy). */
@@ -76,6 +90,19 @@ __device__ __forceinline__ void cp_async16_line(uint32_t shared, const void *glo
 __device__ __forceinline__ void cp_async16_l1(uint32_t shared, const void *global, uint32_t bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
+/* 16 bytes each where `wanted` is not 0, without a branch. */
+__device__ __forceinline__ void cp_async16_if(uint32_t shared, const void *global, int wanted) {
+  asm volatile("{\n.reg .pred wanted;\nsetp.ne.s32 wanted, %2, 0;\n"
+               "@wanted cp.async.cg.shared.global [%0], [%1], 16;\n}\n" ::"r"(shared),
+               "l"(global), "r"(wanted)
+               : "memory");
+}
+__device__ __forceinline__ void cp_async16_l1_if(uint32_t shared, const void *global, int wanted) {
+  asm volatile("{\n.reg .pred wanted;\nsetp.ne.s32 wanted, %2, 0;\n"
+               "@wanted cp.async.ca.shared.global [%0], [%1], 16;\n}\n" ::"r"(shared),
+               "l"(global), "r"(wanted)
+               : "memory");
+}
 __device__ __forceinline__ void cp_async4(uint32_t shared, const void *global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
@@ -102,6 +129,21 @@ __device__ __forceinline__ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (
                "{%0, %1, %2, %3};"
                : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* acc += A * B for a 16 x 16 by 16 x 8 product of float16, or of bfloat16, over a warp. */
+template <bool BFLOAT16>
+__device__ __forceinline__ void mma_m16n8k16(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (BFLOAT16)
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* ---- programmatic dependent launch (sm_90) ---- */
@@ -153,6 +195,12 @@ __device__ __forceinline__ int4 ld_shared_cluster_v4(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t ld_shared_cluster(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+
 /* Stores 16 bytes to another CTA's shared memory; `barrier` there counts them (complete_tx). */
 __device__ __forceinline__ void st_async_v4(uint32_t address, uint32_t barrier, int32_t x, int32_t y, int32_t z,
                                             int32_t w) {
@@ -171,6 +219,9 @@ __device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void cluster_wait() {}
 __device__ __forceinline__ uint32_t mapa(uint32_t address, uint32_t) {
   return address;
+}
+__device__ __forceinline__ uint32_t ld_shared_cluster(uint32_t address) {
+  return ld_shared(address);
 }
 __device__ __forceinline__ int4 ld_shared_cluster_v4(uint32_t address) {
   uint4 v = ld_shared_v4(address);
