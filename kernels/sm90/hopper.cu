@@ -21,19 +21,21 @@
 
 namespace {
 
-/* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of packed A (and
- * where rows of B do not start on 16 bytes, which takes more shared memory), packed B and int8 B; with activation and
- * residual or not; how B and out lie. */
+/* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of int4 A (and
+ * where rows of B do not start on 16 bytes, which takes more shared memory; of int8 A half as deep), packed B and int8
+ * B; what A and B are; with activation and residual or not; how B and out lie. */
 template <int CONSUMERS_, int ROW_BLOCKS_, int UNPACKERS_, int STAGES_A_, int SHIFTED_STAGES_A_, int STAGES_B_,
-          int STAGES_8_, bool LAYER_, bool NK_, bool ALIGNED_, bool OUT_ALIGNED_>
+          int STAGES_8_, class Kind_, bool LAYER_, bool NK_, bool ALIGNED_, bool OUT_ALIGNED_>
 struct Tile {
+  typedef Kind_ Kind;
   static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
   static constexpr int MAPS_B = ALIGNED && !NK ? 1 : 4;
   static constexpr int CONSUMERS = CONSUMERS_, ROW_BLOCKS = ROW_BLOCKS_, UNPACKERS = UNPACKERS_;
-  static constexpr int STAGES_A = ALIGNED_ ? STAGES_A_ : SHIFTED_STAGES_A_, STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_;
+  static constexpr int STAGES_A = (ALIGNED_ ? STAGES_A_ : SHIFTED_STAGES_A_) / (Kind::INT8_A ? 2 : 1),
+                       STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_ - (Kind::AFFINE && UNPACKERS_ == 2);
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
-                       FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = 2;
-  static constexpr bool WIDE = false, LAYER = LAYER_, CALLS = LAYER_;
+                       FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = Kind::AFFINE ? 1 : 2;
+  static constexpr bool LAYER = LAYER_, CALLS = LAYER_;
   static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS);
 
   /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. */
@@ -42,19 +44,21 @@ struct Tile {
    * order. So a group may wait for a phase of a stage only if it has itself seen the one before. */
   static_assert(STAGES_B % UNPACK_GROUPS == 0 && STAGES_8 >= UNPACK_GROUPS, "groups must come back to their stages");
 
-  static constexpr int A_BYTES = BM * BLOCK_WORDS * 4, B8_BYTES = BN * BLOCK_K;
+  static constexpr int A_BYTES = BM * Kind::A_ROW_BYTES, B8_BYTES = BN * BLOCK_K;
   /* A box of packed B, its parts by four maps, and their places: a row is four words longer where it may be shifted. */
   static constexpr int ROW_BYTES = (NK ? BLOCK_WORDS : BN) * 4 + (ALIGNED ? 0 : 16), ROWS = NK ? BN : BLOCK_WORDS;
   static constexpr int COPY_BYTES = ROWS * ROW_BYTES, QUARTER_BYTES = (COPY_BYTES / 4 + 127) / 128 * 128,
-                       B_BYTES = 4 * QUARTER_BYTES;
+                       B_BYTES = 4 * QUARTER_BYTES, AFFINE_BYTES = Kind::AFFINE ? UNITS * BN : 0;
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, B_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
-                       BARRIER_OFFSET = B_OFFSET + STAGES_B * B_BYTES, BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8),
+                       AFFINE_OFFSET = B_OFFSET + STAGES_B * B_BYTES,
+                       BARRIER_OFFSET = AFFINE_OFFSET + STAGES_B * AFFINE_BYTES, BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8),
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
   static_assert(SHARED_BYTES <= SHARED_LIMIT, "too much shared memory");
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
   static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = 24, UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? 56 : 72;
+  static constexpr int PRODUCER_REGISTERS = 24,
+                       UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? (Kind::AFFINE ? 72 : 56) : Kind::AFFINE ? 80 : 72;
   static constexpr int LEFT = LAUNCH_REGISTERS * THREADS / 128 - PRODUCER_REGISTERS - UNPACKERS * UNPACKER_REGISTERS;
   static constexpr int CONSUMER_REGISTERS = LEFT / CONSUMERS / 8 * 8;
 };
@@ -64,6 +68,11 @@ template <class T> struct Shared {
   __device__ __forceinline__ uint32_t b8(int stage) const { return base + stage * T::B8_BYTES; }
   __device__ __forceinline__ uint32_t a(int stage) const { return base + T::A_OFFSET + stage * T::A_BYTES; }
   __device__ __forceinline__ uint32_t b(int stage) const { return base + T::B_OFFSET + stage * T::B_BYTES; }
+  /* Factors or zero points of a stage of packed B: for each unit a byte for each column, as the unpackers' lanes take
+   * them. */
+  __device__ __forceinline__ uint32_t affine(int stage) const {
+    return base + T::AFFINE_OFFSET + stage * T::AFFINE_BYTES;
+  }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
   __device__ __forceinline__ uint32_t full_a(int stage) const { return barrier(stage); }
   __device__ __forceinline__ uint32_t empty_a(int stage) const { return barrier(T::STAGES_A + stage); }
@@ -82,7 +91,8 @@ template <class T> struct Shared {
 
   __device__ __forceinline__ int arrivals(int i) const {
     constexpr int FULL_B = 2 * T::STAGES_A, EMPTY_B = FULL_B + T::STAGES_B, EMPTY_8 = T::BARRIERS - T::STAGES_8;
-    if (i < T::STAGES_A || (i >= FULL_B && i < EMPTY_B)) return 1; /* a producer, besides bytes */
+    if (i < T::STAGES_A) return 1; /* a producer, besides bytes */
+    if (i >= FULL_B && i < EMPTY_B) return T::Kind::AFFINE ? 1 + 32 : 1;
     return i < FULL_B || i >= EMPTY_8 ? 128 * T::CONSUMERS : 32 * T::GROUP_WARPS;
   }
 };
@@ -126,8 +136,8 @@ __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtenso
     ptx::mbarrier_wait(shared.empty_a(state.index), state.phase ^ 1);
     for (; k_block == 1 && tries > 0; tries--)
       if (ptx::mbarrier_try_wait(shared.full_b(0), 0)) tries = 1; /* the last try */
-    ptx::mbarrier_arrive_expect_tx(shared.full_a(state.index), p.box_rows * BLOCK_WORDS * 4);
-    ptx::cp_async_bulk_tensor_2d(shared.a(state.index), map, k_block * BLOCK_WORDS, at.m * T::BM,
+    ptx::mbarrier_arrive_expect_tx(shared.full_a(state.index), p.box_rows * T::Kind::A_ROW_BYTES);
+    ptx::cp_async_bulk_tensor_2d(shared.a(state.index), map, k_block * T::Kind::A_ELEMENTS, at.m * T::BM,
                                  shared.full_a(state.index));
   });
 }
@@ -151,6 +161,27 @@ __device__ __forceinline__ void produce_b(const Shared<T> &shared, const RowMaps
   });
 }
 
+/* Factors or zero points, which come with packed B: a warp's copies. */
+template <class T> __device__ __forceinline__ void produce_affine(const Shared<T> &shared, const Arguments &p) {
+  typedef typename HopperB<T>::type B;
+  produce<T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const TileCoord &at, int k_block) {
+    int column = at.n * T::BN + B::first_column();
+    uint32_t to = shared.affine(state.index) + threadIdx.x % 32 * 4;
+    ptx::mbarrier_wait(shared.empty_b(state.index), state.phase ^ 1);
+    if (B::STEP == 1 && p.affine.vector) {
+#pragma unroll
+      for (int u = 0; u < UNITS; u++)
+        if (column < p.N) ptx::cp_async4(to + u * T::BN, affine_row(p.affine, k_block * UNITS + u) + column);
+      ptx::cp_async_mbarrier_arrive_noinc(shared.full_b(state.index));
+    } else {
+#pragma unroll 1
+      for (int u = 0; u < UNITS; u++)
+        ptx::st_shared(to + u * T::BN, load_affine<B::STEP>(p.affine, k_block * UNITS + u, column, p.N));
+      ptx::mbarrier_arrive(shared.full_b(state.index));
+    }
+  });
+}
+
 /* Prefetches B of the first k-blocks into L2, one CTA for each column of a rasterisation group: all CTAs at once for
  * the same lines would take longer than it saves. It reads nothing, so it need not wait for the prerequisite grids. */
 template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::MAPS_B> &maps, const Arguments &p) {
@@ -164,6 +195,29 @@ template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::M
 }
 
 /* ---- unpackers ---- */
+
+/* What word(quarter, e, t) of a k-block's B, a policy, is with its factor or zero point, which lie in shared memory. */
+template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
+  __device__ __forceinline__ AffineB(const Arguments &, uint32_t) {}
+  __device__ __forceinline__ void pin() {}
+  __device__ __forceinline__ uint32_t word(const B &b, int, int e, int t) const { return b.word(e, t); }
+};
+template <class T, class B> struct AffineB<T, B, true> {
+  AffineColumns columns[UNITS];
+  __device__ __forceinline__ AffineB(const Arguments &p, uint32_t from) {
+#pragma unroll
+    for (int u = 0; u < UNITS; u++)
+      columns[u].make(p.affine, ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4));
+  }
+  /* Keeps the compiler from holding what was made of these for another quarter: registers are few. */
+  __device__ __forceinline__ void pin() {
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) columns[u].pin();
+  }
+  __device__ __forceinline__ AffineWord word(const B &b, int quarter, int e, int t) const {
+    return columns[t].word(b.word(e, t), B::column_of(quarter, e));
+  }
+};
 
 /* `warp` counts the unpacking warps. A group of GROUP_WARPS takes a k-block, so that several are in flight at a time.
  * A filled stage is committed (fence, then arrive) after the next k-block's unpacking has begun, when its stores have
@@ -180,7 +234,8 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
   PipelineState<T::STAGES_B> packed;
   PipelineState<T::STAGES_8> wide;
   packed.advance(group), wide.advance(group);
-  Unpacker<T::WIDE> unpacker(p.xor_b);
+  typedef typename HopperB<T>::type B;
+  typename T::Kind::UnpackB unpacker(p.xor_b);
   int filled = -1;   /* stage that is filled and not committed yet */
   bool first = true; /* the first k-block is waited for: it is committed at once */
   auto commit = [&] {
@@ -192,23 +247,29 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
   for (; left > 0; left -= T::UNPACK_GROUPS, k_block += T::UNPACK_GROUPS) {
     while (k_block >= scheduler.k_blocks) k_block -= scheduler.k_blocks;
     int valid = p.words - k_block * BLOCK_WORDS;
-    typename HopperB<T>::type b;
+    B b;
     auto load = [&](int quarter) {
       b.load(shared.b(packed.index), quarter, T::ALIGNED ? 0 : maps.shift[quarter], valid, p.xor_b);
     };
     ptx::mbarrier_wait(shared.full_b(packed.index), packed.phase);
+    AffineB<T, B> affine(p, shared.affine(packed.index));
     load(first_quarter);
 #pragma unroll
     for (int i = 0; i < SHARE; i++)
 #pragma unroll
       for (int column = 0; column < 4; column += T::UNPACK_COLUMNS) {
-        Unpacked<T::WIDE, T::UNPACK_COLUMNS> unpacked(unpacker, [&](int i, int t) { return b.word(column + i, t); });
-        if (column + T::UNPACK_COLUMNS == 4 && i + 1 < SHARE) load(first_quarter + i + 1);
+        int quarter = first_quarter + i;
+        if (column == 0 || !T::NK) affine.pin();
+        typename B::Elements unpacked(
+            unpacker, [&](int i, int t) { return affine.word(b, quarter, column + i, t); });
+        if (T::Kind::MASKS_B && valid < BLOCK_WORDS)
+          unpacked.mask([&](int i, int t) { return B::word_of(quarter, column + i, t) < valid; });
+        if (column + T::UNPACK_COLUMNS == 4 && i + 1 < SHARE) load(quarter + 1);
         if (i + column == 0) {
           if (filled >= 0) commit();
           ptx::mbarrier_wait(shared.empty_b8(wide.index), wide.phase ^ 1);
         }
-        b.store(unpacked, shared.b8(wide.index), first_quarter + i, column);
+        b.store(unpacked, shared.b8(wide.index), quarter, column);
       }
     ptx::mbarrier_arrive(shared.empty_b(packed.index)); /* only now: its words have been used */
     filled = wide.index;
@@ -261,6 +322,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) produce_a<T>(shared, &map_a, p);
     if (threadIdx.x / T::MAPS_B == 32 / T::MAPS_B) produce_b<T>(shared, maps_b, p);
+    if (T::Kind::AFFINE && threadIdx.x / 32 == 2) produce_affine<T>(shared, p);
   } else if (group <= T::UNPACKERS) {
     ptx::setmaxnreg_dec<T::UNPACKER_REGISTERS>();
     unpack_b<T>(shared, maps_b, p, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4);
@@ -276,8 +338,8 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   RowMaps<T::MAPS_B> maps_b;
   Arguments p = make_arguments(problem, plan);
   const int4mm_operand *b = &problem->b;
-  int64_t words = problem->K / 8;
-  cudaError_t error = map_a_of(&map_a, problem, p);
+  int64_t words = int4mm_words_of_k(problem);
+  cudaError_t error = map_a_of<T>(&map_a, problem, p);
   if (error == cudaSuccess)
     error = map_rows(&maps_b, b->words, T::NK ? problem->N : words, T::NK ? words : problem->N, b->stride, T::ROWS,
                      T::ROW_BYTES / 4, T::NK && T::ALIGNED ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_NONE);
@@ -291,11 +353,14 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
 #define LAUNCHER(NAME, ...)                                                                                            \
   extern "C" cudaError_t int4mm_launch_##NAME(const int4mm_problem *problem, const int4mm_plan *plan,                  \
                                               cudaStream_t stream) {                                                   \
-    typedef Tile<__VA_ARGS__, false, false, true, true> Basic;                                                         \
+    typedef Tile<__VA_ARGS__, Kind<false, false>, false, false, true, true> Basic;                                                         \
     static_assert(Basic::BM == INT4MM_TILE(NAME, M) && Basic::BN == INT4MM_TILE(NAME, N), "another tile");             \
     static_assert(Basic::STAGES_8 == INT4MM_TILE(NAME, STAGES), "the registry has another depth");                     \
-    return for_layout(problem, is_aligned(problem->b), [&](auto layer, auto nk, auto aligned, auto out) {              \
-      return launch<Tile<__VA_ARGS__, layer.value, nk.value, aligned.value, out.value>>(problem, plan, stream);        \
+    return for_kind(problem, [&](auto kind) {                                                                          \
+      return for_layout(problem, kind, is_aligned(problem->b), [&](auto layer, auto nk, auto aligned, auto out) {      \
+        typedef Tile<__VA_ARGS__, decltype(kind), layer.value, nk.value, aligned.value, out.value> T;                  \
+        return launch<T>(problem, plan, stream);                                                                       \
+      });                                                                                                              \
     });                                                                                                                \
   }
 LAUNCHER(hopper_256x128, 2, 2, 1, 6, 5, 4, 6)
