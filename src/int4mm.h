@@ -497,7 +497,7 @@ typedef struct int4mm_matmul_args {
   int32_t encoding_b;
   int32_t layout_b;   /* int4mm_layout_b */
   int32_t backend;    /* int4mm_backend_choice */
-  int32_t strassen;   /* CPU: -1 by measured rules, 0 never, 1 or 2 that many levels where they fit */
+  int32_t strassen;   /* CPU: 0 by measured rules, 1 or 2 that many levels where they fit, -1 never */
   const char *kernel; /* force a CUDA kernel by its plan name ("tiled"), NULL for the best */
   void *stream;       /* cudaStream_t for a CUDA call; NULL the default stream */
 } int4mm_matmul_args;

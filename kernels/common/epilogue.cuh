@@ -316,15 +316,12 @@ __device__ __forceinline__ void int4mm_store(const EpilogueArguments &e, Index r
   });
 }
 
-/* The whole epilogue of COUNT neighbouring columns of one row, as far as they lie inside the output's N. LAYER: with
- * activation and residual, whose code would slow down products that have none. Index: the integer type that a kernel
- * counts rows and columns in. */
+/* What follows the scales of COUNT neighbouring columns of one row, as far as they lie inside the output's N. LAYER:
+ * with activation and residual, whose code would slow down products that have none. Index: the integer type that a
+ * kernel counts rows and columns in. */
 template <bool LAYER, int COUNT, class Index>
-__device__ __forceinline__ void int4mm_finish(const EpilogueArguments &e, Index row, Index column, Index N,
-                                              float unscale, float scale_a, const float (&scale_b)[COUNT],
-                                              const float (&bias)[COUNT], const int32_t (&acc)[COUNT]) {
-  float x[COUNT];
-  int4mm_scale_sums(x, acc, unscale, scale_a, scale_b);
+__device__ __forceinline__ void int4mm_finish_scaled(const EpilogueArguments &e, Index row, Index column, Index N,
+                                                     const float (&bias)[COUNT], float (&x)[COUNT]) {
   int4mm_add_bias(x, e, bias);
   if (LAYER && e.layer) {
     int4mm_floats<COUNT> sums;
@@ -335,6 +332,26 @@ __device__ __forceinline__ void int4mm_finish(const EpilogueArguments &e, Index 
     for (int i = 0; i < COUNT; i++) x[i] = sums.x[i];
   }
   int4mm_store(e, row, column, N, x);
+}
+
+/* The whole epilogue of int32 sums with a scale for each column. */
+template <bool LAYER, int COUNT, class Index>
+__device__ __forceinline__ void int4mm_finish(const EpilogueArguments &e, Index row, Index column, Index N,
+                                              float unscale, float scale_a, const float (&scale_b)[COUNT],
+                                              const float (&bias)[COUNT], const int32_t (&acc)[COUNT]) {
+  float x[COUNT];
+  int4mm_scale_sums(x, acc, unscale, scale_a, scale_b);
+  int4mm_finish_scaled<LAYER>(e, row, column, N, bias, x);
+}
+
+/* The whole epilogue of float32 sums which the scales of B are in already; an A of floats has no scale. */
+template <bool LAYER, int COUNT, class Index>
+__device__ __forceinline__ void int4mm_finish_sums(const EpilogueArguments &e, Index row, Index column, Index N,
+                                                   const float (&bias)[COUNT], const float (&sums)[COUNT]) {
+  float x[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) x[i] = e.scale_a ? __fmul_rn(sums[i], __ldg(e.scale_a + row)) : sums[i];
+  int4mm_finish_scaled<LAYER>(e, row, column, N, bias, x);
 }
 
 #endif

@@ -5,6 +5,7 @@
 #include "common/epilogue.cuh"
 #include "common/kernels.h"
 #include "common/nibbles.cuh"
+#include "sm75/general.cuh"
 
 namespace {
 
@@ -41,12 +42,33 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/* The same for operands of every kind. */
+template <int KIND>
+__global__ void __launch_bounds__(kThreads)
+    simple_general_kernel(const int4mm_problem p, const __grid_constant__ EpilogueArguments e) {
+  constexpr bool FLOAT = KIND == FLOATS;
+  int64_t outputs = p.M * p.N, step = (int64_t)gridDim.x * kThreads, words = (p.K + 7) / 8;
+  for (int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x; i < outputs; i += step) {
+    int64_t m = i / p.N, n = i - m * p.N;
+    Sum<FLOAT> sum;
+    for (int64_t j = 0; j < words; j++) {
+      sum.add(load_a<(AKind)KIND>(p, m, j), load_b<FLOAT>(p, j, n));
+      end_word(sum, p, j, n);
+    }
+    finish_sum(sum, p, e, m, n);
+  }
+}
+
 } // namespace
 
 cudaError_t int4mm_launch_simple(const int4mm_problem *problem, const int4mm_plan *, cudaStream_t stream) {
   unsigned blocks = int4mm_blocks(problem->M * problem->N, kThreads);
   EpilogueArguments e = int4mm_epilogue_arguments(problem, 1);
-  if (e.layer)
+  if (!int4mm_is_elementary(problem))
+    for_kind_of_a(problem, [&](auto kind) {
+      simple_general_kernel<decltype(kind)::value><<<blocks, kThreads, 0, stream>>>(*problem, e);
+    });
+  else if (e.layer)
     simple_kernel<true><<<blocks, kThreads, 0, stream>>>(*problem, e);
   else
     simple_kernel<false><<<blocks, kThreads, 0, stream>>>(*problem, e);

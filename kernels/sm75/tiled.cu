@@ -14,6 +14,7 @@
 #include "common/kernels.h"
 #include "common/nibbles.cuh"
 #include "common/shapes.h"
+#include "sm75/general.cuh"
 
 namespace {
 
@@ -77,13 +78,65 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/* ---- operands of every kind ---- */
+
+template <bool FLOAT> struct GeneralTile {
+  Eight<FLOAT> a[kTile][kTile + 1], b[kTile][kTile + 1]; /* [m][j] and [j][n] */
+};
+
+/* Words [.., j0 .. j0+15] of both operands; 0 beyond an edge. */
+template <int KIND>
+__device__ __forceinline__ void load_general(GeneralTile<KIND == FLOATS> &tile, const int4mm_problem &p, int64_t m0,
+                                             int64_t n0, int64_t j0) {
+  constexpr bool FLOAT = KIND == FLOATS;
+  int row = threadIdx.y, col = threadIdx.x;
+  int64_t words = (p.K + 7) / 8;
+  tile.a[row][col] = m0 + row < p.M && j0 + col < words ? load_a<(AKind)KIND>(p, m0 + row, j0 + col) : Eight<FLOAT>{};
+  bool nk = p.b.layout == INT4MM_K_MAJOR; /* neighbouring threads read neighbouring words */
+  int j = nk ? col : row, n = nk ? row : col;
+  tile.b[j][n] = n0 + n < p.N && j0 + j < words ? load_b<FLOAT>(p, j0 + j, n0 + n) : Eight<FLOAT>{};
+}
+
+template <int KIND>
+__device__ __forceinline__ void accumulate_general(Sum<KIND == FLOATS> &sum, GeneralTile<KIND == FLOATS> &tile,
+                                                   const int4mm_problem &p, int64_t m0, int64_t n0) {
+  int64_t words = (p.K + 7) / 8, n = n0 + threadIdx.x;
+  for (int64_t j0 = 0; j0 < words; j0 += kTile) {
+    load_general<KIND>(tile, p, m0, n0, j0);
+    __syncthreads();
+    for (int j = 0; j < kTile && j0 + j < words; j++) {
+      sum.add(tile.a[threadIdx.y][j], tile.b[j][threadIdx.x]);
+      if (n < p.N) end_word(sum, p, j0 + j, n);
+    }
+    __syncthreads();
+  }
+}
+
+template <int KIND>
+__global__ void __launch_bounds__(kThreads)
+    tiled_general_kernel(const int4mm_problem p, const __grid_constant__ EpilogueArguments e) {
+  __shared__ GeneralTile<KIND == FLOATS> tile;
+  int64_t tiles_n = (p.N + kTile - 1) / kTile, tiles = (p.M + kTile - 1) / kTile * tiles_n;
+  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
+    int64_t m0 = t / tiles_n * kTile, n0 = t % tiles_n * kTile;
+    Sum<KIND == FLOATS> sum;
+    accumulate_general<KIND>(sum, tile, p, m0, n0);
+    int64_t m = m0 + threadIdx.y, n = n0 + threadIdx.x;
+    if (m < p.M && n < p.N) finish_sum(sum, p, e, m, n);
+  }
+}
+
 } // namespace
 
 cudaError_t int4mm_launch_tiled(const int4mm_problem *problem, const int4mm_plan *, cudaStream_t stream) {
   int64_t tiles = (problem->M + kTile - 1) / kTile * ((problem->N + kTile - 1) / kTile);
   unsigned blocks = int4mm_blocks(tiles, 1);
   EpilogueArguments e = int4mm_epilogue_arguments(problem, 1);
-  if (e.layer)
+  if (!int4mm_is_elementary(problem))
+    for_kind_of_a(problem, [&](auto kind) {
+      tiled_general_kernel<decltype(kind)::value><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, e);
+    });
+  else if (e.layer)
     tiled_kernel<true><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, e);
   else
     tiled_kernel<false><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, e);

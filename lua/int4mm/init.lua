@@ -20,8 +20,9 @@
 --   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}; data:
 --   @{int4mm.factory.generate_test_data|generate_test_data}
 -- - quantising: @{int4mm.ops.rotate|rotate}, @{int4mm.ops.quantize|quantize}, @{int4mm.ops.dequantize|dequantize}, the
---   oracles @{int4mm.reference.rotate_reference|rotate_reference} and
---   @{int4mm.reference.quantize_reference|quantize_reference}
+--   oracles @{int4mm.reference.rotate_reference|rotate_reference},
+--   @{int4mm.reference.quantize_reference|quantize_reference} and
+--   @{int4mm.reference.dequantize_reference|dequantize_reference}
 -- - between products: @{int4mm.elementwise.add|add}, @{int4mm.elementwise.mul|mul}, @{int4mm.elementwise.exp|exp},
 --   @{int4mm.elementwise.tanh|tanh}, @{int4mm.elementwise.erf|erf}, @{int4mm.elementwise.relu|relu},
 --   @{int4mm.elementwise.silu|silu}, @{int4mm.elementwise.gelu|gelu}, @{int4mm.elementwise.softmax|softmax},
@@ -104,6 +105,7 @@ return {
   quantize = ops.quantize,
   quantize_reference = reference.quantize_reference,
   dequantize = ops.dequantize,
+  dequantize_reference = reference.dequantize_reference,
   generate_test_data = factory.generate_test_data,
 
   -- between products

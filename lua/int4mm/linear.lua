@@ -116,7 +116,7 @@ end
 function linear.linear_workspace(M, K)
   check.integer("linear_workspace", "M", M, 0)
   check.integer("linear_workspace", "K", K, 0)
-  return tonumber(lib.int4mm_linear_workspace(M, K))
+  return tonumber(lib.int4mm_linear_workspace(M, K, 0))
 end
 
 -- ---- a layer ----

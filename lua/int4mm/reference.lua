@@ -308,15 +308,138 @@ local function quantize_lines(name, src, lines, known, most)
   return out, scales
 end
 
+-- ---- groups ----
+
+local function round_signed(x) return x < 0 and -round_half_even(-x) or round_half_even(x) end
+
+local function clamp(x, low, high) return math.min(math.max(x, low), high) end
+
+-- A step: { scale =, zero =, low =, high = }, of which a value is (q - zero) * scale.
+local function is_step(x) return x > 0 and x < math.huge end
+
+local function quantum_by_step(x, step)
+  if not is_step(step.scale) then return 0 end
+  return clamp(round_signed(to_float(x / step.scale)) + step.zero, step.low, step.high)
+end
+
+-- Infinite for an infinite scale, so that a smaller one is better.
+local function error_of_step(x, step)
+  if step.scale == math.huge then return math.huge end
+  local sums, sum = {}, 0
+  for i = 0, 31 do sums[i] = 0 end
+  for k = 0, #x - 1 do
+    local e = x[k + 1] - (quantum_by_step(x[k + 1], step) - step.zero) * step.scale
+    sums[k % 32] = sums[k % 32] + e * e
+  end
+  for i = 0, 31 do sum = sum + sums[i] end
+  return sum
+end
+
+-- The step with a zero point of values whose range with 0 is low .. high.
+local function affine_step(low, high, clip)
+  low, high = to_float(low * clip), to_float(high * clip)
+  local step = { scale = to_float(to_float(high - low) / 15), zero = 0, low = -8, high = 7 }
+  if is_step(step.scale) then step.zero = clamp(-8 - round_signed(to_float(low / step.scale)), -8, 7) end
+  return step
+end
+
+local function affine_step_of_group(x, known)
+  local low, high = 0, 0
+  for _, v in ipairs(x) do
+    if v - v ~= 0 then return { scale = math.huge, zero = 0, low = -8, high = 7 } end
+    low, high = math.min(low, v), math.max(high, v)
+  end
+  if known.clip_mse == 0 then return affine_step(low, high, known.clip == 0 and 1 or known.clip) end
+  local best, least
+  for i = 64, 32, -1 do
+    local step = affine_step(low, high, i / 64)
+    local err = error_of_step(x, step)
+    if not best or err < least then best, least = step, err end
+  end
+  return best
+end
+
+-- The steps of a line's groups, an array of arrays of values; with factors, these and their scale as well.
+local function steps_of_line(groups, known, most)
+  local steps, largest = {}, 0
+  for g, x in ipairs(groups) do
+    steps[g] = known.zeros and affine_step_of_group(x, known)
+      or { scale = scale_of_line(x, known, most), zero = 0, low = -most, high = most }
+    largest = math.max(largest, steps[g].scale)
+  end
+  if not known.factors then return steps end
+  local unit, factors = to_float(largest / 15), {}
+  for g, step in ipairs(steps) do
+    factors[g] = is_step(unit) and clamp(round_signed(to_float(step.scale / unit)), 1, 15) or 1
+    steps[g] = { scale = to_float(factors[g] * unit), zero = 0, low = -8, high = 7 }
+  end
+  return steps, factors, unit
+end
+
+-- A line cut into groups of known.group values; 0: one group.
+local function cut(x, known)
+  local groups = known.group == 0 and { {} } or {}
+  for k, v in ipairs(x) do
+    local g = known.group == 0 and 1 or math.ceil(k / known.group)
+    groups[g] = groups[g] or {}
+    groups[g][#groups[g] + 1] = v
+  end
+  return groups
+end
+
+-- A new tensor beside those of src, and the function that writes its element of a line and a group.
+local function beside(name, src, known, dtype, group)
+  local info = enums.dtypes[dtype]
+  local rank, rows, columns = ops.shape_beside(src:size(1), src:size(2), known.dim, group)
+  local t = tensor.alloc(name, rank, rows, columns, info, enums.CPU)
+  local data = ffi.cast(info.pointer, t:data())
+  return t, function(l, g, x)
+    local at = l - 1
+    if rank == 2 then at = known.dim == 0 and (g - 1) * t.stride + l - 1 or (l - 1) * t.stride + g - 1 end
+    data[at] = info.encode(x)
+  end
+end
+
+-- As quantize_lines, with groups or zero points.
+local function quantize_groups(name, src, lines, known, most)
+  local dim, size = known.dim, { src:size(1), src:size(2) }
+  if most == 7 then size[dim + 1] = math.ceil(size[dim + 1] / 8) end
+  local out = tensor.alloc(name, 2, size[1], size[2], known.dtype, enums.CPU)
+  local scales, set_scale = beside(name, src, known, "float32", known.factors and 0 or known.group)
+  local other, set_other
+  if known.zeros or known.factors then other, set_other = beside(name, src, known, "int8", known.group) end
+  for l, x in ipairs(lines) do
+    if known.rotate > 0 then rotate_line(x, known.rotate) end
+    local groups = cut(x, known)
+    local steps, factors, unit = steps_of_line(groups, known, most)
+    if factors then set_scale(l, 1, unit) end
+    local k = 0
+    for g, step in ipairs(steps) do
+      if not factors then set_scale(l, g, step.scale) end
+      if set_other then set_other(l, g, factors and factors[g] or step.zero) end
+      for _, v in ipairs(groups[g]) do
+        k = k + 1
+        x[k] = quantum_by_step(v, step)
+      end
+    end
+  end
+  store(out, lines, dim, known.encoding)
+  tensor.keep(src, out, scales, other)
+  return out, scales, other
+end
+
 --- @{int4mm.ops.quantize} in plain LuaJIT: slow on purpose, and what every backend is compared with, bit for bit.
 -- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
--- @tparam[opt] table opts `dim`, `rotate`, `clip`, `dtype` and `encoding` as there
+-- @tparam[opt] table opts `dim`, `rotate`, `group_size`, `group_scales`, `zero_point`, `clip`, `dtype` and `encoding`
+--   as there
 -- @treturn tensor packed, int32 or int8, on the CPU
 -- @treturn tensor scales, float32, on the CPU
+-- @treturn ?tensor zeros or factors, int8, on the CPU
 -- @raise as quantize
 function reference.quantize_reference(src, opts)
   local name = "quantize_reference"
-  opts = check.options(name, opts, { "dim", "rotate", "clip", "dtype", "encoding" })
+  opts = check.options(name, opts,
+    { "dim", "rotate", "group_size", "group_scales", "zero_point", "clip", "dtype", "encoding" })
   local known = ops.quantize_options(name, src, opts)
   check_float_matrix(name, src)
   local dim, most = known.dim, known.dtype == enums.dtypes.int8 and 127 or 7
@@ -324,7 +447,84 @@ function reference.quantize_reference(src, opts)
   src = tensor.on_cpu(name, src)
   local lines = lines_of(src, dim)
   first_not_finite(name, lines, dim)
-  return quantize_lines(name, src, lines, known, most)
+  local quantize = (known.group > 0 or known.zeros) and quantize_groups or quantize_lines
+  return quantize(name, src, lines, known, most)
+end
+
+-- ---- dequantizing ----
+
+-- The function that reads the element of a line and a group of a tensor beside packed ones, which has to have this
+-- shape and one of these dtypes.
+local function reader(name, what, t, known, group, dtypes, expected)
+  local rank, rows, columns = ops.shape_beside(known.rows, known.columns, known.dim, group)
+  if #t.shape ~= rank or t.shape[1] ~= rows or (rank == 2 and t.shape[2] ~= columns) or not dtypes[t.dtype] then
+    check.raise(name, "%s is %s, expected [%d%s] %s", what, check.describe(t), rows,
+      rank == 2 and (", %d"):format(columns) or "", expected)
+  end
+  t = tensor.on_cpu(name, t)
+  local info = enums.dtypes[t.dtype]
+  local data, stride = ffi.cast(info.pointer, t:data()), t.stride
+  return function(l, g)
+    local at = l
+    if rank == 2 then at = known.dim == 0 and g * stride + l or l * stride + g end
+    tensor.keep(t)
+    return info.decode(data[at])
+  end
+end
+
+-- The values of packed, q[r][c] counted from 0.
+local function unpack(name, packed, known)
+  packed = tensor.on_cpu(name, packed)
+  local q, data, stride = {}, ffi.cast(enums.dtypes[packed.dtype].pointer, packed:data()), packed.stride
+  local value = values[enums.encoding_names[known.encoding]]
+  for r = 0, known.rows - 1 do
+    q[r] = {}
+    for c = 0, known.columns - 1 do
+      if packed.dtype == "int8" then
+        q[r][c] = data[r * stride + c]
+      else
+        local k = known.dim == 0 and r or c
+        local row, column = known.dim == 0 and math.floor(r / 8) or r, known.dim == 0 and c or math.floor(c / 8)
+        q[r][c] = value(band(rshift(data[row * stride + column], 4 * (k % 8)), 15))
+      end
+    end
+  end
+  tensor.keep(packed)
+  return q
+end
+
+--- @{int4mm.ops.dequantize} in plain LuaJIT: slow on purpose, and what every backend is compared with.
+-- @tparam tensor packed int32 or int8
+-- @tparam tensor scales
+-- @tparam[opt] table opts `dim`, `length`, `encoding`, `group_size`, `zeros`, `factors` and `dtype` as there
+-- @treturn tensor on the CPU
+-- @raise as dequantize
+function reference.dequantize_reference(packed, scales, opts)
+  local name = "dequantize_reference"
+  opts = check.options(name, opts, { "dim", "length", "encoding", "group_size", "zeros", "factors", "dtype" })
+  local known = ops.dequantize_options(name, packed, scales, opts)
+  local by_group = known.group > 0 and not opts.factors
+  local scale_of = reader(name, "scales", scales, known, by_group and known.group or 0,
+    by_group and enums.float_dtypes or { float32 = true }, by_group and "float32, float16 or bfloat16" or "float32")
+  local function whole(key)
+    return opts[key] and reader(name, key, opts[key], known, known.group, { int8 = true }, "int8")
+  end
+  local zero, factor = whole "zeros", whole "factors"
+  local q = unpack(name, packed, known)
+  local out = tensor.alloc(name, 2, known.rows, known.columns, known.dtype, enums.CPU)
+  local data, stride = ffi.cast(known.dtype.pointer, out:data()), out.stride
+  for r = 0, known.rows - 1 do
+    for c = 0, known.columns - 1 do
+      local l, k = c, r
+      if known.dim == 1 then l, k = r, c end
+      local g = known.group > 0 and math.floor(k / known.group) or 0
+      local step = scale_of(l, g)
+      if factor then step = to_float(factor(l, g) * step) end
+      data[r * stride + c] = known.dtype.encode(to_float((q[r][c] - (zero and zero(l, g) or 0)) * step))
+    end
+  end
+  tensor.keep(out)
+  return out
 end
 
 -- ---- a layer ----

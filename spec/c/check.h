@@ -30,6 +30,13 @@ static int checks, failures;
     CHECK(strstr(int4mm_last_error(), words) != NULL);                                                                 \
   } while (0)
 
+/* int4mm_dequantize of rows or columns that are one group each. */
+static inline int32_t dequantize(const int4mm_tensor *dst, const int4mm_tensor *packed, const int4mm_tensor *scales,
+                                 int32_t dim, int32_t encoding) {
+  return int4mm_dequantize(
+      &(int4mm_dequantize_args){.dst = dst, .packed = packed, .scales = scales, .dim = dim, .encoding = encoding});
+}
+
 static inline int report(void) {
   printf("%d checks, %d failed\n", checks, failures);
   return failures != 0;

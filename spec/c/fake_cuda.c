@@ -335,6 +335,14 @@ static void run_quantize(const void *job) {
   (void)int4mm_cpu_quantize(job, &bad); /* unchecked: whatever the values */
 }
 
+static void run_quantize_groups(const void *job) {
+  if (int4mm_cpu_quantize_groups(job)) abort();
+}
+
+static void run_dequantize_groups(const void *job) {
+  int4mm_cpu_dequantize_groups(job);
+}
+
 static void run_rotate(const void *job) {
   int4mm_cpu_rotate(job);
 }
@@ -367,6 +375,33 @@ static int32_t fake_quantize(int32_t device, const int4mm_pack_job *job, int64_t
   return status ? status : int4mm_cpu_quantize(&j, bad);
 }
 
+static int4mm_group_job host_group_job(int32_t device, const int4mm_group_job *job) {
+  int4mm_group_job j = *job;
+  j.packed = host_matrix(device, j.packed), j.plain = host_matrix(device, j.plain);
+  j.scales = host_matrix(device, j.scales), j.zeros = host_matrix(device, j.zeros);
+  j.factors = host_matrix(device, j.factors), j.group_scales = host_matrix(device, j.group_scales);
+  return j;
+}
+
+static int32_t fake_quantize_groups(int32_t device, const int4mm_group_job *job, void *stream) {
+  int4mm_group_job j = host_group_job(device, job);
+  enqueue(stream, run_quantize_groups, &j, sizeof j);
+  return INT4MM_OK;
+}
+
+static int32_t fake_dequantize_groups(int32_t device, const int4mm_group_job *job, void *stream) {
+  int4mm_group_job j = host_group_job(device, job);
+  enqueue(stream, run_dequantize_groups, &j, sizeof j);
+  return INT4MM_OK;
+}
+
+static int32_t fake_find_not_finite(int32_t device, const int4mm_matrix *src, int64_t *bad, void *stream) {
+  int4mm_matrix m = host_matrix(device, *src);
+  int32_t status = check_waitable(stream, "check values", "give check = false");
+  if (!status) *bad = int4mm_cpu_find_not_finite(&m);
+  return status;
+}
+
 static void run_matmul(const void *job) {
   if (int4mm_cpu_matmul(job)) abort();
 }
@@ -382,6 +417,8 @@ static int32_t fake_matmul(int32_t device, const int4mm_pack_job *quantize, cons
   if (plan->device != device) abort();
   p.a.data = to_host(device, p.a.data), p.b.data = to_host(device, p.b.data), p.bias = to_host(device, p.bias);
   p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
+  p.b.group_scales.data = to_host(device, p.b.group_scales.data), p.b.zeros.data = to_host(device, p.b.zeros.data);
+  p.b.factors.data = to_host(device, p.b.factors.data);
   p.out.data = to_host(device, p.out.data), p.residual.data = to_host(device, p.residual.data);
   if (quantize) (void)fake_quantize(device, quantize, NULL, stream);
   enqueue(stream, run_matmul, &p, sizeof p);
@@ -501,9 +538,12 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .matmul = fake_matmul,
                                       .pack = fake_pack,
                                       .quantize = fake_quantize,
+                                      .quantize_groups = fake_quantize_groups,
+                                      .find_not_finite = fake_find_not_finite,
                                       .rotate = fake_rotate,
                                       .unpack = fake_unpack,
                                       .dequantize = fake_dequantize,
+                                      .dequantize_groups = fake_dequantize_groups,
                                       .map = fake_map,
                                       .rowwise = fake_rowwise,
                                       .random = fake_random,

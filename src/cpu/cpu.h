@@ -60,6 +60,9 @@ const int4mm_cpu_table *int4mm_cpu_current(void);
 /* elementwise/: the calls of backend.h over one table of loops. */
 int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *job, int64_t *bad);
 int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *job, int64_t *bad);
+int32_t int4mm_elementwise_quantize_groups(const int4mm_rows *rows, const int4mm_group_job *job);
+void int4mm_elementwise_dequantize_groups(const int4mm_rows *rows, const int4mm_group_job *job);
+int64_t int4mm_elementwise_find_not_finite(const int4mm_rows *rows, const int4mm_matrix *src);
 void int4mm_elementwise_rotate(const int4mm_rows *rows, const int4mm_rotate_job *job);
 void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *job);
 void int4mm_elementwise_random(const int4mm_rows *rows, const int4mm_random_job *job);
@@ -100,7 +103,7 @@ const char *int4mm_threads_warning(void);
 static inline const uint32_t *int4mm_b_word(const int4mm_problem *p, int64_t j, int64_t n) {
   if (int4mm_is_k_major(&p->b)) return p->b.words + n * p->b.stride + j;
   if (!int4mm_is_panels(&p->b)) return p->b.words + j * p->b.stride + n;
-  return p->b.words + (n / INT4MM_PANEL * (p->K / 8) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
+  return p->b.words + (n / INT4MM_PANEL * int4mm_words_of_k(p) + j) * INT4MM_PANEL + n % INT4MM_PANEL;
 }
 
 #endif

@@ -66,7 +66,7 @@ int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kern
 
 bool int4mm_wants_copy_of_a(const int4mm_problem *problem, const int4mm_plan *plan) {
   const int4mm_operand *a = &problem->a;
-  bool aligned = (uintptr_t)a->data % 16 == 0 && a->stride % 4 == 0;
+  bool aligned = (uintptr_t)a->data % 16 == 0 && a->stride * (int64_t)int4mm_dtype_size(a->dtype) % 16 == 0;
   return int4mm_kernels_cuda[plan->kernel].family->copies_a && !aligned;
 }
 
@@ -88,12 +88,21 @@ static int32_t check_problem(const int4mm_gpu_problem *p) {
   int32_t status = check_number("sms", p->sms, 1, MAX_SMS);
   if (!status) status = check_number("M", p->M, 0, max_size);
   if (!status) status = check_number("N", p->N, 0, max_size);
-  if (!status) status = check_number("K", p->K, 0, INT4MM_MAX_K);
-  if (!status && p->K % 8)
+  if (!status) status = check_number("K", p->K, 0, p->dtype_a ? max_size : INT4MM_MAX_K);
+  bool words = p->dtype_a == INT4MM_INT32;
+  int64_t k8 = p->K / 8 + (p->K % 8 != 0);
+  if (!status && words && p->K % 8)
     status = int4mm_fail(INT4MM_ERR_ARGUMENT, "K is %lld, expected a multiple of 8", (long long)p->K);
-  if (!status) status = check_number("lda", p->lda, p->K / 8, max_size);
+  if (!status && !int4mm_dtype_size(p->dtype_a))
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "dtype_a is %d, which is not an int4mm_dtype", (int)p->dtype_a);
+  if (!status) status = check_number("scaling", p->scaling, INT4MM_PER_COLUMN, INT4MM_GROUP_FACTORS);
+  if (!status) status = check_number("group", p->group, 0, max_size);
+  if (!status && p->scaling && p->K && !p->group)
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "group is 0, but scaling has groups");
+  if (!status) status = check_number("zeros", p->zeros, 0, p->scaling == INT4MM_GROUP_FACTORS ? 0 : 1);
+  if (!status) status = check_number("lda", p->lda, words ? k8 : p->K, max_size);
   if (!status) status = check_number("layout_b", p->layout_b, INT4MM_B_KN, INT4MM_B_NK);
-  if (!status) status = check_number("ldb", p->ldb, p->layout_b == INT4MM_B_NK ? p->K / 8 : p->N, max_size);
+  if (!status) status = check_number("ldb", p->ldb, p->layout_b == INT4MM_B_NK ? k8 : p->N, max_size);
   if (!status) status = check_number("ldo", p->ldo, p->N, max_size);
   if (!status) status = check_alignment("align_a", p->align_a);
   if (!status) status = check_alignment("align_b", p->align_b);

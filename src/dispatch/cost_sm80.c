@@ -36,6 +36,7 @@ static int64_t shared_limit(int32_t arch) {
 }
 
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  if (!int4mm_plan_is_elementary(p)) return "is for W4A4 with a scale for each column";
   if (p->M < 1 || p->N < 1 || p->K < 8) return "needs an M, N and K above 0";
   if (int4mm_plan_ceil_div(p->M, kernel->tile_m) > UINT16_MAX) return "has a grid of at most 65535 blocks of rows";
   return p->N > INT32_MAX / 16 ? "needs an N below 2^27" : NULL;

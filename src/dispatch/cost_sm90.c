@@ -22,6 +22,7 @@ enum {
 static const int64_t max_extent = (int64_t)INT32_MAX - 1023, max_stride = ((int64_t)1 << 36) - 1;
 
 static const char *wgmma_unsupported(const int4mm_gpu_problem *p) {
+  if (!int4mm_plan_is_elementary(p)) return "is for W4A4 with a scale for each column";
   if (p->M < 1 || p->N < 1 || p->K < 8) return "needs an M, N and K above 0";
   if (p->M > max_extent || p->N > max_extent) return "needs an M and N below 2147482625";
   if (p->lda > max_stride || p->ldb > max_stride) return "needs strides of a_packed and b_packed below 2^36";

@@ -3,6 +3,8 @@
  */
 #include "dispatch/registry.h"
 
+#include "core/dtype.h"
+
 #define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family)                                        \
   {#name, min_arch, max_arch, tile_m, tile_n, stages, &int4mm_family_##family},
 const int4mm_kernel int4mm_kernels_cuda[] = {
@@ -46,6 +48,11 @@ int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *p) {
   return int4mm_plan_ceil_div(p->K, INT4MM_BLOCK_K);
 }
 
+bool int4mm_plan_is_elementary(const int4mm_gpu_problem *p) {
+  return p->dtype_a == INT4MM_INT32 && p->scaling == INT4MM_PER_COLUMN && !p->zeros;
+}
+
 int int4mm_plan_aligned16(const int4mm_gpu_problem *p) {
-  return p->align_a >= 16 && p->align_b >= 16 && p->lda % 4 == 0 && p->ldb % 4 == 0;
+  int64_t vector = 16 / (int64_t)int4mm_dtype_size(p->dtype_a);
+  return p->align_a >= 16 && p->align_b >= 16 && p->lda % vector == 0 && p->ldb % 4 == 0;
 }

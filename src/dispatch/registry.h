@@ -56,6 +56,8 @@ int32_t int4mm_plan_ctas(int64_t n);
 int64_t int4mm_plan_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
 /* k-blocks of a problem. */
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *problem);
+/* W4A4 with a scale for each column alone, as int4mm_is_elementary. */
+bool int4mm_plan_is_elementary(const int4mm_gpu_problem *problem);
 /* Whether rows of A and B start on 16 bytes. */
 int int4mm_plan_aligned16(const int4mm_gpu_problem *problem);
 

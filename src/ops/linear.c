@@ -1,33 +1,40 @@
 /*
  * A layer: the checks of its arguments, its quantised activations, and the product around which it is built.
  */
+#include "core/dtype.h"
 #include "cpu/backend.h"
 #include "dispatch/devices.h"
 #include "ops/common.h"
 #include "ops/matmul.h"
 
-/* ---- workspace: words [M, stride], then scales [M] ---- */
+/* ---- workspace: the quantised x [M, stride], then its scales [M]; or the rotated x ---- */
 
 typedef struct workspace {
-  int64_t stride;       /* words of a row, which starts on 16 bytes as the fast kernels want it */
+  int32_t dtype;        /* of the quantised or rotated x: int32 words, int8, or float32, which serves all floats */
+  int64_t stride;       /* elements of a row, which starts on 16 bytes as the fast kernels want it */
   int64_t scales_start; /* bytes before the scales */
   int64_t bytes;
 } workspace;
 
 /* bytes is 0 where M or K is negative or they are too large to count. */
-static workspace plan_workspace(int64_t M, int64_t K) {
-  workspace w = {0};
-  if (M < 0 || K < 0 || K > INT64_MAX - 31) return w;
-  w.stride = (K + 31) / 32 * 4;
-  if (__builtin_mul_overflow(M, w.stride * 4, &w.scales_start) || w.scales_start > INT64_MAX - 255) return w;
+static workspace plan_workspace(int64_t M, int64_t K, int32_t activations) {
+  workspace w = {.dtype = activations == INT4MM_ACTIVATIONS_INT4   ? INT4MM_INT32
+                          : activations == INT4MM_ACTIVATIONS_INT8 ? INT4MM_INT8
+                                                                   : INT4MM_FLOAT32};
+  if (M < 0 || K < 0 || K > INT64_MAX / 16) return w;
+  w.stride = (K + 31) / 32 * (w.dtype == INT4MM_INT32 ? 4 : 32);
+  if (__builtin_mul_overflow(M, w.stride * (int64_t)int4mm_dtype_size(w.dtype), &w.scales_start) ||
+      w.scales_start > INT64_MAX - 255)
+    return w;
   w.scales_start = (w.scales_start + 255) / 256 * 256;
   if (M > (INT64_MAX - w.scales_start) / 4) return w;
-  w.bytes = w.scales_start + M * 4;
+  w.bytes = w.scales_start + (w.dtype == INT4MM_FLOAT32 ? 0 : M * 4);
   return w;
 }
 
-int64_t int4mm_linear_workspace(int64_t M, int64_t K) {
-  return plan_workspace(M, K).bytes;
+int64_t int4mm_linear_workspace(int64_t M, int64_t K, int32_t activations) {
+  if (activations < INT4MM_ACTIVATIONS_INT4 || activations > INT4MM_ACTIVATIONS_FLOAT) return 0;
+  return plan_workspace(M, K, activations).bytes;
 }
 
 /* ---- checks ---- */
@@ -46,7 +53,13 @@ static int32_t check_options(const int4mm_linear_args *args) {
   if (!status) status = int4mm_check_range("layout_b", args->layout_b, 0, 1, "0 for [K/8, N] or 1 for [N, K/8]");
   if (!status)
     status = int4mm_check_range("activation", args->activation, 0, INT4MM_GELU_TANH, "an int4mm_activation, 0 to 4");
+  if (!status)
+    status = int4mm_check_range("activations", args->activations, 0, INT4MM_ACTIVATIONS_FLOAT,
+                                "an int4mm_activations, 0 to 2");
   if (!status && args->rotate) status = int4mm_check_block("rotate", args->rotate, "x", args->x, 1);
+  bool clips = args->clip != 0 || args->clip_mse;
+  if (!status && args->activations == INT4MM_ACTIVATIONS_FLOAT && clips)
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "clip is given, but the activations stay floats: it is for quantising");
   return status ? status : int4mm_check_clip(args->clip, args->clip_mse);
 }
 
@@ -54,8 +67,8 @@ static int32_t check_options(const int4mm_linear_args *args) {
 static int32_t check_others(const layer *l) {
   const int4mm_linear_args *args = l->args;
   int64_t M = l->call.M, N = l->call.N;
-  int32_t status = int4mm_check_vector("scale_b", args->scale_b, N, "scale per column of b");
-  if (!status && args->bias) status = int4mm_check_vector("bias", args->bias, N, "addend per column of b");
+  int32_t status = INT4MM_OK;
+  if (args->bias) status = int4mm_check_vector("bias", args->bias, N, "addend per column of b");
   if (!status && args->residual) status = int4mm_check_floats("residual", args->residual, M, N);
   if (!status) status = int4mm_check_out(args->out, args->out_dtype, M, N);
   if (status || !args->workspace) return status;
@@ -78,6 +91,8 @@ static int32_t check_places(const layer *l) {
   } tensors[] = {{"x", args->x},
                  {"b_packed", args->b_packed},
                  {"scale_b", args->scale_b},
+                 {"zero_b", args->zero_b},
+                 {"factor_b", args->factor_b},
                  {"bias", args->bias},
                  {"residual", args->residual},
                  {"workspace", args->workspace},
@@ -94,16 +109,24 @@ static int32_t check_places(const layer *l) {
   return status;
 }
 
-/* The quantised x as the product's A, without data. */
+/* Whether the product's A is made in the workspace, from x. */
+static bool uses_workspace(const int4mm_linear_args *args) {
+  return args->activations != INT4MM_ACTIVATIONS_FLOAT || args->rotate;
+}
+
+/* The product's A: x itself, or what is made of it, without data. */
 static void describe_a(layer *l) {
   const int4mm_tensor *x = l->args->x;
-  l->workspace = plan_workspace(x->shape[0], x->shape[1]);
-  l->a_packed = (int4mm_tensor){.shape = {x->shape[0], (x->shape[1] + 7) / 8},
+  l->workspace = plan_workspace(x->shape[0], x->shape[1], l->args->activations);
+  l->a_packed = *x;
+  if (!uses_workspace(l->args)) return;
+  bool words = l->workspace.dtype == INT4MM_INT32, floats = l->workspace.dtype == INT4MM_FLOAT32;
+  l->a_packed = (int4mm_tensor){.shape = {x->shape[0], words ? (x->shape[1] + 7) / 8 : x->shape[1]},
                                 .stride = l->workspace.stride,
                                 .rank = 2,
-                                .dtype = INT4MM_INT32,
+                                .dtype = floats ? x->dtype : l->workspace.dtype,
                                 .device = x->device};
-  int4mm_set_mark(&l->a_packed, 1, INT4MM_TWOS_COMPLEMENT, x->shape[1], l->args->rotate);
+  if (words) int4mm_set_mark(&l->a_packed, 1, INT4MM_TWOS_COMPLEMENT, x->shape[1], l->args->rotate);
   l->scale_a =
       (int4mm_tensor){.shape = {x->shape[0], 1}, .stride = 1, .rank = 1, .dtype = INT4MM_FLOAT32, .device = x->device};
 }
@@ -127,17 +150,20 @@ static int32_t check_layer(layer *l, const int4mm_linear_args *args) {
   describe_a(l);
   l->product_args = (int4mm_matmul_args){.a_packed = &l->a_packed,
                                          .b_packed = args->b_packed,
-                                         .scale_a = &l->scale_a,
+                                         .scale_a = args->activations == INT4MM_ACTIVATIONS_FLOAT ? NULL : &l->scale_a,
                                          .scale_b = args->scale_b,
+                                         .zero_b = args->zero_b,
+                                         .factor_b = args->factor_b,
+                                         .group = args->group,
                                          .bias = args->bias,
                                          .out = args->out,
                                          .out_dtype = args->out_dtype,
                                          .encoding_b = args->encoding_b,
                                          .layout_b = args->layout_b,
-                                         .strassen = -1,
                                          .kernel = args->kernel,
                                          .stream = args->stream};
-  l->call = (int4mm_matmul_call){.args = &l->product_args, .activation = args->activation, .residual = args->residual};
+  l->call = (int4mm_matmul_call){
+      .args = &l->product_args, .rotate_a = args->rotate, .activation = args->activation, .residual = args->residual};
   status = int4mm_take_weight(&l->call);
   if (!status) status = int4mm_check_product(&l->call, "x", args->x);
   if (!status) status = check_others(l);
@@ -150,8 +176,8 @@ static int32_t check_layer(layer *l, const int4mm_linear_args *args) {
 
 /* ---- running ---- */
 
-/* With the workspace at `memory`. */
-static int32_t run(layer *l, const int4mm_dispatch_target *target, char *memory) {
+/* x quantised into the workspace at `memory`, then the product. */
+static int32_t run_quantized(layer *l, const int4mm_dispatch_target *target, char *memory) {
   const int4mm_linear_args *args = l->args;
   l->a_packed.data = memory, l->scale_a.data = memory + l->workspace.scales_start;
   int4mm_pack_job quantize = int4mm_make_pack_job(&l->a_packed, args->x, &l->scale_a, 1, INT4MM_TWOS_COMPLEMENT, false);
@@ -163,8 +189,27 @@ static int32_t run(layer *l, const int4mm_dispatch_target *target, char *memory)
   return status;
 }
 
+/* x as it is, or rotated into the workspace at `memory`, then the product. */
+static int32_t run_floats(layer *l, const int4mm_dispatch_target *target, char *memory) {
+  int4mm_rotate_job rotate = {.src = int4mm_as_matrix(l->args->x), .dim = 1, .block = l->args->rotate};
+  if (memory) {
+    l->a_packed.data = memory;
+    rotate.dst = int4mm_as_matrix(&l->a_packed);
+    l->call.rotate = &rotate;
+  }
+  int32_t status = int4mm_run_matmul(&l->call, target);
+  l->call.rotate = NULL;
+  return status;
+}
+
+static int32_t run(layer *l, const int4mm_dispatch_target *target, char *memory) {
+  if (l->args->activations == INT4MM_ACTIVATIONS_FLOAT) return run_floats(l, target, memory);
+  return run_quantized(l, target, memory);
+}
+
 static int32_t run_on_cpu(layer *l) {
   const int4mm_dispatch_target target = {.device = INT4MM_CPU};
+  if (!uses_workspace(l->args)) return run(l, &target, NULL);
   if (l->args->workspace) return run(l, &target, l->args->workspace->data);
   void *memory = int4mm_workspace_acquire(l->workspace.bytes);
   if (!memory) return INT4MM_ERR_MEMORY;
@@ -177,11 +222,13 @@ static int32_t run_on_gpu(layer *l) {
   const int4mm_linear_args *args = l->args;
   int4mm_dispatch_target target = {.device = args->x->device};
   /* now, so that nothing comes between the quantising and the product in the stream */
-  int32_t status = int4mm_open_cuda(&target.cuda, args->stream,
-                                    (const int4mm_tensor *[]){args->x, args->b_packed, args->scale_b, args->bias,
-                                                              args->residual, args->out, args->workspace},
-                                    7);
-  if (status || args->workspace) return status ? status : run(l, &target, args->workspace->data);
+  int32_t status =
+      int4mm_open_cuda(&target.cuda, args->stream,
+                       (const int4mm_tensor *[]){args->x, args->b_packed, args->scale_b, args->zero_b, args->factor_b,
+                                                 args->bias, args->residual, args->out, args->workspace},
+                       9);
+  if (status || !uses_workspace(args)) return status ? status : run(l, &target, NULL);
+  if (args->workspace) return run(l, &target, args->workspace->data);
   void *memory;
   status = target.cuda->scratch(target.device, (size_t)l->workspace.bytes, &memory, args->stream);
   if (status) return status;

@@ -14,7 +14,8 @@ static int32_t check_options(const int4mm_matmul_args *args) {
   if (!status) status = int4mm_check_encoding("encoding_b", args->encoding_b);
   if (!status) status = int4mm_check_range("layout_b", args->layout_b, 0, 1, "0 for [K/8, N] or 1 for [N, K/8]");
   if (!status) status = int4mm_check_range("backend", args->backend, 0, 2, "0 for auto, 1 for CPU or 2 for CUDA");
-  if (!status) status = int4mm_check_range("strassen", args->strassen, -1, 2, "-1 for the rule or 0 to 2 levels");
+  if (!status)
+    status = int4mm_check_range("strassen", args->strassen, -1, 2, "0 for the rule, 1 or 2 levels, or -1 for none");
   if (!status && args->kernel && args->backend == INT4MM_USE_CPU)
     status = int4mm_fail(INT4MM_ERR_ARGUMENT, "kernel is \"%s\" but the backend is the CPU: it names a CUDA kernel",
                          args->kernel);
@@ -60,8 +61,15 @@ int32_t int4mm_take_weight(int4mm_matmul_call *c) {
 static int32_t take_a(int4mm_matmul_call *c) {
   const int4mm_tensor *a = c->args->a_packed;
   int32_t status = int4mm_check_rows("a_packed", a);
-  if (!status) status = int4mm_check_words("a_packed", a);
-  if (status) return status;
+  if (!status && a->rank != 2)
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT,
+                         "a_packed is %s, expected a matrix: int32 words [M, K/8], or int8, float16, bfloat16 or "
+                         "float32 [M, K]",
+                         int4mm_describe(a).s);
+  if (!status && a->dtype != INT4MM_INT32 && c->args->encoding_a)
+    status = int4mm_fail(INT4MM_ERR_ARGUMENT, "encoding_a is %s, but a_packed is %s: it is for packed words",
+                         int4mm_encoding_name(c->args->encoding_a), int4mm_describe(a).s);
+  if (status || a->dtype != INT4MM_INT32) return status;
   if (a->packing == INT4MM_PACKED_DIM0) {
     bool swapped = c->args->b_packed && c->args->b_packed->packing == INT4MM_PACKED_DIM1;
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
@@ -69,45 +77,73 @@ static int32_t take_a(int4mm_matmul_call *c) {
                        "dim 1%s",
                        swapped ? "; or were a_packed and b_packed swapped?" : "");
   }
+  c->rotate_a = a->packing ? a->packed_rotate : 0;
   c->encoding_a = c->args->encoding_a;
   return int4mm_take_encoding("encoding_a", &c->encoding_a, "a_packed", a);
 }
 
-/* K as two marks have it, which may end at different places in the last word. */
+/* Words that hold as many values as A has along k. */
+static int64_t words_of(const int4mm_tensor *a) {
+  int64_t k = a->shape[1];
+  return a->dtype == INT4MM_INT32 ? k : k / 8 + (k % 8 != 0);
+}
+
+/* K as A and a mark have it, which may end at different places in the last word. */
 static int32_t check_packed_k(const int4mm_tensor *a, const int4mm_tensor *b, const char *name_a) {
-  int64_t in_a = a->packing ? a->packed_k : 0, in_b = b->packing ? b->packed_k : 0;
+  int64_t in_a = a->dtype != INT4MM_INT32 ? a->shape[1]
+                 : a->packing             ? a->packed_k
+                                          : 0,
+          in_b = b->packing ? b->packed_k : 0;
   if (!in_a || !in_b || in_a == in_b) return INT4MM_OK;
   return int4mm_fail(
       INT4MM_ERR_ARGUMENT,
       "b_packed was packed from K = %lld values but %s %s K = %lld: K differs, though both are %lld words",
-      (long long)in_b, name_a, strcmp(name_a, "x") ? "from" : "has", (long long)in_a, (long long)a->shape[1]);
+      (long long)in_b, name_a, a->packing && strcmp(name_a, "x") ? "from" : "has", (long long)in_a,
+      (long long)words_of(a));
 }
 
 /* That quantising has not rotated both by different blocks, which a product does not undo. Where it rotated one alone
  * the floats of the other may have been rotated before. */
-static int32_t check_rotation(const int4mm_tensor *a, const int4mm_tensor *b, const char *name_a) {
-  int32_t in_a = a->packing ? a->packed_rotate : 0, in_b = b->packing ? b->packed_rotate : 0;
+static int32_t check_rotation(int32_t in_a, const int4mm_tensor *b, const char *name_a) {
+  int32_t in_b = b->packing ? b->packed_rotate : 0;
   if (!in_a || !in_b || in_a == in_b) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed was quantised with rotate = %d but %s with %d: both need the same",
                      (int)in_b, name_a, (int)in_a);
 }
 
+/* K of words with a scale for each column, before anything else is told of it; for the others int4mm_check_weight. */
+static int32_t check_k8(const int4mm_matmul_args *args, const char *name, const int4mm_tensor *shown, int64_t k8) {
+  bool grouped = args->scale_b && args->scale_b->rank == 2;
+  if (args->a_packed->dtype != INT4MM_INT32 || grouped || k8 <= INT4MM_MAX_K / 8) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                     "%s is %s, so K/8 is %lld, expected at most %d: a sum of K products of up to 64 must fit int32, "
+                     "so K may be at most %d",
+                     name, int4mm_describe(shown).s, (long long)k8, INT4MM_MAX_K / 8, INT4MM_MAX_K);
+}
+
+/* Vectors of floats whose lengths fit crosswise. */
+static int32_t check_swapped(const int4mm_matmul_args *args, int64_t M, int64_t N) {
+  const int4mm_tensor *a = args->scale_a, *b = args->scale_b;
+  if (!a || !b || M == N || a->rank != 1 || b->rank != 1 || a->shape[0] != N || b->shape[0] != M) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "scale_a is %s and scale_b %s, expected [%lld] and [%lld] float32: swap them",
+                     int4mm_describe(a).s, int4mm_describe(b).s, (long long)M, (long long)N);
+}
+
 int32_t int4mm_check_product(int4mm_matmul_call *c, const char *name, const int4mm_tensor *shown) {
   const int4mm_tensor *a = c->args->a_packed, *b = c->args->b_packed;
-  int64_t k8 = a->shape[1], k8_b = b->shape[c->nk ? 1 : 0];
+  int64_t k8 = words_of(a), k8_b = b->shape[c->nk ? 1 : 0];
   if (k8 != k8_b)
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but %s is %s: K/8 differs (%lld and %lld)%s",
                        int4mm_describe(b).s, name, int4mm_describe(shown).s, (long long)k8, (long long)k8_b,
                        other_dim(c, k8, k8_b));
-  if (k8 > INT4MM_MAX_K / 8)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT,
-                       "%s is %s, so K/8 is %lld, expected at most %d: a sum of K products of up to 64 must fit int32, "
-                       "so K may be at most %d",
-                       name, int4mm_describe(shown).s, (long long)k8, INT4MM_MAX_K / 8, INT4MM_MAX_K);
-  c->M = a->shape[0], c->N = b->shape[c->nk ? 0 : 1], c->K = 8 * k8;
-  int32_t status = check_packed_k(a, b, name);
-  if (!status) status = check_rotation(a, b, name);
-  return status ? status : int4mm_check_same_device("b_packed", b, name, shown);
+  c->M = a->shape[0], c->N = b->shape[c->nk ? 0 : 1], c->K = a->dtype == INT4MM_INT32 ? 8 * k8 : a->shape[1];
+  int32_t status = check_k8(c->args, name, shown, k8);
+  if (!status) status = check_packed_k(a, b, name);
+  if (!status) status = check_rotation(c->rotate_a, b, name);
+  if (!status) status = int4mm_check_same_device("b_packed", b, name, shown);
+  if (!status) status = check_swapped(c->args, c->M, c->N);
+  if (status) return status;
+  return int4mm_check_weight(&c->weight, c->args, name, a->dtype, c->N, c->K, c->nk, c->encoding_b);
 }
 
 static int32_t check_operands(int4mm_matmul_call *c) {
@@ -116,25 +152,28 @@ static int32_t check_operands(int4mm_matmul_call *c) {
   return status ? status : int4mm_check_product(c, "a_packed", c->args->a_packed);
 }
 
-/* Vectors of floats whose lengths fit crosswise. */
-static int32_t check_swapped(const int4mm_matmul_args *args, const int4mm_matmul_call *c) {
-  const int4mm_tensor *a = args->scale_a, *b = args->scale_b;
-  if (c->M == c->N || a->rank != 1 || b->rank != 1 || a->shape[0] != c->N || b->shape[0] != c->M) return INT4MM_OK;
-  return int4mm_fail(INT4MM_ERR_ARGUMENT, "scale_a is %s and scale_b %s, expected [%lld] and [%lld] float32: swap them",
-                     int4mm_describe(a).s, int4mm_describe(b).s, (long long)c->M, (long long)c->N);
+/* The scales of A: one for each row, and none of floats. */
+static int32_t check_scale_a(const int4mm_matmul_args *args, const int4mm_matmul_call *c) {
+  const int4mm_tensor *a = args->a_packed, *scale = args->scale_a;
+  if (int4mm_is_out_dtype(a->dtype)) {
+    if (!scale) return INT4MM_OK;
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "scale_a is %s, but a_packed is %s, floats, which have no scale: leave scale_a out, or quantize "
+                       "a_packed first",
+                       int4mm_describe(scale).s, int4mm_describe(a).s);
+  }
+  int32_t status = int4mm_check_vector("scale_a", scale, c->M, "scale per row of a_packed");
+  return status ? status : int4mm_check_same_device("scale_a", scale, "a_packed", a);
 }
 
 static int32_t check_vectors(const int4mm_matmul_args *args, const int4mm_matmul_call *c) {
   const int4mm_tensor *a = args->a_packed;
-  int32_t status = int4mm_check_rows("scale_a", args->scale_a);
-  if (!status) status = int4mm_check_rows("scale_b", args->scale_b);
-  if (!status) status = check_swapped(args, c);
-  if (!status) status = int4mm_check_vector("scale_a", args->scale_a, c->M, "scale per row of a_packed");
-  if (!status) status = int4mm_check_vector("scale_b", args->scale_b, c->N, "scale per column of b");
+  int32_t status = check_scale_a(args, c);
   if (!status && args->bias) status = int4mm_check_vector("bias", args->bias, c->N, "addend per column of b");
-  if (!status) status = int4mm_check_same_device("scale_a", args->scale_a, "a_packed", a);
-  if (!status) status = int4mm_check_same_device("scale_b", args->scale_b, "a_packed", a);
-  if (!status && args->bias) status = int4mm_check_same_device("bias", args->bias, "a_packed", a);
+  const int4mm_tensor *others[] = {args->scale_b, args->zero_b, args->factor_b, args->bias};
+  const char *names[] = {"scale_b", "zero_b", "factor_b", "bias"};
+  for (int i = 0; i < 4 && !status; i++)
+    if (others[i]) status = int4mm_check_same_device(names[i], others[i], "a_packed", a);
   return status;
 }
 
@@ -143,10 +182,8 @@ static int32_t check_out_apart(const int4mm_matmul_args *args) {
   const struct {
     const char *name;
     const int4mm_tensor *t;
-  } operands[] = {{"a_packed", args->a_packed},
-                  {"b_packed", args->b_packed},
-                  {"scale_a", args->scale_a},
-                  {"scale_b", args->scale_b},
+  } operands[] = {{"a_packed", args->a_packed}, {"b_packed", args->b_packed}, {"scale_a", args->scale_a},
+                  {"scale_b", args->scale_b},   {"zero_b", args->zero_b},     {"factor_b", args->factor_b},
                   {"bias", args->bias}};
   int32_t status = INT4MM_OK;
   if (!args->out->rank) return status;

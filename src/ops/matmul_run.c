@@ -9,22 +9,20 @@
 
 /* ---- the problem ---- */
 
-/* Packed words as a backend sees them: K values along rows or columns, a scale for each of the others. */
-static int4mm_operand make_operand(const int4mm_tensor *words, const int4mm_tensor *scales, int32_t layout,
-                                   int32_t encoding, int64_t K) {
-  int4mm_matrix m = int4mm_as_matrix(words);
+/* An operand as a backend sees it, without what turns its numbers into values. */
+static int4mm_operand make_operand(const int4mm_tensor *t, int32_t layout, int32_t encoding) {
+  int4mm_matrix m = int4mm_as_matrix(t);
   return (int4mm_operand){.data = m.data,
                           .rows = m.rows,
                           .cols = m.cols,
                           .stride = m.stride,
                           .dtype = m.dtype,
                           .layout = layout,
-                          .xor_mask = int4mm_xor_mask_of(encoding),
-                          .scales = scales->data,
-                          .group = K};
+                          .xor_mask = int4mm_xor_mask_of(encoding)};
 }
 
-/* The problem as a backend sees it, with b as it lies in memory; out has no data where it is still to be allocated. */
+/* The problem as a backend sees it, with b as it lies in memory and its scales still to be placed
+ * (int4mm_place_weight); out has no data where it is still to be allocated. */
 static int4mm_problem make_problem(const int4mm_matmul_call *c) {
   const int4mm_matmul_args *args = c->args;
   const int4mm_tensor *out = args->out;
@@ -32,27 +30,42 @@ static int4mm_problem make_problem(const int4mm_matmul_call *c) {
   int4mm_problem p = {.M = c->M,
                       .N = c->N,
                       .K = c->K,
-                      .a = make_operand(args->a_packed, args->scale_a, INT4MM_K_MAJOR, c->encoding_a, c->K),
-                      .b = make_operand(args->b_packed, args->scale_b, layout_b, c->encoding_b, c->K),
+                      .a = make_operand(args->a_packed, INT4MM_K_MAJOR, c->encoding_a),
+                      .b = make_operand(args->b_packed, layout_b, c->encoding_b),
                       .bias = args->bias ? args->bias->data : NULL,
                       .activation = c->activation,
                       .residual = c->residual ? int4mm_as_matrix(c->residual) : (int4mm_matrix){0},
                       .out =
                           out->rank ? int4mm_as_matrix(out) : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
-                      .strassen = args->strassen};
-  /* One row has no next one, however far away: words that start on 16 bytes are as good as aligned rows. */
-  if (c->M <= 1) p.a.stride = (p.a.cols + 3) / 4 * 4;
+                      .strassen = args->strassen == 0 ? -1 : args->strassen < 0 ? 0 : args->strassen};
+  p.a.scales = args->scale_a ? args->scale_a->data : NULL, p.a.group = c->K, p.a.groups = 1;
+  /* One row has no next one, however far away: data that starts on 16 bytes is as good as aligned rows. */
+  int64_t vector = 16 / (int64_t)int4mm_dtype_size(p.a.dtype);
+  if (c->M <= 1) p.a.stride = (p.a.cols + vector - 1) / vector * vector;
   return p;
 }
 
 /* ---- the CPU ---- */
 
-static int32_t run_cpu(const int4mm_matmul_call *c) {
-  int4mm_problem problem = make_problem(c);
+/* Makes A of a layer, then multiplies. */
+static int32_t multiply_on_cpu(const int4mm_matmul_call *c, const int4mm_problem *problem) {
   int64_t unchecked;
-  if (!c->M || !c->N) return INT4MM_OK;
   int32_t status = c->quantize ? int4mm_cpu_quantize(c->quantize, &unchecked) : INT4MM_OK;
-  return status ? status : int4mm_cpu_matmul(&problem);
+  if (c->rotate) int4mm_cpu_rotate(c->rotate);
+  return status ? status : int4mm_cpu_matmul(problem);
+}
+
+static int32_t run_cpu(const int4mm_matmul_call *c) {
+  const int4mm_dispatch_target cpu = {.device = INT4MM_CPU};
+  int4mm_problem problem = make_problem(c);
+  int64_t bytes = int4mm_weight_scratch(&c->weight, c->args, c->N);
+  void *scratch = NULL;
+  if (!c->M || !c->N) return INT4MM_OK;
+  if (bytes && !(scratch = int4mm_workspace_acquire(bytes))) return INT4MM_ERR_MEMORY;
+  int32_t status = int4mm_place_weight(&c->weight, c->args, c->N, &cpu, scratch, &problem.b);
+  if (!status) status = multiply_on_cpu(c, &problem);
+  if (scratch) int4mm_workspace_release(scratch);
+  return status;
 }
 
 /* ---- CUDA ---- */
@@ -78,7 +91,11 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
                           .out_dtype = p->out.dtype,
                           .encoding_a = p->a.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
                           .encoding_b = p->b.xor_mask ? INT4MM_OFFSET : INT4MM_TWOS_COMPLEMENT,
-                          .layout_b = p->b.layout == INT4MM_K_MAJOR ? INT4MM_B_NK : INT4MM_B_KN};
+                          .layout_b = p->b.layout == INT4MM_K_MAJOR ? INT4MM_B_NK : INT4MM_B_KN,
+                          .dtype_a = p->a.dtype,
+                          .scaling = int4mm_scaling_of(p),
+                          .group = p->b.group,
+                          .zeros = p->b.zeros.data != NULL};
   int32_t status = target->cuda->arch(target->device, &g.arch, &g.sms);
   if (!status) status = target->cuda->code_arch(target->device, &g.code_arch);
   if (!status) status = choose(&g, kernel, plan);
@@ -94,22 +111,29 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
   return status;
 }
 
+/* dst = A of a problem, whose rows then start on 128 bytes. */
+static int32_t copy_a(const int4mm_dispatch_target *target, const int4mm_problem *p, int4mm_matrix *dst, void *stream) {
+  const int4mm_cuda_backend *cuda = target->cuda;
+  int4mm_matrix src = {(void *)p->a.data, p->M, p->a.cols, p->a.stride, p->a.dtype};
+  if (p->a.dtype == INT4MM_INT32) return cuda->align_rows(target->device, dst, &src, stream);
+  size_t size = int4mm_dtype_size(p->a.dtype);
+  return cuda->copy(target->device, dst->data, (size_t)dst->stride * size, target->device, src.data,
+                    (size_t)src.stride * size, (size_t)src.cols * size, (size_t)p->M, stream);
+}
+
 /* Runs a plan on a copy of A whose rows start on 128 bytes: on 16, as the kernels want, copies of 64 bytes would touch
  * three or four sectors of 32 (4096 x 4104 x 4096: 115 us). A layer's A lies as they want it (linear.c). */
 static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm_problem *problem,
                               const int4mm_plan *plan, void *stream, bool non_blocking) {
-  const int4mm_cuda_backend *cuda = target->cuda;
   int4mm_problem p = *problem;
-  int64_t words = p.K / 8, stride = (words + 31) / 32 * 32;
-  void *copy = NULL;
-  int32_t status = cuda->scratch(target->device, (size_t)(p.M * stride) * sizeof(uint32_t), &copy, stream);
+  int64_t size = (int64_t)int4mm_dtype_size(p.a.dtype), line = 128 / size;
+  int4mm_matrix copy = {NULL, p.M, p.a.cols, (p.a.cols + line - 1) / line * line, p.a.dtype};
+  int32_t status = target->cuda->scratch(target->device, (size_t)(p.M * copy.stride * size), &copy.data, stream);
   if (status) return status;
-  int4mm_matrix from = {(void *)p.a.data, p.M, words, p.a.stride, INT4MM_INT32};
-  int4mm_matrix to = {copy, p.M, words, stride, INT4MM_INT32};
-  status = cuda->align_rows(target->device, &to, &from, stream);
-  p.a.data = copy, p.a.stride = stride;
-  if (!status) status = cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
-  return int4mm_free_scratch(target, copy, stream, status);
+  status = copy_a(target, &p, &copy, stream);
+  p.a.data = copy.data, p.a.stride = copy.stride;
+  if (!status) status = target->cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
+  return int4mm_free_scratch(target, copy.data, stream, status);
 }
 
 static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem, const int4mm_matmul_call *c,
@@ -123,16 +147,31 @@ static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem
   return target->cuda->matmul(target->device, c->quantize, problem, &plan, stream, non_blocking);
 }
 
-/* Everything is on the target already. A product without outputs is checked like any other: its kernel is chosen. */
+/* The problem with its weight placed, and A of a layer of floats rotated. A product without outputs is checked like any
+ * other: its kernel is chosen. */
+static int32_t place_and_launch(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, void *scratch,
+                                bool non_blocking) {
+  int4mm_problem problem = make_problem(c);
+  int32_t status = int4mm_place_weight(&c->weight, c->args, c->N, target, scratch, &problem.b);
+  if (!status && c->rotate && c->M) status = target->cuda->rotate(target->device, c->rotate, c->args->stream);
+  return status ? status : launch(target, &problem, c, non_blocking);
+}
+
+/* Everything is on the target already. */
 static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
   const int4mm_matmul_args *args = c->args;
-  int4mm_problem problem = make_problem(c);
+  int64_t bytes = c->M && c->N ? int4mm_weight_scratch(&c->weight, args, c->N) : 0;
+  void *scratch = NULL;
   bool non_blocking;
-  int32_t status = int4mm_use_on_stream(
-      target->cuda, target->device, args->stream,
-      (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias, args->out}, 6,
-      &non_blocking);
-  return status ? status : launch(target, &problem, c, non_blocking);
+  int32_t status =
+      int4mm_use_on_stream(target->cuda, target->device, args->stream,
+                           (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b,
+                                                     args->zero_b, args->factor_b, args->bias, args->out},
+                           8, &non_blocking);
+  if (!status && bytes) status = target->cuda->scratch(target->device, (size_t)bytes, &scratch, args->stream);
+  if (status) return status;
+  status = place_and_launch(c, target, scratch, non_blocking);
+  return scratch ? int4mm_free_scratch(target, scratch, args->stream, status) : status;
 }
 
 /* A copy of a CPU operand on the GPU; nothing for a NULL one. */
@@ -145,18 +184,20 @@ static int32_t stage(int4mm_tensor *staged, const int4mm_tensor *t, int32_t devi
 /* Operands on the CPU: copies over, multiplies, copies back unless out is on the GPU, and returns when done. */
 static int32_t run_staged(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
   const int4mm_matmul_args *args = c->args;
-  const int4mm_tensor *from[5] = {args->a_packed, args->b_packed, args->scale_a, args->scale_b, args->bias};
-  int4mm_tensor staged[5] = {{0}}, result = {0};
+  enum { OPERANDS = 7 };
+  const int4mm_tensor *from[OPERANDS] = {args->a_packed, args->b_packed, args->scale_a, args->scale_b,
+                                         args->zero_b,   args->factor_b, args->bias};
+  int4mm_tensor staged[OPERANDS] = {{0}}, result = {0};
   bool out_on_cpu = args->out->device == INT4MM_CPU;
   int32_t status = INT4MM_OK;
-  for (int i = 0; i < 5 && !status; i++) status = stage(&staged[i], from[i], target->device, args->stream);
+  for (int i = 0; i < OPERANDS && !status; i++) status = stage(&staged[i], from[i], target->device, args->stream);
   if (!status && out_on_cpu)
     status = int4mm_tensor_alloc_on(&result, 2, c->M, c->N, args->out->dtype, target->device, args->stream);
   if (!status) {
     int4mm_matmul_args on_gpu = *args;
-    on_gpu.a_packed = &staged[0], on_gpu.b_packed = &staged[1];
-    on_gpu.scale_a = &staged[2], on_gpu.scale_b = &staged[3];
-    on_gpu.bias = args->bias ? &staged[4] : NULL;
+    const int4mm_tensor **to[OPERANDS] = {&on_gpu.a_packed, &on_gpu.b_packed, &on_gpu.scale_a, &on_gpu.scale_b,
+                                          &on_gpu.zero_b,   &on_gpu.factor_b, &on_gpu.bias};
+    for (int i = 0; i < OPERANDS; i++) *to[i] = from[i] ? &staged[i] : NULL;
     on_gpu.out = out_on_cpu ? &result : args->out;
     int4mm_matmul_call moved = *c;
     moved.args = &on_gpu;
@@ -165,7 +206,7 @@ static int32_t run_staged(const int4mm_matmul_call *c, const int4mm_dispatch_tar
   if (!status)
     status = out_on_cpu ? int4mm_copy_checked(args->out, &result, args->stream)
                         : target->cuda->stream_synchronize(target->device, args->stream);
-  for (int i = 0; i < 5; i++) int4mm_tensor_release(&staged[i]);
+  for (int i = 0; i < OPERANDS; i++) int4mm_tensor_release(&staged[i]);
   int4mm_tensor_release(&result);
   return status;
 }
@@ -182,12 +223,13 @@ int32_t int4mm_run_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_tar
 
 int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
   int4mm_problem problem = make_problem(c);
+  (void)int4mm_place_weight(&c->weight, c->args, c->N, target, NULL, &problem.b);
   if (!target->cuda) {
     int4mm_cpu_plan(&problem, plan);
     return INT4MM_OK;
   }
   if (c->args->a_packed->device == INT4MM_CPU) { /* as run_staged lays them out: contiguous, on fresh allocations */
-    problem.a.data = NULL, problem.a.stride = c->K / 8;
+    problem.a.data = NULL, problem.a.stride = problem.a.cols;
     problem.b.data = NULL, problem.b.stride = problem.b.cols;
     if (!c->args->out->rank || c->args->out->device == INT4MM_CPU) problem.out.data = NULL, problem.out.stride = c->N;
   }

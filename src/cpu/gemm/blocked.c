@@ -348,6 +348,7 @@ static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
 }
 
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (!int4mm_is_elementary(p)) return int4mm_cpu_scalar.matmul(NULL, p);
   if (is_skinny(kernels, p)) return int4mm_gemm_skinny(kernels, p);
   int32_t levels = int4mm_strassen_levels(kernels, p);
   if (levels > 0) {
@@ -363,6 +364,10 @@ static int32_t tile_n_of_dot(const int4mm_kernels *kernels, int64_t M) {
 }
 
 void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, int4mm_plan *plan) {
+  if (!int4mm_is_elementary(p)) {
+    int4mm_cpu_scalar.plan(NULL, p, plan);
+    return;
+  }
   int32_t levels = int4mm_strassen_levels(kernels, p);
   plan->tile_m = kernels->mr;
   plan->tile_n = kernels->nr;
