@@ -198,24 +198,21 @@ template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::M
 
 /* What word(quarter, e, t) of a k-block's B, a policy, is with its factor or zero point, which lie in shared memory. */
 template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
-  __device__ __forceinline__ AffineB(const Arguments &, uint32_t) {}
-  __device__ __forceinline__ void pin() {}
+  __device__ __forceinline__ explicit AffineB(const Arguments &) {}
+  __device__ __forceinline__ void load(uint32_t) {}
   __device__ __forceinline__ uint32_t word(const B &b, int, int e, int t) const { return b.word(e, t); }
 };
 template <class T, class B> struct AffineB<T, B, true> {
-  AffineColumns columns[UNITS];
-  __device__ __forceinline__ AffineB(const Arguments &p, uint32_t from) {
+  const AffineArguments &arguments;
+  uint32_t bytes[UNITS];
+  __device__ __forceinline__ explicit AffineB(const Arguments &p) : arguments(p.affine) {}
+  /* For each quarter anew: what is made of these would else be kept for the next one, in too many registers. */
+  __device__ __forceinline__ void load(uint32_t from) {
 #pragma unroll
-    for (int u = 0; u < UNITS; u++)
-      columns[u].make(p.affine, ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4));
-  }
-  /* Keeps the compiler from holding what was made of these for another quarter: registers are few. */
-  __device__ __forceinline__ void pin() {
-#pragma unroll
-    for (int u = 0; u < UNITS; u++) columns[u].pin();
+    for (int u = 0; u < UNITS; u++) bytes[u] = ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4);
   }
   __device__ __forceinline__ AffineWord word(const B &b, int quarter, int e, int t) const {
-    return columns[t].word(b.word(e, t), B::column_of(quarter, e));
+    return affine_word(arguments, b.word(e, t), bytes[t], B::column_of(quarter, e));
   }
 };
 
@@ -236,6 +233,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
   packed.advance(group), wide.advance(group);
   typedef typename HopperB<T>::type B;
   typename T::Kind::UnpackB unpacker(p.xor_b);
+  AffineB<T, B> affine(p);
   int filled = -1;   /* stage that is filled and not committed yet */
   bool first = true; /* the first k-block is waited for: it is committed at once */
   auto commit = [&] {
@@ -252,14 +250,14 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
       b.load(shared.b(packed.index), quarter, T::ALIGNED ? 0 : maps.shift[quarter], valid, p.xor_b);
     };
     ptx::mbarrier_wait(shared.full_b(packed.index), packed.phase);
-    AffineB<T, B> affine(p, shared.affine(packed.index));
     load(first_quarter);
 #pragma unroll
     for (int i = 0; i < SHARE; i++)
 #pragma unroll
       for (int column = 0; column < 4; column += T::UNPACK_COLUMNS) {
         int quarter = first_quarter + i;
-        if (column == 0 || !T::NK) affine.pin();
+        if (T::Kind::INT8_A || T::Kind::AFFINE) __syncwarp(); /* or the compiler unpacks much at once, and spills */
+        if (column == 0) affine.load(shared.affine(packed.index));
         typename B::Elements unpacked(
             unpacker, [&](int i, int t) { return affine.word(b, quarter, column + i, t); });
         if (T::Kind::MASKS_B && valid < BLOCK_WORDS)
@@ -282,7 +280,9 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 /* ---- consumers ---- */
 
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
-  int row_in_tile = index * T::ROW_BLOCKS * 64 + fragment_row();
+  /* Of affine kinds, for whose consumers registers are fewer, from what need not be kept. */
+  int consumer_index = T::Kind::AFFINE ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
+  int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
   TileScheduler scheduler(p);
   /* One consumer starts SKEW k-blocks later where that costs no products, so that the two do not store at once. */

@@ -10,6 +10,7 @@
 #ifndef INT4MM_KINDS_CUH
 #define INT4MM_KINDS_CUH
 
+#include "common/ptx.cuh"
 #include "common/shapes.h"
 #include "common/unpack.cuh"
 #include "core/problem.h"
@@ -33,27 +34,21 @@ template <bool INT8_A_, bool AFFINE_, bool WIDE_ = false> struct Kind {
   static constexpr bool MASKS_B = AFFINE && !INT8_A;
 };
 
-/* Factors or zero points, a row for each group. The unit u of K is in group u * reciprocal / 2^31. From four bytes of a
- * row come four factors, bytes & keep | one, and offsets, base - (bytes ^ flip) * scale. */
+/* Factors or zero points, a row for each group. The unit u of K is in group u * reciprocal / 2^31. One of them, v, gives
+ * the factor, one + v * keep, and the offset, base + v * slope: see AffineWord. */
 struct AffineArguments {
-  const int8_t *data; /* NULL: zero points of 0 */
+  const int8_t *data;
   int64_t stride;
   uint32_t reciprocal, last; /* group */
-  uint32_t keep, one, base, flip, scale;
+  uint32_t keep, one, base, slope;
   bool vector; /* four columns, from a multiple of four on, may be loaded at once */
 };
 
-/* The factors of four columns in a unit of k, and their offsets; raw, as loaded, until they are used. */
-struct AffineColumns {
-  uint32_t factors, offsets;
-  __device__ __forceinline__ void make(const AffineArguments &a, uint32_t raw) {
-    factors = (raw & a.keep) | a.one, offsets = a.base - (raw ^ a.flip) * a.scale;
-  }
-  __device__ __forceinline__ void pin() { asm volatile("" : "+r"(factors), "+r"(offsets)); }
-  __device__ __forceinline__ AffineWord word(uint32_t word, int column) const {
-    return {word, __byte_perm(factors, 0, 0x4440 + column), __byte_perm(offsets, 0, column * 0x1111)};
-  }
-};
+/* A word of the column that has this byte of `bytes`. */
+__device__ __forceinline__ AffineWord affine_word(const AffineArguments &a, uint32_t word, uint32_t bytes, int column) {
+  uint32_t v = ptx::prmt(bytes, 0, 0x8880 + column * 0x1111);
+  return {word, v * a.keep + a.one, v * (a.keep << 28) + (a.one << 28), v * a.slope + a.base};
+}
 
 __device__ __forceinline__ const int8_t *affine_row(const AffineArguments &a, int unit) {
   uint32_t group = (uint32_t)((uint64_t)(uint32_t)unit * a.reciprocal >> 31);
@@ -63,11 +58,10 @@ __device__ __forceinline__ const int8_t *affine_row(const AffineArguments &a, in
 /* Those of the columns first, first + step, ...: of STEP 1 from a multiple of four on. */
 template <int STEP, int COUNT = 4>
 __device__ __forceinline__ uint32_t load_affine(const AffineArguments &a, int unit, int first, int N) {
-  if (!a.data) return 0;
   const int8_t *from = affine_row(a, unit) + first;
   if (STEP == 1 && a.vector) return first < N ? __ldg((const uint32_t *)from) : 0;
   uint32_t raw = 0;
-#pragma unroll
+#pragma unroll 1 /* registers are few where this is called */
   for (int i = 0; i < COUNT; i++)
     if (first + i * STEP < N) raw |= (uint32_t)__ldg((const uint8_t *)from + i * STEP) << 8 * i;
   return raw;
@@ -85,9 +79,9 @@ AffineArguments affine_arguments(const int4mm_problem *problem) {
     int64_t units = (b->group + UNIT_K - 1) / UNIT_K;
     a.reciprocal = (uint32_t)((((uint64_t)1 << 31) + units - 1) / units), a.last = (uint32_t)(m->rows - 1);
   }
-  a.keep = factors ? 0xffffffffu : 0, a.one = factors ? 0 : 0x01010101u;
-  a.base = factors ? 0x80808080u : 0xf8f8f8f8u, a.flip = factors ? 0 : 0x80808080u, a.scale = factors ? 8 : 1;
-  a.vector = m->data && (uintptr_t)m->data % 4 == 0 && m->stride % 4 == 0 && problem->N % 4 == 0;
+  a.keep = factors ? 1 : 0, a.one = factors ? 0 : 1;
+  a.base = factors ? 0x80808080u : 0x78787878u, a.slope = factors ? 0u - 0x08080808u : 0u - 0x01010101u;
+  a.vector = (uintptr_t)m->data % 4 == 0 && m->stride % 4 == 0 && problem->N % 4 == 0;
   return a;
 }
 

@@ -195,16 +195,16 @@ template <class T> struct WordsA {
 /* The same of an int8 A: bytes 32t .. 32t + 31 of the two rows. Twice as much, and so of one row block at a time: the
  * next one's are loaded when its wgmmas have been issued. */
 template <class T> struct BytesA {
-  uint32_t offset, other; /* of the two 16-byte chunks, in the 128-byte swizzle */
+  uint32_t offset; /* in a stage, of the first of two 16-byte chunks, in the 128-byte swizzle */
   uint4 low[2], high[2];
 
   __device__ __forceinline__ BytesA(const Arguments &, int row_in_tile)
-      : offset(row_in_tile * BLOCK_K + ((threadIdx.x % 4 * 2 ^ threadIdx.x % 32 / 4) << 4)), other(offset ^ 16) {}
+      : offset(row_in_tile * BLOCK_K + ((threadIdx.x % 4 * 2 ^ threadIdx.x % 32 / 4) << 4)) {}
   __device__ __forceinline__ void load(uint32_t stage) { load_next(stage, 0); }
   __device__ __forceinline__ void load_next(uint32_t stage, int block) {
-    stage += block * 64 * BLOCK_K;
-    low[0] = ptx::ld_shared_v4(stage + offset), low[1] = ptx::ld_shared_v4(stage + other);
-    high[0] = ptx::ld_shared_v4(stage + offset + 8 * BLOCK_K), high[1] = ptx::ld_shared_v4(stage + other + 8 * BLOCK_K);
+    uint32_t first = stage + offset + block * 64 * BLOCK_K, second = first ^ 16;
+    low[0] = ptx::ld_shared_v4(first), low[1] = ptx::ld_shared_v4(second);
+    high[0] = ptx::ld_shared_v4(first + 8 * BLOCK_K), high[1] = ptx::ld_shared_v4(second + 8 * BLOCK_K);
   }
   __device__ __forceinline__ void make_fragments(uint32_t (&to)[SLICES][4], int) const {
 #pragma unroll
@@ -559,11 +559,10 @@ bool is_out_aligned(const int4mm_problem &problem) {
   return int4mm_epilogue_arguments(&problem, COLUMNS).vector_store;
 }
 
-/* Calls launch(kind), a Kind: the one for a problem. A W4A8 product of a wide K is an affine one without zero points. */
+/* Calls launch(kind), a Kind: the one for a problem. */
 template <class F> cudaError_t for_kind(const int4mm_problem *problem, F launch) {
   bool affine = problem->b.factors.data || problem->b.zeros.data;
-  if (problem->a.dtype == INT4MM_INT8)
-    return affine || problem->K >= INT4MM_WIDE_K ? launch(Kind<true, true>()) : launch(Kind<true, false>());
+  if (problem->a.dtype == INT4MM_INT8) return affine ? launch(Kind<true, true>()) : launch(Kind<true, false>());
   return affine ? launch(Kind<false, true>()) : launch(Kind<false, false>());
 }
 
@@ -576,12 +575,12 @@ cudaError_t for_layout(const int4mm_problem *problem, Kind, bool aligned, F laun
   bool nk = problem->b.layout == INT4MM_K_MAJOR, out = is_out_aligned(*problem), layer = int4mm_is_layer(problem);
   int4mm_constant<0> no;
   int4mm_constant<1> yes;
-  if constexpr (Kind::INT8_A || Kind::AFFINE) layer = layer || !aligned || !out;
+  if constexpr (Kind::AFFINE || Kind::INT8_A) layer = layer || !aligned || !out;
   if (layer) {
     if (nk) return aligned ? launch(yes, yes, yes, yes) : launch(yes, yes, no, no);
     return aligned ? launch(yes, no, yes, yes) : launch(yes, no, no, no);
   }
-  if constexpr (Kind::INT8_A || Kind::AFFINE) return nk ? launch(no, yes, yes, yes) : launch(no, no, yes, yes);
+  if constexpr (Kind::AFFINE || Kind::INT8_A) return nk ? launch(no, yes, yes, yes) : launch(no, no, yes, yes);
   else {
     if (nk) return !aligned ? launch(no, yes, no, no) : out ? launch(no, yes, yes, yes) : launch(no, yes, yes, no);
     return aligned && out ? launch(no, no, yes, yes) : launch(no, no, no, no);

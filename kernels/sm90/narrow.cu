@@ -132,12 +132,11 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
     if (k_block + T::LAUNCH_DEPENDENTS_BEFORE * T::UNPACK_GROUPS >= work.count) ptx::griddepcontrol_launch_dependents();
     int left = b.left;
     b.from += next_block<T>(p), b.left -= T::UNPACK_GROUPS * BLOCK_WORDS;
-    affine.use();
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       Unpacked<typename T::Kind::UnpackB, 1> unpacked(unpacker, [&](int, int t) { return affine.word(b, e, t); });
       if (T::Kind::MASKS_B && left < BLOCK_WORDS) unpacked.mask([&](int, int t) { return B::inside(e, t, left); });
-      if (e == 3) b.load(p), affine.load();
+      if (e == 3) b.load(p);
       if (e == 0) {
         ptx::mbarrier_wait(shared.empty_b8(state.index), state.phase ^ 1);
         if (threadIdx.x % (32 * T::GROUP_WARPS) == 0 && k_block >= T::STAGES_8 && k_block + T::A_LEAD < work.count)
@@ -146,6 +145,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
       }
       b.store(unpacked, shared.b8(state.index), e);
     }
+    affine.load();
     ptx::fence_proxy_async();
     ptx::mbarrier_arrive(shared.full_b8(state.index));
     state.advance(T::UNPACK_GROUPS);
@@ -284,43 +284,38 @@ cudaError_t launch_layout(const int4mm_problem *problem, Kind kind, const int4mm
 }
 
 /* For a wide K, which is rare: fewer instances, whose way to store is that of layers. */
-template <int K_GROUPS, int STAGES_A, int STAGES_8>
+template <int K_GROUPS, int STAGES_A, int STAGES_8, class Kind>
 cudaError_t launch_wide(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   bool aligned = is_aligned(problem->b) && problem->b.cols % 4 == 0;
-  typedef Kind<false, false, true> Wide;
   if (problem->b.layout == INT4MM_K_MAJOR)
-    return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Wide, true, true, false, false>>(problem, plan, stream);
-  if (aligned) return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Wide, true, false, true, true>>(problem, plan, stream);
-  return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Wide, true, false, false, false>>(problem, plan, stream);
-}
-
-/* The kind of a problem; with an int8 A, a pipeline of as many bytes. */
-template <int K_GROUPS, int STAGES_A, int STAGES_8, int STAGES_A_INT8, int STAGES_8_INT8>
-cudaError_t launch_kind(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  return for_kind(problem, [&](auto kind) {
-    if constexpr (decltype(kind)::INT8_A)
-      return launch_layout<K_GROUPS, STAGES_A_INT8, STAGES_8_INT8>(problem, kind, plan, stream);
-    else
-      return launch_layout<K_GROUPS, STAGES_A, STAGES_8>(problem, kind, plan, stream);
-  });
+    return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Kind, true, true, false, false>>(problem, plan, stream);
+  if (aligned) return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Kind, true, false, true, true>>(problem, plan, stream);
+  return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Kind, true, false, false, false>>(problem, plan, stream);
 }
 
 } // namespace
 
+/* With an int8 A the pipelines are as large in bytes. */
 extern "C" cudaError_t int4mm_launch_narrow_128x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                    cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_128x64, STAGES);
-  typedef Tile<1, 7, STAGES, Kind<false, false>, false, false, true, true> T;
+  typedef Kind<false, false> W4A4;
+  typedef Tile<1, 7, STAGES, W4A4, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_128x64, M) && T::BN == INT4MM_TILE(narrow_128x64, N), "another tile");
-  return launch_kind<1, 7, STAGES, 4, 4>(problem, plan, stream);
+  if (problem->a.dtype == INT4MM_INT8) return launch_layout<1, 4, 4>(problem, Kind<true, false>(), plan, stream);
+  return launch_layout<1, 7, STAGES>(problem, W4A4(), plan, stream);
 }
 
 extern "C" cudaError_t int4mm_launch_narrow_64x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                   cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_64x64, STAGES);
-  typedef Tile<2, 8, STAGES, Kind<false, false>, false, false, true, true> T;
+  typedef Kind<false, false> W4A4;
+  typedef Tile<2, 8, STAGES, W4A4, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_64x64, M) && T::BN == INT4MM_TILE(narrow_64x64, N), "another tile");
-  if (problem->K >= INT4MM_WIDE_K && problem->a.dtype == INT4MM_INT32)
-    return launch_wide<2, 8, STAGES>(problem, plan, stream);
-  return launch_kind<2, 8, STAGES, 6, 6>(problem, plan, stream);
+  bool wide = problem->K >= INT4MM_WIDE_K;
+  if (problem->a.dtype == INT4MM_INT8)
+    return wide ? launch_wide<2, 6, 6, Kind<true, false, true>>(problem, plan, stream)
+                : launch_layout<2, 6, 6>(problem, Kind<true, false>(), plan, stream);
+  return wide ? launch_wide<2, 8, STAGES, Kind<false, false, true>>(problem, plan, stream)
+              : launch_layout<2, 8, STAGES>(problem, W4A4(), plan, stream);
 }

@@ -178,34 +178,28 @@ template <class T> struct NkWords : QuadB<T> {
   }
 };
 
-/* What word(e, t) of B, a policy, is with its factor or zero point: see hopper.cu. use() is before the words of a
- * k-block are, load() when they have been: the factors of the group's next k-block. */
+/* What word(e, t) of B, a policy, is with its factor or zero point. load() gets those of the group's first k-block, and
+ * then of each next one, where B gets its words. */
 template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
   __device__ __forceinline__ AffineB(const Arguments &, int, const B &) {}
   __device__ __forceinline__ void load() {}
-  __device__ __forceinline__ void use() {}
   __device__ __forceinline__ uint32_t word(const B &b, int e, int t) const { return b.word(e, t); }
 };
 template <class T, class B> struct AffineB<T, B, true> {
   const Arguments &p;
   int k_block, column; /* the lane's first column */
-  uint32_t raw[B::UNITS];
-  AffineColumns columns[B::UNITS];
+  uint32_t bytes[B::UNITS];
 
   __device__ __forceinline__ AffineB(const Arguments &p, int k_block, const B &b)
       : p(p), k_block(k_block), column(p.N - b.columns) {}
   __device__ __forceinline__ void load() {
 #pragma unroll
     for (int u = 0; u < B::UNITS; u++)
-      raw[u] = load_affine<B::STEP, B::COLUMN_COUNT>(p.affine, k_block * UNITS + B::unit(u), column, p.N);
+      bytes[u] = load_affine<B::STEP, B::COLUMN_COUNT>(p.affine, k_block * UNITS + B::unit(u), column, p.N);
     k_block += T::UNPACK_GROUPS;
   }
-  __device__ __forceinline__ void use() {
-#pragma unroll
-    for (int u = 0; u < B::UNITS; u++) columns[u].make(p.affine, raw[u]);
-  }
   __device__ __forceinline__ AffineWord word(const B &b, int e, int t) const {
-    return columns[B::UNITS == 1 ? 0 : t].word(b.word(e, t), B::column_of(e));
+    return affine_word(p.affine, b.word(e, t), bytes[B::UNITS == 1 ? 0 : t], B::column_of(e));
   }
 };
 
