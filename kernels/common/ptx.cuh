@@ -10,14 +10,6 @@
 
 namespace ptx {
 
-/* Bytes of x (0 to 3) and y (4 to 7), one for each nibble of the selector; a nibble's top bit asks for the sign of the
- * byte in its place. */
-__device__ __forceinline__ uint32_t prmt(uint32_t x, uint32_t y, uint32_t selector) {
-  uint32_t r;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(x), "r"(y), "r"(selector));
-  return r;
-}
-
 /* ---- shared memory ---- */
 
 __device__ __forceinline__ uint32_t smem_address(const void *p) {

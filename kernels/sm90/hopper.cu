@@ -51,14 +51,15 @@ struct Tile {
                        B_BYTES = 4 * QUARTER_BYTES, AFFINE_BYTES = Kind::AFFINE ? UNITS * BN : 0;
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, B_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
                        AFFINE_OFFSET = B_OFFSET + STAGES_B * B_BYTES,
-                       BARRIER_OFFSET = AFFINE_OFFSET + STAGES_B * AFFINE_BYTES, BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8),
-                       SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
+                       BARRIER_OFFSET = AFFINE_OFFSET + STAGES_B * AFFINE_BYTES,
+                       BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8), SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
   static_assert(SHARED_BYTES <= SHARED_LIMIT, "too much shared memory");
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
   static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = 24,
-                       UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? (Kind::AFFINE ? 72 : 56) : Kind::AFFINE ? 80 : 72;
+  static constexpr int PRODUCER_REGISTERS = 24, UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? (Kind::AFFINE ? 72 : 56)
+                                                                     : Kind::AFFINE  ? 80
+                                                                                     : 72;
   static constexpr int LEFT = LAUNCH_REGISTERS * THREADS / 128 - PRODUCER_REGISTERS - UNPACKERS * UNPACKER_REGISTERS;
   static constexpr int CONSUMER_REGISTERS = LEFT / CONSUMERS / 8 * 8;
 };
@@ -204,15 +205,15 @@ template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
 };
 template <class T, class B> struct AffineB<T, B, true> {
   const AffineArguments &arguments;
-  uint32_t bytes[UNITS];
+  AffineColumns columns[UNITS];
   __device__ __forceinline__ explicit AffineB(const Arguments &p) : arguments(p.affine) {}
   /* For each quarter anew: what is made of these would else be kept for the next one, in too many registers. */
   __device__ __forceinline__ void load(uint32_t from) {
 #pragma unroll
-    for (int u = 0; u < UNITS; u++) bytes[u] = ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4);
+    for (int u = 0; u < UNITS; u++) columns[u].make(arguments, ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4));
   }
   __device__ __forceinline__ AffineWord word(const B &b, int quarter, int e, int t) const {
-    return affine_word(arguments, b.word(e, t), bytes[t], B::column_of(quarter, e));
+    return columns[t].word(b.word(e, t), B::column_of(quarter, e));
   }
 };
 
@@ -248,6 +249,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
     B b;
     auto load = [&](int quarter) {
       b.load(shared.b(packed.index), quarter, T::ALIGNED ? 0 : maps.shift[quarter], valid, p.xor_b);
+      affine.load(shared.affine(packed.index));
     };
     ptx::mbarrier_wait(shared.full_b(packed.index), packed.phase);
     load(first_quarter);
@@ -256,10 +258,8 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 #pragma unroll
       for (int column = 0; column < 4; column += T::UNPACK_COLUMNS) {
         int quarter = first_quarter + i;
-        if (T::Kind::INT8_A || T::Kind::AFFINE) __syncwarp(); /* or the compiler unpacks much at once, and spills */
-        if (column == 0) affine.load(shared.affine(packed.index));
-        typename B::Elements unpacked(
-            unpacker, [&](int i, int t) { return affine.word(b, quarter, column + i, t); });
+        if (T::Kind::AFFINE) __syncwarp(); /* or the compiler unpacks much at once, and spills */
+        typename B::Elements unpacked(unpacker, [&](int i, int t) { return affine.word(b, quarter, column + i, t); });
         if (T::Kind::MASKS_B && valid < BLOCK_WORDS)
           unpacked.mask([&](int i, int t) { return B::word_of(quarter, column + i, t) < valid; });
         if (column + T::UNPACK_COLUMNS == 4 && i + 1 < SHARE) load(quarter + 1);
@@ -280,7 +280,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 /* ---- consumers ---- */
 
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
-  /* Of affine kinds, for whose consumers registers are fewer, from what need not be kept. */
+  /* Where registers are fewest, from what need not be kept. */
   int consumer_index = T::Kind::AFFINE ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
   int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
@@ -350,18 +350,23 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
 
 } // namespace
 
-#define LAUNCHER(NAME, ...)                                                                                            \
+/* KINDS: which a problem may have, a condition on its Kind. */
+#define LAUNCHER(NAME, KINDS, ...)                                                                                     \
   extern "C" cudaError_t int4mm_launch_##NAME(const int4mm_problem *problem, const int4mm_plan *plan,                  \
                                               cudaStream_t stream) {                                                   \
-    typedef Tile<__VA_ARGS__, Kind<false, false>, false, false, true, true> Basic;                                                         \
+    typedef Tile<__VA_ARGS__, Kind<false, false>, false, false, true, true> Basic;                                     \
     static_assert(Basic::BM == INT4MM_TILE(NAME, M) && Basic::BN == INT4MM_TILE(NAME, N), "another tile");             \
     static_assert(Basic::STAGES_8 == INT4MM_TILE(NAME, STAGES), "the registry has another depth");                     \
     return for_kind(problem, [&](auto kind) {                                                                          \
-      return for_layout(problem, kind, is_aligned(problem->b), [&](auto layer, auto nk, auto aligned, auto out) {      \
-        typedef Tile<__VA_ARGS__, decltype(kind), layer.value, nk.value, aligned.value, out.value> T;                  \
-        return launch<T>(problem, plan, stream);                                                                       \
-      });                                                                                                              \
+      typedef decltype(kind) K;                                                                                        \
+      if constexpr (KINDS)                                                                                             \
+        return for_layout(problem, kind, is_aligned(problem->b), [&](auto layer, auto nk, auto aligned, auto out) {    \
+          typedef Tile<__VA_ARGS__, K, layer.value, nk.value, aligned.value, out.value> T;                             \
+          return launch<T>(problem, plan, stream);                                                                     \
+        });                                                                                                            \
+      else                                                                                                             \
+        return cudaErrorNotSupported;                                                                                  \
     });                                                                                                                \
   }
-LAUNCHER(hopper_256x128, 2, 2, 1, 6, 5, 4, 6)
-LAUNCHER(hopper_128x128, 2, 1, 2, 6, 4, 8, 7)
+LAUNCHER(hopper_256x128, !K::AFFINE || K::INT8_A, 2, 2, 1, 6, 5, 4, 6)
+LAUNCHER(hopper_128x128, true, 2, 1, 2, 6, 4, 8, 7)

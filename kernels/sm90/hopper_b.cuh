@@ -10,7 +10,7 @@
  * banks
  *
  * Loads and stores are free of bank conflicts. Words past K are made such as mean 0, since those of an
- * int4 A are undefined; those of an int8 A are 0.
+ * int4 A are undefined; those of an int8 A are 0 (where it saves registers, it is left at that).
  * word_of(quarter, e, t) is the word of the k-block that word(e, t) is, column_of(quarter, e) which it is of a lane's
  * four columns, first_column() and every STEP-th from there.
  */
@@ -47,10 +47,12 @@ template <class T> struct KnVectors : QuarterKn<T> {
     uint32_t at = from + slice * T::ROW_BYTES + lane() * 16;
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = ptx::ld_shared_v4(at + 4 * t * T::ROW_BYTES);
-    if (!T::Kind::INT8_A && valid < BLOCK_WORDS && xor_mask) { /* zero words came, which mean -8 in the offset encoding */
+    if (!T::Kind::ZERO_TAIL && valid < BLOCK_WORDS &&
+        xor_mask) { /* zero words came, which mean -8 in the offset encoding */
 #pragma unroll
       for (int t = 0; t < 4; t++)
-        if (!T::Kind::INT8_A && 4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
+        if (!T::Kind::ZERO_TAIL && 4 * t + slice >= valid)
+          words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
     }
   }
   static __device__ __forceinline__ void store(const typename QuarterB<T>::Elements &unpacked, uint32_t tile, int slice,
@@ -75,7 +77,7 @@ template <class T> struct KnWords : QuarterKn<T> {
       uint32_t row = at + t * T::ROW_BYTES;
       words[t] = make_uint4(ptx::ld_shared(row), ptx::ld_shared(row + 128), ptx::ld_shared(row + 256),
                             ptx::ld_shared(row + 384));
-      if (!T::Kind::INT8_A && 4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
+      if (!T::Kind::ZERO_TAIL && 4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
     }
   }
   static __device__ __forceinline__ void store(const typename QuarterB<T>::Elements &unpacked, uint32_t tile, int slice,
@@ -95,7 +97,7 @@ template <class T> struct NkVectors : QuarterNk<T> {
     uint32_t at = from + residue * T::QUARTER_BYTES + lane() * T::ROW_BYTES + ((lane() >> 1 & 3) << 4);
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = ptx::ld_shared_v4(at ^ t << 4);
-    if (!T::Kind::INT8_A && valid < BLOCK_WORDS && xor_mask) {
+    if (!T::Kind::ZERO_TAIL && valid < BLOCK_WORDS && xor_mask) {
 #pragma unroll
       for (int t = 0; t < 4; t++) {
         uint4 &w = words[t];
@@ -124,7 +126,7 @@ template <class T> struct NkWords : QuarterNk<T> {
     for (int t = 0; t < 4; t++)
       words[t] = make_uint4(ptx::ld_shared(at_0 + 16 * t), ptx::ld_shared(at_1 + 16 * t), ptx::ld_shared(at_2 + 16 * t),
                             ptx::ld_shared(at_3 + 16 * t));
-    if (!T::Kind::INT8_A && valid < BLOCK_WORDS) {
+    if (!T::Kind::ZERO_TAIL && valid < BLOCK_WORDS) {
 #pragma unroll
       for (int t = 0; t < 4; t++) {
         uint4 &w = words[t];

@@ -17,7 +17,8 @@
  * The copy engine takes rows that start on 16 bytes, from columns that do. A has such rows: where it has not, it was
  * copied before the launch (src/ops/). For B see RowMaps.
  *
- * What A and B are is a type Kind. An int8 A comes as it is, [BM, 128 bytes] a k-block in the 128-byte swizzle; bytes 8j
+ * What A and B are is a type Kind. An int8 A comes as it is, [BM, 128 bytes] a k-block in the 128-byte swizzle; bytes
+ * 8j
  * .. 8j + 7 of the 32 that a lane has of a row are its words 4t + j, unpacked. See kinds.cuh for the other kinds of B.
  *
  * A kernel's tile is a type T with its size BM x BN and
@@ -360,13 +361,14 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
                                                    const float (&row_scale)[T::ROW_BLOCKS][T::FRAGMENT_ROWS],
                                                    const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
   typedef typename int4mm_out_word<DTYPE>::type Word;
-  constexpr bool TIGHT = T::NK && T::ROW_BLOCKS == 2; /* registers are few: scales are gathered for every row */
+  constexpr bool TIGHT =
+      (T::NK || T::Kind::AFFINE) && T::ROW_BLOCKS == 2; /* registers are few: scales are gathered for every row */
   int first_column = at.n * T::BN + threadIdx.x % 4 * COLUMNS;
   Word *out = (Word *)p.epilogue.out + first_row * p.epilogue.ldo + first_column;
 #pragma unroll
   for (int group = 0; group < T::COLUMN_GROUPS; group++) {
     if (!owns(group)) continue;
-    if (T::ROW_BLOCKS == 1 || T::NK) __syncwarp(); /* or the compiler works on several groups at once, and spills */
+    if (T::ROW_BLOCKS == 1 || TIGHT) __syncwarp(); /* or the compiler works on several groups at once, and spills */
     float scale_b[COLUMNS];
     scales.gather(scale_b, group);
 #pragma unroll
@@ -455,7 +457,9 @@ __device__ __forceinline__ void epilogue_any_tile(const Arguments &p, const Tile
         int row = first_row + b * 64 + lower * 8;
         if (row < p.M && column < p.N) {
           Unit unit;
-          int4mm_scale_sums(unit.x, sums, T::Kind::UNSCALE, scales.row[b][lower], scale_b);
+          float scale_a =
+              T::Kind::AFFINE ? __ldg(p.epilogue.scale_a + row) : scales.row[b][lower]; /* registers are few */
+          int4mm_scale_sums(unit.x, sums, T::Kind::UNSCALE, scale_a, scale_b);
           if constexpr (T::CALLS)
             call_finish_scaled<T>(p, row, column, unit);
           else
@@ -528,9 +532,8 @@ cudaError_t map_matrix(CUtensorMap *map, const Element *data, int64_t rows, int6
   CUtensorMapDataType type = sizeof(Element) == 4 ? CU_TENSOR_MAP_DATA_TYPE_INT32 : CU_TENSOR_MAP_DATA_TYPE_UINT8;
   cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)stride * sizeof(Element)};
   cuuint32_t box[2] = {(cuuint32_t)box_columns, (cuuint32_t)box_rows}, step[2] = {1, 1};
-  CUresult result =
-      encode(map, type, 2, (void *)data, size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CUresult result = encode(map, type, 2, (void *)data, size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -545,8 +548,8 @@ cudaError_t map_rows(RowMaps<MAPS> *maps, const uint32_t *words, int64_t rows, i
     const uint32_t *first = any ? words + r * stride : words;
     int before = (int)((uintptr_t)first / 4 % 4);
     maps->shift[r] = before;
-    error = map_matrix(&maps->map[r], first - before, any ? (rows - r + MAPS - 1) / MAPS : 1, any ? columns + before : 1,
-                      stride * MAPS, box_rows / MAPS, box_columns, swizzle);
+    error = map_matrix(&maps->map[r], first - before, any ? (rows - r + MAPS - 1) / MAPS : 1,
+                       any ? columns + before : 1, stride * MAPS, box_rows / MAPS, box_columns, swizzle);
   }
   return error;
 }
@@ -559,7 +562,7 @@ bool is_out_aligned(const int4mm_problem &problem) {
   return int4mm_epilogue_arguments(&problem, COLUMNS).vector_store;
 }
 
-/* Calls launch(kind), a Kind: the one for a problem. */
+/* Calls launch(kind), the Kind of a problem. */
 template <class F> cudaError_t for_kind(const int4mm_problem *problem, F launch) {
   bool affine = problem->b.factors.data || problem->b.zeros.data;
   if (problem->a.dtype == INT4MM_INT8) return affine ? launch(Kind<true, true>()) : launch(Kind<true, false>());
@@ -570,8 +573,7 @@ template <class F> cudaError_t for_kind(const int4mm_problem *problem, F launch)
  * Elsewhere rows of B that start off 16 bytes come with the more general stores. Those of out alone are as rare in
  * [K/8, N] (an N of 8n + 4) as they are common in [N, K/8], so that only there aligned copies come with general stores
  * as well. */
-template <class F, class Kind>
-cudaError_t for_layout(const int4mm_problem *problem, Kind, bool aligned, F launch) {
+template <class F, class Kind> cudaError_t for_layout(const int4mm_problem *problem, Kind, bool aligned, F launch) {
   bool nk = problem->b.layout == INT4MM_K_MAJOR, out = is_out_aligned(*problem), layer = int4mm_is_layer(problem);
   int4mm_constant<0> no;
   int4mm_constant<1> yes;
@@ -580,7 +582,8 @@ cudaError_t for_layout(const int4mm_problem *problem, Kind, bool aligned, F laun
     if (nk) return aligned ? launch(yes, yes, yes, yes) : launch(yes, yes, no, no);
     return aligned ? launch(yes, no, yes, yes) : launch(yes, no, no, no);
   }
-  if constexpr (Kind::AFFINE || Kind::INT8_A) return nk ? launch(no, yes, yes, yes) : launch(no, no, yes, yes);
+  if constexpr (Kind::AFFINE || Kind::INT8_A)
+    return nk ? launch(no, yes, yes, yes) : launch(no, no, yes, yes);
   else {
     if (nk) return !aligned ? launch(no, yes, no, no) : out ? launch(no, yes, yes, yes) : launch(no, yes, yes, no);
     return aligned && out ? launch(no, no, yes, yes) : launch(no, no, no, no);

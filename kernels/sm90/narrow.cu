@@ -119,23 +119,18 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
   int group = warp / T::GROUP_WARPS;
   PipelineState<T::STAGES_8> state;
   state.advance(group);
-  typedef typename NarrowB<T>::type B;
   typename T::Kind::UnpackB unpacker(p.xor_b);
-  B b(p, (work.begin + group) * BLOCK_WORDS, work.at.n * T::BN, warp);
-  AffineB<T, B> affine(p, work.begin + group, b);
+  typename NarrowB<T>::type b(p, (work.begin + group) * BLOCK_WORDS, work.at.n * T::BN, warp);
   b.prefetch(p);
   ptx::griddepcontrol_wait();
   b.load(p);
-  affine.load();
 #pragma unroll 1
   for (int k_block = group; k_block < work.count; k_block += T::UNPACK_GROUPS) {
     if (k_block + T::LAUNCH_DEPENDENTS_BEFORE * T::UNPACK_GROUPS >= work.count) ptx::griddepcontrol_launch_dependents();
-    int left = b.left;
     b.from += next_block<T>(p), b.left -= T::UNPACK_GROUPS * BLOCK_WORDS;
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      Unpacked<typename T::Kind::UnpackB, 1> unpacked(unpacker, [&](int, int t) { return affine.word(b, e, t); });
-      if (T::Kind::MASKS_B && left < BLOCK_WORDS) unpacked.mask([&](int, int t) { return B::inside(e, t, left); });
+      Unpacked<typename T::Kind::UnpackB, 1> unpacked(unpacker, [&](int, int t) { return b.word(e, t); });
       if (e == 3) b.load(p);
       if (e == 0) {
         ptx::mbarrier_wait(shared.empty_b8(state.index), state.phase ^ 1);
@@ -145,7 +140,6 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
       }
       b.store(unpacked, shared.b8(state.index), e);
     }
-    affine.load();
     ptx::fence_proxy_async();
     ptx::mbarrier_arrive(shared.full_b8(state.index));
     state.advance(T::UNPACK_GROUPS);

@@ -10,8 +10,7 @@
  *   NkWords    [N, K/8] in words            a lane of the quad has the slice of its own of each of four columns
  *
  * All of them store free of bank conflicts. word(e, t) is the t-th word of element e, 0..3: what one step of the loop
- * unpacks; store() takes it to the int8 tile. inside(e, t, left) says whether it is one of the words that B has; it is
- * of the unit unit(t), of UNITS that a lane has, and of the column column_of(e), of four or two, every STEP-th.
+ * unpacks; store() takes it to the int8 tile.
  */
 #ifndef INT4MM_NARROW_B_CUH
 #define INT4MM_NARROW_B_CUH
@@ -31,12 +30,6 @@ struct PackedB {
   __device__ __forceinline__ PackedB(const Arguments &p, int64_t step_k, int64_t step_n, int word, int column)
       : from(p.b + word * step_k + column * step_n), left(p.words - word), columns(p.N - column) {}
   __device__ __forceinline__ uint32_t word(int e, int t) const { return element(words[t], e); }
-  static __device__ __forceinline__ bool inside(int, int t, int left) { return 4 * t < left; }
-
-  /* Factors and zero points. */
-  static constexpr int UNITS = ::UNITS, STEP = 1, COLUMN_COUNT = 4;
-  static __device__ __forceinline__ int unit(int t) { return t; }
-  static __device__ __forceinline__ int column_of(int e) { return e; }
 
   static __device__ __forceinline__ uint4 load_vector(const uint32_t *at, bool inside, const Arguments &p) {
     return inside ? ptx::ld_global_v4(at) : make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
@@ -73,7 +66,8 @@ template <class T> struct KnVectors : PackedB {
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = load_vector(from + 4 * t * p.ldb, 4 * t < left, p);
   }
-  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile, int e) const {
+  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
+                                        int e) const {
     uint32_t low = tile + offset, high = low ^ 16, below = e * T::UNPACK_LANES * BLOCK_K;
     unpacked.store(0, low + below, high + below);
   }
@@ -87,10 +81,6 @@ template <class T> struct KnWords : PackedB {
         offset(int8_row(0, column() % 4 * T::UNPACK_LANES + column() / 4) ^ slice(warp) << 5) {}
   static __device__ __forceinline__ int column() { return threadIdx.x % 8 * 4 + threadIdx.x % 32 / 8; }
   static __device__ __forceinline__ int slice(int warp) { return warp % T::GROUP_WARPS * 2; } /* and the next one */
-  static __device__ __forceinline__ bool inside(int e, int t, int left) { return 4 * t + e / 2 < left; }
-
-  static constexpr int STEP = 32, COLUMN_COUNT = 2;
-  static __device__ __forceinline__ int column_of(int e) { return e % 2; }
 
   __device__ __forceinline__ void prefetch(const Arguments &p) const {
 #pragma unroll
@@ -106,7 +96,8 @@ template <class T> struct KnWords : PackedB {
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = make_uint4(load(p, t, 0), load(p, t, 1), load(p, t, 2), load(p, t, 3));
   }
-  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile, int e) const {
+  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
+                                        int e) const {
     uint32_t low = (tile + offset) ^ e / 2 << 5, high = low ^ 16, below = e % 2 * 8 * BLOCK_K;
     unpacked.store(0, low + below, high + below);
   }
@@ -137,10 +128,6 @@ template <class T> struct NkVectors : QuadB<T> {
       : QuadB<T>(p, first_word + threadIdx.x % 4 * 4, first_column, warp) {
     offset += threadIdx.x % 4 * 4;
   }
-  static constexpr int UNITS = 1; /* the lane's */
-  static __device__ __forceinline__ int unit(int) { return threadIdx.x % 4; }
-  static __device__ __forceinline__ bool inside(int, int, int left) { return left > 0; }
-
   /* Of column e the words 4t + j of lane t. */
   __device__ __forceinline__ uint32_t word(int e, int j) const { return element(words[e], j); }
 
@@ -148,7 +135,8 @@ template <class T> struct NkVectors : QuadB<T> {
 #pragma unroll
     for (int e = 0; e < 4; e++) words[e] = this->load_vector(from + e * p.ldb, e < columns && left > 0, p);
   }
-  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile, int e) const {
+  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
+                                        int e) const {
     uint32_t row = tile + offset, below = e * T::UNPACK_LANES * BLOCK_K;
 #pragma unroll
     for (int j = 0; j < SLICES; j++) {
@@ -172,34 +160,10 @@ template <class T> struct NkWords : QuadB<T> {
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = make_uint4(load(p, t, 0), load(p, t, 1), load(p, t, 2), load(p, t, 3));
   }
-  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile, int e) const {
+  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
+                                        int e) const {
     uint32_t low = tile + offset, high = low ^ 16, below = e * T::UNPACK_LANES * BLOCK_K;
     unpacked.store(0, low + below, high + below);
-  }
-};
-
-/* What word(e, t) of B, a policy, is with its factor or zero point. load() gets those of the group's first k-block, and
- * then of each next one, where B gets its words. */
-template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
-  __device__ __forceinline__ AffineB(const Arguments &, int, const B &) {}
-  __device__ __forceinline__ void load() {}
-  __device__ __forceinline__ uint32_t word(const B &b, int e, int t) const { return b.word(e, t); }
-};
-template <class T, class B> struct AffineB<T, B, true> {
-  const Arguments &p;
-  int k_block, column; /* the lane's first column */
-  uint32_t bytes[B::UNITS];
-
-  __device__ __forceinline__ AffineB(const Arguments &p, int k_block, const B &b)
-      : p(p), k_block(k_block), column(p.N - b.columns) {}
-  __device__ __forceinline__ void load() {
-#pragma unroll
-    for (int u = 0; u < B::UNITS; u++)
-      bytes[u] = load_affine<B::STEP, B::COLUMN_COUNT>(p.affine, k_block * UNITS + B::unit(u), column, p.N);
-    k_block += T::UNPACK_GROUPS;
-  }
-  __device__ __forceinline__ AffineWord word(const B &b, int e, int t) const {
-    return affine_word(p.affine, b.word(e, t), bytes[B::UNITS == 1 ? 0 : t], B::column_of(e));
   }
 };
 

@@ -89,6 +89,8 @@ static const char *hopper_unsupported(const int4mm_kernel *kernel, const int4mm_
   const char *reason = wgmma_unsupported(p);
   if (reason) return reason;
   if (p->K >= INT4MM_WIDE_K) return "needs a K below 131072";
+  if (kernel->tile_m == 256 && is_affine(p) && p->dtype_a != INT4MM_INT8)
+    return "has no registers for int4 activations with integer group scales or zero points";
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8 ? "has too many tiles" : NULL;
 }
 
