@@ -141,8 +141,8 @@ static int64_t narrow_time(const narrow_cost *cost, int32_t sms, int64_t ctas, i
 /* Where tiles are few, a pair of CTAs for each, which split K and then exchange sums. */
 static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   bool int8 = p->dtype_a == INT4MM_INT8;
-  const narrow_cost *cost = kernel->tile_m == 128 ? (int8 ? &narrow_128_int8 : &narrow_128)
-                                                  : (int8 ? &narrow_64_int8 : &narrow_64);
+  const narrow_cost *cost =
+      kernel->tile_m == 128 ? (int8 ? &narrow_128_int8 : &narrow_128) : (int8 ? &narrow_64_int8 : &narrow_64);
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
   int64_t whole = narrow_time(cost, p->sms, tiles, k_blocks);
   int64_t split = narrow_time(cost, p->sms, 2 * tiles, int4mm_plan_ceil_div(k_blocks, 2)) + EXCHANGE_TIME;
