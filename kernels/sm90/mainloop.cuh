@@ -17,9 +17,8 @@
  * The copy engine takes rows that start on 16 bytes, from columns that do. A has such rows: where it has not, it was
  * copied before the launch (src/ops/). For B see RowMaps.
  *
- * What A and B are is a type Kind. An int8 A comes as it is, [BM, 128 bytes] a k-block in the 128-byte swizzle; bytes
- * 8j
- * .. 8j + 7 of the 32 that a lane has of a row are its words 4t + j, unpacked. See kinds.cuh for the other kinds of B.
+ * What A and B are is a type Kind (kinds.cuh). An int8 A comes as it is, [BM, 128 bytes] a k-block in the 128-byte
+ * swizzle. Of a row a lane has 32 bytes, of which 8j .. 8j + 7 are what its word 4t + j would be unpacked.
  *
  * A kernel's tile is a type T with its size BM x BN and
  *   Kind              of the product
@@ -361,8 +360,8 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
                                                    const float (&row_scale)[T::ROW_BLOCKS][T::FRAGMENT_ROWS],
                                                    const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
   typedef typename int4mm_out_word<DTYPE>::type Word;
-  constexpr bool TIGHT =
-      (T::NK || T::Kind::AFFINE) && T::ROW_BLOCKS == 2; /* registers are few: scales are gathered for every row */
+  /* Registers are few: scales are gathered for every row. */
+  constexpr bool TIGHT = (T::NK || T::Kind::AFFINE) && T::ROW_BLOCKS == 2;
   int first_column = at.n * T::BN + threadIdx.x % 4 * COLUMNS;
   Word *out = (Word *)p.epilogue.out + first_row * p.epilogue.ldo + first_column;
 #pragma unroll
@@ -457,8 +456,8 @@ __device__ __forceinline__ void epilogue_any_tile(const Arguments &p, const Tile
         int row = first_row + b * 64 + lower * 8;
         if (row < p.M && column < p.N) {
           Unit unit;
-          float scale_a =
-              T::Kind::AFFINE ? __ldg(p.epilogue.scale_a + row) : scales.row[b][lower]; /* registers are few */
+          /* Affine kinds have fewer registers. */
+          float scale_a = T::Kind::AFFINE ? __ldg(p.epilogue.scale_a + row) : scales.row[b][lower];
           int4mm_scale_sums(unit.x, sums, T::Kind::UNSCALE, scale_a, scale_b);
           if constexpr (T::CALLS)
             call_finish_scaled<T>(p, row, column, unit);
@@ -569,7 +568,8 @@ template <class F> cudaError_t for_kind(const int4mm_problem *problem, F launch)
   return affine ? launch(Kind<false, true>()) : launch(Kind<false, false>());
 }
 
-/* Calls launch(layer, nk, aligned, out_aligned), constants: the instance for a problem. Layers have one way to store.
+/* Calls launch(layer, nk, aligned, out_aligned), constants: the instance for a problem. Layers have one way to store,
+ * and other kinds than W4A4 take it for rows of B or out that start off 16 bytes: fewer instances.
  * Elsewhere rows of B that start off 16 bytes come with the more general stores. Those of out alone are as rare in
  * [K/8, N] (an N of 8n + 4) as they are common in [N, K/8], so that only there aligned copies come with general stores
  * as well. */
