@@ -78,12 +78,12 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
 /* The time of a k-block and of what else there is to a tile. With the larger tile, 2048^3 takes 14.7 us,
  * 1024 x 4096 x 4096 24.1, 4096^3 90 and 2048 x 4096 x 5120 67 (with the smaller 68); with the smaller, 512 x 2048 x
  * 4096 takes 9.6, 512 x 4096 x 4096 15.0, 1024 x 4096 x 5120 41.6 (with the larger 45.4). On an H100 with int8 A,
- * 1024 x 4096 x 4096 takes 28.1 with the larger, 32.5 with the smaller. */
+ * 1024 x 4096 x 4096 takes 28.1 with the larger, 32.5 with the smaller; with factors 33 and 43, whatever A is. */
 typedef struct hopper_cost {
-  int64_t k_block, k_block_int8, tile; /* k_block_int8: with an int8 A */
+  int64_t k_block, k_block_int8, k_block_affine, tile; /* with an int8 A; with factors or zero points */
 } hopper_cost;
 
-static const hopper_cost hopper_256 = {576, 676, 3250}, hopper_128 = {365, 416, 1900};
+static const hopper_cost hopper_256 = {576, 676, 820, 3250}, hopper_128 = {365, 416, 588, 1900};
 
 static const char *hopper_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const char *reason = wgmma_unsupported(p);
@@ -99,7 +99,9 @@ static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles < p->sms ? tiles : p->sms);
-  int64_t k_block = p->dtype_a == INT4MM_INT8 ? cost->k_block_int8 : cost->k_block;
+  int64_t k_block = is_affine(p)                ? cost->k_block_affine
+                    : p->dtype_a == INT4MM_INT8 ? cost->k_block_int8
+                                                : cost->k_block;
   int64_t tile_time = int4mm_plan_k_blocks(p) * k_block + cost->tile;
   return with_alignment(p, max64(reading_time(p), HOPPER_TIME + int4mm_plan_ceil_div(tiles, p->sms) * tile_time));
 }
