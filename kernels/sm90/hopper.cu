@@ -163,21 +163,23 @@ __device__ __forceinline__ void produce_b(const Shared<T> &shared, const RowMaps
 }
 
 /* Factors or zero points, which come with packed B: a warp's copies. */
-template <class T> __device__ __forceinline__ void produce_affine(const Shared<T> &shared, const Arguments &p) {
+template <class T>
+__device__ __forceinline__ void produce_affine(const Shared<T> &shared, const Arguments &p,
+                                               const AffineArguments &affine) {
   typedef typename HopperB<T>::type B;
   produce<T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const TileCoord &at, int k_block) {
     int column = at.n * T::BN + B::first_column();
     uint32_t to = shared.affine(state.index) + threadIdx.x % 32 * 4;
     ptx::mbarrier_wait(shared.empty_b(state.index), state.phase ^ 1);
-    if (B::STEP == 1 && p.affine.vector) {
+    if (B::STEP == 1 && affine.vector) {
 #pragma unroll
       for (int u = 0; u < UNITS; u++)
-        if (column < p.N) ptx::cp_async4(to + u * T::BN, affine_row(p.affine, k_block * UNITS + u) + column);
+        if (column < p.N) ptx::cp_async4(to + u * T::BN, affine_row(affine, k_block * UNITS + u) + column);
       ptx::cp_async_mbarrier_arrive_noinc(shared.full_b(state.index));
     } else {
 #pragma unroll 1
       for (int u = 0; u < UNITS; u++)
-        ptx::st_shared(to + u * T::BN, load_affine<B::STEP>(p.affine, k_block * UNITS + u, column, p.N));
+        ptx::st_shared(to + u * T::BN, load_affine<B::STEP>(affine, k_block * UNITS + u, column, p.N));
       ptx::mbarrier_arrive(shared.full_b(state.index));
     }
   });
@@ -199,14 +201,14 @@ template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::M
 
 /* What word(quarter, e, t) of a k-block's B, a policy, is with its factor or zero point, which lie in shared memory. */
 template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
-  __device__ __forceinline__ explicit AffineB(const Arguments &) {}
+  __device__ __forceinline__ explicit AffineB(const NoAffineArguments &) {}
   __device__ __forceinline__ void load(uint32_t) {}
   __device__ __forceinline__ uint32_t word(const B &b, int, int e, int t) const { return b.word(e, t); }
 };
 template <class T, class B> struct AffineB<T, B, true> {
   const AffineArguments &arguments;
   AffineColumns columns[UNITS];
-  __device__ __forceinline__ explicit AffineB(const Arguments &p) : arguments(p.affine) {}
+  __device__ __forceinline__ explicit AffineB(const AffineArguments &arguments) : arguments(arguments) {}
   /* For each quarter anew: what is made of these would else be kept for the next one, in too many registers. */
   __device__ __forceinline__ void load(uint32_t from) {
 #pragma unroll
@@ -222,7 +224,7 @@ template <class T, class B> struct AffineB<T, B, true> {
  * had time to land. */
 template <class T>
 __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<T::MAPS_B> &maps, const Arguments &p,
-                                         int warp) {
+                                         const typename T::Kind::Affine &affine_arguments, int warp) {
   constexpr int SHARE = 4 / T::GROUP_WARPS; /* quarters of a warp */
   TileScheduler scheduler(p);
   int group = warp / T::GROUP_WARPS, first_quarter = warp % T::GROUP_WARPS * SHARE;
@@ -234,7 +236,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
   packed.advance(group), wide.advance(group);
   typedef typename HopperB<T>::type B;
   typename T::Kind::UnpackB unpacker(p.xor_b);
-  AffineB<T, B> affine(p);
+  AffineB<T, B> affine(affine_arguments);
   int filled = -1;   /* stage that is filled and not committed yet */
   bool first = true; /* the first k-block is waited for: it is committed at once */
   auto commit = [&] {
@@ -304,7 +306,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
 template <class T>
 __global__ void __launch_bounds__(T::THREADS, 1)
     hopper(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ RowMaps<T::MAPS_B> maps_b,
-           const __grid_constant__ Arguments p) {
+           const __grid_constant__ Arguments p, const __grid_constant__ typename T::Kind::Affine affine) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared<T> shared{ptx::smem_address(memory)};
@@ -322,10 +324,11 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) produce_a<T>(shared, &map_a, p);
     if (threadIdx.x / T::MAPS_B == 32 / T::MAPS_B) produce_b<T>(shared, maps_b, p);
-    if (T::Kind::AFFINE && threadIdx.x / 32 == 2) produce_affine<T>(shared, p);
+    if constexpr (T::Kind::AFFINE)
+      if (threadIdx.x / 32 == 2) produce_affine<T>(shared, p, affine);
   } else if (group <= T::UNPACKERS) {
     ptx::setmaxnreg_dec<T::UNPACKER_REGISTERS>();
-    unpack_b<T>(shared, maps_b, p, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4);
+    unpack_b<T>(shared, maps_b, p, affine, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4);
   } else {
     ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
     consume<T>(shared, p, group - 1 - T::UNPACKERS);
@@ -337,6 +340,8 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   CUtensorMap map_a;
   RowMaps<T::MAPS_B> maps_b;
   Arguments p = make_arguments(problem, plan);
+  typename T::Kind::Affine affine = {};
+  if constexpr (T::Kind::AFFINE) affine = affine_arguments(problem);
   const int4mm_operand *b = &problem->b;
   int64_t words = int4mm_words_of_k(problem);
   cudaError_t error = map_a_of<T>(&map_a, problem, p);
@@ -345,7 +350,7 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
                      T::ROW_BYTES / 4, T::NK && T::ALIGNED ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_NONE);
   if (error != cudaSuccess) return error;
   return int4mm_launch<hopper<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, maps_b,
-                                  p);
+                                  p, affine);
 }
 
 } // namespace

@@ -22,19 +22,6 @@ constexpr int BLOCK_K = INT4MM_BLOCK_K;
 constexpr int UNITS = 4; /* of a k-block: so many groups it may have */
 constexpr int UNIT_K = BLOCK_K / UNITS;
 
-/* AFFINE: factors or zero points. WIDE: as in unpack.cuh. */
-template <bool INT8_A_, bool AFFINE_, bool WIDE_ = false> struct Kind {
-  static constexpr bool INT8_A = INT8_A_, AFFINE = AFFINE_, WIDE = WIDE_;
-  /* What undoes the 16 times of A and of B. */
-  static constexpr float UNSCALE = (INT8_A || WIDE ? 1.0f : 1.0f / 16) * (AFFINE || WIDE ? 1.0f : 1.0f / 16);
-  typedef typename std::conditional<AFFINE, AffineUnpacker, Unpacker<WIDE>>::type UnpackB;
-  /* A k-block of a row of A: its elements and bytes. */
-  static constexpr int A_ELEMENTS = INT8_A ? BLOCK_K : BLOCK_WORDS, A_ROW_BYTES = INT8_A ? BLOCK_K : BLOCK_WORDS * 4;
-  /* Zero words of A, where the copy engine has none, may mean -8, and those of B are not 0 with zero points. */
-  static constexpr bool MASKS_B = AFFINE && !INT8_A;
-  static constexpr bool ZERO_TAIL = AFFINE && INT8_A; /* B's words past K may be anything */
-};
-
 /* Factors or zero points, a row for each group. The unit u of K is in group u * reciprocal / 2^31. Four bytes of a row
  * give four factors, bytes & keep | one, and four offsets, base - (bytes ^ flip) * scale: see AffineWord. */
 struct AffineArguments {
@@ -43,6 +30,22 @@ struct AffineArguments {
   uint32_t reciprocal, last; /* group */
   uint32_t keep, one, base, flip, scale;
   bool vector; /* four columns, from a multiple of four on, may be loaded at once */
+};
+
+struct NoAffineArguments {};
+
+/* AFFINE: factors or zero points. WIDE: as in unpack.cuh. */
+template <bool INT8_A_, bool AFFINE_, bool WIDE_ = false> struct Kind {
+  static constexpr bool INT8_A = INT8_A_, AFFINE = AFFINE_, WIDE = WIDE_;
+  /* What undoes the 16 times of A and of B. */
+  static constexpr float UNSCALE = (INT8_A || WIDE ? 1.0f : 1.0f / 16) * (AFFINE || WIDE ? 1.0f : 1.0f / 16);
+  typedef typename std::conditional<AFFINE, AffineUnpacker, Unpacker<WIDE>>::type UnpackB;
+  typedef typename std::conditional<AFFINE, AffineArguments, NoAffineArguments>::type Affine;
+  /* A k-block of a row of A: its elements and bytes. */
+  static constexpr int A_ELEMENTS = INT8_A ? BLOCK_K : BLOCK_WORDS, A_ROW_BYTES = INT8_A ? BLOCK_K : BLOCK_WORDS * 4;
+  /* Zero words of A, where the copy engine has none, may mean -8, and those of B are not 0 with zero points. */
+  static constexpr bool MASKS_B = AFFINE && !INT8_A;
+  static constexpr bool ZERO_TAIL = AFFINE && INT8_A; /* B's words past K may be anything */
 };
 
 /* Those of four columns in a unit. */

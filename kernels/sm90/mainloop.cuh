@@ -60,7 +60,6 @@ struct Arguments {
   const uint32_t *b;
   int64_t ldb;
   uint32_t xor_a, xor_b;
-  AffineArguments affine;
   EpilogueArguments epilogue;
 };
 
@@ -598,7 +597,6 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
   p.b = problem->b.words, p.ldb = problem->b.stride;
   p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
-  p.affine = affine_arguments(problem);
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   return p;
 }
