@@ -347,7 +347,8 @@ APT_GET = env LC_ALL=C apt-get install --no-remove --no-install-recommends
 apt_install = \
   plan=$$($(APT_GET) --simulate $$missing 2>&1) || { \
     printf '%s\n' "$$plan" >&2; \
-    echo "apt-get cannot install$$missing without more than that, as it says above. Nothing was changed." >&2; exit 1; }; \
+    echo "apt-get cannot install$$missing, or not without removing packages, as it says above: nothing was changed." >&2; \
+    exit 1; }; \
   echo "apt-get installs (APT=0 would leave it to you):"; \
   printf '%s\n' "$$plan" | sed -n 's/^Inst \([^ ]*\)\( \[[^]]*\]\)\{0,1\} (\([^ ]*\).*/  \1 \3\2/p'; \
   $$sudo env DEBIAN_FRONTEND=noninteractive $(APT_GET) -qq -y $$missing >/dev/null || { \

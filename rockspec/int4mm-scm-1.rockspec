@@ -1,7 +1,9 @@
 rockspec_format = "3.0"
 package = "int4mm"
 version = "scm-1"
-source = { url = "git+file://." } -- for `luarocks make` in a clone, which fetches nothing; `make rock` gives it another
+-- For `luarocks make` in a clone, which fetches nothing. `make rock` writes a rockspec with a source that can be fetched,
+-- which is the one for `luarocks pack` and for publishing.
+source = { url = "git+file://." }
 description = {
   summary = "Exact int4 (W4A4) matrix multiplication for LuaJIT, on CPUs and CUDA GPUs",
   detailed = [[
@@ -40,6 +42,8 @@ build = {
       ["int4mm.internal.numeric"] = "lua/int4mm/internal/numeric.lua",
       ["int4mm.internal.options"] = "lua/int4mm/internal/options.lua",
       ["int4mm.internal.print"] = "lua/int4mm/internal/print.lua",
+      ["int4mm.internal.product"] = "lua/int4mm/internal/product.lua",
+      ["int4mm.internal.scaling"] = "lua/int4mm/internal/scaling.lua",
       ["int4mm.io.checkpoint"] = "lua/int4mm/io/checkpoint.lua",
       ["int4mm.io.file"] = "lua/int4mm/io/file.lua",
       ["int4mm.io.json"] = "lua/int4mm/io/json.lua",

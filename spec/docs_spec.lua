@@ -97,7 +97,9 @@ describe("the pages of make docs #make", function()
     for path in helper.shell("ls examples/guide/*.md"):gmatch "[^\n]+" do
       assert.is_truthy(pages["guide/" .. path:match "[^/]+$" .. ".html"], path .. " is not in config.ld")
     end
-    assert.is_truthy(pages["examples/quickstart.lua.html"])
+    for path in helper.shell("ls examples/*.lua"):gmatch "[^\n]+" do
+      assert.is_truthy(pages[path .. ".html"], path .. " is not in config.ld")
+    end
     assert.is_truthy(pages["index.html"]:find("How bits are defined", 1, true))
   end)
 

@@ -11,6 +11,7 @@
 ---@alias int4mm.encoding "twos_complement"|"offset"
 ---@alias int4mm.layout "kn"|"nk"
 ---@alias int4mm.activation "none"|"relu"|"silu"|"gelu"|"gelu_tanh"
+---@alias int4mm.activations "int4"|"int8"|"float"
 ---@alias int4mm.any_stream int4mm.stream|ffi.cdata*|lightuserdata one of q.stream, or a cudaStream_t of another library
 
 -- ---- tensors ----
@@ -195,7 +196,12 @@ function tensor:to_dlpack(opts) end
 ---A linear layer: `layer(x)`.
 ---@class int4mm.linear
 ---@field weight int4mm.tensor packed words
----@field scales int4mm.tensor
+---@field scales int4mm.tensor # [N], or [G, N]
+---@field zeros? int4mm.tensor int8 zero points of that shape
+---@field factors? int4mm.tensor int8 [G, N]
+---@field group_size? integer
+---@field order? int4mm.tensor int32 [K]
+---@field activations int4mm.activations
 ---@field bias? int4mm.tensor
 ---@field in_features integer
 ---@field out_features integer
@@ -218,7 +224,7 @@ local linear = {}
 ---@return int4mm.linear
 function linear:to(device) end
 
----@return { weight: int4mm.tensor, scales: int4mm.tensor, bias: int4mm.tensor? }
+---@return table<string, int4mm.tensor>
 function linear:parameters() end
 
 ---@return integer
@@ -317,6 +323,9 @@ local int4mm = {}
 ---@field out? int4mm.tensor # [M, N] to write to
 ---@field out_dtype? int4mm.float_dtype of a new result, "float16" by default
 ---@field bias? int4mm.tensor # [N] float32
+---@field zeros? int4mm.tensor zero points of scale_b's shape: int8, or int32 words of eight along N
+---@field factors? int4mm.tensor integer group scales [G, N], int8 from 1 to 15
+---@field group_size? number values of K in a group, by default K / G
 ---@field encoding_a? int4mm.encoding of words that do not know theirs
 ---@field encoding_b? int4mm.encoding
 ---@field layout_b? int4mm.layout
@@ -328,7 +337,19 @@ local int4mm = {}
 ---@field out? int4mm.tensor
 ---@field out_dtype? int4mm.float_dtype
 ---@field bias? int4mm.tensor
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
 ---@field encoding_a? int4mm.encoding
+---@field encoding_b? int4mm.encoding
+---@field layout_b? int4mm.layout
+
+---@class int4mm.matmul_bound_options
+---@field out_dtype? int4mm.float_dtype
+---@field bias? int4mm.tensor
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
 ---@field encoding_b? int4mm.encoding
 ---@field layout_b? int4mm.layout
 
@@ -354,7 +375,7 @@ local int4mm = {}
 ---@field M number
 ---@field N number
 ---@field K number
----@field lda? number words from row to row
+---@field lda? number words from row to row, elements of an A that is none
 ---@field ldb? number
 ---@field ldo? number elements from row to row
 ---@field align_a? number a power of two up to 256 that divides the address
@@ -364,13 +385,17 @@ local int4mm = {}
 ---@field encoding_a? int4mm.encoding
 ---@field encoding_b? int4mm.encoding
 ---@field layout_b? int4mm.layout
+---@field dtype_a? "int32"|"int8"|int4mm.float_dtype words of int4 by default
+---@field scaling? "per_column"|"group_scales"|"group_factors"
+---@field group_size? number
+---@field zeros? boolean whether there are zero points
 ---@field kernel? string
 
----The product of two int4 matrices, exact up to one rounding, where its operands are.
----@param a_packed int4mm.tensor # [M, K/8] int32
+---The product with an int4 weight, where its operands are; of int4 and int8 exact up to one rounding.
+---@param a_packed int4mm.tensor # [M, K/8] int32 words, or [M, K] int8 or floats
 ---@param b_packed int4mm.tensor # [K/8, N] int32, or [N, K/8], or a weight of q.prepack
----@param scale_a int4mm.tensor # [M] float32
----@param scale_b int4mm.tensor # [N] float32
+---@param scale_a int4mm.tensor|nil # [M] float32; nil for floats
+---@param scale_b int4mm.tensor # [N] float32, or [G, N] of floats
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
 function int4mm.int4_matmul(a_packed, b_packed, scale_a, scale_b, opts) end
@@ -378,7 +403,7 @@ function int4mm.int4_matmul(a_packed, b_packed, scale_a, scale_b, opts) end
 ---As q.int4_matmul, on the CPU.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a int4mm.tensor
+---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
@@ -387,7 +412,7 @@ function int4mm.int4_matmul_cpu(a_packed, b_packed, scale_a, scale_b, opts) end
 ---As q.int4_matmul, on a GPU.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a int4mm.tensor
+---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.tensor
@@ -396,11 +421,20 @@ function int4mm.int4_matmul_cuda(a_packed, b_packed, scale_a, scale_b, opts) end
 ---The product in plain LuaJIT, to compare with.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a int4mm.tensor
+---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_reference_options
 ---@return int4mm.tensor
 function int4mm.int4_matmul_reference(a_packed, b_packed, scale_a, scale_b, opts) end
+
+---How near q.int4_matmul is with an `a` of floats: the exact results and the bound of each, as rows.
+---@param a int4mm.tensor
+---@param b_packed int4mm.tensor
+---@param scale_b int4mm.tensor
+---@param opts? int4mm.matmul_bound_options
+---@return number[][] exact
+---@return number[][] bound
+function int4mm.int4_matmul_bound(a, b_packed, scale_b, opts) end
 
 ---Rearranges a weight once for many products on the CPU.
 ---@param b_packed int4mm.tensor
@@ -411,7 +445,7 @@ function int4mm.prepack(b_packed, opts) end
 ---What q.int4_matmul would do with these arguments.
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
----@param scale_a int4mm.tensor
+---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
 ---@param opts? int4mm.matmul_options
 ---@return int4mm.plan
@@ -428,18 +462,29 @@ function int4mm.cuda_kernels() end
 
 ---@class int4mm.linear_options
 ---@field bias? int4mm.tensor # [N] float32
----@field scales? int4mm.tensor of packed words: [N] float32
+---@field scales? int4mm.tensor of packed words: [N] float32, or [G, N] or [N, G] of floats
+---@field zeros? int4mm.tensor of packed words: int8 or words, beside each scale
+---@field factors? int4mm.tensor of packed words: int8 [G, N], from 1 to 15
+---@field group_size? number values of K in a group, a multiple of 32
 ---@field layout? int4mm.layout "nk" by default
 ---@field encoding? int4mm.encoding of packed words
+---@field order? int4mm.tensor of packed words: int32 [K], the input of each value along K
 ---@field rotate? boolean|number the block; false for none
 ---@field clip? number|"mse" of the activations
 ---@field weight_clip? number|"mse" of a float weight, "mse" by default
+---@field group_scales? "float"|"integer" of a float weight
+---@field zero_point? boolean of a float weight
+---@field activations? int4mm.activations
 ---@field activation? int4mm.activation
 ---@field out_dtype? int4mm.float_dtype
 ---@field prepack? boolean the layout that the CPU reads fastest
 
 ---@class int4mm.int4_linear_options
 ---@field bias? int4mm.tensor # [N] float32
+---@field activations? int4mm.activations
+---@field zeros? int4mm.tensor zero points of scale_b's shape: int8, or int32 words of eight along N
+---@field factors? int4mm.tensor integer group scales [G, N], int8 from 1 to 15
+---@field group_size? number values of K in a group, by default K / G
 ---@field rotate? boolean|number
 ---@field clip? number|"mse"
 ---@field activation? int4mm.activation
@@ -454,6 +499,10 @@ function int4mm.cuda_kernels() end
 
 ---@class int4mm.int4_linear_reference_options
 ---@field bias? int4mm.tensor
+---@field activations? int4mm.activations
+---@field zeros? int4mm.tensor
+---@field factors? int4mm.tensor
+---@field group_size? number
 ---@field rotate? boolean|number
 ---@field clip? number|"mse"
 ---@field activation? int4mm.activation
@@ -471,7 +520,7 @@ function int4mm.linear(weight, opts) end
 ---A layer in one call: x is quantised and multiplied.
 ---@param x int4mm.tensor # [M, K] of floats
 ---@param b_packed int4mm.tensor
----@param scale_b int4mm.tensor # [N] float32
+---@param scale_b int4mm.tensor # [N] float32, or [G, N] of floats
 ---@param opts? int4mm.int4_linear_options
 ---@return int4mm.tensor
 function int4mm.int4_linear(x, b_packed, scale_b, opts) end
@@ -486,8 +535,9 @@ function int4mm.int4_linear_reference(x, b_packed, scale_b, opts) end
 ---The bytes of workspace that q.int4_linear needs for x [M, K].
 ---@param M number
 ---@param K number
+---@param activations? int4mm.activations
 ---@return integer
-function int4mm.linear_workspace(M, K) end
+function int4mm.linear_workspace(M, K, activations) end
 
 ---@class int4mm.pack_options
 ---@field dim? 1|2 the dimension to be packed, 2 by default
@@ -721,6 +771,10 @@ function int4mm.argmax(src, opts) end
 ---@field prepack? boolean
 
 ---@class int4mm.load_linear_options
+---@field activations? int4mm.activations "float" by default for GPTQ, AWQ and compressed-tensors
+---@field group_size? number
+---@field group_scales? "float"|"integer" of a weight of floats
+---@field zero_point? boolean of a weight of floats
 ---@field clip? number|"mse"
 ---@field activation? int4mm.activation
 ---@field out_dtype? int4mm.float_dtype
