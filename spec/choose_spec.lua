@@ -126,6 +126,34 @@ describe("int4mm_choose_cuda", function()
     end
   end)
 
+  it("takes wgmma kernels for int8 activations, integer group scales and zero points of columns", function()
+    local INT8, GROUP_SCALES, FACTORS = 1, 1, 2
+    local a8, f128 = { dtype_a = INT8 }, { dtype_a = INT8, scaling = FACTORS, group = 128 }
+    local zeros, f32 = { dtype_a = INT8, zeros = 1 }, { scaling = FACTORS, group = 32 }
+    for _, case in ipairs {
+      { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "hopper_128x128" },
+      { 1024, a8, "hopper_256x128" }, { 4096, a8, "hopper_256x128" }, { 1024, f128, "hopper_256x128" },
+      { 4096, zeros, "hopper_256x128" }, { 4096, f32, "hopper_128x128" },
+    } do
+      local p = problem(90, case[1], 4096, 4096, case[2])
+      if p.dtype_a == INT8 then p.lda = 4096 end
+      local status, plan = choose(p)
+      assert.equal(OK, status, plan)
+      assert.equal(case[3], plan.name, describe_problem(p))
+    end
+    for kernel, set in pairs {
+      hopper_128x128 = { scaling = GROUP_SCALES, group = 128 }, hopper_256x128 = f32, narrow_128x64 = f32,
+      narrow_64x64 = { dtype_a = 2, lda = 4096 },
+    } do
+      local status, message = choose(problem(90, 512, 4096, 4096, set), kernel)
+      assert.not_equal(OK, status)
+      assert.matches("the kernel " .. kernel .. " ", message, 1, true)
+    end
+    local _, unaligned = choose(problem(90, 1024, 4096, 4090, { dtype_a = INT8, lda = 4090 }))
+    assert.equal("hopper_256x128", unaligned.name)
+    assert.matches(", A copied", unaligned.reason, 1, true)
+  end)
+
   it("serves [N, K/8] and rows that start anywhere with the same kernels", function()
     for _, case in ipairs(measured) do
       local M, K, N = case[1], case[2], case[3]
