@@ -233,6 +233,11 @@ __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* Arrives at it without waiting. */
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 /* The box at (x, y) of a 2D tensor into shared memory; `barrier` counts its bytes. Outside the tensor come zeros. */
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const CUtensorMap *map, int x, int y,
                                                         uint32_t barrier) {
@@ -241,6 +246,15 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const C
           shared),
       "l"(map), "r"(barrier), "r"(x), "r"(y)
       : "memory");
+}
+
+/* The box at (x, y, z) of a 3D tensor. */
+__device__ __forceinline__ void cp_async_bulk_tensor_3d(uint32_t shared, const CUtensorMap *map, int x, int y, int z,
+                                                        uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+               "[%2];" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+               : "memory");
 }
 
 /* Prefetches a box into L2. A hint: it reads nothing. */

@@ -13,12 +13,12 @@
  *   consumers   two warpgroups of BLOCKS blocks of 64 columns each: packed B -> fragments in registers, wgmma,
  *               promotion to float32 sums, epilogue straight from registers
  *
- * A k-block is 128 values of k. Fragments are made for a part of it, 128 bytes of a row of activations, and multiplied
- * in chains: CHAIN rows of the output and the values of k of a part that one group has. A chain's wgmmas leave their
- * sums in one of two sets of accumulators, which is promoted (converted, and added by an fma) into the float32 sums of
- * the tile while the next chain is under way. Scaling by promotion is DeepGEMM's way with fp8.
+ * A k-block is 128 values of k. Its products are done in chains: CHAIN rows of the output and the values of k of one
+ * group. A chain's wgmmas leave their sums in accumulators which are then promoted: converted, and added by an fma to
+ * the float32 sums of the tile, DeepGEMM's way with fp8. Consumers take turns, so that one multiplies while the other
+ * promotes and makes fragments: in step with each other they would leave the tensor cores idle.
  *
- * What bounds it is that promotion: ordinary instructions take registers' bandwidth from wgmma.
+ * What bounds it is that promotion, and in W4A16 the card's power.
  */
 #ifndef INT4MM_GROUPED_CUH
 #define INT4MM_GROUPED_CUH
@@ -36,23 +36,24 @@ constexpr int BLOCK_WORDS = INT4MM_BLOCK_WORDS; /* packed words of k in a k-bloc
 constexpr int BLOCK_K = INT4MM_BLOCK_K;
 constexpr int BOX_COLUMNS = 32; /* of packed B in a copy: 128 bytes */
 constexpr int BOX_BYTES = BOX_COLUMNS * BLOCK_WORDS * 4;
-constexpr int ROW_BYTES = 128; /* of a part of an activation row */
+constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
- * block and two chains; ZEROS: B has zero points; BM rows; BLOCKS of 64 columns to a consumer; pipeline depth. */
-template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int STAGES_> struct Tile {
+ * block and chain; ZEROS: B has zero points; BM rows; BLOCKS of 64 columns to a consumer; rows to a CHAIN; pipeline
+ * depth. */
+template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int STAGES_> struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, BM = BM_, BLOCKS = BLOCKS_, STAGES = STAGES_;
   static constexpr bool ZEROS = ZEROS_, FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, UNPACKS_A = KIND == W4A4;
   typedef typename PolicyB<KIND, ZEROS>::type B;
   static constexpr int CONSUMERS = 2, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
 
-  static constexpr int PARTS = FLOAT ? 2 : 1, PART_K = BLOCK_K / PARTS;
-  static constexpr int GROUPS = GROUP == 0 ? 1 : BLOCK_K / GROUP; /* of a k-block */
-  static constexpr bool WHOLE = GROUP == 0 || GROUP > PART_K;     /* a group has the whole of a part */
-  static constexpr int PIECES = WHOLE ? 1 : PART_K / GROUP, PIECE_SLICES = SLICES / PIECES;
-  static constexpr int CHAIN = BM >= 128 ? 64 : BM / 2, CHAINS = BM / CHAIN, ITEMS = CHAINS * PIECES;
-  static_assert(CHAINS == 2 || !WHOLE || PARTS == 1, "sums of a group are left in the accumulators");
-  static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == 2 && !FLOAT), "and of one block alone");
+  static constexpr int SLICES = FLOAT ? 8 : 4;                 /* of a k-block: what one wgmma takes of k */
+  static constexpr int PARTS = SLICES / 4;                     /* of a k-block: 128 bytes of a row of activations */
+  static constexpr int GROUPS = GROUP == 0 ? 1 : 128 / GROUP;  /* of a k-block */
+  static constexpr int GROUP_SLICES = SLICES / GROUPS;
+  static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
+  static constexpr bool AHEAD = !FLOAT || BM * BLOCKS < 256; /* words are loaded ahead: there are registers for them */
+  static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == 1), "sums of a group stay in the accumulators");
 
   /* A stage: activations, packed B, packed activations, and for each group a row of scales and of zero points. */
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
@@ -72,6 +73,7 @@ template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int STAGES_>
 struct Arguments {
   int M, N, K, k_blocks, tiles_m, tiles_n;
   int box_rows; /* of activations in a copy: a tile's, or M where that is less */
+  bool boxes;   /* map_b has a dimension of boxes: all of a tile's in one copy */
   uint32_t xor_a, xor_b;
   int group; /* K where one scale serves a column */
   const void *scales;
@@ -101,7 +103,7 @@ template <class T> struct Shared {
     return T::UNPACKS_A ? barrier(2 * T::STAGES + stage) : full(stage);
   }
   __device__ __forceinline__ int arrivals(int i) const {
-    if (i < T::STAGES) return T::UNPACKS_A ? 4 : 2; /* the unpacking warps, or the copies' and the scales' */
+    if (i < T::STAGES) return 2; /* the copies' and the scales', or the two warps that unpack it */
     return i < 2 * T::STAGES ? 4 * T::CONSUMERS : 1;
   }
 };
@@ -131,24 +133,27 @@ template <class T> struct Walk {
 
 /* ---- producers ---- */
 
-/* The copies of a k-block, shared out among the lanes of a warp. The stage is empty. */
+/* The copies of a k-block into a stage that is empty. Boxes of B are 32 columns, 128 bytes of a row; where N is no
+ * multiple of that each has a copy of its own. A warp calls it. */
 template <class T>
 __device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
                                      const Arguments &p, const Walk<T> &walk, int stage) {
-  constexpr int BOXES = T::BN / BOX_COLUMNS;
-  int lane = threadIdx.x % 32, a_row = T::UNPACKS_A ? BLOCK_WORDS * 4 : ROW_BYTES;
-  if (lane == 0) ptx::mbarrier_arrive_expect_tx(shared.landed(stage), T::B_BYTES + p.box_rows * a_row * T::PARTS);
+  constexpr int BOXES = T::BN / BOX_COLUMNS, A_ROW = T::UNPACKS_A ? BLOCK_WORDS * 4 : ROW_BYTES;
+  int lane = threadIdx.x % 32, row = walk.k_block * BLOCK_WORDS;
+  uint32_t landed = shared.landed(stage);
+  if (lane == 0) {
+    ptx::mbarrier_arrive_expect_tx(landed, T::B_BYTES + p.box_rows * A_ROW * T::PARTS);
+    if (p.boxes) ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map_b, 0, row, walk.at.n * BOXES, landed);
+#pragma unroll
+    for (int part = 0; part < T::PARTS; part++)
+      ptx::cp_async_bulk_tensor_2d(T::UNPACKS_A ? shared.packed(stage) : shared.a(stage) + part * T::BM * ROW_BYTES,
+                                   &map_a, T::UNPACKS_A ? row : walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS),
+                                   walk.at.m * T::BM, landed);
+  }
   __syncwarp();
-  if (lane < BOXES)
-    ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS,
-                                 walk.k_block * BLOCK_WORDS, shared.landed(stage));
-  else if (lane < BOXES + T::PARTS)
-    ptx::cp_async_bulk_tensor_2d(T::UNPACKS_A ? shared.packed(stage)
-                                              : shared.a(stage) + (lane - BOXES) * T::BM * ROW_BYTES,
-                                 &map_a,
-                                 T::UNPACKS_A ? walk.k_block * BLOCK_WORDS
-                                              : walk.k_block * BLOCK_K + (lane - BOXES) * T::PART_K,
-                                 walk.at.m * T::BM, shared.landed(stage));
+  if (!p.boxes && lane < BOXES)
+    ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS, row,
+                                 landed);
 }
 
 /* Scales and zero points of COUNT columns of a group, 32 apart, on their way to a stage. Beyond N and K scales are 0:
@@ -158,7 +163,7 @@ template <class T, int COUNT> struct GroupRow {
   int zero[COUNT];
 
   __device__ __forceinline__ void load(const Arguments &p, int k, int column) {
-    int g = k / p.group;
+    int g = T::GROUP > 0 && p.group == T::GROUP ? k / max(T::GROUP, 1) : k / p.group;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       bool inside = k < p.K && column + 32 * i < p.N;
@@ -211,61 +216,74 @@ template <class T> __device__ __forceinline__ void produce_scales(const Shared<T
   }
 }
 
-/* W4A4: packed activations of a k-block to int8, a quarter of the rows for each of four warps. Four lanes share a row, a
- * slice each: its 16 even values of k, then its 16 odd ones. Words past K are made such as mean 0. */
-template <class T>
+/* W4A4: packed activations of a k-block to int8, a half of the rows for each of two warps. Four lanes share a row, a
+ * slice each: its 16 even values of k, then its 16 odd ones. TAIL: words past K are made such as mean 0. */
+template <class T, bool TAIL>
 __device__ __forceinline__ void unpack_a(const Shared<T> &shared, const Arguments &p, const Unpacker<false> &unpack,
-                                         int k_block, int stage, int warp) {
-  int lane = threadIdx.x % 32, slice = lane % 4, row = warp * (T::BM / 4) + lane / 4;
+                                         int k_block, int stage, int half) {
+  int lane = threadIdx.x % 32, slice = lane % 4, row = half * (T::BM / 2) + lane / 4;
   int valid = p.K / 8 - k_block * BLOCK_WORDS - 4 * slice; /* of the slice's four words */
-#pragma unroll 2
-  for (int i = 0; i < T::BM / 32; i++, row += 8) {
-    uint4 words = ptx::ld_shared_v4(shared.packed(stage) + row * BLOCK_WORDS * 4 + slice * 16);
+  uint32_t from = shared.packed(stage) + row * BLOCK_WORDS * 4 + slice * 16;
+  uint32_t to = shared.a(stage) + row * ROW_BYTES + ((2 * slice ^ (row & 7)) << 4);
+#pragma unroll 4
+  for (int i = 0; i < T::BM / 16; i++) {
+    uint4 words = ptx::ld_shared_v4(from + i * 8 * BLOCK_WORDS * 4);
     uint32_t even[4], odd[4];
 #pragma unroll
     for (int t = 0; t < 4; t++) {
-      uint32_t word = t < valid ? element(words, t) : p.xor_a;
+      uint32_t word = TAIL && t >= valid ? p.xor_a : element(words, t);
       even[t] = unpack.even(word), odd[t] = unpack.odd(word);
     }
-    uint32_t to = shared.a(stage) + row * ROW_BYTES + ((2 * slice ^ (row & 7)) << 4);
-    ptx::st_shared_v4(to, even[0], even[1], even[2], even[3]);
-    ptx::st_shared_v4(to ^ 16, odd[0], odd[1], odd[2], odd[3]);
+    ptx::st_shared_v4(to + i * 8 * ROW_BYTES, even[0], even[1], even[2], even[3]);
+    ptx::st_shared_v4((to ^ 16) + i * 8 * ROW_BYTES, odd[0], odd[1], odd[2], odd[3]);
   }
 }
 
-/* W4A4: four warps that unpack and bring scales, the first of which copies, two k-blocks ahead. */
+/* W4A4: two pairs of warps, each of which unpacks every second k-block and brings its scales: the way of one through
+ * shared memory and the fence takes longer than its products. The first warp copies, two k-blocks ahead. */
 template <class T>
 __device__ __forceinline__ void feed(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
                                      const Arguments &p, int warp) {
-  constexpr int COUNT = T::BN / 128, AHEAD = 2;
-  static_assert(AHEAD < T::STAGES, "copies run ahead into stages that were released");
-  int column = warp * (T::BN / 4) + threadIdx.x % 32;
+  constexpr int PAIRS = 2, COUNT = T::BN / 64;
+  static_assert(T::STAGES > PAIRS, "copies run ahead into stages that were released");
+  int pair = warp / 2, column = warp % 2 * (T::BN / 2) + threadIdx.x % 32;
   Unpacker<false> unpack(p.xor_a);
+  unpack.fix = in_register(unpack.fix);
   PipelineState<T::STAGES> state, state_copy;
   Walk<T> walk(p), walk_copy(p);
-  auto copy_next = [&] {
-    if (warp || walk_copy.done()) return;
-    ptx::mbarrier_wait(shared.empty(state_copy.index), state_copy.phase ^ 1);
-    copy(shared, map_a, map_b, p, walk_copy, state_copy.index);
-    walk_copy.advance(), state_copy.advance();
-  };
-  for (int i = 0; i < AHEAD; i++) copy_next();
+  auto copy_pair = [&] {
 #pragma unroll 1
-  for (; !walk.done(); walk.advance(), state.advance()) {
-    copy_next();
-    GroupRow<T, COUNT> loads;
-    loads.load(p, walk.k_block * BLOCK_K, walk.at.n * T::BN + column);
-    ptx::mbarrier_wait(shared.landed(state.index), state.phase);
-    unpack_a<T>(shared, p, unpack, walk.k_block, state.index, warp);
-    loads.store(shared, state.index, 0, column);
-#pragma unroll 1
-    for (int row = 1; row < T::GROUPS; row++) {
-      loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column);
-      loads.store(shared, state.index, row, column);
+    for (int i = 0; i < PAIRS && warp == 0 && !walk_copy.done(); i++, walk_copy.advance(), state_copy.advance()) {
+      ptx::mbarrier_wait(shared.empty(state_copy.index), state_copy.phase ^ 1);
+      copy(shared, map_a, map_b, p, walk_copy, state_copy.index);
     }
+  };
+  GroupRow<T, COUNT> loads;
+  auto load = [&](int row) {
+    loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column);
+  };
+  copy_pair();
+  walk.advance(pair), state.advance(pair);
+  if (!walk.done()) load(0);
+#pragma unroll 1
+  while (!walk.done()) {
+    copy_pair();
+    int stage = state.index, k_block = walk.k_block;
+    ptx::mbarrier_wait(shared.landed(stage), state.phase);
+#pragma unroll 1
+    for (int row = 0;; load(row)) {
+      loads.store(shared, stage, row, column);
+      if (++row == T::GROUPS) break;
+    }
+    walk.advance(PAIRS), state.advance(PAIRS);
+    if (!walk.done()) load(0); /* of its next k-block: they arrive meanwhile */
+    if ((k_block + 1) * BLOCK_K > p.K)
+      unpack_a<T, true>(shared, p, unpack, k_block, stage, warp % 2);
+    else
+      unpack_a<T, false>(shared, p, unpack, k_block, stage, warp % 2);
     ptx::fence_proxy_async();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.full(state.index));
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.full(stage));
   }
 }
 
@@ -283,35 +301,33 @@ template <class T> struct Consumer {
   const Shared<T> &shared;
   const Arguments &p;
   typename T::B policy;
+  int index; /* of the two consumers */
   uint32_t b_offset; /* of this lane's words in row 0 of packed B */
   int column;        /* in the tile: that of fragment row g in block 0; row g + 8 is the next, block 1 four further on */
   PipelineState<T::STAGES> state;
-  uint2 words[SLICES]; /* of a part, as the policy loads them */
-  uint32_t fragments[SLICES][4];
-  typename Accumulator<T::FLOAT>::type acc[2][T::CHAIN / 2];
+  uint2 words[T::SLICES]; /* of a k-block, as the policy loads them */
+  uint32_t fragments[T::SLICES][4];
+  typename Accumulator<T::FLOAT>::type acc[T::CHAIN / 2];
   float sums[T::BLOCKS][T::BM / 2];
 
-  /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks. The words of half a
-   * warp lie in different banks. Two warps share a box where a consumer has one block. */
+  /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or 32,
+   * that follow each other. The words that half a warp loads at once lie in different banks. */
   __device__ __forceinline__ Consumer(const Shared<T> &shared, const Arguments &p, int index)
-      : shared(shared), p(p), policy(p.xor_b) {
+      : shared(shared), p(p), policy(p.xor_b), index(index) {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
-    int warp = index * 4 + threadIdx.x % 128 / 32, box = T::BLOCKS == 2 ? warp : warp / 2;
-    int in_box = 16 * m + 8 * h + 2 * l + (T::BLOCKS == 2 ? 0 : warp % 2 * 4);
-    column = box * BOX_COLUMNS + in_box;
-    b_offset = box * BOX_BYTES + in_box * 4;
+    int warp = index * 4 + threadIdx.x % 128 / 32;
+    column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
+    b_offset = column / BOX_COLUMNS * BOX_BYTES + column % BOX_COLUMNS * 4;
   }
 
-  __device__ __forceinline__ void load_words(int block, int part) {
-    uint32_t at = (shared.b(state.index) + b_offset) ^ block << 4;
+  __device__ __forceinline__ void load_words(int block, int stage) {
+    uint32_t at = (shared.b(stage) + b_offset) ^ block << 4;
 #pragma unroll
-    for (int j = 0; j < SLICES; j++)
-      words[j] = policy.load(j, [&](int row) {
-        row += part * (BLOCK_WORDS / T::PARTS);
-        return (at ^ (row & 7) << 4) + row * (BOX_COLUMNS * 4);
-      });
+    for (int j = 0; j < T::SLICES; j++)
+      words[j] = policy.load(j, [&](int row) { return (at ^ (row & 7) << 4) + row * (BOX_COLUMNS * 4); });
+    if (!T::AHEAD) return;
 #pragma unroll
-    for (int j = 0; j < SLICES; j++) asm volatile("" : "+r"(words[j].x), "+r"(words[j].y)::"memory");
+    for (int j = 0; j < T::SLICES; j++) asm volatile("" : "+r"(words[j].x), "+r"(words[j].y)::"memory");
   }
 
   /* Two neighbouring columns' words of a row of scales or zero points. */
@@ -319,103 +335,104 @@ template <class T> struct Consumer {
     return ptx::ld_shared_v2(from + (row * T::BN + column + 4 * block) * 4);
   }
 
-  __device__ __forceinline__ void make_fragments(int block, int part) {
+  __device__ __forceinline__ void make_fragments(int block, int stage) {
     uint2 zero = make_uint2(0, 0);
 #pragma unroll
-    for (int j = 0; j < SLICES; j++) {
-      if ((T::ZEROS || T::FLOAT) && j % T::PIECE_SLICES == 0)
-        zero = load_pair(shared.zeros(state.index), block, T::WHOLE ? 0 : part * T::PIECES + j / T::PIECE_SLICES);
+    for (int j = 0; j < T::SLICES; j++) {
+      if ((T::ZEROS || T::FLOAT) && j % T::GROUP_SLICES == 0)
+        zero = load_pair(shared.zeros(stage), block, j / T::GROUP_SLICES);
       policy.unpack(fragments[j], words[j].x, words[j].y, zero);
     }
-    ::keep_in_registers(fragments);
+    keep_in_registers(fragments);
   }
 
-  /* Starts a chain: the ITEMs of a part are CHAINS for each of its groups. */
-  template <int ITEM> __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
-    constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::PIECE_SLICES;
-    keep(acc[ITEM % 2]);
+  __device__ __forceinline__ void wait_for_turn() const { ptx::named_barrier_sync(1 + index, 128 * T::CONSUMERS); }
+  __device__ __forceinline__ void pass_turn() const { ptx::named_barrier_arrive(1 + (index ^ 1), 128 * T::CONSUMERS); }
+
+  /* The products of a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the
+   * accumulators hold nothing. meanwhile() is called while wgmmas are under way. */
+  template <int ITEM, class Meanwhile>
+  __device__ __forceinline__ void multiply(uint64_t a, bool starts, Meanwhile meanwhile) {
+    constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
+    keep_in_registers(acc);
+    wait_for_turn();
     ptx::wgmma_fence();
 #pragma unroll
-    for (int j = FIRST; j < FIRST + T::PIECE_SLICES; j++) {
-      uint64_t operand = a + CHAIN * (T::CHAIN * ROW_BYTES / 16) + 2 * j;
+    for (int j = FIRST; j < FIRST + T::GROUP_SLICES; j++) {
+      uint64_t operand = a + (j / 4 * T::BM + CHAIN * T::CHAIN) * (ROW_BYTES / 16) + 2 * (j % 4);
       if constexpr (T::FLOAT)
-        ptx::wgmma_f32<T::CHAIN, T::KIND == W4A16_BFLOAT>(acc[ITEM % 2], fragments[j], operand, !starts || j > FIRST);
+        ptx::wgmma_f32<T::CHAIN, T::KIND == W4A16_BFLOAT>(acc, fragments[j], operand, !starts || j > FIRST);
       else
-        ptx::wgmma<T::CHAIN>(acc[ITEM % 2], fragments[j], operand, !starts || j > FIRST);
+        ptx::wgmma<T::CHAIN>(acc, fragments[j], operand, !starts || j > FIRST);
     }
     ptx::wgmma_commit_group();
+    pass_turn();
+    meanwhile();
+    ptx::wgmma_wait_group<0>();
+    keep_in_registers(acc);
   }
-  template <class R> static __device__ __forceinline__ void keep(R &r) { keep_in_registers(r); }
 
+  /* Adds a chain's sums to those of the tile. */
   template <int ITEM> __device__ __forceinline__ void promote(int block, float2 scale) {
-    constexpr int CHAIN = ITEM % T::CHAINS;
-    keep(acc[ITEM % 2]);
+    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
 #pragma unroll
-    for (int i = 0; i < T::CHAIN / 2; i++) {
-      float &sum = sums[block][CHAIN * (T::CHAIN / 2) + i];
-      sum = __fmaf_rn((float)acc[ITEM % 2][i], i & 2 ? scale.y : scale.x, sum);
-    }
+    for (int i = 0; i < T::CHAIN / 2; i++)
+      sums[block][FIRST + i] = __fmaf_rn((float)acc[i], i & 2 ? scale.y : scale.x, sums[block][FIRST + i]);
   }
 
-  /* From ITEM on: waits for a chain, promotes its sums and starts the one that takes its accumulators. */
   template <int ITEM, class Next>
-  __device__ __forceinline__ void finish_items(int block, uint64_t a, const float2 (&scales)[T::PIECES], Next next) {
-    if constexpr (ITEM < T::ITEMS) {
-      constexpr bool LAST = ITEM + 1 == T::ITEMS;
-      ptx::wgmma_wait_group<LAST ? 0 : 1>();
-      promote<ITEM>(block, scales[ITEM / T::CHAINS]);
-      if constexpr (ITEM + 2 < T::ITEMS) multiply<ITEM + 2>(a, true);
-      if constexpr (ITEM + 2 == T::ITEMS) next();
-      finish_items<ITEM + 1>(block, a, scales, next);
-    }
+  __device__ __forceinline__ void multiply_from(int block, uint64_t a, const float2 (&scales)[T::GROUPS], Next next) {
+    multiply<ITEM>(a, true, [&] {
+      if (ITEM == 0) next();
+    });
+    promote<ITEM>(block, scales[ITEM / T::CHAINS]);
+    if constexpr (ITEM + 1 < T::ITEMS) multiply_from<ITEM + 1>(block, a, scales, next);
   }
 
-  /* The products of a block and part. `starts`: groups start here; `ends`: and end. */
+  /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. `starts` and `ends`
+   * count where a group has several k-blocks: it starts, or ends, here. */
   template <class Next>
-  __device__ __forceinline__ void multiply_part(int block, int part, int stage, bool starts, bool ends, Next next) {
-    make_fragments(block, part);
-    float2 scales[T::PIECES];
+  __device__ __forceinline__ void multiply_block(int block, int stage, bool starts, bool ends, Next next) {
+    if (!T::AHEAD) load_words(block, stage);
+    make_fragments(block, stage);
+    float2 scales[T::GROUPS];
 #pragma unroll
-    for (int i = 0; i < T::PIECES; i++) { /* before the wgmmas, behind which they would queue */
-      uint2 s = load_pair(shared.scales(stage), block, T::WHOLE ? 0 : part * T::PIECES + i);
+    for (int i = 0; i < T::GROUPS; i++) { /* before the wgmmas, behind which they would queue */
+      uint2 s = load_pair(shared.scales(stage), block, i);
       scales[i] = make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
     }
-    uint64_t a = ptx::make_smem_desc(shared.a(stage) + part * (T::BM * ROW_BYTES));
-    multiply<0>(a, starts);
-    multiply<1>(a, starts);
-    if constexpr (!T::WHOLE || T::GROUP == T::PART_K) {
-      finish_items<0>(block, a, scales, next);
-    } else if (T::GROUP > 0 && ends) { /* a constant, after unrolling */
-      finish_items<0>(block, a, scales, next);
+    uint64_t a = ptx::make_smem_desc(shared.a(stage));
+    if constexpr (T::GROUP > 0) {
+      multiply_from<0>(block, a, scales, next);
     } else {
-      next();
-      ptx::wgmma_wait_group<0>();
-      if (T::GROUP == 0 && ends) promote<0>(block, scales[0]), promote<1>(block, scales[0]);
+      multiply<0>(a, starts, next);
+      if (ends) promote<0>(block, scales[0]);
     }
   }
 
   /* Waits for a k-block and loads its first words. */
   __device__ __forceinline__ void begin_k_block() {
     ptx::mbarrier_wait(shared.landed(state.index), state.phase);
-    load_words(0, 0);
+    if (T::AHEAD) load_words(0, state.index);
     if (T::UNPACKS_A) ptx::mbarrier_wait(shared.full(state.index), state.phase);
   }
 
-  /* A k-block's products. The words of the next part are loaded while wgmmas are under way. All lanes of a warp do the
+  /* A k-block's products. The words of the next block are loaded while wgmmas are under way. All lanes of a warp do the
    * same: branches there would have ptxas serialise them (C7513). */
   __device__ __forceinline__ void multiply_k_block(bool starts, bool ends, bool more) {
     int stage = state.index;
+    auto advance = [&] {
+      state.advance();
+      if (more) begin_k_block();
+    };
 #pragma unroll
     for (int block = 0; block < T::BLOCKS; block++)
-#pragma unroll
-      for (int part = 0; part < T::PARTS; part++)
-        multiply_part(block, part, stage, T::GROUP == 0 ? starts : part == 0 || !T::WHOLE,
-                      T::GROUP == 0 ? ends : part + 1 == T::PARTS || !T::WHOLE, [&] {
-                        if (part + 1 < T::PARTS) return load_words(block, part + 1);
-                        if (block + 1 < T::BLOCKS) return load_words(block + 1, 0);
-                        state.advance();
-                        if (more) begin_k_block();
-                      });
+      multiply_block(block, stage, starts, ends, [&] {
+        if (block + 1 == T::BLOCKS)
+          advance();
+        else if (T::AHEAD)
+          load_words(block + 1, stage);
+      });
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.empty(stage));
   }
@@ -495,6 +512,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
   int tiles = p.tiles_m * p.tiles_n;
   if ((int)blockIdx.x >= tiles) return;
   Consumer<T> consumer(shared, p, index);
+  if (index == 1) consumer.pass_turn();
   consumer.begin_k_block();
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -502,6 +520,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
     Walk<T> walk(p, tile);
     consumer.finish_tile(walk.at);
   }
+  if (index == 0) consumer.wait_for_turn(); /* so that the barrier is left empty */
 }
 
 /* ---- the kernel ---- */
@@ -550,6 +569,24 @@ cudaError_t map_matrix(CUtensorMap *map, const int4mm_operand &o, CUtensorMapDat
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+/* Packed B as [N / 32][K / 8][32], so that one copy brings several boxes, or as it is. */
+cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes, int count) {
+  int64_t words = int4mm_words_of_k(&problem);
+  if (!boxes)
+    return map_matrix(map, problem.b, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, words, problem.N, BLOCK_WORDS, BOX_COLUMNS,
+                      CU_TENSOR_MAP_SWIZZLE_128B);
+  EncodeTiled encode;
+  cudaError_t error = find_encoder(&encode);
+  if (error != cudaSuccess) return error;
+  cuuint64_t size[3] = {BOX_COLUMNS, (cuuint64_t)words, (cuuint64_t)problem.N / BOX_COLUMNS};
+  cuuint64_t pitch[2] = {(cuuint64_t)problem.b.stride * 4, BOX_COLUMNS * 4};
+  cuuint32_t box[3] = {BOX_COLUMNS, BLOCK_WORDS, (cuuint32_t)count}, step[3] = {1, 1, 1};
+  CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 3, (void *)problem.b.words, size, pitch, box, step,
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 template <class T> cudaError_t map_a_of(CUtensorMap *map, const int4mm_problem &problem, const Arguments &p) {
   if (T::KIND == W4A4)
     return map_matrix(map, problem.a, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, p.M, p.K / 8, p.box_rows, BLOCK_WORDS,
@@ -557,7 +594,7 @@ template <class T> cudaError_t map_a_of(CUtensorMap *map, const int4mm_problem &
   CUtensorMapDataType type = T::KIND == W4A8         ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                              : T::KIND == W4A16_HALF ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  return map_matrix(map, problem.a, type, T::FLOAT ? 2 : 1, p.M, p.K, p.box_rows, T::PART_K,
+  return map_matrix(map, problem.a, type, T::FLOAT ? 2 : 1, p.M, p.K, p.box_rows, BLOCK_K / T::PARTS,
                     CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
@@ -568,6 +605,7 @@ template <class T> Arguments make_arguments(const int4mm_problem &problem) {
   p.k_blocks = (p.K + BLOCK_K - 1) / BLOCK_K;
   p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
   p.box_rows = p.M < T::BM ? p.M : T::BM;
+  p.boxes = p.N % BOX_COLUMNS == 0;
   p.xor_a = problem.a.xor_mask, p.xor_b = b.xor_mask;
   p.group = b.group < p.K ? (int)b.group : p.K;
   p.scales = b.group_scales.data, p.scales_stride = b.group_scales.stride, p.scales_dtype = b.group_scales.dtype;
@@ -582,9 +620,7 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   CUtensorMap map_a, map_b;
   Arguments p = make_arguments<T>(*problem);
   cudaError_t error = map_a_of<T>(&map_a, *problem, p);
-  if (error == cudaSuccess)
-    error = map_matrix(&map_b, problem->b, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, int4mm_words_of_k(problem), problem->N,
-                       BLOCK_WORDS, BOX_COLUMNS, CU_TENSOR_MAP_SWIZZLE_128B);
+  if (error == cudaSuccess) error = map_b_of(&map_b, *problem, p.boxes, T::BN / BOX_COLUMNS);
   if (error != cudaSuccess) return error;
   return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
                                    p);

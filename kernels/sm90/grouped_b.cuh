@@ -1,6 +1,6 @@
 /*
- * How grouped.cuh's consumers make fragments of packed weights, for each kind of activations. A warp's fragments of a
- * part, four slices, are 64 values for each lane: its rows g and g + 8, which are neighbouring columns of B.
+ * How grouped.cuh's consumers make fragments of packed weights, for each kind of activations. A slice is what
+ * one wgmma takes of k; a lane's rows of a fragment, g and g + 8, are neighbouring columns of B.
  *
  *   WordsB   W4A4: slice j is the words 4j + t for t = 0..3, their even nibbles first, then their odd ones; a lane
  *            unpacks the whole of one word
@@ -25,7 +25,11 @@ namespace {
 /* What activations are. */
 enum Kind { W4A4, W4A8, W4A16_HALF, W4A16_BFLOAT };
 
-constexpr int SLICES = 4; /* of a part: what one wgmma takes of k */
+/* A uniform value in an ordinary register: instructions that take it from a uniform one need a move each. */
+__device__ __forceinline__ uint32_t in_register(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 /* Four nibbles in the low halves of bytes, as u = b + 8, to b - z. */
 __device__ __forceinline__ uint32_t subtract_zero(uint32_t u, uint32_t zero) {
@@ -37,7 +41,7 @@ template <bool ZEROS> struct WordsB {
   static constexpr float UNSCALE = ZEROS ? 1.0f / 16 : 1.0f / 256;
   uint32_t fix;
   __device__ __forceinline__ explicit WordsB(uint32_t xor_mask)
-      : fix(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u) {}
+      : fix(in_register(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)) {}
 
   /* Words of slice j for rows g and g + 8. */
   template <class Swizzled> __device__ __forceinline__ uint2 load(int j, Swizzled swizzled) const {
@@ -61,7 +65,7 @@ template <bool ZEROS> struct BytesB {
   static constexpr float UNSCALE = ZEROS ? 1.0f : 1.0f / 16;
   uint32_t fix, halves; /* a selector for prmt: this lane's half of two words */
   __device__ __forceinline__ explicit BytesB(uint32_t xor_mask)
-      : fix(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u), halves(threadIdx.x & 1 ? 0x7632 : 0x5410) {}
+      : fix(in_register(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)), halves(threadIdx.x & 1 ? 0x7632 : 0x5410) {}
 
   /* Halves of the words of slice j: the lower 16 bits are of the first 16 values of k. */
   template <class Swizzled> __device__ __forceinline__ uint2 load(int j, Swizzled swizzled) const {
@@ -88,7 +92,7 @@ template <bool BFLOAT> struct FloatsB {
   static constexpr uint32_t UNIT = BFLOAT ? 0x7d007f00u : 0x68007800u; /* 2^127 (2^15), the upper one a sixteenth */
   uint32_t fix, byte; /* a selector for prmt: byte t of two words, twice */
   __device__ __forceinline__ explicit FloatsB(uint32_t xor_mask)
-      : fix(~xor_mask & 0x00800008u), byte((threadIdx.x % 4) * 0x1111 + 0x4040) {}
+      : fix(in_register(~xor_mask & 0x00800008u)), byte((threadIdx.x % 4) * 0x1111 + 0x4040) {}
 
   template <class Swizzled> __device__ __forceinline__ uint2 load(int j, Swizzled swizzled) const {
     uint2 first = ptx::ld_shared_v2(swizzled(2 * j)), second = ptx::ld_shared_v2(swizzled(2 * j + 1));
