@@ -15,8 +15,9 @@
  *
  * A k-block is 128 values of k. Its products are done in chains: CHAIN rows of the output and the values of k of one
  * group. A chain's wgmmas leave their sums in accumulators which are then promoted: converted, and added by an fma to
- * the float32 sums of the tile, DeepGEMM's way with fp8. Consumers take turns, so that one multiplies while the other
- * promotes and makes fragments: in step with each other they would leave the tensor cores idle.
+ * the float32 sums of the tile, DeepGEMM's way with fp8. With two sets of accumulators that happens while the next chain
+ * is under way. With one, for W4A16, consumers take turns, so that one multiplies while the other promotes: in step with
+ * each other they would leave the tensor cores idle.
  *
  * What bounds it is that promotion, and in W4A16 the card's power.
  */
@@ -39,9 +40,9 @@ constexpr int BOX_BYTES = BOX_COLUMNS * BLOCK_WORDS * 4;
 constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
- * block and chain; ZEROS: B has zero points; BM rows; BLOCKS of 64 columns to a consumer; rows to a CHAIN; pipeline
- * depth. */
-template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int STAGES_> struct Tile {
+ * block and as many chains as sets of accumulators; ZEROS: B has zero points; BM rows; BLOCKS of 64 columns to a
+ * consumer; rows to a CHAIN; sets of accumulators; pipeline depth. */
+template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_> struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, BM = BM_, BLOCKS = BLOCKS_, STAGES = STAGES_;
   static constexpr bool ZEROS = ZEROS_, FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, UNPACKS_A = KIND == W4A4;
   typedef typename PolicyB<KIND, ZEROS>::type B;
@@ -52,8 +53,10 @@ template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, 
   static constexpr int GROUPS = GROUP == 0 ? 1 : 128 / GROUP;  /* of a k-block */
   static constexpr int GROUP_SLICES = SLICES / GROUPS;
   static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
+  static constexpr int ACCS = ACCS_;
   static constexpr bool AHEAD = !FLOAT || BM * BLOCKS < 256; /* words are loaded ahead: there are registers for them */
-  static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == 1), "sums of a group stay in the accumulators");
+  static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
+  static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
 
   /* A stage: activations, packed B, packed activations, and for each group a row of scales and of zero points. */
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
@@ -240,20 +243,21 @@ __device__ __forceinline__ void unpack_a(const Shared<T> &shared, const Argument
 }
 
 /* W4A4: two pairs of warps, each of which unpacks every second k-block and brings its scales: the way of one through
- * shared memory and the fence takes longer than its products. The first warp copies, two k-blocks ahead. */
+ * shared memory and the fence takes longer than its products. The first warp copies, AHEAD k-blocks ahead; it waits for
+ * an empty stage only when it has unpacked. */
 template <class T>
 __device__ __forceinline__ void feed(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
                                      const Arguments &p, int warp) {
-  constexpr int PAIRS = 2, COUNT = T::BN / 64;
-  static_assert(T::STAGES > PAIRS, "copies run ahead into stages that were released");
+  constexpr int PAIRS = 2, AHEAD = 3, COUNT = T::BN / 64;
+  static_assert(AHEAD < T::STAGES, "copies run ahead into stages that were released");
   int pair = warp / 2, column = warp % 2 * (T::BN / 2) + threadIdx.x % 32;
   Unpacker<false> unpack(p.xor_a);
   unpack.fix = in_register(unpack.fix);
   PipelineState<T::STAGES> state, state_copy;
   Walk<T> walk(p), walk_copy(p);
-  auto copy_pair = [&] {
+  auto copy_next = [&](int count) {
 #pragma unroll 1
-    for (int i = 0; i < PAIRS && warp == 0 && !walk_copy.done(); i++, walk_copy.advance(), state_copy.advance()) {
+    for (; count > 0 && !walk_copy.done(); count--, walk_copy.advance(), state_copy.advance()) {
       ptx::mbarrier_wait(shared.empty(state_copy.index), state_copy.phase ^ 1);
       copy(shared, map_a, map_b, p, walk_copy, state_copy.index);
     }
@@ -262,12 +266,11 @@ __device__ __forceinline__ void feed(const Shared<T> &shared, const CUtensorMap 
   auto load = [&](int row) {
     loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column);
   };
-  copy_pair();
+  if (warp == 0) copy_next(AHEAD);
   walk.advance(pair), state.advance(pair);
   if (!walk.done()) load(0);
 #pragma unroll 1
   while (!walk.done()) {
-    copy_pair();
     int stage = state.index, k_block = walk.k_block;
     ptx::mbarrier_wait(shared.landed(stage), state.phase);
 #pragma unroll 1
@@ -284,6 +287,7 @@ __device__ __forceinline__ void feed(const Shared<T> &shared, const CUtensorMap 
     ptx::fence_proxy_async();
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.full(stage));
+    if (warp == 0) copy_next(PAIRS);
   }
 }
 
@@ -302,12 +306,12 @@ template <class T> struct Consumer {
   const Arguments &p;
   typename T::B policy;
   int index; /* of the two consumers */
-  uint32_t b_offset; /* of this lane's words in row 0 of packed B */
+  uint32_t b_offset; /* of this lane's words in its first row of packed B */
   int column;        /* in the tile: that of fragment row g in block 0; row g + 8 is the next, block 1 four further on */
   PipelineState<T::STAGES> state;
   uint2 words[T::SLICES]; /* of a k-block, as the policy loads them */
   uint32_t fragments[T::SLICES][4];
-  typename Accumulator<T::FLOAT>::type acc[T::CHAIN / 2];
+  typename Accumulator<T::FLOAT>::type acc[T::ACCS][T::CHAIN / 2];
   float sums[T::BLOCKS][T::BM / 2];
 
   /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or 32,
@@ -317,7 +321,8 @@ template <class T> struct Consumer {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
     int warp = index * 4 + threadIdx.x % 128 / 32;
     column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
-    b_offset = column / BOX_COLUMNS * BOX_BYTES + column % BOX_COLUMNS * 4;
+    int row = policy.first_row();
+    b_offset = column / BOX_COLUMNS * BOX_BYTES + row * (BOX_COLUMNS * 4) + (column % BOX_COLUMNS * 4 ^ row << 4);
   }
 
   __device__ __forceinline__ void load_words(int block, int stage) {
@@ -325,9 +330,9 @@ template <class T> struct Consumer {
 #pragma unroll
     for (int j = 0; j < T::SLICES; j++)
       words[j] = policy.load(j, [&](int row) { return (at ^ (row & 7) << 4) + row * (BOX_COLUMNS * 4); });
-    if (!T::AHEAD) return;
+    if constexpr (T::AHEAD)
 #pragma unroll
-    for (int j = 0; j < T::SLICES; j++) asm volatile("" : "+r"(words[j].x), "+r"(words[j].y)::"memory");
+      for (int j = 0; j < T::SLICES; j++) asm volatile("" : "+r"(words[j].x), "+r"(words[j].y)::"memory");
   }
 
   /* Two neighbouring columns' words of a row of scales or zero points. */
@@ -346,47 +351,51 @@ template <class T> struct Consumer {
     keep_in_registers(fragments);
   }
 
+  /* The turns of the consumers; each passes its own on once it has issued a chain. */
   __device__ __forceinline__ void wait_for_turn() const { ptx::named_barrier_sync(1 + index, 128 * T::CONSUMERS); }
   __device__ __forceinline__ void pass_turn() const { ptx::named_barrier_arrive(1 + (index ^ 1), 128 * T::CONSUMERS); }
 
-  /* The products of a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the
-   * accumulators hold nothing. meanwhile() is called while wgmmas are under way. */
-  template <int ITEM, class Meanwhile>
-  __device__ __forceinline__ void multiply(uint64_t a, bool starts, Meanwhile meanwhile) {
+  /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
+   * nothing. */
+  template <int ITEM> __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
     constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
-    keep_in_registers(acc);
-    wait_for_turn();
+    auto &to = acc[ITEM % T::ACCS];
+    keep_in_registers(to);
+    if (T::ACCS == 1) wait_for_turn();
     ptx::wgmma_fence();
 #pragma unroll
     for (int j = FIRST; j < FIRST + T::GROUP_SLICES; j++) {
       uint64_t operand = a + (j / 4 * T::BM + CHAIN * T::CHAIN) * (ROW_BYTES / 16) + 2 * (j % 4);
       if constexpr (T::FLOAT)
-        ptx::wgmma_f32<T::CHAIN, T::KIND == W4A16_BFLOAT>(acc, fragments[j], operand, !starts || j > FIRST);
+        ptx::wgmma_f32<T::CHAIN, T::KIND == W4A16_BFLOAT>(to, fragments[j], operand, !starts || j > FIRST);
       else
-        ptx::wgmma<T::CHAIN>(acc, fragments[j], operand, !starts || j > FIRST);
+        ptx::wgmma<T::CHAIN>(to, fragments[j], operand, !starts || j > FIRST);
     }
     ptx::wgmma_commit_group();
-    pass_turn();
-    meanwhile();
-    ptx::wgmma_wait_group<0>();
-    keep_in_registers(acc);
+    if (T::ACCS == 1) pass_turn();
   }
 
   /* Adds a chain's sums to those of the tile. */
   template <int ITEM> __device__ __forceinline__ void promote(int block, float2 scale) {
     constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
+    keep_in_registers(acc[ITEM % T::ACCS]);
 #pragma unroll
     for (int i = 0; i < T::CHAIN / 2; i++)
-      sums[block][FIRST + i] = __fmaf_rn((float)acc[i], i & 2 ? scale.y : scale.x, sums[block][FIRST + i]);
+      sums[block][FIRST + i] =
+          __fmaf_rn((float)acc[ITEM % T::ACCS][i], i & 2 ? scale.y : scale.x, sums[block][FIRST + i]);
   }
 
+  /* From ITEM on: waits for a chain, promotes its sums and starts the one that takes its accumulators. next() is called
+   * while a last chain is under way. */
   template <int ITEM, class Next>
-  __device__ __forceinline__ void multiply_from(int block, uint64_t a, const float2 (&scales)[T::GROUPS], Next next) {
-    multiply<ITEM>(a, true, [&] {
-      if (ITEM == 0) next();
-    });
+  __device__ __forceinline__ void finish(int block, uint64_t a, const float2 (&scales)[T::GROUPS], Next next) {
+    constexpr int AFTER = ITEM + T::ACCS;
+    if (T::ACCS == 1 && ITEM == 0) next();
+    ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
     promote<ITEM>(block, scales[ITEM / T::CHAINS]);
-    if constexpr (ITEM + 1 < T::ITEMS) multiply_from<ITEM + 1>(block, a, scales, next);
+    if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
+    if (T::ACCS == 2 && AFTER == T::ITEMS) next();
+    if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, a, scales, next);
   }
 
   /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. `starts` and `ends`
@@ -402,11 +411,17 @@ template <class T> struct Consumer {
       scales[i] = make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
     }
     uint64_t a = ptx::make_smem_desc(shared.a(stage));
+    multiply<0>(a, T::GROUP > 0 || starts);
+    if constexpr (T::ACCS == 2) multiply<1>(a, T::GROUP > 0 || starts);
     if constexpr (T::GROUP > 0) {
-      multiply_from<0>(block, a, scales, next);
+      finish<0>(block, a, scales, next);
     } else {
-      multiply<0>(a, starts, next);
-      if (ends) promote<0>(block, scales[0]);
+      next();
+      ptx::wgmma_wait_group<0>();
+      for (auto &set : acc) keep_in_registers(set);
+      if (!ends) return;
+      promote<0>(block, scales[0]);
+      if constexpr (T::ACCS == 2) promote<1>(block, scales[0]);
     }
   }
 
@@ -512,7 +527,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
   int tiles = p.tiles_m * p.tiles_n;
   if ((int)blockIdx.x >= tiles) return;
   Consumer<T> consumer(shared, p, index);
-  if (index == 1) consumer.pass_turn();
+  if (T::ACCS == 1 && index == 1) consumer.pass_turn();
   consumer.begin_k_block();
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -520,7 +535,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
     Walk<T> walk(p, tile);
     consumer.finish_tile(walk.at);
   }
-  if (index == 0) consumer.wait_for_turn(); /* so that the barrier is left empty */
+  if (T::ACCS == 1 && index == 0) consumer.wait_for_turn(); /* so that the barrier is left empty */
 }
 
 /* ---- the kernel ---- */

@@ -36,17 +36,17 @@ __device__ __forceinline__ uint32_t subtract_zero(uint32_t u, uint32_t zero) {
   return (u + zero) ^ 0x80808080u;
 }
 
-/* ZEROS: with zero points. `swizzled(row)` is the address of a lane's two words in a row of packed B. */
+/* ZEROS: with zero points. `at(row)` is the address of a lane's two words in a row of packed B, where its rows begin
+ * with first_row(), of a k-block's. */
 template <bool ZEROS> struct WordsB {
   static constexpr float UNSCALE = ZEROS ? 1.0f / 16 : 1.0f / 256;
   uint32_t fix;
   __device__ __forceinline__ explicit WordsB(uint32_t xor_mask)
       : fix(in_register(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)) {}
 
+  static __device__ __forceinline__ int first_row() { return threadIdx.x % 4; }
   /* Words of slice j for rows g and g + 8. */
-  template <class Swizzled> __device__ __forceinline__ uint2 load(int j, Swizzled swizzled) const {
-    return ptx::ld_shared_v2(swizzled(4 * j + threadIdx.x % 4));
-  }
+  template <class At> __device__ __forceinline__ uint2 load(int j, At at) const { return ptx::ld_shared_v2(at(4 * j)); }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 zero) const {
     to[0] = even(low, zero.x), to[1] = even(high, zero.y);
     to[2] = odd(low, zero.x), to[3] = odd(high, zero.y);
@@ -67,10 +67,10 @@ template <bool ZEROS> struct BytesB {
   __device__ __forceinline__ explicit BytesB(uint32_t xor_mask)
       : fix(in_register(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)), halves(threadIdx.x & 1 ? 0x7632 : 0x5410) {}
 
+  static __device__ __forceinline__ int first_row() { return threadIdx.x % 4 / 2; }
   /* Halves of the words of slice j: the lower 16 bits are of the first 16 values of k. */
-  template <class Swizzled> __device__ __forceinline__ uint2 load(int j, Swizzled swizzled) const {
-    int row = 4 * j + threadIdx.x % 4 / 2;
-    uint2 first = ptx::ld_shared_v2(swizzled(row)), second = ptx::ld_shared_v2(swizzled(row + 2));
+  template <class At> __device__ __forceinline__ uint2 load(int j, At at) const {
+    uint2 first = ptx::ld_shared_v2(at(4 * j)), second = ptx::ld_shared_v2(at(4 * j + 2));
     return make_uint2(__byte_perm(first.x, second.x, halves), __byte_perm(first.y, second.y, halves));
   }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 zero) const {
@@ -94,8 +94,9 @@ template <bool BFLOAT> struct FloatsB {
   __device__ __forceinline__ explicit FloatsB(uint32_t xor_mask)
       : fix(in_register(~xor_mask & 0x00800008u)), byte((threadIdx.x % 4) * 0x1111 + 0x4040) {}
 
-  template <class Swizzled> __device__ __forceinline__ uint2 load(int j, Swizzled swizzled) const {
-    uint2 first = ptx::ld_shared_v2(swizzled(2 * j)), second = ptx::ld_shared_v2(swizzled(2 * j + 1));
+  static __device__ __forceinline__ int first_row() { return 0; }
+  template <class At> __device__ __forceinline__ uint2 load(int j, At at) const {
+    uint2 first = ptx::ld_shared_v2(at(2 * j)), second = ptx::ld_shared_v2(at(2 * j + 1));
     return make_uint2(__byte_perm(first.x, second.x, byte), __byte_perm(first.y, second.y, byte));
   }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 zero) const {
