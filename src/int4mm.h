@@ -343,10 +343,14 @@ typedef struct int4mm_quantize_args {
  * With `group` each group is quantised like a row of its own, k counting from its first value. With zeros (int4):
  *   low = min(x, 0) and high = max(x, 0) over the group, each multiplied by clip;  scale = (high - low) / 15
  *   z = clamp(-8 - round_half_even(low / scale), -8, 7);  q = clamp(round_half_even(x / scale) + z, -8, 7)
- * with q = z = 0 where scale is 0 or not finite; a value is (q - z) * scale, also in the error of clip_mse. With
- * factors (int4): s[g] is the symmetric scale of group g, and for the row or column scale = (largest s[g]) / 15;
- * factor[g] = clamp(round_half_even(s[g] / scale), 1, 15), 1 where scale is 0 q = clamp(round_half_even(x / (factor[g]
- * * scale)), -8, 7);  a value is q * (factor[g] * scale). */
+ * with q = z = 0 where scale is 0 or not finite; a value is (q - z) * scale, also in the error of clip_mse, which is
+ * infinite where scale is. Where a value is not finite, scale is infinite.
+ *
+ * With factors (int4): s[g] is the symmetric scale of group g, clipped as that is, and for the row or column
+ *   scale = (largest s[g]) / 15;  factor[g] = clamp(round_half_even(s[g] / scale), 1, 15)
+ *   q = clamp(round_half_even(x / (factor[g] * scale)), -8, 7)
+ * with factor[g] = 1 and q = 0 where scale is 0 or infinite; a value is q * (factor[g] * scale). Without groups (an
+ * extent of 0) scale is 0. */
 INT4MM_API int32_t int4mm_quantize(const int4mm_quantize_args *args) INT4MM_CHECK;
 /* dst = src with each block of `block` values along dim multiplied by a regular Hadamard matrix over sqrt(block), as in
  * ConvRot (arXiv 2512.03673): its own inverse, up to rounding, where block is a power of four. block is a power of two
@@ -497,7 +501,7 @@ typedef struct int4mm_matmul_args {
   int32_t encoding_b;
   int32_t layout_b;   /* int4mm_layout_b */
   int32_t backend;    /* int4mm_backend_choice */
-  int32_t strassen;   /* CPU: -1 by measured rules, 0 never, 1 or 2 that many levels where they fit */
+  int32_t strassen;   /* CPU: 0 by measured rules, 1 or 2 that many levels where they fit, -1 never */
   const char *kernel; /* force a CUDA kernel by its plan name ("tiled"), NULL for the best */
   void *stream;       /* cudaStream_t for a CUDA call; NULL the default stream */
 } int4mm_matmul_args;

@@ -338,9 +338,9 @@ static int list_contenders(contender *list, const setting *s, const options *o) 
   int count = 0;
   bool large = s->M >= 1024 && s->N >= 1024 && s->K >= 1024;
   const char *best = int4mm_cpu_isa_at(0);
-  add(list, &count, "int4mm", best, -1, false);
-  add(list, &count, "int4mm prepacked", best, -1, true);
-  if (large) add(list, &count, "int4mm classical", best, 0, false);
+  add(list, &count, "int4mm", best, 0, false);
+  add(list, &count, "int4mm prepacked", best, 0, true);
+  if (large) add(list, &count, "int4mm classical", best, -1, false);
   if (large) add(list, &count, "int4mm strassen 1", best, 1, false);
   if (large) add(list, &count, "int4mm strassen 2", best, 2, false);
   for (int i = 1; int4mm_cpu_isa_at(i); i++) {

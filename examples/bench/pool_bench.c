@@ -81,13 +81,8 @@ static void open_int4mm(const char *path, shape s, int threads) {
       fill(&scale_b, 1, 4, 0, 1, NULL)) {
     fail(path, "the operands cannot be made");
   }
-  args = (int4mm_matmul_args){.a_packed = &a,
-                              .b_packed = &b,
-                              .scale_a = &scale_a,
-                              .scale_b = &scale_b,
-                              .out = &out,
-                              .backend = INT4MM_USE_CPU,
-                              .strassen = -1};
+  args = (int4mm_matmul_args){
+      .a_packed = &a, .b_packed = &b, .scale_a = &scale_a, .scale_b = &scale_b, .out = &out, .backend = INT4MM_USE_CPU};
 }
 
 static void call_int4mm(void) {

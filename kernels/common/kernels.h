@@ -30,16 +30,19 @@ cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize, const int4
  * their PTX where the driver compiled it. */
 cudaError_t int4mm_code_arch(int32_t *arch);
 
-/* What `bad` of the two launchers below holds when no element is bad. */
+/* What `bad` of the launchers below holds when no element is bad. */
 #define INT4MM_NO_BAD_INDEX 0xffffffffffffffffull
 
 /* `bad` is a word in device memory that starts as INT4MM_NO_BAD_INDEX and receives the smallest row-major index of a
  * bad element; NULL skips the check. */
 cudaError_t int4mm_launch_pack(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
 cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
+cudaError_t int4mm_launch_find_not_finite(const int4mm_matrix *src, unsigned long long *bad, cudaStream_t stream);
+cudaError_t int4mm_launch_quantize_groups(const int4mm_group_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_unpack(const int4mm_pack_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_dequantize(const int4mm_pack_job *job, cudaStream_t stream);
+cudaError_t int4mm_launch_dequantize_groups(const int4mm_group_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_map(const int4mm_map_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_rowwise(const int4mm_rowwise_job *job, cudaStream_t stream);
 cudaError_t int4mm_launch_random(const int4mm_random_job *job, cudaStream_t stream);

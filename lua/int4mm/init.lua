@@ -1,4 +1,4 @@
---- Exact int4 (W4A4) matrix multiplication on CPUs and CUDA GPUs.
+--- Matrix multiplication by int4 weights on CPUs and CUDA GPUs, exact with int4 and int8 activations.
 --
 --     local q = require "int4mm"
 --     local a_packed, b_packed, scale_a, scale_b = q.generate_test_data(1024, 1024, 1024)
@@ -10,7 +10,8 @@
 --
 -- - the product: @{int4mm.ops.int4_matmul|int4_matmul}, @{int4mm.ops.int4_matmul_cpu|int4_matmul_cpu},
 --   @{int4mm.ops.int4_matmul_cuda|int4_matmul_cuda}, the oracle
---   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference}, @{int4mm.ops.prepack|prepack}
+--   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference} and what it holds others to with floats,
+--   @{int4mm.reference.int4_matmul_bound|int4_matmul_bound}; @{int4mm.ops.prepack|prepack}
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
 --   @{int4mm.ops.cuda_kernels|cuda_kernels}
 -- - layers: @{int4mm.linear.linear|linear}, @{int4mm.linear.int4_linear|int4_linear},
@@ -20,8 +21,9 @@
 --   @{int4mm.ops.unpack_int32_to_int4|unpack_int32_to_int4}; data:
 --   @{int4mm.factory.generate_test_data|generate_test_data}
 -- - quantising: @{int4mm.ops.rotate|rotate}, @{int4mm.ops.quantize|quantize}, @{int4mm.ops.dequantize|dequantize}, the
---   oracles @{int4mm.reference.rotate_reference|rotate_reference} and
---   @{int4mm.reference.quantize_reference|quantize_reference}
+--   oracles @{int4mm.reference.rotate_reference|rotate_reference},
+--   @{int4mm.reference.quantize_reference|quantize_reference} and
+--   @{int4mm.reference.dequantize_reference|dequantize_reference}
 -- - between products: @{int4mm.elementwise.add|add}, @{int4mm.elementwise.mul|mul}, @{int4mm.elementwise.exp|exp},
 --   @{int4mm.elementwise.tanh|tanh}, @{int4mm.elementwise.erf|erf}, @{int4mm.elementwise.relu|relu},
 --   @{int4mm.elementwise.silu|silu}, @{int4mm.elementwise.gelu|gelu}, @{int4mm.elementwise.softmax|softmax},
@@ -85,6 +87,7 @@ return {
   int4_matmul_cpu = ops.int4_matmul_cpu,
   int4_matmul_cuda = ops.int4_matmul_cuda,
   int4_matmul_reference = reference.int4_matmul_reference,
+  int4_matmul_bound = reference.int4_matmul_bound,
   prepack = ops.prepack,
   explain = ops.explain,
   choose_cuda = ops.choose_cuda,
@@ -104,6 +107,7 @@ return {
   quantize = ops.quantize,
   quantize_reference = reference.quantize_reference,
   dequantize = ops.dequantize,
+  dequantize_reference = reference.dequantize_reference,
   generate_test_data = factory.generate_test_data,
 
   -- between products

@@ -112,8 +112,42 @@ local function quantized_dtype(name, opts)
   return dtype
 end
 
--- The options of a quantisation, checked: { dim = 0 or 1, encoding =, rotate =, clip =, clip_mse =, dtype = }. Also
--- for the oracle.
+-- The option group_size; 0 where there are no groups.
+local function group_size(name, opts)
+  if opts.group_size == nil then return 0 end
+  local size = check.integer(name, "group_size", opts.group_size, 32)
+  if size % 32 ~= 0 then check.raise(name, "group_size is %d, expected a multiple of 32", size) end
+  return size
+end
+
+local GROUP_SCALES = { float = false, integer = true }
+
+-- Sets group, zeros and factors in `known`: the size, and whether there is the one or the other beside the scales.
+local function set_groups(name, opts, known)
+  known.group = group_size(name, opts)
+  known.factors = check.choice(name, "group_scales", opts.group_scales, GROUP_SCALES, "float")
+  known.zeros = check.boolean(name, "zero_point", opts.zero_point, false)
+  local what = known.factors and 'group_scales is "integer"' or "zero_point is true"
+  if known.factors and known.zeros then
+    check.raise(name, "%s, which has no zero points, but zero_point is true; leave one of them out", what)
+  end
+  if known.factors and known.group == 0 then
+    check.raise(name, "%s but group_size is nil, expected the number of values in a group", what)
+  end
+  local bytes = known.dtype == enums.dtypes.int8 or opts.out ~= nil and opts.out.dtype == "int8"
+  if (known.factors or known.zeros) and bytes then
+    check.raise(name, "%s but the values are int8, expected int4", what)
+  end
+  for _, key in ipairs { "zeros", "factors" } do
+    if opts[key] ~= nil and not known[key] then
+      check.raise(name, "%s is %s but %s is not; leave %s out", key, check.describe(opts[key]),
+        key == "zeros" and "zero_point" or 'group_scales = "integer"', key)
+    end
+  end
+end
+
+-- The options of a quantisation, checked: { dim = 0 or 1, encoding =, rotate =, clip =, clip_mse =, dtype =, group =,
+-- zeros =, factors = }. Also for the oracle.
 function ops.quantize_options(name, src, opts)
   tensor.check(name, "src", src)
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
@@ -121,7 +155,16 @@ function ops.quantize_options(name, src, opts)
   known.rotate = options.block(name, "rotate", opts.rotate)
   known.clip, known.clip_mse = options.clip(name, opts.clip)
   known.dtype = quantized_dtype(name, opts)
+  set_groups(name, opts, known)
   return known
+end
+
+-- Rank, rows and columns of what has a value for each line of a matrix along dim, or, with a group size, for each
+-- group. Also for the oracle.
+function ops.shape_beside(rows, columns, dim, group)
+  if group == 0 then return 1, dim == 0 and columns or rows, 1 end
+  if dim == 0 then return 2, math.ceil(rows / group), columns end
+  return 2, rows, math.ceil(columns / group)
 end
 
 --- Multiplies each block of a matrix by a regular Hadamard matrix over the square root of its size, as in ConvRot
@@ -151,72 +194,132 @@ function ops.rotate(src, opts)
   return out
 end
 
---- Quantises to int4 or int8, symmetrically by the largest magnitude of each row or column.
+local QUANTIZE_OPTIONS = {
+  "dim", "rotate", "group_size", "group_scales", "zero_point", "clip", "dtype", "encoding", "out", "scales", "zeros",
+  "factors", "check", "stream",
+}
+
+--- Quantises to int4 or int8 by the largest magnitude of each row or column, or of each group of values in one.
 -- In float32, each step rounded: with most = 7 for int4 and 127 for int8, scale = (absmax * clip) / most, and q is x /
 -- scale rounded to the nearest (ties to even), from -most to most; where scale is 0, q is 0. Where a rotation
 -- overflows, scale is infinite and q 0.
+--
+-- With zero points (int4): low and high are the least and the largest of the values and 0, each times clip; scale =
+-- (high - low) / 15, zero = -8 - low / scale, q = x / scale + zero, both rounded to the nearest and from -8 to 7, where
+-- low / scale and x / scale are rounded before they are added; a value is (q - zero) * scale. With integer group scales
+-- (int4; QServe, arXiv 2405.04532): the scale of a row or column is the largest of its groups' symmetric scales over
+-- 15, a factor is the group's scale over that, rounded, from 1 to 15, and q is x / (factor * scale), from -8 to 7.
 -- @tparam tensor src [R, C] float32, float16 or bfloat16, finite
 -- @tparam[opt] table opts
 --
 -- - `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for `layout_b = "nk"`), 1
 --   for a scale per column and [R/8, C] words (weights [K, N])
 -- - `rotate`: the block of a rotation along dim, as in @{rotate}, before anything else
+-- - `group_size`: values along dim that share a scale, a multiple of 32; the last group may hold fewer
+-- - `group_scales`: "float" (the default), or "integer" for a float32 scale per row or column and a factor per group
+-- - `zero_point`: true for zero points, one beside each scale
 -- - `clip`: a number above 0 and up to 1 that absmax is multiplied by, where what is beyond saturates; or "mse", for
---   each row or column the one among 1, 63/64, ..., 32/64 of least squared error, the largest of equals
+--   each row, column or group the one among 1, 63/64, ..., 32/64 of least squared error, the largest of equals
 -- - `dtype`: "int4" (int32 words, the default) or "int8" (values, [R, C])
 -- - `encoding` of int4
--- - `out` and `scales`: tensors to write to
+-- - `out`, `scales`, `zeros` and `factors`: tensors to write to
 -- - `check`: true; false skips the search for NaN and infinities on a GPU, which has to wait
 -- - `stream`
 -- @treturn tensor packed, int32 or int8
--- @treturn tensor scales, float32 [R] (dim 2) or [C] (dim 1)
+-- @treturn tensor scales, float32 [R] (dim 2) or [C] (dim 1); of G groups [R, G] or [G, C], unless there are factors
+-- @treturn ?tensor zeros, int8 of the shape of scales, or factors, int8 [R, G] or [G, C]
 -- @raise for NaN and infinities, with row and column
 function ops.quantize(src, opts)
   local name = "quantize"
-  opts = check.options(name, opts,
-    { "dim", "rotate", "clip", "dtype", "encoding", "out", "scales", "check", "stream" })
+  opts = check.options(name, opts, QUANTIZE_OPTIONS)
   local known = ops.quantize_options(name, src, opts)
   local args = ffi.new("int4mm_quantize_args")
   args.dim, args.encoding, args.rotate, args.clip_mse = known.dim, known.encoding, known.rotate, known.clip_mse
+  args.group = known.group
   args.clip = numeric.float_argument(0, known.clip)
   args.check = check.boolean(name, "check", opts.check, true) and 1 or 0
   args.stream = devices.stream_handle(name, opts.stream, src.c.device)
   local rows, columns = rows_and_columns(src)
-  local lines = known.dim == 0 and columns or rows
-  if known.dtype ~= enums.dtypes.int8 then rows, columns = packed_shape(src, known.dim) end
-  local out = output(name, "out", opts.out, 2, rows, columns, known.dtype, src.c.device)
-  local scales = output(name, "scales", opts.scales, 1, lines, 1, enums.dtypes.float32, src.c.device)
+  local function beside(key, dtype, group)
+    local rank, r, c = ops.shape_beside(rows, columns, known.dim, group)
+    return output(name, key, opts[key], rank, r, c, enums.dtypes[dtype], src.c.device)
+  end
+  local packed_rows, packed_columns = rows, columns
+  if known.dtype ~= enums.dtypes.int8 then packed_rows, packed_columns = packed_shape(src, known.dim) end
+  local out = output(name, "out", opts.out, 2, packed_rows, packed_columns, known.dtype, src.c.device)
+  local scales = beside("scales", "float32", known.factors and 0 or known.group)
+  local zeros = known.zeros and beside("zeros", "int8", known.group) or nil
+  local factors = known.factors and beside("factors", "int8", known.group) or nil
   args.src, args.packed, args.scales = src.c, out.c, scales.c
+  if zeros then args.zeros = zeros.c end
+  if factors then args.factors = factors.c end
   binding.check(name, lib.int4mm_quantize(args))
-  keep(src, opts)
-  return out, scales
+  keep(src, out, scales, zeros or factors, opts)
+  return out, scales, zeros or factors
 end
 
---- The way back: q * scale. It does not undo a rotation; @{rotate} does.
--- @tparam tensor packed int32 or int8, and
--- @tparam tensor scales float32, as @{quantize} returns them
--- @tparam[opt] table opts `dim` and `encoding` as in @{quantize} and `length` (how many values along dim, where the
---   last word is not full), each by default packed's own; `dtype` ("float32", "float16" or "bfloat16"), `out`, `stream`
--- @treturn tensor
-function ops.dequantize(packed, scales, opts)
-  local name = "dequantize"
-  opts = check.options(name, opts, { "dim", "length", "encoding", "dtype", "out", "stream" })
+-- The values of a group, as the option says, or as the groups that there are divide the values evenly; 0 where there
+-- are no groups.
+local function read_group_size(name, scales, known, opts)
+  local what, by_group = "scales", scales
+  if opts.factors ~= nil then what, by_group = "factors", opts.factors end
+  if what == "factors" and by_group.c.rank ~= 2 then
+    check.raise(name, "factors is %s, expected a matrix of int8, one for each group", check.describe(by_group))
+  end
+  local given = group_size(name, opts)
+  if given > 0 or by_group.c.rank ~= 2 then return given end
+  local length, groups = known.dim == 0 and known.rows or known.columns, tonumber(by_group.c.shape[known.dim])
+  if groups <= 1 then return 32 * math.max(math.ceil(length / 32), 1) end
+  if length % groups == 0 and length / groups % 32 == 0 then return length / groups end
+  check.raise(name, "group_size is nil but %s is %s, whose %d groups do not divide the %d values along dim %d into "
+    .. "multiples of 32; give group_size", what, check.describe(by_group), groups, length, known.dim + 1)
+end
+
+-- The options of the way back, checked: { dim = 0 or 1, encoding =, dtype =, rows =, columns =, group = }, with the
+-- shape of the result. Also for the oracle.
+function ops.dequantize_options(name, packed, scales, opts)
   tensor.check(name, "packed", packed)
   tensor.check(name, "scales", scales)
-  local dim, encoding = dim_of(name, opts, "packed", packed), encoding_of(name, opts, "encoding", "packed", packed)
-  local dtype = check.choice(name, "dtype", opts.dtype, enums.float_dtypes, "float32")
-  local stream = devices.stream_handle(name, opts.stream, packed.c.device)
-  local rows, columns = rows_and_columns(packed)
+  for _, key in ipairs { "zeros", "factors" } do
+    if opts[key] ~= nil then tensor.check(name, key, opts[key]) end
+  end
+  local known = {
+    dim = dim_of(name, opts, "packed", packed),
+    encoding = encoding_of(name, opts, "encoding", "packed", packed),
+    dtype = check.choice(name, "dtype", opts.dtype, enums.float_dtypes, "float32"),
+  }
+  known.rows, known.columns = rows_and_columns(packed)
   if packed.c.dtype ~= enums.dtypes.int8.id then
-    rows, columns = plain_shape(name, packed, dim, opts.length)
+    known.rows, known.columns = plain_shape(name, packed, known.dim, opts.length)
   elseif opts.length ~= nil then
     check.raise(name, "length is %s, but packed is int8, which has no padding: leave it out",
       check.describe(opts.length))
   end
-  local out = output(name, "out", opts.out, 2, rows, columns, dtype, packed.c.device)
+  known.group = read_group_size(name, scales, known, opts)
+  return known
+end
+
+--- The way back: q * scale; with zero points (q - zero) * scale, with factors q * (factor * scale). It does not undo a
+-- rotation; @{rotate} does.
+-- @tparam tensor packed int32 or int8, and
+-- @tparam tensor scales float32, as @{quantize} returns them; those of groups also float16 or bfloat16
+-- @tparam[opt] table opts `dim` and `encoding` as in @{quantize} and `length` (how many values along dim, where the
+--   last word is not full), each by default packed's own; `zeros` or `factors`, as @{quantize} returns them;
+--   `group_size`, by default what divides the values evenly among the groups that scales or factors have; `dtype`
+--   ("float32", "float16" or "bfloat16"), `out`, `stream`
+-- @treturn tensor
+function ops.dequantize(packed, scales, opts)
+  local name = "dequantize"
+  opts = check.options(name, opts,
+    { "dim", "length", "encoding", "group_size", "zeros", "factors", "dtype", "out", "stream" })
+  local known = ops.dequantize_options(name, packed, scales, opts)
   local args = ffi.new("int4mm_dequantize_args")
-  args.dst, args.packed, args.scales, args.dim, args.encoding, args.stream = out.c, packed.c, scales.c, dim, encoding,
-    stream
+  args.stream = devices.stream_handle(name, opts.stream, packed.c.device)
+  local out = output(name, "out", opts.out, 2, known.rows, known.columns, known.dtype, packed.c.device)
+  args.dst, args.packed, args.scales = out.c, packed.c, scales.c
+  if opts.zeros ~= nil then args.zeros = opts.zeros.c end
+  if opts.factors ~= nil then args.factors = opts.factors.c end
+  args.dim, args.encoding, args.group = known.dim, known.encoding, known.group
   binding.check(name, lib.int4mm_dequantize(args))
   keep(packed, scales, opts)
   return out
@@ -225,14 +328,15 @@ end
 -- ---- the product ----
 
 local MATMUL_OPTIONS = {
-  "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b", "stream", "kernel", "strassen",
+  "out", "out_dtype", "bias", "zeros", "factors", "group_size", "encoding_a", "encoding_b", "layout_b", "stream",
+  "kernel", "strassen",
 }
 
--- -1 by the measured rules, else so many levels
+-- 0 by the measured rules, -1 never, else so many levels
 local function strassen_levels(name, value)
-  if value == nil or value == true then return -1 end
-  if value == false then return 0 end
-  if value ~= 0 and value ~= 1 and value ~= 2 then
+  if value == nil or value == true then return 0 end
+  if value == false or value == 0 then return -1 end
+  if value ~= 1 and value ~= 2 then
     check.raise(name, "strassen is %s, expected true, false or 0, 1 or 2 levels", check.describe(value))
   end
   return value
@@ -241,7 +345,7 @@ end
 local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
   tensor.check(name, "a_packed", a_packed)
   tensor.check(name, "b_packed", b_packed)
-  tensor.check(name, "scale_a", scale_a)
+  if scale_a ~= nil or not enums.float_dtypes[a_packed.dtype] then tensor.check(name, "scale_a", scale_a) end
   tensor.check(name, "scale_b", scale_b)
   if opts.bias ~= nil then tensor.check(name, "bias", opts.bias) end
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
@@ -254,7 +358,6 @@ end
 local function make_args(name, backend, a_packed, b_packed, opts)
   local args = ffi.new("int4mm_matmul_args")
   args.backend = backend
-  args.strassen = -1
   args.out_dtype = enums.dtypes.float16.id
   -- operands on the CPU may have their product on a GPU
   local where = (a_packed.c.device < 0 and opts.out or a_packed).c.device
@@ -264,15 +367,17 @@ local function make_args(name, backend, a_packed, b_packed, opts)
   args.encoding_a = encoding_of(name, opts, "encoding_a", "a_packed", a_packed)
   args.encoding_b = encoding_of(name, opts, "encoding_b", "b_packed", b_packed)
   args.layout_b = options.layout_b(name, opts, b_packed)
+  args.group = options.scaling(name, opts)
   args.strassen = strassen_levels(name, opts.strassen)
   return args
 end
 
 local function set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
-  args.a_packed, args.b_packed = a_packed.c, b_packed.c
-  args.scale_a, args.scale_b = scale_a.c, scale_b.c
-  args.out = out.c
+  args.a_packed, args.b_packed, args.scale_b, args.out = a_packed.c, b_packed.c, scale_b.c, out.c
+  if scale_a ~= nil then args.scale_a = scale_a.c end
   if opts.bias ~= nil then args.bias = opts.bias.c end
+  if opts.zeros ~= nil then args.zero_b = opts.zeros.c end
+  if opts.factors ~= nil then args.factor_b = opts.factors.c end
   if opts.kernel ~= nil then args.kernel = opts.kernel end
 end
 
@@ -298,16 +403,30 @@ local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
   return out
 end
 
---- The product of two int4 matrices, exact up to one rounding.
+--- The product with an int4 weight. Of int4 and int8 activations it is exact up to one rounding:
 -- out[m, n] = round(float32(sum over k of a[m, k] * b[k, n]) * scale_a[m] * scale_b[n] + bias[n]): the sum is exact,
 -- every step after it is one of float32, and the last rounds once to the output's dtype. Every backend gives the same
 -- bits. It runs where the operands are; for operands on the CPU a GPU is taken where there is one and the copies pay.
--- @tparam tensor a_packed [M, K/8] int32
--- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{prepack}
--- @tparam tensor scale_a [M] float32
--- @tparam tensor scale_b [N] float32
+--
+-- **What A is, its dtype says**: words of int4 (W4A4), int8 (W4A8), or floats (W4A16), which have no scale_a. Products
+-- of floats are summed in float32: out is not the same on every backend, but near to the exact result
+-- (@{int4mm.reference.int4_matmul_bound}), the same on every run.
+--
+-- **Group scales**: a scale_b of rank 2 has a scale for each group of K and each column. With acc[g] the exact sum over
+-- group g, t = 0, then t = fma(float32(acc[g]), scale_b[g, n], t) for each g in order, and out[m, n] = round(t *
+-- scale_a[m] + bias[n]). **Integer group scales**: b is multiplied by `factors` [G, N], whole numbers from 1 to 15, and
+-- scale_b is [N]; that costs less. **Zero points** are taken from b before it is multiplied.
+-- @tparam tensor a_packed [M, K/8] int32 words, [M, K] int8, or [M, K] float16, bfloat16 or float32
+-- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{prepack}; K/8 is
+--   rounded up
+-- @tparam ?tensor scale_a [M] float32; nil for an A of floats
+-- @tparam tensor scale_b [N] float32, or group scales [G, N], for `layout_b = "nk"` also [N, G], of a float dtype
 -- @tparam[opt] table opts
 --
+-- - `zeros`: zero points, of scale_b's shape: int8 from -120 to 119, or int32 words of eight along N (lowest nibble
+--   first) in the encoding of b_packed
+-- - `factors`: integer group scales [G, N] ([N, G] as well for "nk"), int8 from 1 to 15; not with `zeros`
+-- - `group_size`: values of K in a group, a multiple of 32, of which the last group may have fewer; by default K / G
 -- - `out`: a tensor [M, N] to write to, float16, bfloat16 or float32, apart from the operands
 -- - `out_dtype` ("float16"): of a new result, also "bfloat16" and "float32"
 -- - `bias`: a tensor [N] float32
@@ -333,7 +452,7 @@ function ops.int4_matmul_cuda(a_packed, b_packed, scale_a, scale_b, opts)
   return (matmul("int4_matmul_cuda", USE_CUDA, a_packed, b_packed, scale_a, scale_b, opts))
 end
 
---- Rearranges a weight once for many products on the CPU.
+--- Rearranges a weight once for many products on the CPU. Its scales, zero points and factors stay what they are.
 -- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`
 -- @tparam[opt] table opts `layout_b` and `encoding` of b_packed, by default its own
 -- @treturn tensor [K/8, N], to be used as b_packed with the default `layout_b` and `encoding_b`; on the CPU its
@@ -424,14 +543,31 @@ end
 
 local PROBLEM_OPTIONS = {
   "arch", "sms", "M", "N", "K", "lda", "ldb", "ldo", "align_a", "align_b", "align_out", "out_dtype", "encoding_a",
-  "encoding_b", "layout_b", "kernel",
+  "encoding_b", "layout_b", "dtype_a", "scaling", "group_size", "zeros", "kernel",
 }
+
+-- What A and the scales of B are, in the problem's fields.
+local function set_kind(name, p, problem)
+  local dtype = check.choice(name, "dtype_a", problem.dtype_a, enums.dtypes, "int32")
+  p.dtype_a, p.scaling = dtype.id, check.choice(name, "scaling", problem.scaling, enums.scalings, "per_column")
+  if dtype == enums.dtypes.int32 and p.K % 8 ~= 0 then
+    check.raise(name, "K is %d, expected a multiple of 8", problem.K)
+  end
+  if p.scaling == enums.scalings.per_column and problem.group_size ~= nil then
+    check.raise(name, 'group_size is %s, but scaling is "per_column", which has no groups',
+      check.describe(problem.group_size))
+  end
+  p.group = p.scaling == enums.scalings.per_column and 0 or check.integer(name, "group_size", problem.group_size, 1)
+  p.zeros = check.boolean(name, "zeros", problem.zeros, false) and 1 or 0
+end
 
 --- The choice of a CUDA kernel: a pure function, which needs no GPU.
 -- @tparam table problem `arch` (90 for compute capability 9.0), `sms`, `M`, `N`, `K`; and where they are not those of
 --   fresh contiguous operands `lda` and `ldb` (words from row to row), `ldo` (elements), `align_a`, `align_b`,
 --   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`,
---   `layout_b`; `kernel` to force one
+--   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
+--   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
+--   `kernel` to force one
 -- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
 -- @treturn ?string then the reason
 function ops.choose_cuda(problem)
@@ -443,10 +579,12 @@ function ops.choose_cuda(problem)
   local p = ffi.new("int4mm_gpu_problem")
   for _, key in ipairs { "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
   for _, key in ipairs { "arch", "sms" } do p[key] = check.integer(name, key, problem[key], 0, MAX_INT32) end
-  if p.K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8", problem.K) end
+  set_kind(name, p, problem)
   p.layout_b = check.choice(name, "layout_b", problem.layout_b, enums.layouts_b, "kn")
-  local b_cols = p.layout_b == NK and problem.K / 8 or problem.N
-  for key, default in pairs { lda = problem.K / 8, ldb = b_cols, ldo = problem.N } do
+  local words = math.ceil(problem.K / 8)
+  local a_cols = p.dtype_a == enums.dtypes.int32.id and words or problem.K
+  local b_cols = p.layout_b == NK and words or problem.N
+  for key, default in pairs { lda = a_cols, ldb = b_cols, ldo = problem.N } do
     p[key] = check.integer(name, key, check.default(problem[key], default), 0)
   end
   for _, key in ipairs { "align_a", "align_b", "align_out" } do

@@ -60,8 +60,7 @@ static int4mm_matmul_args arguments(operands *o, int4mm_tensor *out) {
                               .scale_b = &o->scale_b,
                               .out = out,
                               .out_dtype = INT4MM_FLOAT16,
-                              .backend = INT4MM_USE_CPU,
-                              .strassen = -1};
+                              .backend = INT4MM_USE_CPU};
 }
 
 static float at(const int4mm_tensor *t, int64_t i) {
@@ -347,7 +346,7 @@ static void test_errors(void) {
   args = good, args.scale_b = NULL;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "scale_b is NULL");
   args = good, args.a_packed = &o.scale_a;
-  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "a_packed is [32] float32, expected a matrix of int32");
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "a_packed is [32] float32, expected a matrix");
   args = good, args.encoding_b = 7;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "encoding_b is 7");
   args = good, args.layout_b = 2;
@@ -376,6 +375,37 @@ static void test_errors(void) {
 }
 
 /* ---- packing ---- */
+
+static void test_group_errors(void) {
+  int4mm_tensor x = matrix(16, 96, INT4MM_FLOAT32), words = matrix(16, 12, INT4MM_INT32),
+                bytes = matrix(16, 96, INT4MM_INT8), scales = matrix(16, 3, INT4MM_FLOAT32),
+                small = matrix(16, 3, INT4MM_INT8), rows = vector(16, INT4MM_FLOAT32);
+  const int4mm_quantize_args good = {.src = &x, .packed = &words, .scales = &scales, .group = 32, .dim = 1};
+  int4mm_quantize_args args = good;
+  OK(int4mm_random(&x, 5, 0, -3, 3, NULL));
+  OK(int4mm_quantize(&args));
+  args.zeros = &small;
+  OK(int4mm_quantize(&args));
+  args.factors = &small;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "zeros and factors are both given");
+  args.factors = NULL, args.packed = &bytes;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "zeros is given but packed is [16, 96] int8: expected int4");
+  args = good, args.group = 48;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "group is 48, expected a multiple of 32, or 0 for one group");
+  args.group = -32;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "group is -32, expected");
+  args = good, args.factors = &small;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "scales is [16, 3] float32, expected [16] float32: one per row");
+  args.scales = &rows;
+  OK(int4mm_quantize(&args));
+  args.group = 0;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "factors is given but group is 0");
+  args.factors = NULL, args.group = 64;
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT,
+        "scales is [16] float32, expected [16, 2] float32: one per group of");
+  FAILS(int4mm_dequantize(NULL), INT4MM_ERR_ARGUMENT, "args is NULL");
+  release_all((int4mm_tensor *[]){&x, &words, &bytes, &scales, &small, &rows, NULL});
+}
 
 static void test_quantize_errors(void) {
   int4mm_tensor x = matrix(16, 24, INT4MM_FLOAT32), words = matrix(16, 3, INT4MM_INT32),
@@ -439,6 +469,7 @@ static void test_packing(void) {
   args.dim = 0;
   FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "dim 0");
   test_quantize_errors();
+  test_group_errors();
   release_all((int4mm_tensor *[]){&plain, &packed, &back, &x, &scales, NULL});
 }
 

@@ -21,19 +21,22 @@ enum { DEVICES = 2, NO_CONTEXT = -1 };
 static bool devices_made[DEVICES]; /* whether their contexts were made */
 
 /* launch.c is not in this program: its functions are missing in the table. */
-#define int4mm_cuda_code_arch  NULL
-#define int4mm_cuda_matmul     NULL
-#define int4mm_cuda_pack       NULL
-#define int4mm_cuda_quantize   NULL
-#define int4mm_cuda_unpack     NULL
-#define int4mm_cuda_dequantize NULL
-#define int4mm_cuda_rotate     NULL
-#define int4mm_cuda_map        NULL
-#define int4mm_cuda_rowwise    NULL
-#define int4mm_cuda_random     NULL
-#define int4mm_cuda_transpose  NULL
-#define int4mm_cuda_gather     NULL
-#define int4mm_cuda_align_rows NULL
+#define int4mm_cuda_code_arch         NULL
+#define int4mm_cuda_matmul            NULL
+#define int4mm_cuda_pack              NULL
+#define int4mm_cuda_quantize          NULL
+#define int4mm_cuda_unpack            NULL
+#define int4mm_cuda_dequantize        NULL
+#define int4mm_cuda_rotate            NULL
+#define int4mm_cuda_map               NULL
+#define int4mm_cuda_rowwise           NULL
+#define int4mm_cuda_random            NULL
+#define int4mm_cuda_transpose         NULL
+#define int4mm_cuda_gather            NULL
+#define int4mm_cuda_align_rows        NULL
+#define int4mm_cuda_quantize_groups   NULL
+#define int4mm_cuda_dequantize_groups NULL
+#define int4mm_cuda_find_not_finite   NULL
 
 #include "cuda/context.c"
 #include "cuda/device.c"

@@ -335,6 +335,14 @@ static void run_quantize(const void *job) {
   (void)int4mm_cpu_quantize(job, &bad); /* unchecked: whatever the values */
 }
 
+static void run_quantize_groups(const void *job) {
+  if (int4mm_cpu_quantize_groups(job)) abort();
+}
+
+static void run_dequantize_groups(const void *job) {
+  int4mm_cpu_dequantize_groups(job);
+}
+
 static void run_rotate(const void *job) {
   int4mm_cpu_rotate(job);
 }
@@ -365,6 +373,33 @@ static int32_t fake_quantize(int32_t device, const int4mm_pack_job *job, int64_t
   }
   int32_t status = check_waitable(stream, "check values", "give check = false");
   return status ? status : int4mm_cpu_quantize(&j, bad);
+}
+
+static int4mm_group_job host_group_job(int32_t device, const int4mm_group_job *job) {
+  int4mm_group_job j = *job;
+  j.packed = host_matrix(device, j.packed), j.plain = host_matrix(device, j.plain);
+  j.scales = host_matrix(device, j.scales), j.zeros = host_matrix(device, j.zeros);
+  j.factors = host_matrix(device, j.factors), j.group_scales = host_matrix(device, j.group_scales);
+  return j;
+}
+
+static int32_t fake_quantize_groups(int32_t device, const int4mm_group_job *job, void *stream) {
+  int4mm_group_job j = host_group_job(device, job);
+  enqueue(stream, run_quantize_groups, &j, sizeof j);
+  return INT4MM_OK;
+}
+
+static int32_t fake_dequantize_groups(int32_t device, const int4mm_group_job *job, void *stream) {
+  int4mm_group_job j = host_group_job(device, job);
+  enqueue(stream, run_dequantize_groups, &j, sizeof j);
+  return INT4MM_OK;
+}
+
+static int32_t fake_find_not_finite(int32_t device, const int4mm_matrix *src, int64_t *bad, void *stream) {
+  int4mm_matrix m = host_matrix(device, *src);
+  int32_t status = check_waitable(stream, "check values", "give check = false");
+  if (!status) *bad = int4mm_cpu_find_not_finite(&m);
+  return status;
 }
 
 static void run_matmul(const void *job) {
@@ -503,9 +538,12 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .matmul = fake_matmul,
                                       .pack = fake_pack,
                                       .quantize = fake_quantize,
+                                      .quantize_groups = fake_quantize_groups,
+                                      .find_not_finite = fake_find_not_finite,
                                       .rotate = fake_rotate,
                                       .unpack = fake_unpack,
                                       .dequantize = fake_dequantize,
+                                      .dequantize_groups = fake_dequantize_groups,
                                       .map = fake_map,
                                       .rowwise = fake_rowwise,
                                       .random = fake_random,

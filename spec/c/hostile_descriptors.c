@@ -100,9 +100,50 @@ static void pack_call(int kind) {
   memcpy(before, memory, sizeof memory);
   if (kind == 0) judge(int4mm_pack(&packed, &plain, dim, encoding, NULL), "pack");
   if (kind == 1) judge(int4mm_unpack(&plain, &packed, dim, encoding, NULL), "unpack");
-  int4mm_quantize_args q = {&plain, &packed, &scales, dim, encoding, block(), clip(), (int32_t)below(2), 1, NULL};
+  int4mm_quantize_args q = {.src = &plain,
+                            .packed = &packed,
+                            .scales = &scales,
+                            .dim = dim,
+                            .encoding = encoding,
+                            .rotate = below(3) ? 0 : block(),
+                            .clip = clip(),
+                            .clip_mse = (int32_t)below(2),
+                            .check = 1};
   if (kind == 2) judge(int4mm_quantize(&q), "quantize");
   if (kind == 3) judge(dequantize(&plain, &packed, &scales, dim, encoding), "dequantize");
+}
+
+/* With groups, zero points and factors. Extents are short: a group is then the last, and one alone, or there are two.
+ */
+static void group_call(void) {
+  static const int32_t floats[] = {4, 2, 3};
+  static const int64_t groups[] = {64, 96, INT64_MAX - 31, 33, -32, INT64_MIN, INT64_MAX};
+  int4mm_tensor plain, packed, scales, zeros, factors;
+  int32_t dim = (int32_t)below(2), kind = (int32_t)below(4); /* 1: zero points, 2: factors, 3: both */
+  int64_t group = below(8) ? 32 * below(2) : groups[below(7)];
+  make(&plain, 0, 2, floats[below(3)], extent(), extent());
+  int64_t shape[2] = {plain.shape[0], plain.shape[1]}, words[2] = {shape[0], shape[1]};
+  words[dim] = words[dim] / 8 + (words[dim] % 8 > 0);
+  if (below(4)) {
+    make(&packed, 1, 2, INT4MM_INT32, words[0], words[1]);
+  } else {
+    make(&packed, 1, 2, INT4MM_INT8, shape[0], shape[1]);
+  }
+  int64_t lines = shape[1 - dim];
+  if (group > 0) shape[dim] = shape[dim] / group + (shape[dim] % group > 0);
+  bool by_line = group <= 0 || (kind == 2 && below(8));
+  make(&scales, 2, by_line ? 1 : 2, INT4MM_FLOAT32, by_line ? lines : shape[0], by_line ? 1 : shape[1]);
+  make(&zeros, 3, group <= 0 ? 1 : 2, INT4MM_INT8, group <= 0 ? lines : shape[0], group <= 0 ? 1 : shape[1]);
+  make(&factors, 4, 2, INT4MM_INT8, shape[0], shape[1]);
+  int4mm_quantize_args q = {.src = &plain, .packed = &packed, .scales = &scales, .group = group, .dim = dim};
+  q.zeros = kind & 1 ? &zeros : NULL, q.factors = kind & 2 ? &factors : NULL;
+  q.rotate = below(3) ? 0 : block(), q.clip = below(2) ? 0 : clip(), q.clip_mse = (int32_t)below(2);
+  memcpy(before, memory, sizeof memory);
+  judge(int4mm_quantize(&q), "quantize in groups");
+  memcpy(before, memory, sizeof memory);
+  int4mm_dequantize_args back = {.dst = &plain, .packed = &packed, .scales = &scales, .group = group, .dim = dim};
+  back.zeros = q.zeros, back.factors = q.factors;
+  judge(int4mm_dequantize(&back), "dequantize in groups");
 }
 
 static void rotate_call(void) {
@@ -223,8 +264,7 @@ static void matmul_call(void) {
                              .out_dtype = outs[below(3)],
                              .encoding_a = (int32_t)below(2),
                              .layout_b = nk,
-                             .backend = INT4MM_USE_CPU, /* no GPU in this test */
-                             .strassen = -1};
+                             .backend = INT4MM_USE_CPU}; /* no GPU in this test */
   int32_t *options[] = {&args.out_dtype, &args.encoding_a, &args.encoding_b, &args.layout_b, &args.strassen};
   if (below(10) == 0) *options[below(5)] = (int32_t)next();
   memcpy(before, memory, sizeof memory);
@@ -240,7 +280,7 @@ int main(int argc, char **argv) {
   for (int i = 0; i < TENSORS; i++) memset(memory[i], 0x11 * i, sizeof memory[i]);
   for (int i = 0; i < calls; i++) {
     OK(int4mm_set_cpu_isa(int4mm_cpu_isa_at((int32_t)(i % 5)) ? int4mm_cpu_isa_at((int32_t)(i % 5)) : NULL));
-    int kind = (int)below(10);
+    int kind = (int)below(11);
     if (kind < 4) pack_call(kind);
     if (kind == 4) tensor_call();
     if (kind == 5) matmul_call();
@@ -248,6 +288,7 @@ int main(int argc, char **argv) {
     if (kind == 7) map_call();
     if (kind == 8) rowwise_call();
     if (kind == 9) rearrange_call();
+    if (kind == 10) group_call();
   }
   CHECK(!int4mm_cpu_isa_at(INT32_MIN) && !int4mm_cpu_isa_at(-1) && !int4mm_cpu_isa_at(INT32_MAX));
   CHECK(int4mm_allocated(INT4MM_CPU) == 0);

@@ -122,20 +122,25 @@ typedef struct int4mm_pack_job {
 } int4mm_pack_job;
 
 /* Quantising and its way back where rows or columns along dim are cut into groups of `group` values, or have zero
- * points: what int4mm_quantize says, without rotation. Matrices for groups are [G, columns] for dim 0 and [rows, G] for
- * dim 1. */
+ * points: what int4mm_quantize says, without rotation and without a look for values that are not finite. Matrices for
+ * groups are [G, columns] for dim 0 and [rows, G] for dim 1. */
 typedef struct int4mm_group_job {
   int4mm_matrix packed; /* int32 words along dim, or int8 of plain's shape */
   int4mm_matrix plain;  /* a float type */
   int4mm_matrix scales; /* quantising: float32. One for each group, or with factors one row (dim 0) or column (dim 1) */
   int4mm_matrix zeros, factors; /* int8; no data: none */
-  int64_t group;
+  int4mm_matrix group_scales;   /* quantising with factors: float32 for each group, to be overwritten */
+  int64_t group;                /* a multiple of 32, or all values along dim; 1 at least */
   int32_t dim;
   uint32_t xor_mask;
   float clip;
   bool clip_mse;
-  bool check; /* look for values that are not finite */
 } int4mm_group_job;
+
+/* What has a value for each group, and how many groups there are. */
+static inline const int4mm_matrix *int4mm_by_group(const int4mm_group_job *job) {
+  return job->factors.data ? &job->factors : &job->scales;
+}
 
 /* dst = src, rotated in blocks along dim. Float dtypes; in place where data, stride and dtype agree. */
 typedef struct int4mm_rotate_job {

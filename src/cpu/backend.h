@@ -12,9 +12,15 @@ int32_t int4mm_cpu_matmul(const int4mm_problem *problem);
 int32_t int4mm_cpu_pack(const int4mm_pack_job *job, int64_t *bad);
 /* As pack; or INT4MM_ERR_MEMORY before anything is written. */
 int32_t int4mm_cpu_quantize(const int4mm_pack_job *job, int64_t *bad);
+/* OK; or INT4MM_ERR_MEMORY, when all may be partly written. */
+int32_t int4mm_cpu_quantize_groups(const int4mm_group_job *job);
+/* The row-major index of the first element of src, of a float dtype, that is NaN or infinite; -1 where there is none.
+ */
+int64_t int4mm_cpu_find_not_finite(const int4mm_matrix *src);
 void int4mm_cpu_rotate(const int4mm_rotate_job *job);
 void int4mm_cpu_unpack(const int4mm_pack_job *job);
 void int4mm_cpu_dequantize(const int4mm_pack_job *job);
+void int4mm_cpu_dequantize_groups(const int4mm_group_job *job);
 void int4mm_cpu_map(const int4mm_map_job *job);
 void int4mm_cpu_rowwise(const int4mm_rowwise_job *job);
 void int4mm_cpu_random(const int4mm_random_job *job);

@@ -141,6 +141,18 @@ void int4mm_cpu_dequantize(const int4mm_pack_job *job) {
   int4mm_elementwise_unpack(int4mm_cpu_current()->rows, job);
 }
 
+int32_t int4mm_cpu_quantize_groups(const int4mm_group_job *job) {
+  return int4mm_elementwise_quantize_groups(int4mm_cpu_current()->rows, job);
+}
+
+void int4mm_cpu_dequantize_groups(const int4mm_group_job *job) {
+  int4mm_elementwise_dequantize_groups(int4mm_cpu_current()->rows, job);
+}
+
+int64_t int4mm_cpu_find_not_finite(const int4mm_matrix *src) {
+  return int4mm_elementwise_find_not_finite(int4mm_cpu_current()->rows, src);
+}
+
 void int4mm_cpu_random(const int4mm_random_job *job) {
   int4mm_elementwise_random(int4mm_cpu_current()->rows, job);
 }

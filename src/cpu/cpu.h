@@ -60,6 +60,9 @@ const int4mm_cpu_table *int4mm_cpu_current(void);
 /* elementwise/: the calls of backend.h over one table of loops. */
 int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *job, int64_t *bad);
 int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *job, int64_t *bad);
+int32_t int4mm_elementwise_quantize_groups(const int4mm_rows *rows, const int4mm_group_job *job);
+void int4mm_elementwise_dequantize_groups(const int4mm_rows *rows, const int4mm_group_job *job);
+int64_t int4mm_elementwise_find_not_finite(const int4mm_rows *rows, const int4mm_matrix *src);
 void int4mm_elementwise_rotate(const int4mm_rows *rows, const int4mm_rotate_job *job);
 void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *job);
 void int4mm_elementwise_random(const int4mm_rows *rows, const int4mm_random_job *job);

@@ -6,7 +6,7 @@
 # oldest machine of the architecture, since it runs before the choice is made.
 
 CPU_FLAGS := -O3 -fno-math-errno -fno-trapping-math
-CPU_FILES := cpu threads thread_count elementwise/elementwise elementwise/map elementwise/quantize elementwise/rearrange elementwise/rotate elementwise/rowwise features workspace scalar
+CPU_FILES := cpu threads thread_count elementwise/elementwise elementwise/groups elementwise/map elementwise/quantize elementwise/rearrange elementwise/rotate elementwise/rowwise features workspace scalar
 
 ifeq ($(MACHINE),x86_64)
 CPU_FILES += gemm/blocked gemm/pack gemm/skinny gemm/strassen x86/avx2 x86/avxvnni x86/avx512vl_vnni x86/avx512vnni

@@ -146,9 +146,12 @@ int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, cons
                            const int4mm_plan *plan, void *stream, bool non_blocking);
 int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
 int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
+int32_t int4mm_cuda_quantize_groups(int32_t device, const int4mm_group_job *job, void *stream);
+int32_t int4mm_cuda_find_not_finite(int32_t device, const int4mm_matrix *src, int64_t *bad, void *stream);
 int32_t int4mm_cuda_rotate(int32_t device, const int4mm_rotate_job *job, void *stream);
 int32_t int4mm_cuda_unpack(int32_t device, const int4mm_pack_job *job, void *stream);
 int32_t int4mm_cuda_dequantize(int32_t device, const int4mm_pack_job *job, void *stream);
+int32_t int4mm_cuda_dequantize_groups(int32_t device, const int4mm_group_job *job, void *stream);
 int32_t int4mm_cuda_map(int32_t device, const int4mm_map_job *job, void *stream);
 int32_t int4mm_cuda_rowwise(int32_t device, const int4mm_rowwise_job *job, void *stream);
 int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *stream);

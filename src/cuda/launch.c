@@ -66,11 +66,23 @@ int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, cons
 
 /* ---- value checks ---- */
 
-typedef cudaError_t checked_launcher(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream);
+typedef cudaError_t checked_launcher(const void *job, unsigned long long *bad, cudaStream_t stream);
+
+static cudaError_t launch_pack(const void *job, unsigned long long *bad, cudaStream_t stream) {
+  return int4mm_launch_pack(job, bad, stream);
+}
+
+static cudaError_t launch_quantize(const void *job, unsigned long long *bad, cudaStream_t stream) {
+  return int4mm_launch_quantize(job, bad, stream);
+}
+
+static cudaError_t launch_find_not_finite(const void *src, unsigned long long *bad, cudaStream_t stream) {
+  return int4mm_launch_find_not_finite(src, bad, stream);
+}
 
 /* In the device's scope: a launcher with a scratch word for the smallest bad index, which is waited for. */
-static int32_t find_bad(int32_t device, const int4mm_cuda_device *on, checked_launcher *launch,
-                        const int4mm_pack_job *job, unsigned long long *bad, void *stream) {
+static int32_t find_bad(int32_t device, const int4mm_cuda_device *on, checked_launcher *launch, const void *job,
+                        unsigned long long *bad, void *stream) {
   cudaStream_t s = int4mm_cuda_stream(stream);
   void *word = NULL;
   int32_t status = int4mm_cuda_scratch_here(device, on, sizeof *bad, &word, stream);
@@ -83,8 +95,8 @@ static int32_t find_bad(int32_t device, const int4mm_cuda_device *on, checked_la
   return int4mm_cuda_check(error == cudaSuccess ? freed : error, "check values on the device");
 }
 
-static int32_t run_checked(int32_t device, checked_launcher *launch, const int4mm_pack_job *job, int64_t *bad,
-                           const char *instead, void *stream) {
+static int32_t run_checked(int32_t device, checked_launcher *launch, const void *job, int64_t *bad, const char *instead,
+                           void *stream) {
   unsigned long long found = INT4MM_NO_BAD_INDEX;
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
@@ -107,14 +119,36 @@ static int32_t run_pack(int32_t device, checked_launcher *launch, const int4mm_p
 }
 
 int32_t int4mm_cuda_pack(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
-  return run_pack(device, int4mm_launch_pack, job, bad, "pack on the device", "pack before the capture", stream);
+  return run_pack(device, launch_pack, job, bad, "pack on the device", "pack before the capture", stream);
 }
 
 int32_t int4mm_cuda_quantize(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream) {
-  return run_pack(device, int4mm_launch_quantize, job, bad, "quantise on the device", "give check = false", stream);
+  return run_pack(device, launch_quantize, job, bad, "quantise on the device", "give check = false", stream);
+}
+
+int32_t int4mm_cuda_find_not_finite(int32_t device, const int4mm_matrix *src, int64_t *bad, void *stream) {
+  int32_t status = run_checked(device, launch_find_not_finite, src, bad, "give check = false", stream);
+  if (!status) *bad = -1;
+  return status == INT4MM_ERR_VALUE ? INT4MM_OK : status;
 }
 
 /* ---- the rest ---- */
+
+int32_t int4mm_cuda_quantize_groups(int32_t device, const int4mm_group_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = int4mm_launch_quantize_groups(job, int4mm_cuda_stream(stream));
+  return finish(&scope, device, error, "quantise in groups on the device", stream);
+}
+
+int32_t int4mm_cuda_dequantize_groups(int32_t device, const int4mm_group_job *job, void *stream) {
+  int4mm_cuda_scope scope;
+  int32_t status = int4mm_cuda_enter(device, &scope);
+  if (status) return status;
+  cudaError_t error = int4mm_launch_dequantize_groups(job, int4mm_cuda_stream(stream));
+  return finish(&scope, device, error, "dequantise in groups on the device", stream);
+}
 
 int32_t int4mm_cuda_rotate(int32_t device, const int4mm_rotate_job *job, void *stream) {
   int4mm_cuda_scope scope;

@@ -58,9 +58,14 @@ typedef struct int4mm_cuda_backend {
                     const int4mm_plan *plan, void *stream, bool non_blocking);
   int32_t (*pack)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
   int32_t (*quantize)(int32_t device, const int4mm_pack_job *job, int64_t *bad, void *stream);
+  int32_t (*quantize_groups)(int32_t device, const int4mm_group_job *job, void *stream);
+  /* *bad: the row-major index of the first element of src, of a float dtype, that is NaN or infinite, for which it
+   * waits; -1 where there is none. */
+  int32_t (*find_not_finite)(int32_t device, const int4mm_matrix *src, int64_t *bad, void *stream);
   int32_t (*rotate)(int32_t device, const int4mm_rotate_job *job, void *stream);
   int32_t (*unpack)(int32_t device, const int4mm_pack_job *job, void *stream);
   int32_t (*dequantize)(int32_t device, const int4mm_pack_job *job, void *stream);
+  int32_t (*dequantize_groups)(int32_t device, const int4mm_group_job *job, void *stream);
   int32_t (*map)(int32_t device, const int4mm_map_job *job, void *stream);
   int32_t (*rowwise)(int32_t device, const int4mm_rowwise_job *job, void *stream);
   int32_t (*random)(int32_t device, const int4mm_random_job *job, void *stream);

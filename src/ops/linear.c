@@ -160,7 +160,6 @@ static int32_t check_layer(layer *l, const int4mm_linear_args *args) {
                                          .out_dtype = args->out_dtype,
                                          .encoding_b = args->encoding_b,
                                          .layout_b = args->layout_b,
-                                         .strassen = -1,
                                          .kernel = args->kernel,
                                          .stream = args->stream};
   l->call = (int4mm_matmul_call){

@@ -14,7 +14,8 @@ static int32_t check_options(const int4mm_matmul_args *args) {
   if (!status) status = int4mm_check_encoding("encoding_b", args->encoding_b);
   if (!status) status = int4mm_check_range("layout_b", args->layout_b, 0, 1, "0 for [K/8, N] or 1 for [N, K/8]");
   if (!status) status = int4mm_check_range("backend", args->backend, 0, 2, "0 for auto, 1 for CPU or 2 for CUDA");
-  if (!status) status = int4mm_check_range("strassen", args->strassen, -1, 2, "-1 for the rule or 0 to 2 levels");
+  if (!status)
+    status = int4mm_check_range("strassen", args->strassen, -1, 2, "0 for the rule, 1 or 2 levels, or -1 for none");
   if (!status && args->kernel && args->backend == INT4MM_USE_CPU)
     status = int4mm_fail(INT4MM_ERR_ARGUMENT, "kernel is \"%s\" but the backend is the CPU: it names a CUDA kernel",
                          args->kernel);
@@ -110,6 +111,17 @@ static int32_t check_rotation(int32_t in_a, const int4mm_tensor *b, const char *
                      (int)in_b, name_a, (int)in_a);
 }
 
+/* K of words with a scale for each column, before anything else is told of it; for the others int4mm_check_weight. */
+static int32_t check_k8(const int4mm_matmul_args *args, const char *name, const int4mm_tensor *shown, int64_t k8) {
+  bool grouped = args->scale_b && args->scale_b->rank == 2;
+  if (args->a_packed->dtype != INT4MM_INT32 || k8 <= INT4MM_MAX_K / 8) return INT4MM_OK;
+  if (grouped && k8 <= INT64_MAX / 8) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                     "%s is %s, so K/8 is %lld, expected at most %d: a sum of K products of up to 64 must fit int32, "
+                     "so K may be at most %d",
+                     name, int4mm_describe(shown).s, (long long)k8, INT4MM_MAX_K / 8, INT4MM_MAX_K);
+}
+
 /* Vectors of floats whose lengths fit crosswise. */
 static int32_t check_swapped(const int4mm_matmul_args *args, int64_t M, int64_t N) {
   const int4mm_tensor *a = args->scale_a, *b = args->scale_b;
@@ -125,8 +137,10 @@ int32_t int4mm_check_product(int4mm_matmul_call *c, const char *name, const int4
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but %s is %s: K/8 differs (%lld and %lld)%s",
                        int4mm_describe(b).s, name, int4mm_describe(shown).s, (long long)k8, (long long)k8_b,
                        other_dim(c, k8, k8_b));
+  int32_t status = check_k8(c->args, name, shown, k8);
+  if (status) return status;
   c->M = a->shape[0], c->N = b->shape[c->nk ? 0 : 1], c->K = a->dtype == INT4MM_INT32 ? 8 * k8 : a->shape[1];
-  int32_t status = check_packed_k(a, b, name);
+  status = check_packed_k(a, b, name);
   if (!status) status = check_rotation(c->rotate_a, b, name);
   if (!status) status = int4mm_check_same_device("b_packed", b, name, shown);
   if (!status) status = check_swapped(c->args, c->M, c->N);

@@ -208,9 +208,10 @@ static int32_t quantize_rows(quantize_run *run, int64_t *bad) {
   const int4mm_matrix *plain = &run->job->plain;
   int64_t cols = int4mm_max64(plain->cols, 1);
   pieces *p = &run->pieces;
+  if (!plain->rows) return INT4MM_OK; /* there may be any number of columns */
   *p = cut_by(ROWS_GRAIN, plain->rows, cols, 1, run->job->clip_mse ? SEARCH * cols : cols);
   p->piece_cols = cols; /* rows stay whole: each needs its maximum first */
-  p->count = plain->rows > 0 ? int4mm_ceil_div(plain->rows, p->piece_rows) : 0;
+  p->count = int4mm_ceil_div(plain->rows, p->piece_rows);
   p->across = 1;
   int4mm_parallel(p->threads, p->count, quantize_along, run);
   return finish(run, bad);
