@@ -308,31 +308,32 @@ __device__ __forceinline__ void wgmma_f32(float (&acc)[N / 2], const uint32_t (&
 
 #define INT4MM_WGMMA_32(C, SHAPE, FLAGS)                                                                               \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"                                                            \
-  "wgmma.mma_async.sync.aligned." SHAPE " "                                                                            \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "                                           \
-  "{%16, %17, %18, %19}, %20, p" FLAGS ";\n}\n"                                                                        \
-  : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8)                                                                     \
-  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "                              \
+               "{%16, %17, %18, %19}, %20, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8)                                                        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
 
 #define INT4MM_WGMMA_64(C, SHAPE, FLAGS)                                                                               \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                            \
-  "wgmma.mma_async.sync.aligned." SHAPE " "                                                                            \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "                        \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                                                      \
-  "{%32, %33, %34, %35}, %36, p" FLAGS ";\n}\n"                                                                        \
-  : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24)                   \
-  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "           \
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                                         \
+               "{%32, %33, %34, %35}, %36, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24)      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
 
 #define INT4MM_WGMMA_128(C, SHAPE, FLAGS)                                                                              \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"                                                            \
-  "wgmma.mma_async.sync.aligned." SHAPE " "                                                                            \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "                        \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "                         \
-  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "                         \
-  "%56, %57, %58, %59, %60, %61, %62, %63}, "                                                                          \
-  "{%64, %65, %66, %67}, %68, p" FLAGS ";\n}\n"                                                                        \
-  : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24), INT4MM_ACC8(C, acc, 32), INT4MM_ACC8(C, acc, 40), INT4MM_ACC8(C, acc, 48), INT4MM_ACC8(C, acc, 56) \
-  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "           \
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "            \
+               "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "            \
+               "%56, %57, %58, %59, %60, %61, %62, %63}, "                                                             \
+               "{%64, %65, %66, %67}, %68, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24),     \
+                 INT4MM_ACC8(C, acc, 32), INT4MM_ACC8(C, acc, 40), INT4MM_ACC8(C, acc, 48), INT4MM_ACC8(C, acc, 56)    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
 
 #define INT4MM_WGMMA(N)                                                                                                \
   template <>                                                                                                          \

@@ -3,9 +3,9 @@
  *
  *   t = 0, t = fma(float(acc_g), scale_b[g, n], t) for the groups in order; out = round(t * scale_a[m] + bias[n])
  *
- * The operands change roles: wgmma's A, from registers, are 64 columns of B, and its B, from shared memory, is a tile of
- * activations. So the two rows of a thread's fragments are two columns of the output, and it needs two scales for all
- * of its sums. Persistent CTAs, each computing tiles of BM rows and BN columns of the output:
+ * The operands change roles: wgmma's A, from registers, are 64 columns of B, and its B, from shared memory, is a tile
+ * of activations. So the two rows of a thread's fragments are two columns of the output, and it needs two scales for
+ * all of its sums. Persistent CTAs, each computing tiles of BM rows and BN columns of the output:
  *
  *   producers   a warpgroup: bulk tensor copies of packed B [16 words, BN] and activations [BM, 128]; scales and zero
  *               points, in the form that consumers want; for W4A4 it unpacks activations, which lie in shared memory as
@@ -15,9 +15,9 @@
  *
  * A k-block is 128 values of k. Its products are done in chains: CHAIN rows of the output and the values of k of one
  * group. A chain's wgmmas leave their sums in accumulators which are then promoted: converted, and added by an fma to
- * the float32 sums of the tile, DeepGEMM's way with fp8. With two sets of accumulators that happens while the next chain
- * is under way. With one, for W4A16, consumers take turns, so that one multiplies while the other promotes: in step with
- * each other they would leave the tensor cores idle.
+ * the float32 sums of the tile, DeepGEMM's way with fp8. With two sets of accumulators that happens while the next
+ * chain is under way. With one, for W4A16, consumers take turns, so that one multiplies while the other promotes: in
+ * step with each other they would leave the tensor cores idle.
  *
  * What bounds it is that promotion, and in W4A16 the card's power.
  */
@@ -43,14 +43,14 @@ constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
  * block and as many chains as sets of accumulators; ZEROS: B has zero points; BM rows; BLOCKS of 64 columns to a
  * consumer; rows to a CHAIN; sets of accumulators; pipeline depth. */
 template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_> struct Tile {
-  static constexpr int KIND = KIND_, GROUP = GROUP_, BM = BM_, BLOCKS = BLOCKS_, STAGES = STAGES_;
+  static constexpr int KIND = KIND_, GROUP = GROUP_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool ZEROS = ZEROS_, FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, UNPACKS_A = KIND == W4A4;
   typedef typename PolicyB<KIND, ZEROS>::type B;
   static constexpr int CONSUMERS = 2, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
 
-  static constexpr int SLICES = FLOAT ? 8 : 4;                 /* of a k-block: what one wgmma takes of k */
-  static constexpr int PARTS = SLICES / 4;                     /* of a k-block: 128 bytes of a row of activations */
-  static constexpr int GROUPS = GROUP == 0 ? 1 : 128 / GROUP;  /* of a k-block */
+  static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
+  static constexpr int PARTS = SLICES / 4;                    /* of a k-block: 128 bytes of a row of activations */
+  static constexpr int GROUPS = GROUP == 0 ? 1 : 128 / GROUP; /* of a k-block */
   static constexpr int GROUP_SLICES = SLICES / GROUPS;
   static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
   static constexpr int ACCS = ACCS_;
@@ -58,18 +58,22 @@ template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, 
   static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
 
-  /* A stage: activations, packed B, packed activations, and for each group a row of scales and of zero points. */
+  /* A stage: activations, packed B, packed activations, and for each group a row of scales and of zero points; and its
+   * barriers. There are as many as fit, at most those asked for. */
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
-                       PACKED_BYTES = UNPACKS_A ? BM * BLOCK_WORDS * 4 : 0, SCALE_BYTES = GROUPS * BN * 4;
+                       PACKED_BYTES = UNPACKS_A ? BM * BLOCK_WORDS * 4 : 0, SCALE_BYTES = GROUPS * BN * 4,
+                       ZERO_BYTES = ZEROS || FLOAT ? SCALE_BYTES : 0, STAGE_BARRIERS = UNPACKS_A ? 3 : 2;
+  static constexpr int FITTING =
+      SHARED_LIMIT / (A_BYTES + B_BYTES + PACKED_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
+  static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
   static constexpr int B_OFFSET = STAGES * A_BYTES, PACKED_OFFSET = B_OFFSET + STAGES * B_BYTES,
                        SCALE_OFFSET = PACKED_OFFSET + STAGES * PACKED_BYTES,
                        ZERO_OFFSET = SCALE_OFFSET + STAGES * SCALE_BYTES,
-                       BARRIER_OFFSET = ZERO_OFFSET + (ZEROS || FLOAT ? STAGES * SCALE_BYTES : 0),
-                       BARRIERS = (UNPACKS_A ? 3 : 2) * STAGES, SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
-  static_assert(SHARED_BYTES <= SHARED_LIMIT, "too much shared memory");
+                       BARRIER_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIERS = STAGE_BARRIERS * STAGES,
+                       SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
 
   /* Registers per thread, of the 504 that the launch gives the three warpgroups. */
-  static constexpr int PRODUCER_REGISTERS = UNPACKS_A ? 40 : 24;
+  static constexpr int PRODUCER_REGISTERS = UNPACKS_A || CHAIN < 128 ? 40 : 24;
   static constexpr int CONSUMER_REGISTERS = (504 - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
@@ -155,8 +159,8 @@ __device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap 
   }
   __syncwarp();
   if (!p.boxes && lane < BOXES)
-    ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS, row,
-                                 landed);
+    ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS,
+                                 row, landed);
 }
 
 /* Scales and zero points of COUNT columns of a group, 32 apart, on their way to a stage. Beyond N and K scales are 0:
@@ -197,10 +201,11 @@ __device__ __forceinline__ void produce(const Shared<T> &shared, const CUtensorM
   }
 }
 
-/* And three that bring scales, each those of every third k-block: they wait for memory. */
+/* And three that bring scales, each those of every third k-block: they wait for memory. No more than there are stages,
+ * since a warp may not skip a phase of a stage. */
 template <class T> __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = 3, COUNT = 4;
-  static_assert(T::STAGES >= WARPS, "a warp may not skip a phase of a stage");
+  constexpr int WARPS = T::STAGES < 3 ? T::STAGES : 3, COUNT = 4;
+  if (warp >= WARPS) return;
   PipelineState<T::STAGES> state;
   Walk<T> walk(p);
   walk.advance(warp), state.advance(warp);
@@ -263,9 +268,7 @@ __device__ __forceinline__ void feed(const Shared<T> &shared, const CUtensorMap 
     }
   };
   GroupRow<T, COUNT> loads;
-  auto load = [&](int row) {
-    loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column);
-  };
+  auto load = [&](int row) { loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column); };
   if (warp == 0) copy_next(AHEAD);
   walk.advance(pair), state.advance(pair);
   if (!walk.done()) load(0);
@@ -305,17 +308,17 @@ template <class T> struct Consumer {
   const Shared<T> &shared;
   const Arguments &p;
   typename T::B policy;
-  int index; /* of the two consumers */
+  int index;         /* of the two consumers */
   uint32_t b_offset; /* of this lane's words in its first row of packed B */
-  int column;        /* in the tile: that of fragment row g in block 0; row g + 8 is the next, block 1 four further on */
+  int column; /* in the tile: that of fragment row g in block 0; row g + 8 is the next, block 1 four further on */
   PipelineState<T::STAGES> state;
   uint2 words[T::SLICES]; /* of a k-block, as the policy loads them */
   uint32_t fragments[T::SLICES][4];
   typename Accumulator<T::FLOAT>::type acc[T::ACCS][T::CHAIN / 2];
   float sums[T::BLOCKS][T::BM / 2];
 
-  /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or 32,
-   * that follow each other. The words that half a warp loads at once lie in different banks. */
+  /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
+   * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
   __device__ __forceinline__ Consumer(const Shared<T> &shared, const Arguments &p, int index)
       : shared(shared), p(p), policy(p.xor_b), index(index) {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
@@ -352,8 +355,12 @@ template <class T> struct Consumer {
   }
 
   /* The turns of the consumers; each passes its own on once it has issued a chain. */
-  __device__ __forceinline__ void wait_for_turn() const { ptx::named_barrier_sync(1 + index, 128 * T::CONSUMERS); }
-  __device__ __forceinline__ void pass_turn() const { ptx::named_barrier_arrive(1 + (index ^ 1), 128 * T::CONSUMERS); }
+  __device__ __forceinline__ void wait_for_turn() const {
+    ptx::named_barrier_sync(1 + index, 128 * T::CONSUMERS);
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    ptx::named_barrier_arrive(1 + (index ^ 1), 128 * T::CONSUMERS);
+  }
 
   /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
    * nothing. */
@@ -385,17 +392,23 @@ template <class T> struct Consumer {
           __fmaf_rn((float)acc[ITEM % T::ACCS][i], i & 2 ? scale.y : scale.x, sums[block][FIRST + i]);
   }
 
+  __device__ __forceinline__ float2 load_scale(int block, int stage, int group) const {
+    uint2 s = load_pair(shared.scales(stage), block, group);
+    return make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
+  }
+
   /* From ITEM on: waits for a chain, promotes its sums and starts the one that takes its accumulators. next() is called
    * while a last chain is under way. */
   template <int ITEM, class Next>
-  __device__ __forceinline__ void finish(int block, uint64_t a, const float2 (&scales)[T::GROUPS], Next next) {
+  __device__ __forceinline__ void finish(int block, int stage, uint64_t a, Next next) {
     constexpr int AFTER = ITEM + T::ACCS;
+    float2 scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
     ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
-    promote<ITEM>(block, scales[ITEM / T::CHAINS]);
+    promote<ITEM>(block, scale);
     if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
     if (T::ACCS == 2 && AFTER == T::ITEMS) next();
-    if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, a, scales, next);
+    if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, next);
   }
 
   /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. `starts` and `ends`
@@ -404,24 +417,19 @@ template <class T> struct Consumer {
   __device__ __forceinline__ void multiply_block(int block, int stage, bool starts, bool ends, Next next) {
     if (!T::AHEAD) load_words(block, stage);
     make_fragments(block, stage);
-    float2 scales[T::GROUPS];
-#pragma unroll
-    for (int i = 0; i < T::GROUPS; i++) { /* before the wgmmas, behind which they would queue */
-      uint2 s = load_pair(shared.scales(stage), block, i);
-      scales[i] = make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
-    }
     uint64_t a = ptx::make_smem_desc(shared.a(stage));
     multiply<0>(a, T::GROUP > 0 || starts);
     if constexpr (T::ACCS == 2) multiply<1>(a, T::GROUP > 0 || starts);
     if constexpr (T::GROUP > 0) {
-      finish<0>(block, a, scales, next);
+      finish<0>(block, stage, a, next);
     } else {
       next();
       ptx::wgmma_wait_group<0>();
       for (auto &set : acc) keep_in_registers(set);
       if (!ends) return;
-      promote<0>(block, scales[0]);
-      if constexpr (T::ACCS == 2) promote<1>(block, scales[0]);
+      float2 scale = load_scale(block, stage, 0);
+      promote<0>(block, scale);
+      if constexpr (T::ACCS == 2) promote<1>(block, scale);
     }
   }
 
@@ -597,8 +605,8 @@ cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes
   cuuint64_t pitch[2] = {(cuuint64_t)problem.b.stride * 4, BOX_COLUMNS * 4};
   cuuint32_t box[3] = {BOX_COLUMNS, BLOCK_WORDS, (cuuint32_t)count}, step[3] = {1, 1, 1};
   CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 3, (void *)problem.b.words, size, pitch, box, step,
-                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -639,6 +647,27 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   if (error != cudaSuccess) return error;
   return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
                                    p);
+}
+
+/* The instance for a problem's groups and zero points. With several groups to a k-block there are fewer registers for
+ * accumulators. */
+template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES>
+cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
+  auto with_zeros = [&](auto group) {
+    constexpr int GROUP = decltype(group)::value, ROWS = GROUP == 32 || (GROUP == 64 && !FLOAT) ? 64 : CHAIN;
+    if constexpr (!FLOAT) /* floats take zero points in any case */
+      if (problem->b.zeros.data)
+        return launch<Tile<KIND, GROUP, true, BM, BLOCKS, ROWS, 1, STAGES>>(problem, plan, stream);
+    return launch<Tile<KIND, GROUP, false, BM, BLOCKS, ROWS, 1, STAGES>>(problem, plan, stream);
+  };
+  int64_t group = problem->b.group, K = problem->K;
+  if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))
+    return with_zeros(int4mm_constant<128>());
+  if (group == 64) return with_zeros(int4mm_constant<64>());
+  if (group == 32) return with_zeros(int4mm_constant<32>());
+  if constexpr (!FLOAT && BLOCKS == 1 && BM == CHAIN) return with_zeros(int4mm_constant<0>());
+  return cudaErrorNotSupported;
 }
 
 } // namespace

@@ -65,7 +65,8 @@ template <bool ZEROS> struct BytesB {
   static constexpr float UNSCALE = ZEROS ? 1.0f : 1.0f / 16;
   uint32_t fix, halves; /* a selector for prmt: this lane's half of two words */
   __device__ __forceinline__ explicit BytesB(uint32_t xor_mask)
-      : fix(in_register(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)), halves(threadIdx.x & 1 ? 0x7632 : 0x5410) {}
+      : fix(in_register(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)),
+        halves(threadIdx.x & 1 ? 0x7632 : 0x5410) {}
 
   static __device__ __forceinline__ int first_row() { return threadIdx.x % 4 / 2; }
   /* Halves of the words of slice j: the lower 16 bits are of the first 16 values of k. */
