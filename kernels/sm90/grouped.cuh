@@ -201,11 +201,11 @@ __device__ __forceinline__ void produce(const Shared<T> &shared, const CUtensorM
   }
 }
 
-/* And three that bring scales, each those of every third k-block: they wait for memory. No more than there are stages,
- * since a warp may not skip a phase of a stage. */
-template <class T> __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = T::STAGES < 3 ? T::STAGES : 3, COUNT = 4;
-  if (warp >= WARPS) return;
+/* And three that bring scales, each those of every third k-block: they wait for memory. */
+template <class T>
+__device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
+  constexpr int WARPS = 3, COUNT = 4;
+  static_assert(T::STAGES >= WARPS, "a warp may not skip a phase of a stage");
   PipelineState<T::STAGES> state;
   Walk<T> walk(p);
   walk.advance(warp), state.advance(warp);
@@ -399,8 +399,7 @@ template <class T> struct Consumer {
 
   /* From ITEM on: waits for a chain, promotes its sums and starts the one that takes its accumulators. next() is called
    * while a last chain is under way. */
-  template <int ITEM, class Next>
-  __device__ __forceinline__ void finish(int block, int stage, uint64_t a, Next next) {
+  template <int ITEM, class Next> __device__ __forceinline__ void finish(int block, int stage, uint64_t a, Next next) {
     constexpr int AFTER = ITEM + T::ACCS;
     float2 scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
@@ -665,7 +664,8 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))
     return with_zeros(int4mm_constant<128>());
   if (group == 64) return with_zeros(int4mm_constant<64>());
-  if (group == 32) return with_zeros(int4mm_constant<32>());
+  if constexpr (!FLOAT || BM < 256) /* where it fits into shared memory in some depth */
+    if (group == 32) return with_zeros(int4mm_constant<32>());
   if constexpr (!FLOAT && BLOCKS == 1 && BM == CHAIN) return with_zeros(int4mm_constant<0>());
   return cudaErrorNotSupported;
 }

@@ -34,6 +34,8 @@ static const char *kind_unsupported(const int4mm_gpu_problem *p) {
 
 static const char *group_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   int64_t group = group_of(p);
+  if (group == 32 && is_float(p) && kernel->tile_m > 64 && p->K > INT4MM_BLOCK_K)
+    return "needs groups of at least 64 values with float activations";
   if (group == 32 || group == 64 || group == 128 || p->K <= INT4MM_BLOCK_K) return NULL;
   if (group % 128 && group < p->K) return "needs groups of 32, 64 or a multiple of 128 values";
   if (is_float(p)) return NULL;
@@ -55,15 +57,16 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
   return group_unsupported(kernel, p);
 }
 
-/* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile.
- * 4096^3 takes 131 us in W4A8 with groups of 128 and 263 with groups of 32, and 215 us in W4A16; with the smaller tile
- * 294, and 128 rows of 4096 x 4096 take 18.5. */
+/* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile, for
+ * W4A4, W4A8 and W4A16. 1024 x 4096 x 14336 with groups of 128, 64 and 32 takes 162, 222 and 368 us in W4A4, 127, 196
+ * and 302 in W4A8, and in W4A16 196 and 220; the smaller tile, for 256 x 4096 x 4096, 21.3, 32.8 and 54, 14.6, 24.5 and
+ * 43, 19.0, 27.5 and 46. */
 typedef struct grouped_cost {
   int64_t k_block, group, tile;
 } grouped_cost;
 
-static const grouped_cost large[] = {{820, 330, 3500}, {640, 330, 3500}, {1300, 260, 3500}},
-                          small[] = {{420, 85, 1200}, {340, 85, 1200}, {430, 65, 1200}};
+static const grouped_cost large[] = {{560, 530, 3500}, {420, 450, 3500}, {1150, 230, 3500}},
+                          small[] = {{180, 345, 1200}, {20, 297, 1200}, {165, 280, 1200}};
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   int kind = is_float(p) ? 2 : p->dtype_a == INT4MM_INT8 ? 1 : 0;
