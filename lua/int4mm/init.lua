@@ -162,4 +162,4 @@ return {
   cpu_isas = device.cpu_isas,
   memory = memory.figures,
   set_memory_slack = memory.set_slack,
-}
+} --[[@as int4mm]] -- lua/int4mm/meta/types.lua has the types

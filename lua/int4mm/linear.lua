@@ -28,9 +28,8 @@ local OPTIONS = {
   "bias", "activations", "rotate", "clip", "activation", "residual", "zeros", "factors", "group_size", "out",
   "out_dtype", "layout_b", "encoding_b", "workspace", "kernel", "stream",
 }
-local POINTERS = { -- their fields in C
-  bias = "bias", residual = "residual", workspace = "workspace", zeros = "zero_b", factors = "factor_b",
-}
+local POINTERS = { "bias", "residual", "workspace", "zeros", "factors" } -- that are only read, and their fields in C
+local FIELDS = { zeros = "zero_b", factors = "factor_b" }
 
 -- The options as the C core takes them, and the tensors among them.
 local function make_args(name, x, b_packed, opts)
@@ -46,8 +45,9 @@ local function make_args(name, x, b_packed, opts)
   args.activation = check.choice(name, "activation", opts.activation, enums.activations, "none")
   args.stream = devices.stream_handle(name, opts.stream, x.c.device)
   if opts.kernel ~= nil then args.kernel = opts.kernel end
-  for key, field in pairs(POINTERS) do
-    if opts[key] ~= nil then args[field] = opts[key].c end
+  for i = 1, #POINTERS do
+    local key = POINTERS[i]
+    if opts[key] ~= nil then args[FIELDS[key] or key] = opts[key].c end
   end
   return args
 end
@@ -138,6 +138,7 @@ local Linear = { __name = "int4mm.linear" }
 Linear.__index = Linear
 
 --- Whether a value is a layer. By name, so that those made before the modules were loaded anew are too.
+-- @local
 function linear.is_linear(value)
   local metatable = type(value) == "table" and getmetatable(value)
   return type(metatable) == "table" and metatable.__name == Linear.__name

@@ -212,7 +212,7 @@ static int32_t check_devices(const int4mm_matmul_args *args, const int4mm_matmul
 }
 
 static int32_t check_call(const int4mm_matmul_args *args, int4mm_matmul_call *c) {
-  if (!args) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  if (int4mm_check_args(args ? args->reserved : NULL)) return INT4MM_ERR_ARGUMENT;
   *c = (int4mm_matmul_call){.args = args};
   int32_t status = check_options(args);
   if (!status) status = check_operands(c);

@@ -86,9 +86,8 @@ end
 -- What belongs to the scales of a weight: `zeros` and `factors`, tensors, are checked; returns the group's size, 0 for
 -- what follows from the number of groups.
 function options.scaling(name, opts)
-  for _, key in ipairs { "zeros", "factors" } do
-    if opts[key] ~= nil then tensor.check(name, key, opts[key]) end
-  end
+  if opts.zeros ~= nil then tensor.check(name, "zeros", opts.zeros) end
+  if opts.factors ~= nil then tensor.check(name, "factors", opts.factors) end
   return opts.group_size == nil and 0 or check.integer(name, "group_size", opts.group_size, 1)
 end
 
