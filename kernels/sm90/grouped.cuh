@@ -179,6 +179,7 @@ template <class T, int COUNT> struct GroupRow {
       if ((T::ZEROS || T::FLOAT) && inside && p.zeros) zero[i] = p.zeros[g * p.zeros_stride + column + 32 * i];
     }
   }
+  /* UNSCALE is a power of two: exact for scales from 2^-118 on, or 0. */
   __device__ __forceinline__ void store(const Shared<T> &shared, int stage, int row, int column) const {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {

@@ -48,8 +48,8 @@ namespace {
 
 constexpr int BLOCK_WORDS = INT4MM_BLOCK_WORDS; /* packed words of k in a k-block */
 constexpr int BLOCK_K = INT4MM_BLOCK_K;
-constexpr int SLICES = 4;            /* of a k-block, one for each wgmma */
-constexpr int COLUMNS = 8;           /* of an output row that a thread holds side by side */
+constexpr int SLICES = 4;  /* of a k-block, one for each wgmma */
+constexpr int COLUMNS = 8; /* of an output row that a thread holds side by side */
 
 struct Arguments {
   int M, N, words; /* words of k: K / 8 */
