@@ -236,6 +236,14 @@ describe("int4mm_choose_cuda", function()
     sweep(function(p)
       for _, name in ipairs(KERNELS) do
         if not served[name] and choose(p, name) == OK then served[name] = true end
+        p.scaling, p.group = 1, 128 -- what the grouped kernels are for
+        if name:find "^grouped" and not served[name] then
+          p.dtype_a = name == "grouped_256x128" and ffi.C.INT4MM_INT8 or ffi.C.INT4MM_INT32
+          p.lda = name == "grouped_256x128" and p.lda * 8 or p.lda
+          served[name] = choose(p, name) == OK
+          p.lda = name == "grouped_256x128" and p.lda / 8 or p.lda
+        end
+        p.scaling, p.group, p.dtype_a = 0, 0, ffi.C.INT4MM_INT32
       end
     end)
     for _, name in ipairs(KERNELS) do assert.is_true(served[name], name) end
@@ -470,5 +478,71 @@ describe("q.choose_cuda", function()
     local text = tostring(q.choose_cuda { arch = 75, sms = 40, M = 4096, N = 4096, K = 4096, kernel = "tiled" })
     assert.matches("tiled", text, 1, true)
     assert.matches("16 x 16", text, 1, true)
+  end)
+end)
+
+describe("the grouped kernels", function()
+  local WORDS, INT8, FLOAT16, BFLOAT16, FLOAT32 = 0, ffi.C.INT4MM_INT8, ffi.C.INT4MM_FLOAT16, ffi.C.INT4MM_BFLOAT16,
+    ffi.C.INT4MM_FLOAT32
+  local PER_COLUMN, GROUPS, FACTORS = 0, 1, 2
+
+  local function grouped(M, K, N, dtype_a, group, set)
+    local p = problem(90, M, N, K, { dtype_a = dtype_a, scaling = group and GROUPS or PER_COLUMN, group = group or 0,
+      lda = dtype_a == WORDS and K / 8 or math.ceil(K / 16) * 16 })
+    for key, value in pairs(set or {}) do p[key] = value end
+    return p
+  end
+
+  it("serve group scales and W4A16 of a large M, the larger tile where it fills the GPU", function()
+    for _, case in ipairs {
+      { 4096, 4096, 4096, WORDS, 128, "grouped_128x256" }, { 4096, 4096, 4096, INT8, 128, "grouped_256x128" },
+      { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
+      { 1024, 4096, 14336, INT8, 32, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_128x256" },
+      { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 128, 4096, 4096, BFLOAT16, 64, "grouped_64x128" },
+      { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
+    } do
+      local M, K, N, dtype_a, group, expected = unpack(case, 1, 6)
+      local p = grouped(M, K, N, dtype_a, group)
+      local status, plan = choose(p)
+      assert.equal(OK, status)
+      assert(plan.name == expected, ("%s: %s, expected %s"):format(describe_problem(p), plan.name, expected))
+    end
+  end)
+
+  it("say what they do not serve", function()
+    local function refuses(p, reason)
+      for _, kernel in ipairs { "grouped_128x256", "grouped_256x128", "grouped_64x128" } do
+        local status, message = choose(p, kernel)
+        assert.equal(UNSUPPORTED, status)
+        assert.matches(reason, message, 1, true)
+      end
+    end
+    refuses(problem(90, 256, 256, 256), "is for group scales and W4A16")
+    refuses(grouped(256, 256, 256, INT8, nil), "is for group scales and W4A16")
+    refuses(grouped(256, 256, 256, FLOAT32, 128), "is not for float32 activations")
+    refuses(grouped(256, 256, 256, INT8, 128, { scaling = FACTORS }), "is not for integer group scales")
+  end)
+
+  it("say which operands the smallest of them does not serve", function()
+    local function refuses(p, reason)
+      local status, message = choose(p, "grouped_64x128")
+      assert.equal(UNSUPPORTED, status)
+      assert.equal("the kernel grouped_64x128 " .. reason, message)
+    end
+    refuses(grouped(256, 256, 256, INT8, 128, { layout_b = 1, ldb = 32 }), "needs a b_packed that is [K/8, N]")
+    refuses(grouped(256, 256, 256, INT8, 128, { lda = 264 }),
+      "needs rows of a_packed and b_packed that start on 16 bytes")
+    refuses(grouped(256, 256, 257, INT8, 128), "needs rows of a_packed and b_packed that start on 16 bytes")
+    refuses(grouped(256, 512, 256, INT8, 96), "needs groups of 32, 64 or a multiple of 128 values")
+    refuses(grouped(256, 512, 256, BFLOAT16, 160), "needs groups of 32, 64 or a multiple of 128 values")
+    refuses(grouped(256, 262144, 256, INT8, 131072),
+      "needs groups below 131072 values with integer activations")
+    assert.equal(OK, (choose(grouped(256, 262144, 256, BFLOAT16, 131072), "grouped_64x128")))
+  end)
+
+  it("leave groups that they do not serve to a kernel that serves all", function()
+    local status, plan = choose(grouped(1024, 4096, 4096, INT8, 96))
+    assert.equal(OK, status)
+    assert.equal("tiled", plan.name)
   end)
 end)

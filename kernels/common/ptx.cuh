@@ -283,6 +283,11 @@ __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* Arrives at it without waiting. */
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 /* The box at (x, y) of a 2D tensor into shared memory; `barrier` counts its bytes. Outside the tensor come zeros. */
 __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const CUtensorMap *map, int x, int y,
                                                         uint32_t barrier) {
@@ -291,6 +296,15 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const C
           shared),
       "l"(map), "r"(barrier), "r"(x), "r"(y)
       : "memory");
+}
+
+/* The box at (x, y, z) of a 3D tensor. */
+__device__ __forceinline__ void cp_async_bulk_tensor_3d(uint32_t shared, const CUtensorMap *map, int x, int y, int z,
+                                                        uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+               "[%2];" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+               : "memory");
 }
 
 /* Prefetches a box into L2. A hint: it reads nothing. */
@@ -329,40 +343,74 @@ __device__ __forceinline__ uint64_t make_smem_desc(uint32_t shared) {
   return (uint64_t)((shared & 0x3ffffu) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
-/* acc (+)= A * B for a 64 x 32 by 32 x N int8 product over a warpgroup: A from registers, B from shared memory. */
+/* acc (+)= A * B over a warpgroup, A from registers, B from shared memory: a 64 x 32 by 32 x N int8 product. */
 template <int N>
 __device__ __forceinline__ void wgmma(int32_t (&acc)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
-#define INT4MM_ACC8(i)                                                                                                 \
-  "+r"(acc[i]), "+r"(acc[i + 1]), "+r"(acc[i + 2]), "+r"(acc[i + 3]), "+r"(acc[i + 4]), "+r"(acc[i + 5]),              \
-      "+r"(acc[i + 6]), "+r"(acc[i + 7])
+/* The same for a 64 x 16 by 16 x N product of float16, or of bfloat16. */
+template <int N, bool BFLOAT>
+__device__ __forceinline__ void wgmma_f32(float (&acc)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
-template <>
-__device__ __forceinline__ void wgmma<64>(int32_t (&acc)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-               "{%32, %33, %34, %35}, %36, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
+#define INT4MM_ACC8(C, acc, i)                                                                                         \
+  C(acc[i]), C(acc[i + 1]), C(acc[i + 2]), C(acc[i + 3]), C(acc[i + 4]), C(acc[i + 5]), C(acc[i + 6]), C(acc[i + 7])
+#define INT4MM_ACC_S32(x) "+r"(x)
+#define INT4MM_ACC_F32(x) "+f"(x)
 
-template <>
-__device__ __forceinline__ void wgmma<128>(int32_t (&acc)[64], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
-               "%62, %63}, "
-               "{%64, %65, %66, %67}, %68, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
-                 INT4MM_ACC8(48), INT4MM_ACC8(56)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
+#define INT4MM_WGMMA_32(C, SHAPE, FLAGS)                                                                               \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"                                                            \
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "                              \
+               "{%16, %17, %18, %19}, %20, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8)                                                        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
 
+#define INT4MM_WGMMA_64(C, SHAPE, FLAGS)                                                                               \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                            \
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "           \
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                                         \
+               "{%32, %33, %34, %35}, %36, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24)      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+
+#define INT4MM_WGMMA_128(C, SHAPE, FLAGS)                                                                              \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"                                                            \
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "           \
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "            \
+               "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "            \
+               "%56, %57, %58, %59, %60, %61, %62, %63}, "                                                             \
+               "{%64, %65, %66, %67}, %68, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24),     \
+                 INT4MM_ACC8(C, acc, 32), INT4MM_ACC8(C, acc, 40), INT4MM_ACC8(C, acc, 48), INT4MM_ACC8(C, acc, 56)    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+
+#define INT4MM_WGMMA(N)                                                                                                \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void wgmma<N>(int32_t(&acc)[N / 2], const uint32_t(&a)[4], uint64_t b, bool accumulate) { \
+    INT4MM_WGMMA_##N(INT4MM_ACC_S32, "m64n" #N "k32.s32.s8.s8", "");                                                   \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void wgmma_f32<N, false>(float(&acc)[N / 2], const uint32_t(&a)[4], uint64_t b,           \
+                                                      bool accumulate) {                                               \
+    INT4MM_WGMMA_##N(INT4MM_ACC_F32, "m64n" #N "k16.f32.f16.f16", ", 1, 1, 0");                                        \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void wgmma_f32<N, true>(float(&acc)[N / 2], const uint32_t(&a)[4], uint64_t b,            \
+                                                     bool accumulate) {                                                \
+    INT4MM_WGMMA_##N(INT4MM_ACC_F32, "m64n" #N "k16.f32.bf16.bf16", ", 1, 1, 0");                                      \
+  }
+INT4MM_WGMMA(32)
+INT4MM_WGMMA(64)
+INT4MM_WGMMA(128)
+
+#undef INT4MM_WGMMA
+#undef INT4MM_WGMMA_32
+#undef INT4MM_WGMMA_64
+#undef INT4MM_WGMMA_128
 #undef INT4MM_ACC8
+#undef INT4MM_ACC_S32
+#undef INT4MM_ACC_F32
 
 } // namespace ptx
 #endif
