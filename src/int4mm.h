@@ -564,6 +564,7 @@ typedef struct int4mm_plan {
   int32_t ctas;     /* grid size */
   char name[48];    /* "tiled", "hopper_256x128", "avx512vnni" */
   char reason[208]; /* why, in words */
+  int32_t widened;  /* 1: CUDA: an int4 A is made int8 first, for which there are faster kernels */
   int64_t reserved[4];
 } int4mm_plan;
 

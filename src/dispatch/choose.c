@@ -4,6 +4,7 @@
  */
 #include "dispatch/choose.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "core/check.h"
@@ -35,6 +36,29 @@ static int32_t take(int32_t index, const int4mm_gpu_problem *p, int4mm_plan *pla
   return INT4MM_OK;
 }
 
+/* ---- an int4 A made int8, for kernels whose other operands leave them no room to unpack both ---- */
+
+enum {
+  WIDENING_TIME = 2200, /* ns of a call that widens A, */
+  WIDENING_RATE = 1400  /* and values a ns: what quantising rows reaches on an H100 */
+};
+
+static bool may_widen(const int4mm_gpu_problem *p) {
+  return p->dtype_a == INT4MM_INT32 && !int4mm_plan_is_elementary(p) && p->M > 0 && p->N > 0;
+}
+
+/* The same problem with such a copy of A, as src/ops/ makes it. */
+static int4mm_gpu_problem widen(const int4mm_gpu_problem *p) {
+  int4mm_gpu_problem wide = *p;
+  wide.dtype_a = INT4MM_INT8, wide.encoding_a = INT4MM_TWOS_COMPLEMENT;
+  wide.lda = (p->K + 127) / 128 * 128, wide.align_a = 256;
+  return wide;
+}
+
+static int64_t widening_time(const int4mm_gpu_problem *p) {
+  return WIDENING_TIME + int4mm_plan_mul(p->M, p->K) / WIDENING_RATE;
+}
+
 static int32_t take_forced(const char *name, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   for (int32_t i = 0; i < int4mm_kernel_count; i++) {
     const int4mm_kernel *kernel = &int4mm_kernels_cuda[i];
@@ -44,22 +68,43 @@ static int32_t take_forced(const char *name, const int4mm_gpu_problem *p, int4mm
                          (int)kernel->min_arch, kernel->max_arch == kernel->min_arch ? "" : " or later", (int)p->arch);
     const char *reason = kernel->family->unsupported(kernel, p);
     if (!reason) return take(i, p, plan);
-    return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s %s", name, reason);
+    int4mm_gpu_problem wide = widen(p);
+    if (!may_widen(p) || kernel->family->unsupported(kernel, &wide))
+      return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s %s", name, reason);
+    (void)take(i, &wide, plan);
+    plan->widened = 1;
+    return INT4MM_OK;
   }
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "kernel is \"%s\", expected one of those that int4mm_cuda_kernel_at lists",
                      name);
 }
 
-int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
-  if (kernel) return take_forced(kernel, problem, plan);
+/* The kernel that takes the least time, and that time; -1 where none serves. */
+static int32_t find_cheapest(const int4mm_gpu_problem *p, int64_t *lowest) {
   int32_t best = -1;
-  int64_t lowest = INT64_MAX;
   int4mm_plan unused;
+  *lowest = INT64_MAX;
   for (int32_t i = 0; i < int4mm_kernel_count; i++) {
     const int4mm_kernel *kernel = &int4mm_kernels_cuda[i];
-    if (!runs_on(kernel, problem->arch) || kernel->family->unsupported(kernel, problem)) continue;
-    int64_t cost = make_plan(i, problem, &unused);
-    if (cost < lowest) lowest = cost, best = i;
+    if (!runs_on(kernel, p->arch) || kernel->family->unsupported(kernel, p)) continue;
+    int64_t cost = make_plan(i, p, &unused);
+    if (cost < *lowest) *lowest = cost, best = i;
+  }
+  return best;
+}
+
+int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
+  if (kernel) return take_forced(kernel, problem, plan);
+  int64_t cost, wide_cost;
+  int32_t best = find_cheapest(problem, &cost);
+  if (may_widen(problem)) {
+    int4mm_gpu_problem wide = widen(problem);
+    int32_t best_wide = find_cheapest(&wide, &wide_cost);
+    if (best_wide >= 0 && wide_cost < INT4MM_COST_ANY && int4mm_plan_add(wide_cost, widening_time(problem)) < cost) {
+      (void)take(best_wide, &wide, plan);
+      plan->widened = 1;
+      return INT4MM_OK;
+    }
   }
   if (best >= 0) return take(best, problem, plan);
   return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "no kernel serves sm_%d", (int)problem->arch);
@@ -122,6 +167,9 @@ int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel
   int32_t status = check_problem(&p);
   if (!status) status = int4mm_choose_kernel(&p, kernel, plan);
   if (status) return status;
+  if (plan->widened) p = widen(&p);
   int4mm_kernels_cuda[plan->kernel].family->explain(&p, plan, plan->reason, sizeof plan->reason);
+  size_t used = strlen(plan->reason);
+  if (plan->widened) snprintf(plan->reason + used, sizeof plan->reason - used, "; A is widened to int8 first");
   return INT4MM_OK;
 }

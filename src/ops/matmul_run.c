@@ -113,28 +113,37 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
   return status;
 }
 
-/* dst = A of a problem, whose rows then start on 128 bytes. */
+/* dst = A of a problem, in dst's dtype: its own, or int8 for words. */
 static int32_t copy_a(const int4mm_dispatch_target *target, const int4mm_problem *p, int4mm_matrix *dst, void *stream) {
   const int4mm_cuda_backend *cuda = target->cuda;
   int4mm_matrix src = {(void *)p->a.data, p->M, p->a.cols, p->a.stride, p->a.dtype};
-  if (p->a.dtype == INT4MM_INT32) return cuda->align_rows(target->device, dst, &src, stream);
-  size_t size = int4mm_dtype_size(p->a.dtype);
+  if (dst->dtype != src.dtype) {
+    int4mm_pack_job job = {.packed = src, .plain = *dst, .dim = 1, .xor_mask = p->a.xor_mask};
+    return cuda->unpack(target->device, &job, stream);
+  }
+  if (src.dtype == INT4MM_INT32) return cuda->align_rows(target->device, dst, &src, stream);
+  size_t size = int4mm_dtype_size(src.dtype);
   return cuda->copy(target->device, dst->data, (size_t)dst->stride * size, target->device, src.data,
                     (size_t)src.stride * size, (size_t)src.cols * size, (size_t)p->M, stream);
 }
 
-/* Runs a plan on a copy of A whose rows start on 128 bytes: on 16, as the kernels want, copies of 64 bytes would touch
- * three or four sectors of 32 (4096 x 4104 x 4096: 115 us). A layer's A lies as they want it (linear.c). */
-static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm_problem *problem,
-                              const int4mm_plan *plan, void *stream, bool non_blocking) {
+/* Runs a plan on a copy of A, in `dtype`, whose rows start on 128 bytes: on 16, as the kernels want, copies of 64 bytes
+ * would touch three or four sectors of 32 (4096 x 4104 x 4096: 115 us). `quantize`, or NULL, makes A first. */
+static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm_pack_job *quantize,
+                              const int4mm_problem *problem, int32_t dtype, const int4mm_plan *plan, void *stream,
+                              bool non_blocking) {
+  const int4mm_cuda_backend *cuda = target->cuda;
   int4mm_problem p = *problem;
-  int64_t size = (int64_t)int4mm_dtype_size(p.a.dtype), line = 128 / size;
-  int4mm_matrix copy = {NULL, p.M, p.a.cols, (p.a.cols + line - 1) / line * line, p.a.dtype};
-  int32_t status = target->cuda->scratch(target->device, (size_t)(p.M * copy.stride * size), &copy.data, stream);
+  int64_t size = (int64_t)int4mm_dtype_size(dtype), line = 128 / size, unchecked;
+  int64_t cols = dtype == p.a.dtype ? p.a.cols : p.K;
+  int4mm_matrix copy = {NULL, p.M, cols, (cols + line - 1) / line * line, dtype};
+  int32_t status = cuda->scratch(target->device, (size_t)(p.M * copy.stride * size), &copy.data, stream);
   if (status) return status;
-  status = copy_a(target, &p, &copy, stream);
-  p.a.data = copy.data, p.a.stride = copy.stride;
-  if (!status) status = target->cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
+  if (quantize) status = cuda->quantize(target->device, quantize, &unchecked, stream);
+  if (!status) status = copy_a(target, &p, &copy, stream);
+  if (dtype != p.a.dtype) p.a.xor_mask = 0;
+  p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
+  if (!status) status = cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
 }
 
@@ -144,8 +153,10 @@ static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem
   void *stream = c->args->stream;
   int32_t status = plan_cuda(target, problem, c->args->kernel, int4mm_choose_kernel, &plan);
   if (status || !problem->M || !problem->N) return status;
+  if (plan.widened) return launch_on_copy(target, c->quantize, problem, INT4MM_INT8, &plan, stream, non_blocking);
+  /* a layer's A lies as the kernels want it (linear.c) */
   if (!c->quantize && int4mm_wants_copy_of_a(problem, &plan))
-    return launch_on_copy(target, problem, &plan, stream, non_blocking);
+    return launch_on_copy(target, NULL, problem, problem->a.dtype, &plan, stream, non_blocking);
   return target->cuda->matmul(target->device, c->quantize, problem, &plan, stream, non_blocking);
 }
 
