@@ -52,6 +52,14 @@ __device__ __forceinline__ uint4 ld_global_v4(const void *address) {
   return v;
 }
 
+/* Loads 16 bytes into v where `valid`, else leaves it; without a branch. */
+__device__ __forceinline__ void ld_global_v4_if(bool valid, uint4 &v, const void *address) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\n"
+               "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+               : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+               : "l"(address), "r"((int)valid));
+}
+
 /* One word, through L1, for what neighbours or this lane's next loads take from the same sector. */
 __device__ __forceinline__ uint32_t ld_global(const void *address) {
   uint32_t v;
@@ -66,7 +74,15 @@ __device__ __forceinline__ void cp_async16(uint32_t shared, const void *global, 
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
 
-/* The same, and brings the whole 128-byte line to L2, where others will read the rest of it. */
+/* 16 bytes past L1 where `valid`, else zeros; costs less than a number of bytes. */
+__device__ __forceinline__ void cp_async16_if(bool valid, uint32_t shared, const void *global) {
+  asm volatile("{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\n"
+               "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, p;\n}" ::"r"(shared),
+               "l"(global), "r"((int)valid)
+               : "memory");
+}
+
+/* The same as cp_async16, and brings the whole 128-byte line to L2, where others will read the rest of it. */
 __device__ __forceinline__ void cp_async16_line(uint32_t shared, const void *global, uint32_t bytes) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
                : "memory");
@@ -102,6 +118,22 @@ __device__ __forceinline__ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (
                "{%0, %1, %2, %3};"
                : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* The same of int4, 16 x 64 by 64 x 8: native on sm_80, 86, 87 and 89, made of other instructions on later ones. */
+__device__ __forceinline__ void mma_m16n8k64(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};"
+               : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Four matrices of 8 rows of 16 bytes: lane 8i + r gives the address of row r of matrix i, and receives word lane % 4 of
+ * row lane / 4 of each. */
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
 }
 
 /* ---- programmatic dependent launch (sm_90) ---- */
