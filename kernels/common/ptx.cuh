@@ -52,14 +52,6 @@ __device__ __forceinline__ uint4 ld_global_v4(const void *address) {
   return v;
 }
 
-/* Loads 16 bytes into v where `valid`, else leaves it; without a branch. */
-__device__ __forceinline__ void ld_global_v4_if(bool valid, uint4 &v, const void *address) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\n"
-               "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
-               : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
-               : "l"(address), "r"((int)valid));
-}
-
 /* One word, through L1, for what neighbours or this lane's next loads take from the same sector. */
 __device__ __forceinline__ uint32_t ld_global(const void *address) {
   uint32_t v;
@@ -120,16 +112,26 @@ __device__ __forceinline__ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* The same of int4, 16 x 64 by 64 x 8: native on sm_80, 86, 87 and 89, made of other instructions on later ones. */
-__device__ __forceinline__ void mma_m16n8k64(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+/* The same where the compiler may choose the place among loads and stores, for mainloops of many mma. */
+__device__ __forceinline__ void mma_m16n8k32_movable(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                     uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* Four matrices of 8 rows of 16 bytes: lane 8i + r gives the address of row r of matrix i, and receives word lane % 4 of
- * row lane / 4 of each. */
+/* The same of int4, 16 x 64 by 64 x 8: native on sm_80, 86, 87 and 89, made of other instructions on later ones. */
+__device__ __forceinline__ void mma_m16n8k64_movable(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                     uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Four matrices of 8 rows of 16 bytes: lane 8i + r gives the address of row r of matrix i, and receives word lane % 4
+ * of row lane / 4 of each. */
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -1,8 +1,9 @@
 /*
  * mma: large M on every GPU from sm_80 on that has no kernel of its own, by cp.async, ldmatrix and mma.sync alone.
  *
- *   A  [M, K/8]               --(Int4: cp.async; Int8: registers, unpacked)--> stages --ldmatrix--> fragments --+
- *   B  [K/8, N] or [N, K/8]   --cp.async-------------------------------------> stages --registers, unpacked-----+-> mma
+ *   A  [M, K/8]               --cp.async--> stages --ldmatrix---------------------> words --policy--> fragments --+
+ *   B  [K/8, N] or [N, K/8]   --cp.async--> stages --128-bit loads, or ldmatrix --> words --policy----------------+-->
+ * mma
  *
  * A CTA makes a tile. Stages go around a ring in shared memory; what is copied in a stage's turn goes to the slot that
  * was read in the turn before. Where tiles are few, the warps of a CTA share K and add their sums in shared memory,
@@ -32,7 +33,7 @@ struct Arguments {
   int64_t lda, ldb;
   int M, N, words; /* words of k: K / 8 */
   int tiles_m, tiles_n;
-  uint32_t xor_a, xor_b;
+  Encodings encodings;
   EpilogueArguments epilogue;
 };
 
@@ -48,204 +49,172 @@ template <class T> __device__ __forceinline__ TileCoord tile_coord(const Argumen
 
 /* ---- copies ---- */
 
-/* A thread's part of the copies of A: in pass i, the 16 bytes at `chunk` of row + i * ROWS of the tile. */
-template <class T> struct CopyA {
-  /* Of 8 threads that store together: unpacked chunks come in twos, of which each store has one. */
-  static constexpr int TOGETHER = T::POLICY::UNPACKS ? 4 : T::CHUNKS, LANES = 8 / TOGETHER > 0 ? 8 / TOGETHER : 1;
+/* A thread's part of the copies of an operand whose rows lie along k, A or with NK the columns of B: in pass i, 16
+ * bytes of row + i * ROWS of the tile. PERMUTED: row 8i + c of each 32 in shared memory is 4c + i in memory. */
+template <class T, int OFFSET, bool PERMUTED> struct CopyKMajor {
   static constexpr int ROWS = T::THREADS / T::CHUNKS;
-  static_assert(ROWS % 8 == 0, "the swizzle would change from pass to pass");
+  static_assert(ROWS == 8 || ROWS == 16 || ROWS % 32 == 0, "order and swizzle would change from pass to pass");
   const uint32_t *from;
   int64_t ld;
   int words_left, rows_left; /* from here on */
-  uint32_t to, swizzled;     /* in a slot: the row, and where its first chunk lies */
-  uint4 words[T::POLICY::UNPACKS ? T::A_PASSES : 1];
-  uint32_t fix; /* as Unpacker has it */
+  uint32_t to;               /* in a slot */
 
-  __device__ __forceinline__ CopyA(const Arguments &p, const TileCoord &at) : ld(p.lda), fix(Unpacker<false>(p.xor_a).fix) {
-    int tid = threadIdx.x, group = tid / (TOGETHER * LANES);
-    int chunk = tid % TOGETHER + group % (T::CHUNKS / TOGETHER) * TOGETHER;
-    int row = tid / TOGETHER % LANES + group / (T::CHUNKS / TOGETHER) * LANES;
-    from = p.a + (at.row + row) * ld + chunk * 4;
-    words_left = p.words - chunk * 4, rows_left = p.M - at.row - row;
-    to = row * T::A_PITCH;
-    swizzled = (chunk * (T::POLICY::A_CHUNK_BYTES / 16) ^ swizzle<T::A_PITCH>(row)) * 16;
+  __device__ __forceinline__ CopyKMajor(const uint32_t *words, int64_t ld, int K_words, int rows, int first_row)
+      : ld(ld) {
+    int chunk = threadIdx.x % T::CHUNKS, row = threadIdx.x / T::CHUNKS;
+    to = OFFSET + row * T::A_PITCH + (chunk ^ swizzle<T::A_PITCH>(row)) * 16;
+    if (PERMUTED) row = row / 32 * 32 + row % 8 * 4 + row / 8 % 4;
+    from = words + (first_row + row) * ld + chunk * 4;
+    words_left = K_words - chunk * 4, rows_left = rows - first_row - row;
   }
-  __device__ __forceinline__ bool is_inside(int pass) const { return words_left > 0 && pass * ROWS < rows_left; }
+  __device__ __forceinline__ void copy(uint32_t slot, int pass) const {
+    const int rows = PERMUTED ? pass * ROWS / 32 * 32 + pass * ROWS % 32 / 8 : pass * ROWS; /* in memory */
+    ptx::cp_async16_if(words_left > 0 && rows < rows_left, slot + to + pass * ROWS * T::A_PITCH, from + rows * ld);
+  }
   __device__ __forceinline__ void advance() { from += T::BK / 8, words_left -= T::BK / 8; }
-
-  /* Int8: a pass from memory to registers. */
-  __device__ __forceinline__ void load(int pass) {
-    if constexpr (T::POLICY::UNPACKS) ptx::ld_global_v4_if(is_inside(pass), words[pass], from + pass * ROWS * ld);
-  }
-  /* Int8: a pass from registers, loaded before the last advance, to a slot; zeros past K. Int4: from memory,
-   * asynchronously. */
-  __device__ __forceinline__ void store(uint32_t slot, int pass) {
-    uint32_t chunk = slot + to + pass * ROWS * T::A_PITCH;
-    if constexpr (T::POLICY::UNPACKS) {
-      const bool inside = words_left + T::BK / 8 > 0;
-      const uint32_t mask = inside ? 0xf0f0f0f0u : 0, flip = inside ? fix : 0;
-      auto even = [&](uint32_t word) { return (word << 4 & mask) ^ flip; };
-      auto odd = [&](uint32_t word) { return (word & mask) ^ flip; };
-      const uint4 &w = words[pass];
-      ptx::st_shared_v4(chunk + swizzled, even(w.x), even(w.y), even(w.z), even(w.w));
-      ptx::st_shared_v4(chunk + (swizzled ^ 16), odd(w.x), odd(w.y), odd(w.z), odd(w.w));
-    } else {
-      ptx::cp_async16_if(is_inside(pass), chunk + swizzled, from + pass * ROWS * ld);
-    }
-  }
 };
 
-/* The same of B. In a word row of B [K/8, N] chunk c lies at c ^ 2 (row % 4), since 8 lanes read 2 chunks of 4 word rows
+/* The same of B [K/8, N]. Chunk c of a word row lies at c ^ 2 (row % 4), since 8 lanes read 2 chunks of 4 word rows
  * together. */
-template <class T> struct CopyB {
-  static constexpr int ROW_CHUNKS = T::NK ? T::CHUNKS : T::BN / 4, ROWS = T::THREADS / ROW_CHUNKS;
-  static_assert(ROWS % (T::NK ? 32 : 4) == 0 || T::B_PASSES == 1, "the swizzle would change from pass to pass");
+template <class T> struct CopyNMajor {
+  static constexpr int ROW_CHUNKS = T::BN / 4, ROWS = T::THREADS / ROW_CHUNKS;
+  static_assert(ROWS % 4 == 0, "the swizzle would change from pass to pass");
   const uint32_t *from;
-  int64_t step; /* from pass to pass, words */
+  int64_t ld;
   int words_left, columns_left;
   uint32_t to;
 
-  __device__ __forceinline__ CopyB(const Arguments &p, const TileCoord &at) : step(ROWS * p.ldb) {
+  __device__ __forceinline__ CopyNMajor(const uint32_t *words, int64_t ld, int K_words, int columns, int first_column)
+      : ld(ld) {
     int chunk = threadIdx.x % ROW_CHUNKS, row = threadIdx.x / ROW_CHUNKS;
-    if (T::NK) { /* row 8i + c of a group of 32 is column 4c + i */
-      int column = at.column + row / 32 * 32 + row % 8 * 4 + row / 8 % 4;
-      from = p.b + column * p.ldb + chunk * 4;
-      words_left = p.words - chunk * 4, columns_left = p.N - column;
-      to = T::A_BYTES + row * T::B_PITCH + (chunk ^ swizzle<T::B_PITCH>(row)) * 16;
-    } else {
-      from = p.b + row * p.ldb + at.column + chunk * 4;
-      words_left = p.words - row, columns_left = p.N - at.column - chunk * 4;
-      to = T::A_BYTES + row * T::B_PITCH + (chunk ^ 2 * (row & 3)) * 16;
-    }
+    to = T::A_BYTES + row * T::B_PITCH + (chunk ^ 2 * (row & 3)) * 16;
+    from = words + row * ld + first_column + chunk * 4;
+    words_left = K_words - row, columns_left = columns - first_column - chunk * 4;
   }
-  __device__ __forceinline__ void advance(const Arguments &p) {
-    from += T::NK ? T::BK / 8 : T::BK / 8 * p.ldb, words_left -= T::BK / 8;
+  __device__ __forceinline__ void copy(uint32_t slot, int pass) const {
+    ptx::cp_async16_if(pass * ROWS < words_left && columns_left > 0, slot + to + pass * ROWS * T::B_PITCH,
+                       from + pass * ROWS * ld);
   }
-  __device__ __forceinline__ void store(uint32_t slot, int pass) const {
-    bool inside = T::NK ? words_left > 0 && pass * ROWS < columns_left : pass * ROWS < words_left && columns_left > 0;
-    ptx::cp_async16_if(inside, slot + to + pass * ROWS * T::B_PITCH, from + pass * step);
-  }
+  __device__ __forceinline__ void advance() { from += T::BK / 8 * ld, words_left -= T::BK / 8; }
 };
+
+template <class T> using CopyA = CopyKMajor<T, 0, false>;
+template <class T> using CopyB = typename std::conditional<T::NK, CopyKMajor<T, T::A_BYTES, true>, CopyNMajor<T>>::type;
+
+/* One pass of a stage's copies. */
+template <class T>
+__device__ __forceinline__ void copy_pass(const CopyA<T> &copy_a, const CopyB<T> &copy_b, uint32_t slot, int pass) {
+  if (pass < T::A_PASSES)
+    copy_a.copy(slot, pass);
+  else
+    copy_b.copy(slot, pass - T::A_PASSES);
+}
 
 /* ---- fragments ---- */
 
-/* Where this lane's fragments of a unit lie in a slot. */
-template <class T> struct Fragments {
+/* Where this lane's words of a unit lie in a slot. */
+template <class T> struct Words {
+  typedef typename T::POLICY POLICY;
+  static constexpr int UNIT_CHUNKS = POLICY::UNIT / 32; /* of a row along k */
   uint32_t a, a_swizzle, b, b_swizzle;
-  static constexpr int B_CHUNKS = T::POLICY::UNIT / 32; /* of a unit, with NK */
 
-  __device__ __forceinline__ Fragments(int warp_m, int warp_n, int warp_k) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = warp_m * T::WM + lane % 16;
+  __device__ __forceinline__ Words(int warp_m, int warp_n, int warp_k) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int row = warp_m * T::WM + (UNIT_CHUNKS == 1 ? lane : lane % 16);
     a = row * T::A_PITCH;
-    a_swizzle = (lane / 16 ^ swizzle<T::A_PITCH>(row) ^ 2 * warp_k) * 16;
-    if (T::NK) {
-      row = warp_n * T::WN + lane;
-      b = T::A_BYTES + row * T::B_PITCH;
-      b_swizzle = (swizzle<T::B_PITCH>(row) ^ B_CHUNKS * warp_k) * 16;
-    } else {
-      b = T::A_BYTES + (t + warp_k * (T::POLICY::UNIT / 8)) * T::B_PITCH + warp_n * T::WN * 4 + (g ^ 2 * t) * 16;
-      b_swizzle = 0;
+    a_swizzle = ((UNIT_CHUNKS == 1 ? 0 : lane / 16) ^ swizzle<T::A_PITCH>(row) ^ UNIT_CHUNKS * warp_k) * 16;
+    row = warp_n * T::WN + lane;
+    b = T::A_BYTES + (T::NK ? row * T::B_PITCH
+                            : (t + warp_k * (POLICY::UNIT / 8)) * T::B_PITCH + warp_n * T::WN * 4 + (g ^ 2 * t) * 16);
+    b_swizzle = (swizzle<T::B_PITCH>(row) ^ UNIT_CHUNKS * warp_k) * 16;
+  }
+  /* Of this warp's unit i of the slot. ldmatrix has four times 8 rows of 16 bytes: 32 rows of A, or 16 and two chunks.
+   */
+  __device__ __forceinline__ void load_a(uint32_t (&w)[T::MT][POLICY::A_WORDS], uint32_t slot, int i) const {
+    uint32_t from = slot + a + (a_swizzle ^ i * T::WARPS_K * UNIT_CHUNKS * 16);
+#pragma unroll
+    for (int m = 0; m < T::MT; m += 4 / POLICY::A_WORDS) {
+      uint32_t r[4];
+      ptx::ldmatrix_x4(r, from + m * 16 * T::A_PITCH);
+#pragma unroll
+      for (int j = 0; j < 4; j++) w[m + j / POLICY::A_WORDS][j % POLICY::A_WORDS] = r[j];
     }
   }
-  /* Of this warp's unit i of the slot. */
-  __device__ __forceinline__ void load_a(uint32_t (&f)[T::MT][4], uint32_t slot, int i) const {
-    uint32_t from = slot + a + (a_swizzle ^ i * T::WARPS_K * 32);
+  __device__ __forceinline__ void load_b(uint32_t (&w)[POLICY::B_WORDS][T::NT], uint32_t slot, int i) const {
 #pragma unroll
-    for (int m = 0; m < T::MT; m++) ptx::ldmatrix_x4(f[m], from + m * 16 * T::A_PITCH);
-  }
-  __device__ __forceinline__ void load_b(uint32_t (&w)[T::POLICY::B_WORDS][T::NT], uint32_t slot, int i) const {
+    for (int h = 0; h < POLICY::B_WORDS; h++)
 #pragma unroll
-    for (int h = 0; h < T::POLICY::B_WORDS; h++)
-#pragma unroll
-      for (int n = 0; n < T::NT; n += 4)
+      for (int n = 0; n < T::NT; n += 4) {
+        uint32_t r[4];
         if (T::NK) {
-          uint32_t(&four)[4] = (uint32_t(&)[4])w[h][n];
-          uint32_t chunk = b_swizzle ^ (i * T::WARPS_K * B_CHUNKS + h) * 16;
-          ptx::ldmatrix_x4(four, slot + b + n * 8 * T::B_PITCH + chunk);
+          uint32_t chunk = b_swizzle ^ (i * T::WARPS_K * UNIT_CHUNKS + h) * 16;
+          ptx::ldmatrix_x4(r, slot + b + n * 8 * T::B_PITCH + chunk);
         } else {
-          int word = i * T::WARPS_K * (T::POLICY::UNIT / 8) + h * 4;
+          int word = i * T::WARPS_K * (POLICY::UNIT / 8) + h * 4;
           uint4 v = ptx::ld_shared_v4(slot + b + word * T::B_PITCH + n * 32);
-          w[h][n] = v.x, w[h][n + 1] = v.y, w[h][n + 2] = v.z, w[h][n + 3] = v.w;
+          r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w;
         }
+#pragma unroll
+        for (int j = 0; j < 4; j++) w[h][n + j] = r[j];
+      }
   }
 };
 
 /* ---- mainloop ---- */
 
-/* What is copied in a stage's turn, in the first units of the stage: first B, whose cp.async stand together, since on
- * sm_90 ptxas puts idle instructions before each group of them; then A, with two units to a stage in the same one. */
-template <class T>
-__device__ __forceinline__ void copy_in_unit(CopyA<T> &copy_a, const CopyB<T> &copy_b, uint32_t slot, int unit) {
-  constexpr int UNIT_OF_A = T::UNITS > 2;
-  if (unit == 0) {
-#pragma unroll
-    for (int i = 0; i < T::B_PASSES; i++) copy_b.store(slot, i);
-  }
-  if (unit == UNIT_OF_A) {
-#pragma unroll
-    for (int i = 0; i < T::A_PASSES; i++) {
-      copy_a.store(slot, i);
-      copy_a.load(i);
-    }
-  }
-}
-
-/* The sums of all of K. What is copied past K is 0, or in the offset encoding -8: where both operands have that, the sums
- * begin at what takes these products away. */
+/* The sums of all of K. What is copied past K is 0, or in the offset encoding -8: where both operands have that, the
+ * sums begin at what takes these products away. Words of A that are unpacked are loaded two units ahead and made
+ * fragments one ahead. */
 template <class T>
 __device__ __forceinline__ void multiply_tile(int32_t (&acc)[T::MT][T::NT][4], const Arguments &p, const TileCoord &at,
                                               uint32_t ring, int warp_m, int warp_n, int warp_k) {
   typedef typename T::POLICY POLICY;
-  const POLICY policy(p.xor_a, p.xor_b);
-  const Fragments<T> fragments(warp_m, warp_n, warp_k);
-  CopyA<T> copy_a(p, at);
-  CopyB<T> copy_b(p, at);
+  const POLICY policy(p.encodings);
+  const Words<T> words(warp_m, warp_n, warp_k);
+  CopyA<T> copy_a(p.a, p.lda, p.words, p.M, at.row);
+  CopyB<T> copy_b(p.b, p.ldb, p.words, p.N, at.column);
   const int stages = (p.words + T::BK / 8 - 1) / (T::BK / 8);
-  const int past = POLICY::UNPACKS || warp_k > 0 || !p.xor_a || !p.xor_b ? 0 : stages * T::BK - p.words * 8;
+  const int past = warp_k == 0 && p.encodings.a && p.encodings.b ? stages * T::BK - p.words * 8 : 0;
 #pragma unroll
   for (int m = 0; m < T::MT; m++)
 #pragma unroll
     for (int n = 0; n < T::NT; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) acc[m][n][i] = -64 * past;
+      for (int i = 0; i < 4; i++) acc[m][n][i] = -64 * POLICY::SCALE * past;
 
 #pragma unroll
   for (int i = 0; i < T::STAGES - 1; i++) {
 #pragma unroll
-    for (int j = 0; j < T::B_PASSES; j++) copy_b.store(ring + i * T::STAGE_BYTES, j);
-    copy_b.advance(p);
-    if (!POLICY::UNPACKS) {
-#pragma unroll
-      for (int j = 0; j < T::A_PASSES; j++) copy_a.store(ring + i * T::STAGE_BYTES, j);
-      copy_a.advance();
-    }
+    for (int j = 0; j < T::PASSES; j++) copy_pass<T>(copy_a, copy_b, ring + i * T::STAGE_BYTES, j);
+    copy_a.advance(), copy_b.advance();
     ptx::cp_async_commit_group();
-  }
-  if (POLICY::UNPACKS) { /* one stage more: it waits in registers */
-#pragma unroll
-    for (int i = 0; i < T::STAGES; i++) {
-#pragma unroll
-      for (int j = 0; j < T::A_PASSES; j++) {
-        if (i > 0) copy_a.store(ring + (i - 1) * T::STAGE_BYTES, j);
-        copy_a.load(j);
-      }
-      copy_a.advance();
-    }
   }
   ptx::cp_async_wait_group<T::STAGES - 2>();
   __syncthreads();
 
   uint32_t read = ring, write = ring + (T::STAGES - 1) * T::STAGE_BYTES;
   const uint32_t end = ring + T::RING_BYTES;
-  uint32_t f[2][T::MT][4], b[2][POLICY::B_WORDS][T::NT];
-  fragments.load_b(b[0], read, 0);
-  fragments.load_a(f[0], read, 0);
+  uint32_t a[2][T::MT][POLICY::A_WORDS], b[2][POLICY::B_WORDS][T::NT], f[2][T::MT][4];
+  words.load_b(b[0], read, 0);
+  if constexpr (POLICY::UNPACKS) {
+    words.load_a(a[0], read, 0), words.load_a(a[1], read, 1);
+#pragma unroll
+    for (int i = 0; i < T::MT * POLICY::A_WORDS; i++) policy.fragment(f[0], a[0], i);
+  } else {
+    words.load_a(f[0], read, 0);
+  }
 #pragma unroll 1
   for (int stage = 0; stage < stages; stage++) {
 #pragma unroll
     for (int i = 0; i < T::UNITS; i++) {
-      if (i < T::UNITS - 1) fragments.load_b(b[(i + 1) % 2], read, i + 1), fragments.load_a(f[(i + 1) % 2], read, i + 1);
-      copy_in_unit<T>(copy_a, copy_b, write, i);
+      if (i < T::COPY_UNITS) {
+#pragma unroll
+        for (int j = i * T::PASSES / T::COPY_UNITS; j < (i + 1) * T::PASSES / T::COPY_UNITS; j++)
+          copy_pass<T>(copy_a, copy_b, write, j);
+      }
+      if (i < T::UNITS - 1) words.load_b(b[(i + 1) % 2], read, i + 1);
+      if constexpr (!POLICY::UNPACKS)
+        if (i < T::UNITS - 1) words.load_a(f[(i + 1) % 2], read, i + 1);
       if (i == T::UNITS - 2) { /* the next stage has landed, and all have loaded all of this one */
         ptx::cp_async_commit_group();
         ptx::cp_async_wait_group<T::STAGES - 2>();
@@ -253,17 +222,22 @@ __device__ __forceinline__ void multiply_tile(int32_t (&acc)[T::MT][T::NT][4], c
         write = write + T::STAGE_BYTES == end ? ring : write + T::STAGE_BYTES;
         read = read + T::STAGE_BYTES == end ? ring : read + T::STAGE_BYTES;
       }
-      if (i == T::UNITS - 1) fragments.load_b(b[0], read, 0), fragments.load_a(f[0], read, 0);
-      policy.multiply(acc, f[i % 2], b[i % 2]);
+      if (i == T::UNITS - 1) words.load_b(b[0], read, 0);
+      if constexpr (POLICY::UNPACKS) {
+        words.load_a(a[i % 2], read, (i + 2) % T::UNITS);
+        policy.multiply(acc, f[i % 2], b[i % 2], f[(i + 1) % 2], a[(i + 1) % 2]);
+      } else {
+        if (i == T::UNITS - 1) words.load_a(f[0], read, 0);
+        policy.multiply(acc, f[i % 2], b[i % 2]);
+      }
     }
-    copy_a.advance(), copy_b.advance(p);
+    copy_a.advance(), copy_b.advance();
   }
 }
 
 /* Adds the sums of the warps that share a tile, over the ring: warp_k keeps m tiles from warp_k * KEEP on and gives the
  * others away. */
-template <class T>
-__device__ __forceinline__ void reduce(int32_t (&acc)[T::MT][T::NT][4], uint32_t ring, int warp_k) {
+template <class T> __device__ __forceinline__ void reduce(int32_t (&acc)[T::MT][T::NT][4], uint32_t ring, int warp_k) {
   constexpr int KEEP = T::MT / T::WARPS_K, M_BYTES = T::NT * 512, PIECE = KEEP * M_BYTES; /* of one warp for another */
   ptx::cp_async_wait_group<0>();
   __syncthreads();
@@ -316,8 +290,8 @@ __device__ __forceinline__ void gather(int32_t (&sums)[COLUMNS], const int32_t (
   for (int i = 0; i < COLUMNS; i++) sums[i] = acc[m][n + i % 4][2 * lower + i / 4];
 }
 
-/* Calls begin(column) and then f(m, lower, n, row, column) for this lane's units with these columns, and so on: units of
- * the m tiles that its warp has after reduce. */
+/* Calls begin(column) and then f(m, lower, n, row, column) for this lane's units with these columns, and so on: units
+ * of the m tiles that its warp has after reduce. */
 template <class T, class Begin, class F>
 __device__ __forceinline__ void for_units(const TileCoord &at, int warp_m, int warp_n, int warp_k, Begin begin, F f) {
   const int lane = threadIdx.x % 32;
@@ -336,9 +310,10 @@ __device__ __forceinline__ void for_units(const TileCoord &at, int warp_m, int w
 }
 
 /* The units of a tile inside the output, of 16 bits and with nothing but a bias. */
-template <class T, int DTYPE>
+template <class T>
 __device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoord &at, int warp_m, int warp_n,
                                               int warp_k, const int32_t (&acc)[T::MT][T::NT][4]) {
+  const bool half = p.epilogue.out_dtype == INT4MM_FLOAT16;
   float scale_b[COLUMNS], bias[COLUMNS];
   auto begin = [&](int column) {
 #pragma unroll
@@ -348,10 +323,15 @@ __device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoor
   for_units<T>(at, warp_m, warp_n, warp_k, begin, [&](int m, int lower, int n, int row, int column) {
     int32_t sums[COLUMNS];
     float x[COLUMNS];
+    uint32_t w[COLUMNS / 2];
     gather<T>(sums, acc, m, lower, n);
-    int4mm_scale_sums(x, sums, T::POLICY::UNSCALE, __ldg(p.epilogue.scale_a + row), scale_b);
+    int4mm_scale_sums(x, sums, 1.0f / T::POLICY::SCALE, __ldg(p.epilogue.scale_a + row), scale_b);
     int4mm_add_bias(x, p.epilogue, bias);
-    int4mm_store_vector<DTYPE>((uint16_t *)p.epilogue.out + row * p.epilogue.ldo + column, x);
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; i++)
+      w[i] = half ? int4mm_round2<INT4MM_FLOAT16>(x[2 * i], x[2 * i + 1])
+                  : int4mm_round2<INT4MM_BFLOAT16>(x[2 * i], x[2 * i + 1]);
+    int4mm_store_v4((uint16_t *)p.epilogue.out + row * p.epilogue.ldo + column, w[0], w[1], w[2], w[3]);
   });
 }
 
@@ -359,17 +339,15 @@ template <class T>
 __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at, int warp_m, int warp_n, int warp_k,
                                          const int32_t (&acc)[T::MT][T::NT][4]) {
   const bool inside = at.row + T::BM <= p.M && at.column + T::BN <= p.N && p.epilogue.vector_store;
-  auto nothing = [](int) {};
-  if (!inside || p.epilogue.layer || p.epilogue.out_dtype == INT4MM_FLOAT32)
-    for_units<T>(at, warp_m, warp_n, warp_k, nothing, [&](int m, int lower, int n, int row, int column) {
-      Unit unit;
-      gather<T>(unit.sums, acc, m, lower, n);
-      if (row < p.M && column < p.N) finish_any(p, row, column, T::POLICY::UNSCALE, unit);
-    });
-  else if (p.epilogue.out_dtype == INT4MM_FLOAT16)
-    finish_inside<T, INT4MM_FLOAT16>(p, at, warp_m, warp_n, warp_k, acc);
-  else
-    finish_inside<T, INT4MM_BFLOAT16>(p, at, warp_m, warp_n, warp_k, acc);
+  if (inside && !p.epilogue.layer && p.epilogue.out_dtype != INT4MM_FLOAT32)
+    return finish_inside<T>(p, at, warp_m, warp_n, warp_k, acc);
+  for_units<T>(
+      at, warp_m, warp_n, warp_k, [](int) {},
+      [&](int m, int lower, int n, int row, int column) {
+        Unit unit;
+        gather<T>(unit.sums, acc, m, lower, n);
+        if (row < p.M && column < p.N) finish_any(p, row, column, 1.0f / T::POLICY::SCALE, unit);
+      });
 }
 
 /* ---- the kernel ---- */
@@ -402,12 +380,50 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.a = problem->a.words, p.b = problem->b.words, p.lda = problem->a.stride, p.ldb = problem->b.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
   p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
-  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
+  p.encodings = make_encodings(!T::POLICY::UNPACKS, problem->a.xor_mask, problem->b.xor_mask);
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   return int4mm_launch<mma<T>>(plan->device, dim3(p.tiles_m * p.tiles_n), T::THREADS, T::SHARED_BYTES, dim3(1), stream,
                                p);
 }
 
+__global__ void probe() {}
+
+/* What the code on the device multiplies: int4 or int8, by the architecture that it was compiled for. */
+cudaError_t has_int4(int device, bool *answer) {
+  static std::atomic<int> known[64];
+  int code_arch;
+  cudaError_t error = int4mm_prepare_kernel(device, (const void *)probe, known, &code_arch);
+  *answer = code_arch < 90;
+  return error;
+}
+
+/* BK and STAGES of either policy. */
+template <int BM, int BN, int WM, int WN, int WARPS_K, int CTAS, int BK_8, int STAGES_8, int BK_4 = BK_8,
+          int STAGES_4 = STAGES_8>
+cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  bool int4, nk = problem->b.layout == INT4MM_K_MAJOR, xors = problem->a.xor_mask || problem->b.xor_mask;
+  cudaError_t error = has_int4(plan->device, &int4);
+  if (error != cudaSuccess) return error;
+  auto with = [&](auto nk, auto xors) {
+    constexpr bool NK = decltype(nk)::value, XORS = decltype(xors)::value;
+    if (int4) return launch<Tile<Int4<XORS>, BM, BN, WM, WN, WARPS_K, BK_4, STAGES_4, CTAS, NK>>(problem, plan, stream);
+    return launch<Tile<Int8<XORS>, BM, BN, WM, WN, WARPS_K, BK_8, STAGES_8, CTAS, NK>>(problem, plan, stream);
+  };
+  int4mm_constant<0> no;
+  int4mm_constant<1> yes;
+  if (nk) return xors ? with(yes, yes) : with(yes, no);
+  return xors ? with(no, yes) : with(no, no);
+}
+
 } // namespace
 
-/* VARIANTS */
+#define LAUNCHER(NAME, BM, BN, ...)                                                                                    \
+  extern "C" cudaError_t int4mm_launch_##NAME(const int4mm_problem *problem, const int4mm_plan *plan,                  \
+                                              cudaStream_t stream) {                                                   \
+    static_assert(BM == INT4MM_TILE(NAME, M) && BN == INT4MM_TILE(NAME, N), "the registry has another tile");          \
+    return launch_tile<BM, BN, __VA_ARGS__>(problem, plan, stream);                                                    \
+  }
+LAUNCHER(mma_128x256, 128, 256, 64, 64, 1, 1, 256, INT4MM_TILE(mma_128x256, STAGES))
+LAUNCHER(mma_128x128, 128, 128, 64, 64, 1, 2, 128, INT4MM_TILE(mma_128x128, STAGES))
+LAUNCHER(mma_64x64, 64, 64, 64, 32, 4, 1, 256, INT4MM_TILE(mma_64x64, STAGES), 512, INT4MM_MMA_64_INT4_STAGES)
+#undef LAUNCHER
