@@ -211,7 +211,8 @@ describe("int4mm_choose_cuda", function()
           local p = problem(arch, shape[1], shape[3], shape[2], { layout_b = layout_b,
             ldb = layout_b == 1 and shape[2] / 8 or shape[3] })
           local _, plan = choose(p)
-          assert((plan.name:find "^mma" ~= nil) == (arch >= 80 and arch ~= 90), describe_problem(p) .. ": " .. plan.name)
+          local mma = plan.name:find "^mma" ~= nil
+          assert(mma == (arch >= 80 and arch ~= 90), describe_problem(p) .. ": " .. plan.name)
           if arch >= 80 then -- int4 tensor cores by what the code was compiled for, not by the device
             for _, code_arch in ipairs { 80, 86, 89, 90, 100, 120 } do
               p.code_arch = code_arch

@@ -214,7 +214,7 @@ describe("rows that start anywhere", function()
         end
       end
     end
-    assert(served == 120 or q.device_info().arch < 80, ("%d cases"):format(served))
+    assert(served == 160 or q.device_info().arch < 80, ("%d cases"):format(served))
   end)
 
   on_gpu("of few rows and columns, and of a wide K", function()

@@ -17,9 +17,7 @@ enum {
   INT4MM_SKINNY_ROTATED_STAGES = 3,
   INT4MM_SKINNY_NK_STAGES = 3,
   INT4MM_SKINNY_B_BYTES = 2048,
-  INT4MM_SKINNY_A_BYTES = 512,
-
-  INT4MM_MMA_64_INT4_STAGES = 3 /* of mma_64x64 where it multiplies int4, whose stages are twice as long */
+  INT4MM_SKINNY_A_BYTES = 512
 };
 
 /* INT4MM_TILE(hopper_256x128, M) and the like: what common/kernels.inc says. */

@@ -273,14 +273,23 @@ struct Unit {
   int32_t sums[COLUMNS];
 };
 
-/* Finishes them wherever they lie, with whatever follows. A call, since a thread has many units and a library many
- * instances. */
+/* Finishes them wherever they lie, with whatever follows. A call, and half of them at a time, since a thread has many
+ * units and a library many instances: all the activations for eight columns would be half of it. */
 __device__ __noinline__ void finish_any(const Arguments &p, int row, int column, float unscale, Unit unit) {
-  float scale_b[COLUMNS], bias[COLUMNS];
+  constexpr int HALF = COLUMNS / 2;
+  const float scale_a = __ldg(p.epilogue.scale_a + row);
+#pragma unroll 1
+  for (int half = 0; half < 2 && column < p.N; half++, column += HALF) {
+    int32_t sums[HALF];
+    float scale_b[HALF], bias[HALF];
 #pragma unroll
-  for (int i = 0; i < COLUMNS; i++) scale_b[i] = column + i < p.N ? __ldg(p.epilogue.scale_b + column + i) : 0;
-  int4mm_load_bias(bias, p.epilogue, column, p.N);
-  int4mm_finish<true>(p.epilogue, row, column, p.N, unscale, __ldg(p.epilogue.scale_a + row), scale_b, bias, unit.sums);
+    for (int i = 0; i < HALF; i++) {
+      sums[i] = half ? unit.sums[HALF + i] : unit.sums[i];
+      scale_b[i] = column + i < p.N ? __ldg(p.epilogue.scale_b + column + i) : 0;
+    }
+    int4mm_load_bias(bias, p.epilogue, column, p.N);
+    int4mm_finish<true>(p.epilogue, row, column, p.N, unscale, scale_a, scale_b, bias, sums);
+  }
 }
 
 template <class T>
@@ -397,17 +406,15 @@ cudaError_t has_int4(int device, bool *answer) {
   return error;
 }
 
-/* BK and STAGES of either policy. */
-template <int BM, int BN, int WM, int WN, int WARPS_K, int CTAS, int BK_8, int STAGES_8, int BK_4 = BK_8,
-          int STAGES_4 = STAGES_8>
+template <int BM, int BN, int WM, int WN, int WARPS_K, int BK, int STAGES, int CTAS>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   bool int4, nk = problem->b.layout == INT4MM_K_MAJOR, xors = problem->a.xor_mask || problem->b.xor_mask;
   cudaError_t error = has_int4(plan->device, &int4);
   if (error != cudaSuccess) return error;
   auto with = [&](auto nk, auto xors) {
     constexpr bool NK = decltype(nk)::value, XORS = decltype(xors)::value;
-    if (int4) return launch<Tile<Int4<XORS>, BM, BN, WM, WN, WARPS_K, BK_4, STAGES_4, CTAS, NK>>(problem, plan, stream);
-    return launch<Tile<Int8<XORS>, BM, BN, WM, WN, WARPS_K, BK_8, STAGES_8, CTAS, NK>>(problem, plan, stream);
+    if (int4) return launch<Tile<Int4<XORS>, BM, BN, WM, WN, WARPS_K, BK, STAGES, CTAS, NK>>(problem, plan, stream);
+    return launch<Tile<Int8<XORS>, BM, BN, WM, WN, WARPS_K, BK, STAGES, CTAS, NK>>(problem, plan, stream);
   };
   int4mm_constant<0> no;
   int4mm_constant<1> yes;
@@ -423,7 +430,8 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
     static_assert(BM == INT4MM_TILE(NAME, M) && BN == INT4MM_TILE(NAME, N), "the registry has another tile");          \
     return launch_tile<BM, BN, __VA_ARGS__>(problem, plan, stream);                                                    \
   }
-LAUNCHER(mma_128x256, 128, 256, 64, 64, 1, 1, 256, INT4MM_TILE(mma_128x256, STAGES))
-LAUNCHER(mma_128x128, 128, 128, 64, 64, 1, 2, 128, INT4MM_TILE(mma_128x128, STAGES))
-LAUNCHER(mma_64x64, 64, 64, 64, 32, 4, 1, 256, INT4MM_TILE(mma_64x64, STAGES), 512, INT4MM_MMA_64_INT4_STAGES)
+LAUNCHER(mma_128x256, 128, 256, 64, 64, 1, 256, INT4MM_TILE(mma_128x256, STAGES), 1)
+LAUNCHER(mma_128x128, 128, 128, 64, 64, 1, 128, INT4MM_TILE(mma_128x128, STAGES), 2)
+LAUNCHER(mma_128x64, 128, 64, 64, 32, 2, 256, INT4MM_TILE(mma_128x64, STAGES), 1)
+LAUNCHER(mma_64x64, 64, 64, 64, 32, 4, 512, INT4MM_TILE(mma_64x64, STAGES), 1)
 #undef LAUNCHER

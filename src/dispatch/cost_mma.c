@@ -16,21 +16,23 @@ enum {
 };
 
 /* The time of a k-block of a tile by int8 and of what else there is to a tile, for a CTA alone on its SM and, where an
- * SM has two, for two side by side. M x K x N take, with each tile in this order: 4096^3 149, 146 and 234 us; 8192^3
- * 1117, 1140 and 1613; 2048^3 21.7, 21.5 and 39; 512 x 4096 x 4096 37, 21.4 and 31; 128 x 4096 x 4096 8.7 with the
- * last. */
+ * SM has two, for two side by side. M x K x N take, with each tile in this order: 8192^3 1117 and 1140 us; 4096^3 149,
+ * 146, - and 234; 2048^3 21.7 and 21.5; 1024^3 11.8, 7.0, 5.4 and 7.9; 512 x 4096 x 4096 37, 21.4, - and 32; 256 x
+ * 4096 x 4096 37, 20.8, 12.9 and 15.8; 128 x 4096 x 4096 37, 20.7, 12.5 and 8.5. */
 typedef struct mma_cost {
-  int32_t tile_n; /* tells the tiles apart */
+  int32_t tile_m, tile_n;
   bool pairs;
   int64_t k_block_one, tile_one, k_block_two, tile_two;
 } mma_cost;
 
-static const mma_cost costs[] = {
-    {256, false, 1016, 4300, 0, 0}, {128, true, 599, 0, 1081, 2000}, {64, false, 175, 900, 0, 0}};
+static const mma_cost costs[] = {{128, 256, false, 1016, 4300, 0, 0},
+                                 {128, 128, true, 599, 0, 1081, 2000},
+                                 {128, 64, false, 312, 670, 0, 0},
+                                 {64, 64, false, 175, 900, 0, 0}};
 
 static const mma_cost *cost_of(const int4mm_kernel *kernel) {
   const mma_cost *cost = costs;
-  while (cost->tile_n != kernel->tile_n) cost++;
+  while (cost->tile_m != kernel->tile_m || cost->tile_n != kernel->tile_n) cost++;
   return cost;
 }
 
@@ -67,7 +69,6 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   int64_t time = waves_time(cost_of(kernel), p, tiles), reading = int4mm_plan_mul(p->K / 2, p->N) / WEIGHT_RATE;
   if (time < reading) time = reading;
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
-  if (kernel->tile_n == 64 && !is_int8(p)) plan->stages = INT4MM_MMA_64_INT4_STAGES;
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles);
   return int4mm_plan_add(CALL_TIME, time);
