@@ -1,9 +1,8 @@
 /*
  * mma: large M on every GPU from sm_80 on that has no kernel of its own, by cp.async, ldmatrix and mma.sync alone.
  *
- *   A  [M, K/8]               --cp.async--> stages --ldmatrix---------------------> words --policy--> fragments --+
- *   B  [K/8, N] or [N, K/8]   --cp.async--> stages --128-bit loads, or ldmatrix --> words --policy----------------+-->
- * mma
+ *   A  [M, K/8]               --cp.async--> stages --ldmatrix------> words --policy--> mma
+ *   B  [K/8, N] or [N, K/8]   --cp.async--> stages --128-bit loads-> words --policy--> mma
  *
  * A CTA makes a tile. Stages go around a ring in shared memory; what is copied in a stage's turn goes to the slot that
  * was read in the turn before. Where tiles are few, the warps of a CTA share K and add their sums in shared memory,
@@ -162,26 +161,9 @@ template <class T> struct Words {
 
 /* ---- mainloop ---- */
 
-/* The sums of all of K. What is copied past K is 0, or in the offset encoding -8: where both operands have that, the
- * sums begin at what takes these products away. Words of A that are unpacked are loaded two units ahead and made
- * fragments one ahead. */
+/* Fills the ring but for its last slot, and waits for the first stage. */
 template <class T>
-__device__ __forceinline__ void multiply_tile(int32_t (&acc)[T::MT][T::NT][4], const Arguments &p, const TileCoord &at,
-                                              uint32_t ring, int warp_m, int warp_n, int warp_k) {
-  typedef typename T::POLICY POLICY;
-  const POLICY policy(p.encodings);
-  const Words<T> words(warp_m, warp_n, warp_k);
-  CopyA<T> copy_a(p.a, p.lda, p.words, p.M, at.row);
-  CopyB<T> copy_b(p.b, p.ldb, p.words, p.N, at.column);
-  const int stages = (p.words + T::BK / 8 - 1) / (T::BK / 8);
-  const int past = warp_k == 0 && p.encodings.a && p.encodings.b ? stages * T::BK - p.words * 8 : 0;
-#pragma unroll
-  for (int m = 0; m < T::MT; m++)
-#pragma unroll
-    for (int n = 0; n < T::NT; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) acc[m][n][i] = -64 * POLICY::SCALE * past;
-
+__device__ __forceinline__ void copy_first_stages(CopyA<T> &copy_a, CopyB<T> &copy_b, uint32_t ring) {
 #pragma unroll
   for (int i = 0; i < T::STAGES - 1; i++) {
 #pragma unroll
@@ -191,6 +173,34 @@ __device__ __forceinline__ void multiply_tile(int32_t (&acc)[T::MT][T::NT][4], c
   }
   ptx::cp_async_wait_group<T::STAGES - 2>();
   __syncthreads();
+}
+
+/* Where sums begin. What is copied past K is 0, or in the offset encoding -8: where both operands have that, at what
+ * takes these products away. */
+template <class T>
+__device__ __forceinline__ void begin_sums(int32_t (&acc)[T::MT][T::NT][4], const Arguments &p, int stages,
+                                           int warp_k) {
+  const int past = warp_k == 0 && p.encodings.a && p.encodings.b ? stages * T::BK - p.words * 8 : 0;
+#pragma unroll
+  for (int m = 0; m < T::MT; m++)
+#pragma unroll
+    for (int n = 0; n < T::NT; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) acc[m][n][i] = -64 * T::POLICY::SCALE * past;
+}
+
+/* The sums of all of K. Words of A that are unpacked are loaded two units ahead and made fragments one ahead. */
+template <class T>
+__device__ __forceinline__ void multiply_tile(int32_t (&acc)[T::MT][T::NT][4], const Arguments &p, const TileCoord &at,
+                                              uint32_t ring, int warp_m, int warp_n, int warp_k) {
+  typedef typename T::POLICY POLICY;
+  const POLICY policy(p.encodings);
+  const Words<T> words(warp_m, warp_n, warp_k);
+  CopyA<T> copy_a(p.a, p.lda, p.words, p.M, at.row);
+  CopyB<T> copy_b(p.b, p.ldb, p.words, p.N, at.column);
+  const int stages = (p.words + T::BK / 8 - 1) / (T::BK / 8);
+  begin_sums<T>(acc, p, stages, warp_k);
+  copy_first_stages<T>(copy_a, copy_b, ring);
 
   uint32_t read = ring, write = ring + (T::STAGES - 1) * T::STAGE_BYTES;
   const uint32_t end = ring + T::RING_BYTES;
