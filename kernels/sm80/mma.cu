@@ -279,13 +279,13 @@ template <class T> __device__ __forceinline__ void reduce(int32_t (&acc)[T::MT][
 /* ---- epilogue ---- */
 
 /* COLUMNS neighbours of one row, unscaled. */
-struct Unit {
+struct Octet {
   int32_t sums[COLUMNS];
 };
 
 /* Finishes them wherever they lie, with whatever follows. A call, and half of them at a time, since a thread has many
- * units and a library many instances: all the activations for eight columns would be half of it. */
-__device__ __noinline__ void finish_any(const Arguments &p, int row, int column, float unscale, Unit unit) {
+ * of them and a library many instances: all the activations for eight columns would be half of it. */
+__device__ __noinline__ void finish_any(const Arguments &p, int row, int column, float unscale, Octet octet) {
   constexpr int HALF = COLUMNS / 2;
   const float scale_a = __ldg(p.epilogue.scale_a + row);
 #pragma unroll 1
@@ -294,7 +294,7 @@ __device__ __noinline__ void finish_any(const Arguments &p, int row, int column,
     float scale_b[HALF], bias[HALF];
 #pragma unroll
     for (int i = 0; i < HALF; i++) {
-      sums[i] = half ? unit.sums[HALF + i] : unit.sums[i];
+      sums[i] = half ? octet.sums[HALF + i] : octet.sums[i];
       scale_b[i] = column + i < p.N ? __ldg(p.epilogue.scale_b + column + i) : 0;
     }
     int4mm_load_bias(bias, p.epilogue, column, p.N);
@@ -309,10 +309,10 @@ __device__ __forceinline__ void gather(int32_t (&sums)[COLUMNS], const int32_t (
   for (int i = 0; i < COLUMNS; i++) sums[i] = acc[m][n + i % 4][2 * lower + i / 4];
 }
 
-/* Calls begin(column) and then f(m, lower, n, row, column) for this lane's units with these columns, and so on: units
+/* Calls begin(column) and then f(m, lower, n, row, column) for this lane's octets with these columns, and so on: those
  * of the m tiles that its warp has after reduce. */
 template <class T, class Begin, class F>
-__device__ __forceinline__ void for_units(const TileCoord &at, int warp_m, int warp_n, int warp_k, Begin begin, F f) {
+__device__ __forceinline__ void for_octets(const TileCoord &at, int warp_m, int warp_n, int warp_k, Begin begin, F f) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < T::NT; n += 4) {
@@ -328,7 +328,7 @@ __device__ __forceinline__ void for_units(const TileCoord &at, int warp_m, int w
   }
 }
 
-/* The units of a tile inside the output, of 16 bits and with nothing but a bias. */
+/* The octets of a tile inside the output, of 16 bits and with nothing but a bias. */
 template <class T>
 __device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoord &at, int warp_m, int warp_n,
                                               int warp_k, const int32_t (&acc)[T::MT][T::NT][4]) {
@@ -339,7 +339,7 @@ __device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoor
     for (int i = 0; i < COLUMNS; i++) scale_b[i] = __ldg(p.epilogue.scale_b + column + i);
     int4mm_load_bias(bias, p.epilogue, column, p.N);
   };
-  for_units<T>(at, warp_m, warp_n, warp_k, begin, [&](int m, int lower, int n, int row, int column) {
+  for_octets<T>(at, warp_m, warp_n, warp_k, begin, [&](int m, int lower, int n, int row, int column) {
     int32_t sums[COLUMNS];
     float x[COLUMNS];
     uint32_t w[COLUMNS / 2];
@@ -360,12 +360,12 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
   const bool inside = at.row + T::BM <= p.M && at.column + T::BN <= p.N && p.epilogue.vector_store;
   if (inside && !p.epilogue.layer && p.epilogue.out_dtype != INT4MM_FLOAT32)
     return finish_inside<T>(p, at, warp_m, warp_n, warp_k, acc);
-  for_units<T>(
+  for_octets<T>(
       at, warp_m, warp_n, warp_k, [](int) {},
       [&](int m, int lower, int n, int row, int column) {
-        Unit unit;
-        gather<T>(unit.sums, acc, m, lower, n);
-        if (row < p.M && column < p.N) finish_any(p, row, column, 1.0f / T::POLICY::SCALE, unit);
+        Octet octet;
+        gather<T>(octet.sums, acc, m, lower, n);
+        if (row < p.M && column < p.N) finish_any(p, row, column, 1.0f / T::POLICY::SCALE, octet);
       });
 }
 

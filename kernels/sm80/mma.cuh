@@ -8,9 +8,10 @@
  *          encoding is one XOR.
  *   Int8   m16n8k32 (everywhere): the even nibbles of a word are a lane's first register of k, the odd ones its second,
  *          kept at 16 times their value: two ANDs and a shift for eight values. The shift is a multiplication, which
- *          another pipe does than the ANDs; as a shift it costs 3 % on an H100. (A of int8 in shared memory, unpacked
- * once for all warps of a CTA, was 8 % slower on an H100: loads from there cost more than the instructions that they
- * save.)
+ *          another pipe does than the ANDs; as a shift it costs 3 % on an H100. An AND that takes in the XOR of the
+ *          offset encoding reads one register more, and that 9 %, so the plain encoding has code of its own. (A of int8
+ *          in shared memory, unpacked once for all warps of a CTA, was 6 % slower: loads from there cost more than the
+ *          instructions that they save.)
  */
 #ifndef INT4MM_MMA_CUH
 #define INT4MM_MMA_CUH
