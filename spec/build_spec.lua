@@ -184,7 +184,7 @@ describe("the Makefile #make", function()
       local output = make("install DESTDIR=stage " .. ELSEWHERE)
       assert.matches("build/libint4mm_cuda.so is kept as it was built earlier: no nvcc", output, 1, true)
       assert.is_true(exists "build/libint4mm_cuda.so")
-      assert.is_true(exists "stage/usr/local/lib/lua/5.1/libint4mm_cuda.so")
+      assert.is_true(exists "stage/usr/local/lib/libint4mm_cuda.so")
     end)
 
     it("but not for other sources", function()
@@ -213,18 +213,18 @@ describe("the Makefile #make", function()
   end)
 
   describe("installs", function()
-    local FILES = { "lib/lua/5.1/libint4mm.so", "share/lua/5.1/int4mm/init.lua", "share/lua/5.1/int4mm/cdef.lua",
-      "include/int4mm.h" }
+    local FILES = { "lib/libint4mm.so", "lib/libint4mm.so.0", "lib/libint4mm.so.0.1.0", "lib/lua/5.1/libint4mm.so",
+      "lib/pkgconfig/int4mm.pc", "share/lua/5.1/int4mm/init.lua", "share/lua/5.1/int4mm/cdef.lua", "include/int4mm.h" }
 
     local function installed(arguments, place)
       make("install CUDA=0 " .. arguments)
-      local count = shell(("cd '%s' && find . -name '*.lua' -o -name '*.so' -o -name int4mm.h "
+      local count = shell(("cd '%s' && find . -name '*.lua' -o -name '*.so*' -o -name int4mm.pc -o -name int4mm.h "
         .. "| grep -v -e ^./lua/ -e ^./build/ -e ^./src/ | wc -l"):format(tree))
-      local inside = shell(("cd '%s' && cd '%s' && find . -type f | wc -l"):format(tree, place))
+      local inside = shell(("cd '%s' && cd '%s' && find . ! -type d | wc -l"):format(tree, place))
       if place:sub(1, 1) ~= "/" then assert.equal(tonumber(inside), tonumber(count)) end
       for _, file in ipairs(FILES) do assert.is_true(exists(place .. "/" .. file), file) end
       make("uninstall " .. arguments)
-      for _, file in ipairs(FILES) do assert.is_false(exists(place .. "/" .. file), file) end
+      assert.equal("0\n", (shell(("cd '%s' && cd '%s' && find . ! -type d | wc -l"):format(tree, place))))
     end
 
     before_each(function() shell("rm -rf '" .. tree .. "/stage' '" .. folder .. "/far away'") end)
@@ -238,6 +238,24 @@ describe("the Makefile #make", function()
     it("below absolute ones, with spaces too", function()
       installed(("PREFIX='%s/far away/x'"):format(folder), folder .. "/far away/x")
       installed(("DESTDIR='%s/far away'"):format(folder), folder .. "/far away/usr/local")
+    end)
+
+    it("the library once, whatever looks for it", function()
+      make "install CUDA=0 DESTDIR=stage"
+      local function target(link) return (shell(("cd '%s/stage/usr/local/lib' && readlink %s"):format(tree, link))) end
+      assert.equal("libint4mm.so.0\n", target "libint4mm.so")
+      assert.equal("libint4mm.so.0.1.0\n", target "libint4mm.so.0")
+      assert.equal("../../libint4mm.so.0.1.0\n", target "lua/5.1/libint4mm.so")
+      assert.equal("", target "libint4mm.so.0.1.0")
+      make "install CUDA=0 DESTDIR=stage LIBDIR=/x CMODDIR=/x"
+      assert.equal("libint4mm.so.0\n", (shell(("readlink '%s/stage/x/libint4mm.so'"):format(tree))))
+    end)
+
+    it("a pkg-config file that names the places without DESTDIR", function()
+      make "install CUDA=0 DESTDIR=stage PREFIX=/opt/x LIBDIR='/opt/a b'"
+      local text = shell(("cat '%s/stage/opt/a b/pkgconfig/int4mm.pc'"):format(tree))
+      assert.matches("libdir=/opt/a\\ b\nincludedir=/opt/x/include\n", text, 1, true)
+      assert.matches("\nVersion: 0.1.0\n", text, 1, true)
     end)
 
     it("nowhere when the place is not clear", function()
@@ -339,15 +357,96 @@ describe("the Makefile #make", function()
       .. "are of version [%d.]+, interface 42; one of them is of another build\n$", output)
   end)
 
-  it("finds what LuaRocks put on the caller's LUA_PATH", function()
-    write(bin .. "/luajit", "#!/bin/sh\necho \"LUA_PATH $LUA_PATH\" \"LUA_CPATH $LUA_CPATH\"\n")
-    shell("chmod +x '" .. bin .. "/luajit'")
-    local output = make("demo CUDA=0", { LUA_PATH = "/rocks/?.lua", LUA_CPATH = "/rocks/?.so;;" })
-    assert.matches("LUA_PATH " .. tree .. "/lua/?.lua;", output, 1, true)
-    assert.matches("/build/lua/?.lua;/rocks/?.lua LUA_CPATH ", output, 1, true)
-    assert.matches("/build/?.so;/rocks/?.so;;", output, 1, true)
-    output = make "demo CUDA=0"
-    assert.matches("/build/lua/?.lua;; LUA_CPATH ", output, 1, true)
-    os.remove(bin .. "/luajit")
+  describe("runs programs", function()
+    local LUAJIT = "#!/bin/sh\necho \"LUA_PATH $LUA_PATH\" \"LUA_CPATH $LUA_CPATH\" with \"$@\"\n"
+
+    setup(function()
+      write(bin .. "/luajit", LUAJIT)
+      shell("chmod +x '" .. bin .. "/luajit'")
+      write(tree .. "/a program.lua", "")
+    end)
+    teardown(function() os.remove(bin .. "/luajit") end)
+
+    it("with the module of the tree before what LuaRocks put on the caller's LUA_PATH", function()
+      local output = make("demo CUDA=0", { LUA_PATH = "/rocks/?.lua", LUA_CPATH = "/rocks/?.so;;" })
+      assert.matches("LUA_PATH " .. tree .. "/lua/?.lua;", output, 1, true)
+      assert.matches("/build/lua/?.lua;/rocks/?.lua LUA_CPATH ", output, 1, true)
+      assert.matches("/build/?.so;/rocks/?.so;;", output, 1, true)
+      output = make "demo CUDA=0"
+      assert.matches("/build/lua/?.lua;; LUA_CPATH ", output, 1, true)
+    end)
+
+    it("of the user's, and says so at the end of the demo", function()
+      assert.matches('make run FILE=x.lua, or eval "$(make -s env)" once and then luajit x.lua.\n',
+        make "demo CUDA=0", 1, true)
+      local output = make("run CUDA=0 FILE='a program.lua' ARGS='1 2'")
+      assert.matches("LUA_PATH " .. tree .. "/lua/?.lua;", output, 1, true)
+      assert.matches(" with a program.lua 1 2\n", output, 1, true)
+    end)
+
+    it("but not one that there is not", function()
+      refused("FILE is 'x.lua', which is no file: expected is a Lua program, as in make run FILE=x.lua",
+        "run CUDA=0 FILE=x.lua")
+      refused("FILE is '', which is no file", "run CUDA=0")
+      assert.is_false(exists "build/libint4mm.so")
+    end)
+
+    it("that the shell starts, after eval", function()
+      make "CUDA=0"
+      local output, status = run([[sh -c 'eval "$(make -s env)" && luajit x.lua']], { LUA_PATH = "/rocks/?.lua" })
+      assert.equal(0, status, output)
+      assert.matches("^LUA_PATH " .. tree:gsub("%p", "%%%0") .. "/lua/%?.lua;", output)
+      assert.matches("/build/lua/?.lua;/rocks/?.lua LUA_CPATH " .. tree .. "/build/?.so;; with x.lua\n", output, 1,
+        true)
+      assert.matches("elsewhere/libint4mm.so is not built yet: run make", (run("make -s env BUILD=elsewhere")), 1, true)
+    end)
+  end)
+
+  describe("installs what the machine lacks", function()
+    -- Answers a simulation, and notes everything else.
+    local APT = [==[#!/bin/sh
+case "$*" in
+  *--simulate*"$FAKE_CONFLICT"*) echo "The following packages will be REMOVED: nginx"; exit 100 ;;
+  *--simulate*) echo "Inst clang-format [13-1] (14-1 Debian [amd64])"; echo "Inst llvm (14-2 Debian [amd64])"
+                echo "Conf llvm (14-2 Debian [amd64])"; exit ;;
+esac
+echo "apt-get $*" >> "$CALLS"
+case "$*" in *install*) printf '#!/bin/sh\n' > "${0%/*}/clang-format"; chmod +x "${0%/*}/clang-format" ;; esac
+]==]
+    local path -- without this machine's clang-format
+
+    setup(function()
+      path = bin .. ":" .. folder .. "/few"
+      shell(("mkdir '%s/few' && for tool in make sh sed mkdir id env echo printf cat find sort tr uname rm true chmod;"
+        .. "do ln -s \"$(command -v $tool)\" '%s/few'; done"):format(folder, folder))
+      write(bin .. "/apt-get", APT)
+      write(bin .. "/luacheck", "#!/bin/sh\n")
+      write(bin .. "/sudo", '#!/bin/sh\nexec "$@"\n')
+      shell("chmod +x '" .. bin .. "'/*")
+    end)
+    before_each(function() os.remove(bin .. "/clang-format") end)
+    teardown(function()
+      for _, name in ipairs { "apt-get", "luacheck", "sudo", "clang-format" } do os.remove(bin .. "/" .. name) end
+    end)
+
+    it("after it has shown what that is, and never by removing a package", function()
+      local output = make("lint CUDA=0", { PATH = path, FAKE_CONFLICT = "nothing" })
+      assert.matches("lacks clang-format (Debian's package names)", output, 1, true)
+      assert.matches("apt-get installs (APT=0 would leave it to you):\n  clang-format 14-1 [13-1]\n  llvm 14-2\n",
+        output, 1, true)
+      assert.matches("apt-get update -qq\napt-get install --no-remove --no-install-recommends -qq -y clang-format\n",
+        called(), 1, true)
+    end)
+
+    it("not where that would remove one: it says so, and changes nothing", function()
+      refused("will be REMOVED: nginx\napt-get cannot install clang-format, or not without removing packages",
+        "lint CUDA=0", { PATH = path, FAKE_CONFLICT = "clang" })
+      assert.equal("apt-get update -qq\n", called())
+    end)
+
+    it("not when it is told not to", function()
+      refused("Install these, then run make again; APT is 0", "lint CUDA=0 APT=0", { PATH = path })
+      assert.equal("", called())
+    end)
   end)
 end)

@@ -226,6 +226,7 @@ local function guarded(r, dtype, rows, cols, guard, device)
   end
   return { whole = whole, on = on, view = select(2, on(device or "cpu")) }
 end
+cases.guarded = guarded
 
 local function set_all(view, word)
   local p = helper.pointer(view)
@@ -246,6 +247,7 @@ local function vector(r, n, kind)
   for i = 0, n - 1 do p[i] = SCALES[kind](r) end
   return t
 end
+cases.vector, cases.SCALES = vector, SCALES
 
 --- Operands on the CPU: a, b, scale_a, scale_b, bias (or nil), and `out`, a guarded and poisoned matrix.
 function cases.build(case)

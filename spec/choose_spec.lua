@@ -126,6 +126,34 @@ describe("int4mm_choose_cuda", function()
     end
   end)
 
+  it("takes wgmma kernels for int8 activations, integer group scales and zero points of columns", function()
+    local INT8, GROUP_SCALES, FACTORS = 1, 1, 2
+    local a8, f128 = { dtype_a = INT8 }, { dtype_a = INT8, scaling = FACTORS, group = 128 }
+    local zeros, f32 = { dtype_a = INT8, zeros = 1 }, { scaling = FACTORS, group = 32 }
+    for _, case in ipairs {
+      { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "hopper_128x128" },
+      { 1024, a8, "hopper_256x128" }, { 4096, a8, "hopper_256x128" }, { 1024, f128, "hopper_256x128" },
+      { 4096, zeros, "hopper_256x128" }, { 4096, f32, "hopper_128x128" },
+    } do
+      local p = problem(90, case[1], 4096, 4096, case[2])
+      if p.dtype_a == INT8 then p.lda = 4096 end
+      local status, plan = choose(p)
+      assert.equal(OK, status, plan)
+      assert.equal(case[3], plan.name, describe_problem(p))
+    end
+    for kernel, set in pairs {
+      hopper_128x128 = { scaling = GROUP_SCALES, group = 128 }, hopper_256x128 = f32, narrow_128x64 = f32,
+      narrow_64x64 = { dtype_a = 2, lda = 4096 },
+    } do
+      local status, message = choose(problem(90, 512, 4096, 4096, set), kernel)
+      assert.not_equal(OK, status)
+      assert.matches("the kernel " .. kernel .. " ", message, 1, true)
+    end
+    local _, unaligned = choose(problem(90, 1024, 4096, 4090, { dtype_a = INT8, lda = 4090 }))
+    assert.equal("hopper_256x128", unaligned.name)
+    assert.matches(", A copied", unaligned.reason, 1, true)
+  end)
+
   it("serves [N, K/8] and rows that start anywhere with the same kernels", function()
     for _, case in ipairs(measured) do
       local M, K, N = case[1], case[2], case[3]
@@ -249,6 +277,14 @@ describe("int4mm_choose_cuda", function()
     sweep(function(p)
       for _, name in ipairs(KERNELS) do
         if not served[name] and choose(p, name) == OK then served[name] = true end
+        p.scaling, p.group = 1, 128 -- what the grouped kernels are for
+        if name:find "^grouped" and not served[name] then
+          p.dtype_a = name == "grouped_256x128" and ffi.C.INT4MM_INT8 or ffi.C.INT4MM_INT32
+          p.lda = name == "grouped_256x128" and p.lda * 8 or p.lda
+          served[name] = choose(p, name) == OK
+          p.lda = name == "grouped_256x128" and p.lda / 8 or p.lda
+        end
+        p.scaling, p.group, p.dtype_a = 0, 0, ffi.C.INT4MM_INT32
       end
     end)
     for _, name in ipairs(KERNELS) do assert.is_true(served[name], name) end
@@ -261,6 +297,42 @@ describe("int4mm_choose_cuda", function()
         assert.equal(UNSUPPORTED, status)
         assert.matches(name, message, 1, true)
       end
+    end
+  end)
+
+  -- int8, float16, bfloat16 and words of A; scales for each column, group scales and factors; zero points.
+  it("takes skinny kernels for few rows of operands of every kind from sm_80 on", function()
+    local INT32, INT8, FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2, 3, 4
+    for _, arch in ipairs { 80, 86, 89, 90, 100, 120 } do
+      for _, M in ipairs { 1, 8, 9, 16 } do
+        for _, dtype in ipairs { INT32, INT8, FLOAT16, BFLOAT16 } do
+          for scaling = 0, 2 do
+            for _, group in ipairs { 32, 64, 96, 128, 256 } do
+              local zeros = scaling < 2 and group == 128 and 1 or 0
+              if dtype ~= INT32 or scaling > 0 or zeros > 0 then
+                local set = { dtype_a = dtype, scaling = scaling, group = group, zeros = zeros,
+                  lda = dtype == INT32 and 512 or 4096 }
+                local status, plan = choose(problem(arch, M, 4096, 4096, set))
+                assert.equal(OK, status, plan)
+                assert.matches("^skinny_", plan.name)
+                assert(plan.tile_k >= 256 or scaling ~= 1 or dtype > INT8, "a chain needs two warps along K")
+              end
+            end
+          end
+        end
+      end
+    end
+    for set, reason in pairs {
+      [{ dtype_a = FLOAT32, lda = 4096 }] = "float32",
+      [{ dtype_a = INT8, lda = 4096, layout_b = 1, ldb = 512 }] = "[K/8, N]",
+      [{ dtype_a = INT8, lda = 4097 }] = "16 bytes",
+      [{ dtype_a = FLOAT16, lda = 4100 }] = "16 bytes",
+      [{ dtype_a = INT8, lda = 2 ^ 21, K = 2 ^ 21, scaling = 1, group = 128 }] = "2^20",
+    } do
+      local status, message = choose(problem(90, 4, 4096, 4096, set), "skinny_8")
+      assert.equal(UNSUPPORTED, status, reason)
+      assert.matches(reason, message, 1, true)
+      assert.equal(OK, (choose(problem(90, 4, 4096, 4096, set))), reason)
     end
   end)
 
@@ -447,5 +519,71 @@ describe("q.choose_cuda", function()
     local text = tostring(q.choose_cuda { arch = 75, sms = 40, M = 4096, N = 4096, K = 4096, kernel = "tiled" })
     assert.matches("tiled", text, 1, true)
     assert.matches("16 x 16", text, 1, true)
+  end)
+end)
+
+describe("the grouped kernels", function()
+  local WORDS, INT8, FLOAT16, BFLOAT16, FLOAT32 = 0, ffi.C.INT4MM_INT8, ffi.C.INT4MM_FLOAT16, ffi.C.INT4MM_BFLOAT16,
+    ffi.C.INT4MM_FLOAT32
+  local PER_COLUMN, GROUPS, FACTORS = 0, 1, 2
+
+  local function grouped(M, K, N, dtype_a, group, set)
+    local p = problem(90, M, N, K, { dtype_a = dtype_a, scaling = group and GROUPS or PER_COLUMN, group = group or 0,
+      lda = dtype_a == WORDS and K / 8 or math.ceil(K / 16) * 16 })
+    for key, value in pairs(set or {}) do p[key] = value end
+    return p
+  end
+
+  it("serve group scales and W4A16 of a large M, the larger tile where it fills the GPU", function()
+    for _, case in ipairs {
+      { 4096, 4096, 4096, WORDS, 128, "grouped_128x256" }, { 4096, 4096, 4096, INT8, 128, "grouped_256x128" },
+      { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
+      { 1024, 4096, 14336, INT8, 32, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_128x256" },
+      { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 128, 4096, 4096, BFLOAT16, 64, "grouped_64x128" },
+      { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
+    } do
+      local M, K, N, dtype_a, group, expected = unpack(case, 1, 6)
+      local p = grouped(M, K, N, dtype_a, group)
+      local status, plan = choose(p)
+      assert.equal(OK, status)
+      assert(plan.name == expected, ("%s: %s, expected %s"):format(describe_problem(p), plan.name, expected))
+    end
+  end)
+
+  it("say what they do not serve", function()
+    local function refuses(p, reason)
+      for _, kernel in ipairs { "grouped_128x256", "grouped_256x128", "grouped_64x128" } do
+        local status, message = choose(p, kernel)
+        assert.equal(UNSUPPORTED, status)
+        assert.matches(reason, message, 1, true)
+      end
+    end
+    refuses(problem(90, 256, 256, 256), "is for group scales and W4A16")
+    refuses(grouped(256, 256, 256, INT8, nil), "is for group scales and W4A16")
+    refuses(grouped(256, 256, 256, FLOAT32, 128), "is not for float32 activations")
+    refuses(grouped(256, 256, 256, INT8, 128, { scaling = FACTORS }), "is not for integer group scales")
+  end)
+
+  it("say which operands the smallest of them does not serve", function()
+    local function refuses(p, reason)
+      local status, message = choose(p, "grouped_64x128")
+      assert.equal(UNSUPPORTED, status)
+      assert.equal("the kernel grouped_64x128 " .. reason, message)
+    end
+    refuses(grouped(256, 256, 256, INT8, 128, { layout_b = 1, ldb = 32 }), "needs a b_packed that is [K/8, N]")
+    refuses(grouped(256, 256, 256, INT8, 128, { lda = 264 }),
+      "needs rows of a_packed and b_packed that start on 16 bytes")
+    refuses(grouped(256, 256, 257, INT8, 128), "needs rows of a_packed and b_packed that start on 16 bytes")
+    refuses(grouped(256, 512, 256, INT8, 96), "needs groups of 32, 64 or a multiple of 128 values")
+    refuses(grouped(256, 512, 256, BFLOAT16, 160), "needs groups of 32, 64 or a multiple of 128 values")
+    refuses(grouped(256, 262144, 256, INT8, 131072),
+      "needs groups below 131072 values with integer activations")
+    assert.equal(OK, (choose(grouped(256, 262144, 256, BFLOAT16, 131072), "grouped_64x128")))
+  end)
+
+  it("leave groups that they do not serve to a kernel that serves all", function()
+    local status, plan = choose(grouped(1024, 4096, 4096, INT8, 96))
+    assert.equal(OK, status)
+    assert.equal("tiled", plan.name)
   end)
 end)

@@ -8,9 +8,9 @@ local ISAS = { scalar = true, avx2 = true, avxvnni = true, avx512vl_vnni = true,
 
 describe("the module", function()
   it("has a version, the header's", function()
-    local version
-    for line in io.lines "src/int4mm.h" do version = version or line:match '^#define INT4MM_VERSION "(.-)"' end
-    assert.equal(version, q._VERSION)
+    local parts = {}
+    for line in io.lines "src/int4mm.h" do parts[#parts + 1] = line:match "^#define INT4MM_VERSION_%u+ (%d+)$" end
+    assert.equal(table.concat(parts, "."), q._VERSION)
   end)
 
   it("tells tensors from other things", function()
@@ -115,7 +115,7 @@ describe("explain", function()
   it("tells Strassen's levels, where they were asked for", function()
     local a, b, scale_a, scale_b = q.generate_test_data(1000, 1000, 1000, { seed = 1 })
     q.set_cpu_isa(q.cpu_isas()[1])
-    if q.cpu_isa() ~= "scalar" then
+    if q.cpu_isa() == "avx512vnni" then -- the one that has kernels for it
       for levels, words in pairs { "1 level of exact Strassen", "2 levels of exact Strassen" } do
         assert.matches(words, q.explain(a, b, scale_a, scale_b, { strassen = levels }).reason, 1, true)
       end

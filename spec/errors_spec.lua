@@ -31,11 +31,13 @@ local function raw(t, offset) return ffi.cast("void *", t:data() + (offset or 0)
 -- What is wrong, a function that makes it so, and the message without the name of the function.
 local mistakes = {
   { "a_packed is a vector", function(c) c.a = q.zeros { 4, dtype = "int32" } end,
-    "a_packed is [4] int32, expected a matrix of int32, eight int4 to a word" },
+    "a_packed is [4] int32, expected a matrix: int32 words [M, K/8], or int8, float16, bfloat16 or float32 [M, K]" },
   { "b_packed is a vector", function(c) c.b = q.zeros { 4, dtype = "int32" } end,
     "b_packed is [4] int32, expected a matrix of int32, eight int4 to a word" },
-  { "a_packed is not packed", function(c) c.a = q.zeros { M, K, dtype = "int8" } end,
-    "a_packed is [6, 32] int8, expected a matrix of int32, eight int4 to a word: pack it first" },
+  { "a_packed is of another K", function(c) c.a = q.zeros { M, K + 1, dtype = "int8" } end,
+    "b_packed is [4, 10] int32 but a_packed is [6, 33] int8: K/8 differs (5 and 4)" },
+  { "a_packed is not packed", function(c) c.a = q.zeros { M, K, dtype = "int32" } end,
+    "b_packed is [4, 10] int32 but a_packed is [6, 32] int32: K/8 differs (32 and 4); was a packed along dim 2?" },
   { "b_packed is of floats", function(c) c.b = q.zeros { K / 8, N, dtype = "float32" } end,
     "b_packed is [4, 10] float32, expected a matrix of int32, eight int4 to a word: quantize it first" },
   { "K differs", function(c) c.b = q.zeros { K / 8 + 1, N, dtype = "int32" } end,

@@ -84,7 +84,7 @@ end)
 
 describe("examples/bench/int4_matmul_benchmark.lua", function()
   local script = "examples/bench/int4_matmul_benchmark.lua"
-  local quick = "--seconds 0.01 --sizes 64x64x64 16x128x48"
+  local quick = "--seconds 0.01 --shapes 64x64x64,16x128x48"
 
   it("prints a table", function()
     local output, status = helper.script(script, quick)
@@ -97,7 +97,7 @@ describe("examples/bench/int4_matmul_benchmark.lua", function()
   end)
 
   it("prints JSON that holds the same", function()
-    local output, status = helper.script(script, quick .. " --json --backend cpu --threads 1 --isa scalar")
+    local output, status = helper.script(script, quick .. " --json --only cpu --threads 1 --isa scalar")
     assert.equal(0, status, output)
     local report = json.decode(output)
     assert.equal(q._VERSION, report.version)
@@ -116,7 +116,7 @@ describe("examples/bench/int4_matmul_benchmark.lua", function()
   it("explains itself", function()
     local output, status = helper.script(script, "--help")
     assert.equal(0, status)
-    for _, option in ipairs { "--sizes", "--backend", "--threads", "--isa", "--seconds", "--seed", "--json" } do
+    for _, option in ipairs { "--shapes", "--only", "--threads", "--isa", "--seconds", "--seed", "--json" } do
       assert.matches(option, output, 1, true)
     end
   end)
@@ -124,14 +124,25 @@ describe("examples/bench/int4_matmul_benchmark.lua", function()
   it("refuses what it does not know", function()
     for arguments, words in pairs {
       ["--bogus"] = "unknown option '--bogus'",
-      ["--sizes 64"] = "a size is MxKxN",
-      ["--sizes 64x12x64"] = "K is 12 in 64x12x64, expected a multiple of 8",
-      ["--backend tpu"] = "must be one of 'cpu', 'prepacked', 'cuda'",
+      ["--shapes 64"] = "a shape is MxKxN",
+      ["--shapes 64x12x64"] = "K is 12 in 64x12x64, expected a multiple of 8",
+      ["--only tpu"] = 'a contender is one of cpu, prepacked, cuda; "tpu" is not',
+      ["--only ''"] = 'contenders are of cpu, prepacked, cuda; "" names none',
+      ["--seconds x"] = '"x" is not a number of seconds',
+      ["--threads 0"] = '"0" is not a whole number from 1',
     } do
       local output, status = helper.script(script, arguments)
       assert.not_equal(0, status, arguments)
       assert.matches(words, output, 1, true)
     end
+  end)
+
+  it("ends with an error where nothing that was asked for is there", function()
+    local output, status = helper.script(script, "--only cuda --shapes 8x8x8",
+      { INT4MM_CUDA_LIBRARY = "/nowhere/cuda.so" })
+    assert.equal(1, status)
+    assert.equal("int4_matmul_benchmark: nothing was timed: CUDA is not available: no CUDA build of int4mm: there is "
+      .. "no /nowhere/cuda.so\n", output)
   end)
 
   it("draws no progress bar where stderr is not a terminal", function()
@@ -141,20 +152,54 @@ describe("examples/bench/int4_matmul_benchmark.lua", function()
   end)
 end)
 
+describe("examples/bench/layer_benchmark.lua", function()
+  local script = "examples/bench/layer_benchmark.lua"
+
+  it("has the options of the others, and refuses what it does not know", function()
+    local output, status = helper.script(script, "--help")
+    assert.equal(0, status)
+    for _, option in ipairs { "--shapes", "--only", "--rounds", "--json" } do
+      assert.matches(option, output, 1, true)
+    end
+    for arguments, words in pairs {
+      ["--shapes 8x128x8"] = "K is 128 in 8x128x8, expected a multiple of 256",
+      ["--shapes ''"] = "shapes are MxKxN,...", ["--only w4a2"] = 'a contender is one of w4a4, w4a8',
+    } do
+      output, status = helper.script(script, arguments)
+      assert.not_equal(0, status)
+      assert.matches(words, output, 1, true)
+    end
+  end)
+
+  it("says why nothing was timed where there is no GPU", function()
+    local output, status = helper.script(script, "--only w4a4", { INT4MM_CUDA_LIBRARY = "/nowhere/cuda.so" })
+    assert.equal(1, status)
+    assert.matches("layer_benchmark: nothing was timed: CUDA is not available", output, 1, true)
+  end)
+end)
+
 describe("examples/bench/gpu_peers.lua", function()
   local script = "examples/bench/gpu_peers.lua"
-  local quick = "--shapes 64x512x256 --peers none --repeats 3 --warm 0.01"
+  local quick = "--shapes 64x512x256 --only int4mm --rounds 3 --warm 0.01"
 
   it("explains itself, and refuses what it does not know", function()
     local output, status = helper.script(script, "--help")
     assert.equal(0, status)
-    for _, option in ipairs { "--shapes", "--peers", "--kernel", "--repeats", "--sets", "--warm", "--seed",
+    for _, option in ipairs { "--shapes", "--only", "--kernel", "--rounds", "--sets", "--warm", "--sustained", "--seed",
         "--json" } do
       assert.matches(option, output, 1, true)
     end
     output, status = helper.script(script, "--bogus")
     assert.not_equal(0, status)
     assert.matches("unknown option '--bogus'", output, 1, true)
+    for arguments, words in pairs {
+      ["--shapes ''"] = "shapes are MxKxN,...", ["--shapes 8x8x8,"] = "shapes are MxKxN,...",
+      ["--shapes 0x8x8"] = "0x8x8 is empty", ["--only fp4"] = "a contender is one of int4mm, fp16, int8, fp8",
+    } do
+      output, status = helper.script(script, arguments)
+      assert.not_equal(0, status)
+      assert.matches(words, output, 1, true)
+    end
   end)
 
   it("says why nothing was timed where there is no GPU", function()

@@ -641,7 +641,16 @@ local function some_layers(r, K, N)
   local words, scales = q.quantize(weight, { encoding = "offset" })
   local kn, kn_scales = q.quantize(cases.draw(r, K, N, "float32", "plain"), { dim = 1 })
   local raw = q.pack_int4_to_int32(q.unpack_int32_to_int4(words)):unmark_()
+  local order = q.empty { K, dtype = "int32" }
+  for k = 1, K do order:set(k, K - k) end
   return {
+    groups = q.linear(weight, { group_size = 32, rotate = false, activations = "int8" }),
+    zeros = q.linear(weight, { group_size = 32, zero_point = true, activations = "int8", bias = vector(r, N) }),
+    column_zeros = q.linear(weight, { zero_point = true, rotate = 4 }),
+    factors = q.linear(weight, { group_size = 32, group_scales = "integer", layout = "nk" }),
+    floats = q.linear(weight, { group_size = 64, activations = "float", activation = "relu" }),
+    half_scales = q.linear(words, { scales = q.full({ N, 1, dtype = "float16" }, 0.5) }),
+    order = q.linear(words, { scales = scales, order = order, rotate = 4 }),
     plain = q.linear(weight), [""] = q.linear(weight, { rotate = false }),
     ["model.0.\"\195\164"] = q.linear(weight, { bias = vector(r, N), activation = "gelu_tanh", clip = 0.1 + 0.2 }),
     ["clip.mse"] = q.linear(weight, { clip = "mse", out_dtype = "float32", weight_clip = 0.8 }),
@@ -652,11 +661,13 @@ end
 
 local function assert_same_layer(expected, actual, x, name)
   assert.same_bits(expected(x), actual(x), name)
-  for _, key in ipairs { "weight", "scales", "bias" } do
+  for _, key in ipairs { "weight", "scales", "zeros", "factors", "order", "bias" } do
     assert.equal(expected[key] == nil, actual[key] == nil)
     if expected[key] ~= nil then assert.same_bits(expected[key], actual[key], name .. "." .. key) end
   end
-  for _, key in ipairs { "in_features", "out_features", "rotate", "clip", "activation", "out_dtype" } do
+  for _, key in ipairs {
+    "in_features", "out_features", "rotate", "clip", "activation", "out_dtype", "group_size", "activations",
+  } do
     assert.equal(expected[key], actual[key], name .. "." .. key)
   end
   assert.same(expected.weight.packing, actual.weight.packing, name)
@@ -939,8 +950,7 @@ describe("load_linear", function()
       convrot_tensors(case, '{"format":"convrot_w4a4","convrot_groupsize":16}'), "a.b", { rotate = 16 })
     local tensors = convrot_tensors(case, '{"format":"convrot_w4a4","convrot_groupsize":16}')
     tensors[2] = { "a.b.weight_scale", "F32", "[8,2]", ("\0"):rep(64) }
-    refuses("weight_scale has scales for 2 groups of K; only weights with one scale for each output can be loaded, "
-      .. "group scales not yet", tensors, "a.b")
+    refuses("weight_scale is [8, 2], expected one for each of 8 outputs", tensors, "a.b")
     tensors[2] = { "a.b.weight_scale", "F32", "[7]", ("\0"):rep(28) }
     refuses("weight_scale is [7], expected one for each of 8 outputs", tensors, "a.b")
     table.remove(tensors, 2)
@@ -952,32 +962,31 @@ describe("load_linear", function()
       local case = checkpoint_case(10 + seed, shape[1], shape[2])
       local expected = expected_of(case.values, case.scales, case.x, { clip = 0.9 })
       local tensors = compressed_tensors(case, shape[2])
-      local layer = load(tensors, "a", { clip = 0.9 })
+      local layer = load(tensors, "a", { clip = 0.9, activations = "int4" })
       assert.same({ shape[2], shape[1] }, { layer.in_features, layer.out_features })
       assert.same_bits(expected, layer(case.x))
       assert.same(case.values, q.unpack_int32_to_int4(layer.weight):totable())
       local unpacked = q.unpack_int32_to_int4(layer.weight:clone():unmark_(), { encoding = "offset" })
       for k = shape[2] + 1, unpacked:size(2) do assert.equal(0, unpacked:get(1, k)) end -- whatever the file has there
-      tensors[4] = { "a.weight_zero_point", "I32", "[2,1]", le32(0x88888888):rep(2) }
-      tensors[5] = { "a.weight_g_idx", "I32", "[2]", ("\255"):rep(8) }
-      assert.same_bits(expected, load(tensors, "a", { clip = 0.9 })(case.x))
-      assert.same_bits(expected, load(tensors, "a", { clip = 0.9, prepack = true })(case.x))
+      local zero_words = math.ceil(shape[1] / 8)
+      tensors[4] = { "a.weight_zero_point", "I32", ("[%d,1]"):format(zero_words), le32(0x88888888):rep(zero_words) }
+      tensors[5] = { "a.weight_g_idx", "I32", ("[%d]"):format(shape[2]), ("\255"):rep(4 * shape[2]) }
+      assert.same_bits(expected, load(tensors, "a", { clip = 0.9, activations = "int4" })(case.x))
+      assert.same_bits(expected, load(tensors, "a", { clip = 0.9, activations = "int4", prepack = true })(case.x))
     end
   end)
 
-  it("refuses compressed-tensors with groups, zero points or another width", function()
+  it("refuses compressed-tensors with groups of no multiple of 32, or another width", function()
     local case = checkpoint_case(20, 8, 16)
     local function with(index, tensor)
       local tensors = compressed_tensors(case, 16)
       tensors[index] = tensor
       return tensors
     end
-    refuses("weight_scale has scales for 2 groups of K; only weights with one scale for each output can be loaded, "
-      .. "group scales not yet", with(2, { "a.weight_scale", "F16", "[8,2]", ("\0"):rep(32) }), "a")
-    refuses("weight_zero_point has -2004318073, expected zero points of 0, as a symmetric weight has: others cannot be "
-      .. "loaded yet", with(4, { "a.weight_zero_point", "I32", "[1,1]", le32(0x88888887) }), "a")
-    refuses("weight_g_idx has 1, expected one group: an order of activations cannot be loaded",
-      with(4, { "a.weight_g_idx", "I32", "[2]", le32(0) .. le32(1) }), "a")
+    refuses("weight_scale holds 2 groups of K = 16, expected groups of a multiple of 32; where the last is shorter, "
+      .. "group_size says how long the others are", with(2, { "a.weight_scale", "F16", "[8,2]", ("\0"):rep(32) }), "a")
+    refuses("weight_g_idx has 1 for value 2 of K, expected groups from 0 to 0",
+      with(4, { "a.weight_g_idx", "I32", "[16]", le32(0) .. le32(1) .. ("\0"):rep(56) }), "a")
     refuses("weight_packed is [8, 2] for K = 8, expected [8, 1]: eight values of 4 bits a word",
       with(3, { "a.weight_shape", "I64", "[2]", little(8, 8) .. little(8, 8) }), "a")
     refuses("weight_shape does not belong to weight_packed [8, 2]",
@@ -995,37 +1004,33 @@ describe("load_linear", function()
     for seed, shape in ipairs { { 24, 64 }, { 9, 16 }, { 1, 8 } } do
       local case = checkpoint_case(30 + seed, shape[1], shape[2])
       local expected = expected_of(case.values, case.scales, case.x, { bias = case.bias })
-      assert.same_bits(expected, load(gptq_tensors(case), "a")(case.x))
+      local int4 = { activations = "int4" }
+      assert.same_bits(expected, load(gptq_tensors(case), "a", int4)(case.x))
       local tensors = gptq_tensors(case, 8)
       table.remove(tensors, 4) -- g_idx
-      assert.same_bits(expected, load(tensors, "a", { checkpoint_format = "gptq_v2" })(case.x))
-      assert.same_bits(expected, load(tensors, "a", nil, '{"checkpoint_format":"gptq_v2"}')(case.x))
+      assert.same_bits(expected, load(tensors, "a", { checkpoint_format = "gptq_v2", activations = "int4" })(
+        case.x))
+      assert.same_bits(expected, load(tensors, "a", int4, '{"checkpoint_format":"gptq_v2"}')(case.x))
     end
   end)
 
-  it("refuses GPTQ with groups, zero points, an order or another width, and AWQ", function()
+  it("refuses GPTQ with groups of no multiple of 32, or another width", function()
     local case = checkpoint_case(40, 8, 16)
     local function with(index, tensor)
       local tensors = gptq_tensors(case)
       tensors[index] = tensor
       return tensors
     end
-    refuses("scales has scales for 2 groups of K; only weights with one scale for each output can be loaded, group "
-      .. "scales not yet", with(2, { "a.scales", "F16", "[2,8]", ("\0"):rep(32) }), "a")
-    refuses('qzeros has 8 for output 1, expected 7 in a symmetric weight of checkpoint_format "gptq"; weights with '
-      .. "other zero points cannot be loaded yet", gptq_tensors(case, 8), "a")
-    refuses('qzeros has 7 for output 1, expected 8 in a symmetric weight of checkpoint_format "gptq_v2"; weights with '
-      .. "other zero points cannot be loaded yet", gptq_tensors(case), "a", { checkpoint_format = "gptq_v2" })
-    refuses('qzeros has 6 for output 3, expected 7 in a symmetric weight of checkpoint_format "gptq"; weights with '
-      .. "other zero points cannot be loaded yet", with(3, { "a.qzeros", "I32", "[1,1]", le32(0x77777677) }), "a")
-    refuses("qzeros is [1, 2] for 8 outputs, expected [1, 1]: eight zero points of 4 bits a word",
+    refuses("scales holds 2 groups of K = 16, expected groups of a multiple of 32; where the last is shorter, "
+      .. "group_size says how long the others are", with(2, { "a.scales", "F16", "[2,8]", ("\0"):rep(32) }), "a")
+    refuses("qzeros is [1, 2], expected [1, 1]: eight zero points of 4 bits a word",
       with(3, { "a.qzeros", "I32", "[1,2]", ("\0"):rep(8) }), "a")
-    refuses("g_idx has 1, expected 0, the one group that there is: an order of activations cannot be loaded",
+    refuses("g_idx has 1 for value 1 of K, expected groups from 0 to 0",
       with(4, { "a.g_idx", "I32", "[16]", le32(1) .. ("\0"):rep(60) }), "a")
-    refuses("qweight is [2, 8] for K = 8 (by g_idx), expected [1, 8]: eight values of 4 bits a word",
+    refuses("g_idx is [8], expected [16]: a group for each value along K",
       with(4, { "a.g_idx", "I32", "[8]", ("\0"):rep(32) }), "a")
-    refuses("qweight is [16, 1], packed along N as AWQ has it, which cannot be loaded yet",
-      with(1, { "a.qweight", "I32", "[16,1]", ("\0"):rep(64) }), "a")
+    refuses("scales is [1, 8], but qweight is [16, 2], which has 2 outputs, or 16 as AWQ has it",
+      with(1, { "a.qweight", "I32", "[16,2]", ("\0"):rep(128) }), "a")
   end)
 
   it("quantises a weight of floats with the options given", function()
@@ -1065,8 +1070,8 @@ describe("load_linear", function()
     local f = open("checkpoint.safetensors", made(tensors))
     fails("layer is nil, expected the name of a layer", f)
     fails('checkpoint_format is "awq", expected "gptq" or "gptq_v2"', f, "a", { checkpoint_format = "awq" })
-    fails('unknown option "group"; the options are clip, activation, out_dtype, prepack, device, rotate, '
-      .. "weight_clip, checkpoint_format", f, "a", { group = 32 })
+    fails('unknown option "group"; the options are activations, clip, activation, out_dtype, prepack, device, '
+      .. "group_size, rotate, weight_clip, group_scales, zero_point, checkpoint_format", f, "a", { group = 32 })
     f:close()
     fails("file is closed: " .. f.path, f, "a")
   end)

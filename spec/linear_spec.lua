@@ -240,7 +240,8 @@ describe("linear", function()
     fails("weight is a tensor [96] float32, expected a matrix of floats, or of packed words (int32)", q.zeros { 96 })
     fails("bias is a tensor [96] float32, expected [40] float32: one for each output", weight,
       { bias = q.zeros { 96 } })
-    fails("scales is nil: a weight of packed words comes with its scales, a tensor [N] float32",
+    fails("scales is nil: a weight of packed words comes with its scales, a tensor [N] float32, or [G, N] of floats "
+      .. "for groups",
       q.zeros { 40, 12, dtype = "int32" })
     fails("scales is given, but weight is bfloat16 and will be quantised: it is for packed words", weight,
       { scales = q.zeros { 40 } })

@@ -293,8 +293,9 @@ local mistakes = {
   { "gives the scales of another dimension of the weight", function(f)
     f(a, b, scale_a, select(2, q.quantize(w)))
   end, "scale_b is [64] float32, expected [8] float32: one scale per column of b" },
-  { "gives floats for words", function(f) f(x:narrow(2, 1, 8), b, scale_a, scale_b) end,
-    "a_packed is [4, 8] float32, expected a matrix of int32, eight int4 to a word: quantize it first" },
+  { "gives floats for words", function(f) f(x, b, scale_a, scale_b) end,
+    "scale_a is [4] float32, but a_packed is [4, 64] float32, floats, which have no scale: leave scale_a out, or "
+      .. "quantize a_packed first" },
   { "gives int8 values for words", function(f) f(a, values(8, 8), scale_a, scale_b) end,
     "b_packed is [8, 8] int8, expected a matrix of int32, eight int4 to a word: pack it first" },
 }

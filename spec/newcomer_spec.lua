@@ -75,8 +75,8 @@ describe("a product of the wrong operands", function()
   end)
 
   it("floats are given for words", function()
-    raises("int4_matmul: a_packed is [3, 64] float32, expected a matrix of int32, eight int4 to a word: quantize it "
-      .. "first", q.int4_matmul, x, b, scale_a, scale_b)
+    raises("int4_matmul: scale_a is [3] float32, but a_packed is [3, 64] float32, floats, which have no scale: leave "
+      .. "scale_a out, or quantize a_packed first", q.int4_matmul, x, b, scale_a, scale_b)
     raises("int4_linear: b_packed is [64, 24] float32, expected a matrix of int32, eight int4 to a word: quantize it "
       .. "first", q.int4_linear, x, transposed, scale_b)
   end)
@@ -96,8 +96,6 @@ describe("activations of a layer", function()
     local bytes = q.quantize(x, { dtype = "int8" })
     raises("int4_linear: x is [3, 64] int8, " .. tail, q.int4_linear, bytes, b, scale_b)
     raises("linear: x is [3, 64] int8, " .. tail, layer, bytes)
-    raises("int4_matmul: a_packed is [3, 64] int8, expected a matrix of int32, eight int4 to a word: pack it first",
-      q.int4_matmul, bytes, b, scale_a, scale_b)
   end)
 
   it("are a vector, a table or nothing", function()
@@ -152,7 +150,8 @@ describe("a layer", function()
   it("is given the scales of its words by themselves, or none", function()
     raises("linear: the options are a tensor [24] float32, expected a table: scales are given as { scales = scales }",
       q.linear, w, scale_w)
-    raises("linear: scales is nil: a weight of packed words comes with its scales, a tensor [N] float32", q.linear, w)
+    raises("linear: scales is nil: a weight of packed words comes with its scales, a tensor [N] float32, or [G, N] "
+      .. "of floats for groups", q.linear, w)
   end)
 
   it("is made of a prepacked weight", function()

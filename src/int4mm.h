@@ -15,13 +15,23 @@
  *   - Nothing is written to an output unless the whole call was found valid.
  *   - Sizes are int64_t, counted in elements unless the name says bytes. Every function is safe to call from several
  *     threads at once on different tensors; one tensor may be read by many threads but written or released by one.
+ *   - Structs end with `reserved`, so that later versions can add members without another size. What a caller fills is
+ *     zeroed first: a member that is 0 means the default, and reserved members that are not 0 are refused.
  *   - No function prints, exits, or calls back, but for the deleter that int4mm_tensor_adopt was given or that a DLPack
  *     tensor came with.
  */
 #ifndef INT4MM_H
 #define INT4MM_H
 
-#define INT4MM_VERSION "0.1.0" /* the one place where the version stands */
+/* The one place where the version stands. */
+#define INT4MM_VERSION_MAJOR 0
+#define INT4MM_VERSION_MINOR 1
+#define INT4MM_VERSION_PATCH 0
+#define INT4MM_TEXT_(tokens) #tokens
+#define INT4MM_TEXT(tokens)  INT4MM_TEXT_(tokens)
+#define INT4MM_VERSION       INT4MM_TEXT(INT4MM_VERSION_MAJOR.INT4MM_VERSION_MINOR.INT4MM_VERSION_PATCH) /* "0.1.0" */
+/* 100 for 0.1.0, to compare with #if */
+#define INT4MM_VERSION_NUMBER (INT4MM_VERSION_MAJOR * 10000 + INT4MM_VERSION_MINOR * 100 + INT4MM_VERSION_PATCH)
 
 #ifdef INT4MM_CDEF
 #define INT4MM_API
@@ -115,6 +125,7 @@ typedef struct int4mm_tensor {
                               where it has words: not known */
   int32_t packed_rotate;   /* the block that int4mm_quantize rotated by; 0: it did not, which does not say that the
                               floats had not been rotated before */
+  int64_t reserved[2];
 } int4mm_tensor;
 
 /* Allocates rank 1 [rows] (cols must be 1) or rank 2 [rows, cols], contiguous, 64-byte aligned (256 on a GPU), contents
@@ -223,6 +234,7 @@ typedef struct int4mm_gpu_info {
   int32_t l2_bytes;
   int32_t runtime_version; /* 13000 for 13.0 */
   int32_t driver_version;
+  int64_t reserved[4];
 } int4mm_gpu_info;
 
 /* OK, or INT4MM_ERR_UNAVAILABLE with the reason: no CUDA build, no driver, a driver too old, no device. The first call
@@ -328,6 +340,7 @@ typedef struct int4mm_quantize_args {
   int32_t clip_mse;             /* instead of `clip`, the ratio of least squared error for each row or column */
   int32_t check;                /* 0 skips the check for finite values on a GPU, where it waits for the result */
   void *stream;
+  int64_t reserved[4]; /* 0 */
 } int4mm_quantize_args;
 
 /* Symmetric quantising along dim. With qmax = 7 for int4 and 127 for int8,
@@ -372,6 +385,7 @@ typedef struct int4mm_dequantize_args {
   int64_t group;
   int32_t dim, encoding;
   void *stream;
+  int64_t reserved[4]; /* 0 */
 } int4mm_dequantize_args;
 
 /* dst = round(float(q - z) * scale), or round(float(q) * (factor * scale)), each step rounded once; NaN is 0x7fff or
@@ -420,6 +434,7 @@ typedef struct int4mm_map_args {
   float number;
   int32_t op; /* int4mm_activation but for INT4MM_NO_ACTIVATION, or int4mm_map_op */
   void *stream;
+  int64_t reserved[4]; /* 0 */
 } int4mm_map_args;
 
 INT4MM_API int32_t int4mm_map(const int4mm_map_args *args) INT4MM_CHECK;
@@ -442,6 +457,7 @@ typedef struct int4mm_rowwise_args {
   float eps;                   /* norms: finite, 0 or more */
   int32_t op;                  /* int4mm_rowwise_op */
   void *stream;
+  int64_t reserved[4]; /* 0 */
 } int4mm_rowwise_args;
 
 INT4MM_API int32_t int4mm_rowwise(const int4mm_rowwise_args *args) INT4MM_CHECK;
@@ -499,11 +515,12 @@ typedef struct int4mm_matmul_args {
   int32_t encoding_a;            /* int4mm_encoding. These three: of operands without a mark. A marked one is taken as
                                     its mark says where they are 0, and must agree with it where they are not */
   int32_t encoding_b;
-  int32_t layout_b;   /* int4mm_layout_b */
-  int32_t backend;    /* int4mm_backend_choice */
-  int32_t strassen;   /* CPU: 0 by measured rules, 1 or 2 that many levels where they fit, -1 never */
-  const char *kernel; /* force a CUDA kernel by its plan name ("tiled"), NULL for the best */
-  void *stream;       /* cudaStream_t for a CUDA call; NULL the default stream */
+  int32_t layout_b;    /* int4mm_layout_b */
+  int32_t backend;     /* int4mm_backend_choice */
+  int32_t strassen;    /* CPU: 0 by measured rules, 1 or 2 that many levels where they fit, -1 never */
+  const char *kernel;  /* force a CUDA kernel by its plan name ("tiled"), NULL for the best */
+  void *stream;        /* cudaStream_t for a CUDA call; NULL the default stream */
+  int64_t reserved[4]; /* 0 */
 } int4mm_matmul_args;
 
 /* K may be at most this where a sum is over all of K: |a b| summed must fit int32. With group scales a group alone
@@ -547,6 +564,7 @@ typedef struct int4mm_plan {
   int32_t ctas;     /* grid size */
   char name[48];    /* "tiled", "hopper_256x128", "avx512vnni" */
   char reason[208]; /* why, in words */
+  int64_t reserved[4];
 } int4mm_plan;
 
 /* Fills `plan` for these arguments without running; `out` may be released. Validates as int4mm_matmul does. */
@@ -584,6 +602,7 @@ typedef struct int4mm_linear_args {
                                      library's own, on a GPU stream-ordered */
   const char *kernel;             /* as in int4mm_matmul_args */
   void *stream;
+  int64_t reserved[4]; /* 0 */
 } int4mm_linear_args;
 
 /* The layer: x quantised by rows (int4mm_quantize, dim 1), the product, and what follows it,
@@ -612,11 +631,12 @@ typedef struct int4mm_gpu_problem {
   int32_t align_out;
   int32_t out_dtype;
   int32_t encoding_a, encoding_b;
-  int32_t layout_b; /* int4mm_layout_b: what ldb counts, rows of [K/8, N] or of [N, K/8] */
-  int32_t dtype_a;  /* of A, which lda counts: int32 words (0), int8 or a float dtype */
-  int32_t scaling;  /* int4mm_scaling of B */
-  int64_t group;    /* values of k to a group, where there are groups */
-  int32_t zeros;    /* 1: B has zero points */
+  int32_t layout_b;    /* int4mm_layout_b: what ldb counts, rows of [K/8, N] or of [N, K/8] */
+  int32_t dtype_a;     /* of A, which lda counts: int32 words (0), int8 or a float dtype */
+  int32_t scaling;     /* int4mm_scaling of B */
+  int64_t group;       /* values of k to a group, where there are groups */
+  int32_t zeros;       /* 1: B has zero points */
+  int64_t reserved[4]; /* 0 */
 } int4mm_gpu_problem;
 
 /* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that

@@ -3,9 +3,14 @@
  * float32 out), both opened when the program starts and skipped by name where they are missing. Debian's packages:
  * libopenblas-dev libdnnl-dev.
  *
- *   cpu_peers [--json] [--threads 1,2] [--shape M,K,N]... [--rounds 7] [--only name] [--cpu-time]
+ *   cpu_peers [--json] [--threads 1,2] [--shapes MxKxN,...] [--rounds 7] [--only name,...] [--cpu-time]
+ *           [--kinds]
  *
- * --cpu-time: runs on one thread are timed by its own clock, which stands still while others have the core.
+ * --kinds: instead of other instruction sets and Strassen, the product's kinds: int8 and float activations, groups,
+ * zero points. The ceiling of those of floats is the rate of float32 fma on registers.
+ *
+ * --only: contenders with one of these texts in their name. --cpu-time: runs on one thread are timed by its own clock,
+ * which stands still while others have the core.
  *
  * Contenders of a shape take turns, so that all of them see the same neighbours on the machine; each figure is the
  * least over the rounds, with their median behind it. GOPS counts a multiplication and an addition as two. The ceiling
@@ -26,18 +31,17 @@
 #include <time.h>
 
 #include "int4mm.h"
+#include "options.h"
 
 #if __has_include(<dnnl.h>)
 #include <dnnl.h>
 #define HAVE_DNNL_HEADER 1
 #endif
 
-enum { MAX_CONTENDERS = 16, MAX_ROUNDS = 101 };
+enum { MAX_CONTENDERS = 24, MAX_ROUNDS = 101, MAX_SHAPES = 32, MAX_THREADS = 8 };
 
-static void fail(const char *what, const char *why) {
-  fprintf(stderr, "cpu_peers: %s: %s\n", what, why);
-  exit(1);
-}
+static const char *const USAGE = "cpu_peers [--json] [--threads 1,2] [--shapes MxKxN,...] [--rounds 7] "
+                                 "[--only name,...] [--cpu-time] [--kinds]";
 
 static void check(int32_t status) {
   if (status) fail(int4mm_strerror(status), int4mm_last_error());
@@ -99,6 +103,43 @@ static double ceiling_gops(int threads) { /* 0 where the CPU has no vpdpbusd */
   return (double)times * DOT_OPERATIONS * threads / (now() - t) / 1e9;
 }
 
+/* 12 independent fma of eight float32, `times` times. */
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) static void fused_products(int64_t times) {
+  for (int64_t i = 0; i < times; i++) {
+#define FMA(n) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #n "\n\t"
+    __asm__ volatile(FMA(0) FMA(1) FMA(2) FMA(3) FMA(4) FMA(5) FMA(6) FMA(7) FMA(8) FMA(9) FMA(10) FMA(11)::
+                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+                           "xmm11");
+#undef FMA
+  }
+}
+__attribute__((target("avx512f"))) static void fused_products_512(int64_t times) {
+  for (int64_t i = 0; i < times; i++) {
+#define FMA(n) "vfmadd231ps %%zmm14, %%zmm15, %%zmm" #n "\n\t"
+    __asm__ volatile(FMA(0) FMA(1) FMA(2) FMA(3) FMA(4) FMA(5) FMA(6) FMA(7) FMA(8) FMA(9) FMA(10) FMA(11)::
+                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+                           "xmm11");
+#undef FMA
+  }
+}
+#endif
+
+static double fma_gops(int threads) { /* 0 where it is not known */
+  const int64_t times = 200000;
+  double operations = 0, t = now();
+#if defined(__x86_64__)
+  bool wide = __builtin_cpu_supports("avx512f");
+  if (!__builtin_cpu_supports("fma")) return 0;
+  operations = 12.0 * 2 * (wide ? 16 : 8) * (double)times * threads;
+#pragma omp parallel num_threads(threads)
+  wide ? fused_products_512(times) : fused_products(times);
+#else
+  (void)times, (void)threads;
+#endif
+  return operations / (now() - t) / 1e9;
+}
+
 enum { READ_BYTES = 256 << 20 };
 
 typedef uint64_t line __attribute__((vector_size(64), may_alias));
@@ -144,13 +185,35 @@ static double read_rate(const void *memory, int64_t bytes, int threads) {
 
 /* ---- contenders ------------------------------------------------------------------------------------------------- */
 
+/* What a product's operands are. */
+typedef struct kind {
+  const char *name;
+  int32_t dtype_a; /* INT4MM_INT32: words */
+  int64_t group;   /* of group scales or factors; 0: none */
+  bool factors, zeros;
+} kind;
+
+static const kind kinds[] = {{"W4A8", INT4MM_INT8, 0, false, false},
+                             {"W4A4 g128", INT4MM_INT32, 128, false, false},
+                             {"W4A4 g32", INT4MM_INT32, 32, false, false},
+                             {"W4A4 g128 factors", INT4MM_INT32, 128, true, false},
+                             {"W4A8 g128", INT4MM_INT8, 128, false, false},
+                             {"W4A8 g32", INT4MM_INT8, 32, false, false},
+                             {"W4A8 g128 zeros", INT4MM_INT8, 128, false, true},
+                             {"W4A16", INT4MM_FLOAT16, 0, false, false},
+                             {"W4A16 g128", INT4MM_FLOAT16, 128, false, false},
+                             {"W4A16 g128 zeros", INT4MM_FLOAT16, 128, false, true},
+                             {"W4A16 g32", INT4MM_FLOAT16, 32, false, false}};
+enum { KINDS = sizeof kinds / sizeof *kinds };
+
 typedef struct setting {
   int64_t M, K, N;
   int threads, copies; /* of the weight, for cold runs */
   int4mm_tensor a, scale_a, scale_b, out;
   int4mm_tensor *b, *panels;
-  float *fa, *fb, *fc; /* OpenBLAS */
-  uint8_t *ua;         /* oneDNN */
+  int4mm_tensor a8, a16, groups, factors, zeros; /* for `kinds`: groups of 32, of which others take the first rows */
+  float *fa, *fb, *fc;                           /* OpenBLAS */
+  uint8_t *ua;                                   /* oneDNN */
 } setting;
 
 typedef struct contender {
@@ -159,6 +222,7 @@ typedef struct contender {
   const char *isa;
   int32_t strassen;
   bool panels;
+  const kind *kind; /* NULL: W4A4 with a scale for each column */
   double times[MAX_ROUNDS];
 } contender;
 
@@ -171,6 +235,16 @@ static void run_ours(const setting *s, const contender *c, int iteration) {
                              .out = &out,
                              .backend = INT4MM_USE_CPU,
                              .strassen = c->strassen};
+  int4mm_tensor groups = s->groups, factors = s->factors, zeros = s->zeros;
+  if (c->kind) {
+    args.group = c->kind->group;
+    if (args.group) groups.shape[0] = factors.shape[0] = zeros.shape[0] = (s->K + args.group - 1) / args.group;
+    if (c->kind->dtype_a == INT4MM_INT8) args.a_packed = &s->a8;
+    if (c->kind->dtype_a == INT4MM_FLOAT16) args.a_packed = &s->a16, args.scale_a = NULL;
+    if (args.group && !c->kind->factors) args.scale_b = &groups;
+    if (c->kind->factors) args.factor_b = &factors;
+    if (c->kind->zeros) args.zero_b = &zeros;
+  }
   check(int4mm_matmul(&args));
 }
 
@@ -281,6 +355,12 @@ static void random_tensor(int4mm_tensor *t, int32_t rank, int64_t rows, int64_t 
   check(int4mm_random(t, 7, sequence, 0.001f, 0.01f, NULL));
 }
 
+static void filled_tensor(int4mm_tensor *t, int64_t rows, int64_t cols, int32_t dtype, int byte) {
+  memset(t, 0, sizeof *t);
+  check(int4mm_tensor_alloc(t, 2, rows, cols, dtype, INT4MM_CPU));
+  memset(t->data, byte, (size_t)(rows * cols) * (dtype == INT4MM_INT8 ? 1 : 2));
+}
+
 static setting prepare(int64_t M, int64_t K, int64_t N, int threads, bool cold, bool blas) {
   setting s = {.M = M, .K = K, .N = N, .threads = threads};
   s.copies = cold ? (int)((256 << 20) / (K * N / 2)) + 1 : 1;
@@ -296,6 +376,11 @@ static setting prepare(int64_t M, int64_t K, int64_t N, int threads, bool cold, 
     memset(&s.panels[i], 0, sizeof s.panels[i]);
     check(int4mm_prepack(&s.panels[i], &s.b[i], INT4MM_B_KN, INT4MM_TWOS_COMPLEMENT));
   }
+  filled_tensor(&s.a8, M, K, INT4MM_INT8, 3);
+  filled_tensor(&s.a16, M, K, INT4MM_FLOAT16, 0x3a);
+  random_tensor(&s.groups, 2, (K + 31) / 32, N, INT4MM_FLOAT32, 4);
+  filled_tensor(&s.factors, (K + 31) / 32, N, INT4MM_INT8, 7);
+  filled_tensor(&s.zeros, (K + 31) / 32, N, INT4MM_INT8, 2);
   s.fc = allocate((size_t)(M * N) * 4);
   s.ua = allocate((size_t)(M * K));
   memset(s.ua, 3, (size_t)(M * K));
@@ -311,7 +396,8 @@ static setting prepare(int64_t M, int64_t K, int64_t N, int threads, bool cold, 
 
 static void discard(setting *s) {
   int4mm_tensor_release(&s->a), int4mm_tensor_release(&s->scale_a), int4mm_tensor_release(&s->scale_b);
-  int4mm_tensor_release(&s->out);
+  int4mm_tensor_release(&s->out), int4mm_tensor_release(&s->a8), int4mm_tensor_release(&s->a16);
+  int4mm_tensor_release(&s->groups), int4mm_tensor_release(&s->factors), int4mm_tensor_release(&s->zeros);
   for (int i = 0; i < s->copies; i++) int4mm_tensor_release(&s->b[i]), int4mm_tensor_release(&s->panels[i]);
   free(s->b), free(s->panels), free(s->fa), free(s->fb), free(s->fc), free(s->ua);
 }
@@ -329,9 +415,11 @@ static contender *add(contender *list, int *count, const char *name, const char 
 }
 
 typedef struct options {
-  bool json, blas, dnnl, cpu_time;
+  bool json, blas, dnnl, cpu_time, kinds;
   int rounds;
   const char *only;
+  bench_shape shapes[MAX_SHAPES];
+  int shape_count, threads[MAX_THREADS], thread_count;
 } options;
 
 static int list_contenders(contender *list, const setting *s, const options *o) {
@@ -341,9 +429,12 @@ static int list_contenders(contender *list, const setting *s, const options *o) 
   add(list, &count, "int4mm", best, 0, false);
   add(list, &count, "int4mm prepacked", best, 0, true);
   if (large) add(list, &count, "int4mm classical", best, -1, false);
-  if (large) add(list, &count, "int4mm strassen 1", best, 1, false);
-  if (large) add(list, &count, "int4mm strassen 2", best, 2, false);
-  for (int i = 1; int4mm_cpu_isa_at(i); i++) {
+  for (int i = 0; o->kinds && i < KINDS; i++) {
+    add(list, &count, kinds[i].name, best, 0, false)->kind = &kinds[i];
+  }
+  if (large && !o->kinds) add(list, &count, "int4mm strassen 1", best, 1, false);
+  if (large && !o->kinds) add(list, &count, "int4mm strassen 2", best, 2, false);
+  for (int i = 1; !o->kinds && int4mm_cpu_isa_at(i); i++) {
     const char *isa = int4mm_cpu_isa_at(i);
     char name[32];
     snprintf(name, sizeof name, "int4mm %s", isa);
@@ -354,10 +445,9 @@ static int list_contenders(contender *list, const setting *s, const options *o) 
   if (o->dnnl) add(list, &count, "oneDNN u8s8", best, 0, false)->run = run_dnnl;
 #endif
   if (large && have_dot_products()) add(list, &count, "vpdpbusd alone", best, 0, false)->run = run_ceiling;
-  if (!o->only) return count;
   int kept = 0;
   for (int i = 0; i < count; i++) {
-    if (strstr(list[i].name, o->only)) list[kept++] = list[i];
+    if (selected(o->only, list[i].name)) list[kept++] = list[i];
   }
   return kept;
 }
@@ -377,12 +467,18 @@ static double time_one(const setting *s, const contender *c, int *iteration) {
   return least;
 }
 
-static void report(const setting *s, contender *list, int count, const options *o, bool cold, double ceiling,
-                   double memory) {
+/* Rates of the machine: the largest over the rounds. */
+typedef struct ceilings {
+  double dot, fma, memory; /* GOPS, GOPS, GB/s */
+} ceilings;
+
+static void report(const setting *s, contender *list, int count, const options *o, bool cold, const ceilings *most) {
   double operations = 2.0 * (double)s->M * (double)s->K * (double)s->N, ours = list[0].times[0];
   for (int i = 0; i < count; i++) {
     double least = list[i].times[0], median = list[i].times[o->rounds / 2], gops = operations / least / 1e9;
-    double weight = (double)(s->K * s->N) / 2 / least / 1e9;
+    double weight = (double)(s->K * s->N) / 2 / least / 1e9, memory = most->memory;
+    bool floats = list[i].run == run_blas || (list[i].kind && list[i].kind->dtype_a == INT4MM_FLOAT16);
+    double ceiling = floats ? most->fma : most->dot;
     if (o->json) {
       printf("{\"M\":%" PRId64 ",\"K\":%" PRId64 ",\"N\":%" PRId64 ",\"threads\":%d,\"cold\":%s,\"name\":\"%s\","
              "\"ms\":%.5f,\"median_ms\":%.5f,\"gops\":%.1f,\"ceiling_gops\":%.1f,\"memory_gbs\":%.2f,"
@@ -402,8 +498,9 @@ static void report(const setting *s, contender *list, int count, const options *
   fflush(stdout);
 }
 
-static void run_shape(int64_t M, int64_t K, int64_t N, int threads, bool cold, const options *o,
-                      const uint64_t *memory) {
+/* Returns how many contenders were timed. */
+static int run_shape(bench_shape shape, int threads, bool cold, const options *o, const uint64_t *memory) {
+  const int64_t M = shape.M, K = shape.K, N = shape.N;
   contender list[MAX_CONTENDERS];
   check(int4mm_set_cpu_isa(NULL));
   check(int4mm_set_num_threads(threads));
@@ -415,51 +512,61 @@ static void run_shape(int64_t M, int64_t K, int64_t N, int threads, bool cold, c
   if (o->dnnl) prepare_dnnl(&s);
 #endif
   int count = list_contenders(list, &s, o), iteration = 0;
-  double ceiling = 0, rate = 0;
+  ceilings most = {0};
   const int64_t weight = K * N / 2 < READ_BYTES ? K * N / 2 : READ_BYTES;
   for (int round = 0; round < o->rounds; round++) {
     double c = ceiling_gops(threads), r = M <= 16 ? read_rate(memory, cold ? READ_BYTES : weight, threads) : 1;
-    ceiling = c > ceiling ? c : ceiling;
-    rate = r > rate ? r : rate;
+    double f = fma_gops(threads);
+    most.dot = c > most.dot ? c : most.dot;
+    most.memory = r > most.memory ? r : most.memory;
+    most.fma = f > most.fma ? f : most.fma;
     for (int i = 0; i < count; i++) list[i].times[round] = time_one(&s, &list[i], &iteration);
   }
   for (int i = 0; i < count; i++) qsort(list[i].times, (size_t)o->rounds, sizeof(double), compare);
-  report(&s, list, count, o, cold, ceiling, rate);
+  report(&s, list, count, o, cold, &most);
 #ifdef HAVE_DNNL_HEADER
   if (o->dnnl) p_dnnl_primitive_destroy(product);
   for (int i = 0; o->dnnl && i < s.copies; i++) p_dnnl_memory_destroy(weights[i]);
 #endif
   discard(&s);
+  return count;
 }
 
-int main(int argc, char **argv) {
-  static int64_t shapes[32][3] = {{1024, 1024, 1024}, {2048, 2048, 2048}, {4096, 4096, 4096}, {1, 4096, 4096},
-                                  {1, 4096, 14336},   {16, 4096, 4096},   {128, 4096, 4096}};
-  int shape_count = 7, given = 0, threads[8] = {1, omp_get_num_procs()}, thread_count = threads[1] > 1 ? 2 : 1;
-  options o = {.rounds = 7};
+static const bench_shape SHAPES[] = {{1024, 1024, 1024}, {2048, 2048, 2048}, {4096, 4096, 4096}, {1, 4096, 4096},
+                                     {1, 4096, 14336},   {16, 4096, 4096},   {128, 4096, 4096}};
+
+static options parse(int argc, char **argv) {
+  options o = {.rounds = 7, .shape_count = sizeof SHAPES / sizeof *SHAPES, .threads = {1, omp_get_num_procs()}};
+  memcpy(o.shapes, SHAPES, sizeof SHAPES);
+  o.thread_count = o.threads[1] > 1 ? 2 : 1;
   for (int i = 1; i < argc; i++) {
-    const char *value = i + 1 < argc ? argv[i + 1] : "";
-    if (!strcmp(argv[i], "--json")) {
+    const char *value;
+    if (!strcmp(argv[i], "--help")) {
+      printf("%s\n", USAGE);
+      exit(0);
+    } else if (!strcmp(argv[i], "--json")) {
       o.json = true;
     } else if (!strcmp(argv[i], "--cpu-time")) {
       o.cpu_time = true;
-    } else if (!strcmp(argv[i], "--only")) {
-      o.only = value, i++;
-    } else if (!strcmp(argv[i], "--rounds") && atoi(value) >= 1 && atoi(value) <= MAX_ROUNDS) {
-      o.rounds = atoi(value), i++;
-    } else if (!strcmp(argv[i], "--threads") && atoi(value) >= 1) {
-      thread_count = sscanf(value, "%d,%d,%d,%d", threads, threads + 1, threads + 2, threads + 3), i++;
-    } else if (!strcmp(argv[i], "--shape") && given < 32) {
-      int64_t *s = shapes[given++];
-      if (sscanf(value, "%" SCNd64 ",%" SCNd64 ",%" SCNd64, s, s + 1, s + 2) != 3 || s[1] % 8 || s[0] < 1 || s[1] < 8 ||
-          s[2] < 1) {
-        fail("--shape", "expected M,K,N with K a multiple of 8");
-      }
-      shape_count = given, i++;
+    } else if (!strcmp(argv[i], "--kinds")) {
+      o.kinds = true;
+    } else if ((value = option_value(argc, argv, &i, "--only"))) {
+      o.only = value;
+    } else if ((value = option_value(argc, argv, &i, "--rounds"))) {
+      o.rounds = option_count("--rounds", value, 1, MAX_ROUNDS);
+    } else if ((value = option_value(argc, argv, &i, "--threads"))) {
+      o.thread_count = option_threads("--threads", value, o.threads, MAX_THREADS);
+    } else if ((value = option_value(argc, argv, &i, "--shapes"))) {
+      o.shape_count = option_shapes("--shapes", value, o.shapes, MAX_SHAPES);
     } else {
-      fail(argv[i], "expected --json, --cpu-time, --threads 1,2, --shape M,K,N, --rounds 1..101 or --only text");
+      fail(argv[i], USAGE);
     }
   }
+  return o;
+}
+
+int main(int argc, char **argv) {
+  options o = parse(argc, argv);
   o.blas = open_blas();
   if (!o.blas) fprintf(stderr, "cpu_peers: OpenBLAS is skipped: no libopenblas.so.0 (libopenblas-dev)\n");
 #ifdef HAVE_DNNL_HEADER
@@ -472,12 +579,13 @@ int main(int argc, char **argv) {
   memset(memory, 1, READ_BYTES);
   if (!o.json)
     printf("    M     K     N thr      contender                     ms  median ms      GOPS  ceiling  vs int4mm\n");
-  for (int i = 0; i < shape_count; i++) {
-    for (int t = 0; t < thread_count; t++) {
-      const int64_t *s = shapes[i];
-      run_shape(s[0], s[1], s[2], threads[t], false, &o, memory);
-      if (s[0] <= 16) run_shape(s[0], s[1], s[2], threads[t], true, &o, memory);
+  int timed = 0;
+  for (int i = 0; i < o.shape_count; i++) {
+    for (int t = 0; t < o.thread_count; t++) {
+      timed += run_shape(o.shapes[i], o.threads[t], false, &o, memory);
+      if (o.shapes[i].M <= 16) timed += run_shape(o.shapes[i], o.threads[t], true, &o, memory);
     }
   }
+  if (!timed) refuse("--only", o.only ? o.only : "", "a part of a contender's name: nothing was timed");
   return 0;
 }

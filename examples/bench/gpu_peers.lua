@@ -24,6 +24,7 @@ local json = require "cjson"
 local cublas = require "cublas"
 local q = require "int4mm"
 local bench = require "bench"
+local options = require "options"
 local describe = require "gpu_peers_report"
 
 local SHAPES = "512x512x512,1024x1024x1024,2048x2048x2048,4096x4096x4096,8192x8192x8192,16384x16384x16384,"
@@ -41,43 +42,6 @@ local CHECKED = 1e11          -- multiplications that the CPU does to check a re
 
 -- ---- arguments ----
 
-local function parse_shapes(text)
-  local list = {}
-  for item in text:gmatch "[^,]+" do
-    local M, K, N = item:match "^(%d+)x(%d+)x(%d+)$"
-    if not M then return nil, ("a shape is MxKxN, such as 1024x1024x1024; %q is not"):format(item) end
-    if K % 8 ~= 0 then return nil, ("K is %s in %s, expected a multiple of 8"):format(K, item) end
-    if M * K * N == 0 then return nil, ("%s is empty"):format(item) end
-    list[#list + 1] = { name = item, M = tonumber(M), K = tonumber(K), N = tonumber(N) }
-  end
-  return list
-end
-
-local function parse_peers(text)
-  local list = {}
-  for item in text:gmatch "[^,]+" do
-    if not cublas.peers[item] and item ~= "none" then
-      return nil, ("a peer is one of %s, or none; %q is not"):format(table.concat(PEERS, ", "), item)
-    end
-    if item ~= "none" then list[#list + 1] = item end
-  end
-  return list
-end
-
-local function parse_count(least)
-  return function(text)
-    local count = tonumber(text)
-    if count and count >= least and count % 1 == 0 and count < 1e6 then return count end
-    return nil, ("%q is not a whole number from %d"):format(text, least)
-  end
-end
-
-local function parse_seconds(text)
-  local seconds = tonumber(text)
-  if seconds and seconds > 0 and seconds <= 3600 then return seconds end
-  return nil, ("%q is not a number of seconds"):format(text)
-end
-
 local function parse_arguments()
   local parser = argparse("gpu_peers.lua",
     "Times the int4 product on a GPU beside cuBLAS fp16, cuBLASLt int8 and cuBLASLt fp8 (e4m3), all in this process.",
@@ -86,21 +50,25 @@ local function parse_arguments()
     .. "bit (a large one: rows throughout it); x is the time of the peer before it over that of int4mm.\n"
     .. "Exit status: 0; 1 when a result is wrong or int4mm failed, and when there is no GPU, after a line that says\n"
     .. 'why (with --json that is {"skipped": "why"} and status 0).')
-  parser:option("--shapes", "MxKxN,... instead of the usual 23"):convert(parse_shapes):argname "<list>"
-  parser:option("--peers", "of " .. table.concat(PEERS, ",") .. ", or none"):convert(parse_peers):argname "<list>"
+  parser:option("--shapes", "MxKxN,... instead of the usual 23"):convert(options.shapes):argname "<list>"
+  parser:option("--only", "contenders, of int4mm," .. table.concat(PEERS, ",") .. "; int4mm is timed anyway")
+    :convert(options.only { "int4mm", unpack(PEERS) }):argname "<list>"
   parser:option("--kernel", "the int4mm kernel to take instead of the best"):argname "<name>"
-  parser:option("--repeats", "replays that are timed", "15"):convert(parse_count(1)):argname "<count>"
-  parser:option("--sets", "at most so many sets of operands to rotate over", "24"):convert(parse_count(1))
+  parser:option("--rounds", "replays that are timed", "15"):convert(options.count(1)):argname "<count>"
+  parser:option("--sets", "at most so many sets of operands to rotate over", "24"):convert(options.count(1))
     :argname "<count>"
-  parser:option("--warm", "replays for so long before those that are timed", "0.5"):convert(parse_seconds)
+  parser:option("--warm", "replays for so long before those that are timed", "0.5"):convert(options.seconds)
     :argname "<time>"
-  parser:option("--seconds", "also run each contender for so long, for a sustained figure"):convert(parse_seconds)
+  parser:option("--sustained", "also run each contender for so long, for a sustained figure"):convert(options.seconds)
     :argname "<time>"
-  parser:option("--seed", "of the random data", "1"):convert(parse_count(0)):argname "<number>"
+  parser:option("--seed", "of the random data", "1"):convert(options.count(0)):argname "<number>"
   parser:flag("--json", "print JSON instead of a table")
   local arguments = parser:parse()
-  arguments.shapes = arguments.shapes or parse_shapes(SHAPES)
-  arguments.peers = arguments.peers or PEERS
+  arguments.shapes = arguments.shapes or options.shapes(SHAPES)
+  arguments.peers = {}
+  for _, name in ipairs(arguments.only or PEERS) do
+    if name ~= "int4mm" then arguments.peers[#arguments.peers + 1] = name end
+  end
   return arguments
 end
 
@@ -222,10 +190,10 @@ local function measure(call, sets, before)
   local graph = capture(call, sets, calls)
   if before then before() end
   cublas.replay(graph, stream.handle, 1, math.max(3, math.ceil(arguments.warm / (seconds * calls))))
-  local times = cublas.replay(graph, stream.handle, arguments.repeats)
+  local times = cublas.replay(graph, stream.handle, arguments.rounds)
   local result = { seconds = bench.median(times) / calls, sets = sets, calls = calls, repeats = #times }
-  if arguments.seconds then
-    local replays, clocks = math.ceil(arguments.seconds / (result.seconds * calls)), nil
+  if arguments.sustained then
+    local replays, clocks = math.ceil(arguments.sustained / (result.seconds * calls)), nil
     local sustained = cublas.replay(graph, stream.handle, 1, replays, function() clocks = read_clocks() end)[1]
     result.sustained = { seconds = sustained / calls, clocks = clocks }
   end
@@ -417,7 +385,7 @@ local function run()
   local workspace = q.empty { WORKSPACE, dtype = "int8", device = DEVICE }
   q.synchronize(DEVICE)
   local report = {
-    version = q._VERSION, gpu = gpu, runtime = runtime, peers = arguments.peers, seconds = arguments.seconds,
+    version = q._VERSION, gpu = gpu, runtime = runtime, peers = arguments.peers, sustained = arguments.sustained,
     warm = arguments.warm, clocks_before = read_clocks(), ceilings = {}, shapes = {},
   }
   report.libraries = cublas.open(stream.handle, workspace:data(), WORKSPACE)

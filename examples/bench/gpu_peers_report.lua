@@ -124,8 +124,8 @@ return function(report)
   add("clocks before: %s", clocks_text(report.clocks_before))
   add("clocks after:  %s\n", clocks_text(report.clocks_after))
   add(times_table(report))
-  if report.seconds then
-    add("\nSustained for %g s each, clock and power meanwhile:\n", report.seconds)
+  if report.sustained then
+    add("\nSustained for %g s each, clock and power meanwhile:\n", report.sustained)
     add(sustained_table(report))
   end
   add("\n" .. ceilings(report))

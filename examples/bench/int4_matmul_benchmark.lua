@@ -1,4 +1,4 @@
---- Speed and accuracy of the int4 product over a list of sizes, on every backend at hand.
+--- Speed and accuracy of the int4 product over a list of shapes, on every backend at hand.
 --
 --     luajit examples/bench/int4_matmul_benchmark.lua --help
 
@@ -15,13 +15,12 @@ local ffi = require "ffi"
 local json = require "cjson"
 local q = require "int4mm"
 local bench = require "bench"
+local options = require "options"
 
-local SIZES = {
-  "1x4096x4096", "16x4096x4096", "128x4096x4096", "256x256x256", "512x512x512", "1024x1024x1024", "2048x2048x2048",
-  "4096x4096x4096",
-}
+local SHAPES = "1x4096x4096,16x4096x4096,128x4096x4096,256x256x256,512x512x512,1024x1024x1024,2048x2048x2048,"
+  .. "4096x4096x4096"
 
--- Each has a product and the device its operands belong on; prepare(b_packed) is done once a size.
+-- Each has a product and the device its operands belong on; prepare(b_packed) is done once a shape.
 local BACKENDS = {
   { name = "cpu", device = "cpu", multiply = q.int4_matmul_cpu },
   { name = "prepacked", device = "cpu", multiply = q.int4_matmul_cpu, prepare = q.prepack },
@@ -30,46 +29,23 @@ local BACKENDS = {
 
 -- ---- arguments ----
 
-local function parse_size(text)
-  local M, K, N = text:match("^(%d+)x(%d+)x(%d+)$")
-  if not M then return nil, ("a size is MxKxN, such as 1024x1024x1024; %q is not"):format(text) end
-  if K % 8 ~= 0 then return nil, ("K is %s in %s, expected a multiple of 8"):format(K, text) end
-  return { name = text, M = tonumber(M), K = tonumber(K), N = tonumber(N) }
-end
-
-local function parse_backend(text)
-  for _, backend in ipairs(BACKENDS) do
-    if backend.name == text then return text end
-  end
-  return nil, ("backend %q must be one of 'cpu', 'prepacked', 'cuda'"):format(text)
-end
-
-local function parse_threads(text)
-  local threads = tonumber(text)
-  if threads and threads >= 1 and threads % 1 == 0 then return threads end
-  return nil, ("threads are a whole number from 1; %q is not"):format(text)
-end
-
 local function parse_arguments()
   local parser = argparse("int4_matmul_benchmark.lua",
     "Times the int4 product, and measures what quantising to int4 costs in accuracy.\n"
-    .. "The operands of a size stay the same from call to call, so that small ones come from cache.",
+    .. "The operands of a shape stay the same from call to call, so that small ones come from cache.",
     "Columns: time is the median of a call; TOPS counts 2 M K N operations; memory is that of the packed operands\n"
     .. "and their scales, beside the same in fp16; exact says that a sample of rows equals the plain-LuaJIT oracle\n"
     .. "bit for bit; error is the root mean square of (quantised - float) over that of float, for normal random data.")
-  parser:option("--sizes", "sizes as MxKxN"):args("+"):convert(parse_size)
-  parser:option("--backend", "backends to time: cpu, prepacked (the CPU with a prepacked weight), cuda")
-    :args("+"):convert(parse_backend)
-  parser:option("--threads", "threads on the CPU"):convert(parse_threads)
+  parser:option("--shapes", "MxKxN,... instead of the usual 8"):convert(options.shapes):argname "<list>"
+  parser:option("--only", "backends, of cpu,prepacked,cuda (prepacked: the CPU with a prepacked weight)")
+    :convert(options.only { "cpu", "prepacked", "cuda" }):argname "<list>"
+  parser:option("--threads", "threads on the CPU"):convert(options.count(1)):argname "<count>"
   parser:option("--isa", "instruction set on the CPU"):choices(q.cpu_isas())
-  parser:option("--seconds", "time for each row of the table", "0.5"):convert(tonumber)
-  parser:option("--seed", "of the random data", "1"):convert(tonumber)
+  parser:option("--seconds", "time for each row of the table", "0.5"):convert(options.seconds):argname "<time>"
+  parser:option("--seed", "of the random data", "1"):convert(options.count(0)):argname "<number>"
   parser:flag("--json", "print JSON instead of a table")
   local arguments = parser:parse()
-  if not arguments.sizes then
-    arguments.sizes = {}
-    for i, text in ipairs(SIZES) do arguments.sizes[i] = parse_size(text) end
-  end
+  arguments.shapes = arguments.shapes or options.shapes(SHAPES)
   return arguments
 end
 
@@ -111,8 +87,8 @@ local function normal(rows, columns, seed, sequence)
 end
 
 -- Rows and columns of a product do not influence one another, so a block of it shows the error of the whole.
-local function quantising_error(size, seed)
-  local M, K, N = math.min(size.M, 32), size.K, math.min(size.N, 128)
+local function quantising_error(shape, seed)
+  local M, K, N = math.min(shape.M, 32), shape.K, math.min(shape.N, 128)
   local a, b = normal(M, K, seed, 10), normal(K, N, seed, 20)
   local a_packed, scale_a = q.quantize(a)
   local b_packed, scale_b = q.quantize(b, { dim = 1 })
@@ -138,41 +114,41 @@ end
 local ORACLE_PRODUCTS = 5e7 -- what the oracle does in some tenths of a second
 
 -- Whether the first rows of `out` are what the oracle says.
-local function is_exact(size, operands, out)
-  local rows = math.min(size.M, math.max(1, math.floor(ORACLE_PRODUCTS / math.max(size.K * size.N, 1))))
+local function is_exact(shape, operands, out)
+  local rows = math.min(shape.M, math.max(1, math.floor(ORACLE_PRODUCTS / math.max(shape.K * shape.N, 1))))
   local expected = q.int4_matmul_reference(operands[1]:narrow(1, 1, rows), operands[2],
     operands[3]:narrow(1, 1, rows), operands[4])
   return (out:narrow(1, 1, rows):equal(expected))
 end
 
-local function measure(size, backend, arguments)
-  local a_packed, b_packed, scale_a, scale_b = q.generate_test_data(size.M, size.K, size.N,
+local function measure(shape, backend, arguments)
+  local a_packed, b_packed, scale_a, scale_b = q.generate_test_data(shape.M, shape.K, shape.N,
     { seed = arguments.seed, device = backend.device })
   local weight = backend.prepare and backend.prepare(b_packed) or b_packed
-  local out = q.empty { size.M, size.N, dtype = "float16", device = backend.device }
+  local out = q.empty { shape.M, shape.N, dtype = "float16", device = backend.device }
   local opts = { out = out }
   local seconds, samples = bench.time(function() backend.multiply(a_packed, weight, scale_a, scale_b, opts) end,
     { seconds = arguments.seconds, finish = backend.finish })
-  local packed, fp16 = 0, 2 * (size.M * size.K + size.K * size.N)
+  local packed, fp16 = 0, 2 * (shape.M * shape.K + shape.K * shape.N)
   for _, t in ipairs { a_packed, b_packed, scale_a, scale_b } do packed = packed + t:bytes() end
   return {
-    M = size.M, K = size.K, N = size.N, size = size.name, backend = backend.name,
+    M = shape.M, K = shape.K, N = shape.N, shape = shape.name, backend = backend.name,
     kernel = a_packed.device == "cpu" and q.cpu_isa() or q.explain(a_packed, weight, scale_a, scale_b).kernel,
-    seconds = seconds, samples = samples, tops = 2 * size.M * size.K * size.N / seconds * 1e-12,
+    seconds = seconds, samples = samples, tops = 2 * shape.M * shape.K * shape.N / seconds * 1e-12,
     bytes = packed, fp16_bytes = fp16,
-    exact = is_exact(size, { a_packed, b_packed, scale_a, scale_b }, out),
+    exact = is_exact(shape, { a_packed, b_packed, scale_a, scale_b }, out),
   }
 end
 
 local function run(arguments, backends)
   local results = {}
-  local step = bench.progress(#arguments.sizes * (#backends + 1))
-  for _, size in ipairs(arguments.sizes) do
-    step(size.name .. " accuracy")
-    local err = quantising_error(size, arguments.seed)
+  local step = bench.progress(#arguments.shapes * (#backends + 1))
+  for _, shape in ipairs(arguments.shapes) do
+    step(shape.name .. " accuracy")
+    local err = quantising_error(shape, arguments.seed)
     for _, backend in ipairs(backends) do
-      step(size.name .. " " .. backend.name)
-      local result = measure(size, backend, arguments)
+      step(shape.name .. " " .. backend.name)
+      local result = measure(shape, backend, arguments)
       result.error = err
       results[#results + 1] = result
     end
@@ -187,7 +163,7 @@ local function print_table(report)
   local rows = { { "M x K x N", "backend", "kernel", "time", "TOPS", "memory", "fp16", "ratio", "exact", "error" } }
   for _, r in ipairs(report.results) do
     rows[#rows + 1] = {
-      r.size, r.backend, r.kernel, bench.duration(r.seconds), ("%.3f"):format(r.tops), bench.size(r.bytes),
+      r.shape, r.backend, r.kernel, bench.duration(r.seconds), ("%.3f"):format(r.tops), bench.size(r.bytes),
       bench.size(r.fp16_bytes), ("%.2fx"):format(r.fp16_bytes / r.bytes), r.exact and "yes" or "NO",
       ("%.1f%%"):format(100 * r.error),
     }
@@ -203,7 +179,11 @@ end
 local arguments = parse_arguments()
 if arguments.threads then q.set_num_threads(arguments.threads) end
 if arguments.isa then q.set_cpu_isa(arguments.isa) end
-local backends, missing = choose_backends(arguments.backend)
+local backends, missing = choose_backends(arguments.only)
+if #backends == 0 then
+  io.stderr:write("int4_matmul_benchmark: nothing was timed: ", missing[1].reason, "\n")
+  os.exit(1)
+end
 local report = { version = q._VERSION, cpu = q.device_info("cpu"), missing = missing }
 for _, backend in ipairs(backends) do
   if backend.device ~= "cpu" then report.gpu = q.device_info(backend.device) end

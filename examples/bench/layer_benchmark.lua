@@ -15,6 +15,7 @@ local argparse = require "argparse"
 local json = require "cjson"
 local q = require "int4mm"
 local bench = require "bench"
+local options = require "options"
 
 local DEVICE = "cuda:0"
 
@@ -40,19 +41,22 @@ local ROWS, WEIGHTS = { 1, 16, 64, 256, 1024, 4096 }, { { 4096, 4096 }, { 4096, 
 
 -- ---- arguments ----
 
-local function parse_size(text)
-  local M, K, N = text:match("^(%d+)x(%d+)x(%d+)$")
-  if not M then return nil, ("a size is MxKxN, such as 16x4096x14336; %q is not"):format(text) end
-  if K % 256 ~= 0 then return nil, ("K is %s in %s, expected a multiple of 256"):format(K, text) end
-  return { M = tonumber(M), K = tonumber(K), N = tonumber(N) }
+local function parse_shapes(text)
+  local list, reason = options.shapes(text)
+  for _, shape in ipairs(list or {}) do
+    if shape.K % 256 ~= 0 then
+      return nil, ("K is %d in %s, expected a multiple of 256"):format(shape.K, shape.name)
+    end
+  end
+  return list, reason
 end
 
-local function all_sizes()
-  local sizes = {}
+local function all_shapes()
+  local shapes = {}
   for _, weight in ipairs(WEIGHTS) do
-    for _, M in ipairs(ROWS) do sizes[#sizes + 1] = { M = M, K = weight[1], N = weight[2] } end
+    for _, M in ipairs(ROWS) do shapes[#shapes + 1] = { M = M, K = weight[1], N = weight[2] } end
   end
-  return sizes
+  return shapes
 end
 
 local function parse_arguments()
@@ -62,14 +66,15 @@ local function parse_arguments()
     "A scheme is w4a4, w4a8 or w4a16 (what the activations are), then g and the size of groups with a float scale\n"
     .. "each, or f with an integer one, then z where there are zero points. A product has its activations quantised\n"
     .. "beforehand; a layer quantises bfloat16 ones (for int4 rotated by 256), adds a bias and gives bfloat16.")
-  parser:option("--sizes", "sizes as MxKxN"):args("+"):convert(parse_size)
-  parser:option("--schemes", "schemes: " .. table.concat(names, ", ")):args("+"):choices(names)
-  parser:option("--samples", "launches of each graph, of which the median counts", "9"):convert(tonumber)
+  parser:option("--shapes", "MxKxN,... instead of the usual 18"):convert(parse_shapes):argname "<list>"
+  parser:option("--only", "schemes, of " .. table.concat(names, ",")):convert(options.only(names)):argname "<list>"
+  parser:option("--rounds", "launches of each graph, of which the median counts", "9"):convert(options.count(1))
+    :argname "<count>"
   parser:flag("--products", "products alone")
   parser:flag("--json", "print JSON instead of a table")
   local arguments = parser:parse()
-  arguments.sizes = arguments.sizes or all_sizes()
-  arguments.schemes = arguments.schemes or names
+  arguments.shapes = arguments.shapes or all_shapes()
+  arguments.only = arguments.only or names
   return arguments
 end
 
@@ -108,14 +113,14 @@ end
 -- ---- timing ----
 
 -- Microseconds of a call within a graph of some forty: the median.
-local function time(call, count, samples)
+local function time(call, count, rounds)
   local calls = math.max(count, math.floor(40 / count) * count)
   local graph = q.graph(function()
     for i = 1, calls do call((i - 1) % count + 1) end
   end, { warmup = 1 })
   local times, start, stop = {}, q.event(), q.event()
   for _ = 1, 5 do graph:launch() end
-  for i = 1, samples do
+  for i = 1, rounds do
     start:record()
     graph:launch()
     stop:record()
@@ -137,12 +142,12 @@ local function quantised(scheme, x)
   return q.quantize(x, { dtype = scheme.a == "int8" and "int8" or nil })
 end
 
-local function measure(size, scheme, weights, arguments)
-  local x = q.random(q.empty { size.M, size.K }, { seed = 9, low = -1, high = 1 }):to("bfloat16"):to(DEVICE)
-  local out = q.empty { size.M, size.N, dtype = "bfloat16", device = DEVICE }
-  local bias = q.full({ size.N, device = DEVICE }, 0.5)
+local function measure(shape, scheme, weights, arguments)
+  local x = q.random(q.empty { shape.M, shape.K }, { seed = 9, low = -1, high = 1 }):to("bfloat16"):to(DEVICE)
+  local out = q.empty { shape.M, shape.N, dtype = "bfloat16", device = DEVICE }
+  local bias = q.full({ shape.N, device = DEVICE }, 0.5)
   local a, scales = quantised(scheme, x)
-  local workspace = q.empty { math.max(1, q.linear_workspace(size.M, size.K, { activations = scheme.a })),
+  local workspace = q.empty { math.max(1, q.linear_workspace(shape.M, shape.K, scheme.a)),
     dtype = "int8", device = DEVICE }
   local product, layer = {}, {}
   for i, w in ipairs(weights) do
@@ -150,14 +155,14 @@ local function measure(size, scheme, weights, arguments)
     layer[i] = with(w.opts, { out = out, bias = bias, activations = scheme.a, rotate = scheme.rotate,
       workspace = workspace })
   end
-  local result = with(size, { scheme = scheme.name })
+  local result = with({ M = shape.M, K = shape.K, N = shape.N }, { scheme = scheme.name })
   result.kernel = q.explain(a, weights[1].words, scales, weights[1].scales, product[1]).kernel
   result.product = time(function(i)
     q.int4_matmul(a, weights[i].words, scales, weights[i].scales, product[i])
-  end, #weights, arguments.samples)
+  end, #weights, arguments.rounds)
   if not arguments.products then
     result.layer = time(function(i) q.int4_linear(x, weights[i].words, weights[i].scales, layer[i]) end, #weights,
-      arguments.samples)
+      arguments.rounds)
   end
   return result
 end
@@ -169,12 +174,12 @@ local function scheme_of(name)
 end
 
 local function run(arguments)
-  local results, step = {}, bench.progress(#arguments.sizes * #arguments.schemes)
-  for _, size in ipairs(arguments.sizes) do
-    for _, name in ipairs(arguments.schemes) do
+  local results, step = {}, bench.progress(#arguments.shapes * #arguments.only)
+  for _, shape in ipairs(arguments.shapes) do
+    for _, name in ipairs(arguments.only) do
       local scheme = scheme_of(name)
-      step(("%dx%dx%d %s"):format(size.M, size.K, size.N, name))
-      results[#results + 1] = measure(size, scheme, make_weights(scheme, size.K, size.N), arguments)
+      step(("%dx%dx%d %s"):format(shape.M, shape.K, shape.N, name))
+      results[#results + 1] = measure(shape, scheme, make_weights(scheme, shape.K, shape.N), arguments)
       collectgarbage()
     end
   end
@@ -199,8 +204,8 @@ end
 local arguments = parse_arguments()
 local there, reason = q.cuda_available()
 if not there then
-  io.stderr:write("layer_benchmark.lua: no GPU can be used: ", reason, "\n")
-  os.exit(2)
+  io.stderr:write("layer_benchmark: nothing was timed: ", reason, "\n")
+  os.exit(1)
 end
 local results = run(arguments)
 if arguments.json then

@@ -2,13 +2,13 @@
  * Times the CPU backend's threads where cores are short: alone, beside a busy neighbour, confined to one core after the
  * first call, several processes at once, in a forked child.
  *
- *   pool_bench [--seconds 0.3] [--rounds 5] [--threads n] library...
+ *   pool_bench [--seconds 0.3] [--rounds 5] [--threads n] [--shapes MxKxN,...] [--only title,...] library...
  *
  * Each library is a build of libint4mm.so, or `dnnl` for oneDNN (u8 x s8, prepacked weights; needs dnnl.h and
  * libdnnl.so.2). Every measurement is a process of its own; libraries take turns, so that all see the same machine.
  * Figures are milliseconds a call, "at once" the calls of all processes in a second: the best over the rounds, with
  * their median behind it. Threads are each library's default unless --threads says otherwise; `1 thread` is for
- * comparison.
+ * comparison. --only: rows with one of these texts in their title.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -24,27 +24,24 @@
 #include <unistd.h>
 
 #include "int4mm.h"
+#include "options.h"
 
 #if __has_include(<dnnl.h>)
 #include <dnnl.h>
 #define HAVE_DNNL_HEADER 1
 #endif
 
-enum { MAX_LIBRARIES = 8, MAX_ROUNDS = 99, PROCESSES = 4 };
+enum { MAX_LIBRARIES = 8, MAX_ROUNDS = 99, MAX_SHAPES = 32, PROCESSES = 4 };
 
-typedef struct shape {
-  int64_t M, K, N;
-} shape;
+static const char *const USAGE = "pool_bench [--seconds 0.3] [--rounds 5] [--threads n] [--shapes MxKxN,...] "
+                                 "[--only title,...] library...";
+
+typedef bench_shape shape;
 
 typedef enum scene { ALONE, NEIGHBOUR, CONFINED, AT_ONCE, FORKED } scene;
 
 static double seconds = 0.3;
 static int rounds = 5, chosen_threads;
-
-static void fail(const char *what, const char *why) {
-  fprintf(stderr, "pool_bench: %s: %s\n", what, why);
-  exit(1);
-}
 
 static double now(void) {
   struct timespec t;
@@ -259,28 +256,41 @@ static void row(const char *title, shape s, int count, char **libraries, scene w
   fflush(stdout);
 }
 
-int main(int argc, char **argv) {
-  static const shape shapes[] = {{1, 1024, 1024}, {1, 4096, 4096}, {16, 4096, 4096}, {2048, 2048, 2048}};
-  char *libraries[MAX_LIBRARIES];
-  const char *only = "";
+static shape shapes[MAX_SHAPES] = {{1, 1024, 1024}, {1, 4096, 4096}, {16, 4096, 4096}, {2048, 2048, 2048}};
+static int shape_count = 4;
+static const char *only;
+
+/* Fills the options; returns how many libraries were given. */
+static int parse(int argc, char **argv, char **libraries) {
   int count = 0;
   for (int i = 1; i < argc; i++) {
-    bool value = i + 1 < argc;
-    if (value && !strcmp(argv[i], "--seconds")) {
-      seconds = atof(argv[++i]);
-    } else if (value && !strcmp(argv[i], "--rounds")) {
-      rounds = atoi(argv[++i]);
-    } else if (value && !strcmp(argv[i], "--threads")) {
-      chosen_threads = atoi(argv[++i]);
-    } else if (value && !strcmp(argv[i], "--only")) {
-      only = argv[++i];
+    const char *value;
+    if (!strcmp(argv[i], "--help")) {
+      printf("%s\n", USAGE);
+      exit(0);
+    } else if ((value = option_value(argc, argv, &i, "--seconds"))) {
+      seconds = option_seconds("--seconds", value);
+    } else if ((value = option_value(argc, argv, &i, "--rounds"))) {
+      rounds = option_count("--rounds", value, 1, MAX_ROUNDS);
+    } else if ((value = option_value(argc, argv, &i, "--threads"))) {
+      chosen_threads = option_count("--threads", value, 1, 4096);
+    } else if ((value = option_value(argc, argv, &i, "--shapes"))) {
+      shape_count = option_shapes("--shapes", value, shapes, MAX_SHAPES);
+    } else if ((value = option_value(argc, argv, &i, "--only"))) {
+      only = value;
     } else if (count < MAX_LIBRARIES && argv[i][0] != '-') {
       libraries[count++] = argv[i];
     } else {
-      fail(argv[i], "expected [--seconds n] [--rounds n] [--threads n] [--only title] library...");
+      fail(argv[i], USAGE);
     }
   }
-  if (!count || rounds < 1 || rounds > MAX_ROUNDS) fail("arguments", "expected libraries, and 1 to 99 rounds");
+  if (!count) fail("no library is given", USAGE);
+  return count;
+}
+
+int main(int argc, char **argv) {
+  char *libraries[MAX_LIBRARIES];
+  int count = parse(argc, argv, libraries);
   static const struct {
     const char *title;
     scene where;
@@ -294,10 +304,14 @@ int main(int argc, char **argv) {
   for (int i = 0; i < count; i++)
     printf("%21s", strlen(libraries[i]) > 20 ? libraries[i] + strlen(libraries[i]) - 20 : libraries[i]);
   printf("\n");
+  bool timed = false;
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-    for (size_t j = 0; strstr(rows[i].title, only) && j < sizeof shapes / sizeof *shapes; j++) {
+    if (!selected(only, rows[i].title)) continue;
+    for (int j = 0; j < shape_count; j++) {
       row(rows[i].title, shapes[j], count, libraries, rows[i].where, rows[i].one_thread);
     }
+    timed = true;
   }
+  if (!timed) refuse("--only", only, "a part of a row's title: nothing was timed");
   return 0;
 }

@@ -22,6 +22,12 @@ __device__ __forceinline__ uint4 ld_shared_v4(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint2 ld_shared_v2(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+
 __device__ __forceinline__ uint32_t ld_shared(uint32_t address) {
   uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
@@ -34,6 +40,14 @@ __device__ __forceinline__ void st_shared_v4(uint32_t address, uint32_t x, uint3
 
 __device__ __forceinline__ void st_shared(uint32_t address, uint32_t x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_u16(uint32_t address, uint16_t x) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_u8(uint32_t address, uint8_t x) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"((uint32_t)x) : "memory");
 }
 
 /* Makes this thread's ordinary stores to shared memory visible to wgmma and the copy engine (the async proxy). */
@@ -83,6 +97,19 @@ __device__ __forceinline__ void cp_async16_line(uint32_t shared, const void *glo
 /* The same through L1, for what neighbours read as well. */
 __device__ __forceinline__ void cp_async16_l1(uint32_t shared, const void *global, uint32_t bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+/* 16 bytes each where `wanted` is not 0, without a branch. */
+__device__ __forceinline__ void cp_async16_if(uint32_t shared, const void *global, int wanted) {
+  asm volatile("{\n.reg .pred wanted;\nsetp.ne.s32 wanted, %2, 0;\n"
+               "@wanted cp.async.cg.shared.global [%0], [%1], 16;\n}\n" ::"r"(shared),
+               "l"(global), "r"(wanted)
+               : "memory");
+}
+__device__ __forceinline__ void cp_async16_l1_if(uint32_t shared, const void *global, int wanted) {
+  asm volatile("{\n.reg .pred wanted;\nsetp.ne.s32 wanted, %2, 0;\n"
+               "@wanted cp.async.ca.shared.global [%0], [%1], 16;\n}\n" ::"r"(shared),
+               "l"(global), "r"(wanted)
+               : "memory");
 }
 __device__ __forceinline__ void cp_async4(uint32_t shared, const void *global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
@@ -138,6 +165,21 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) 
                : "r"(address));
 }
 
+/* acc += A * B for a 16 x 16 by 16 x 8 product of float16, or of bfloat16, over a warp. */
+template <bool BFLOAT16>
+__device__ __forceinline__ void mma_m16n8k16(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (BFLOAT16)
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 /* ---- programmatic dependent launch (sm_90) ---- */
 
 /* Waits until the prerequisite grids in the stream have completed and their memory is visible; before it, nothing that
@@ -187,6 +229,12 @@ __device__ __forceinline__ int4 ld_shared_cluster_v4(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t ld_shared_cluster(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+
 /* Stores 16 bytes to another CTA's shared memory; `barrier` there counts them (complete_tx). */
 __device__ __forceinline__ void st_async_v4(uint32_t address, uint32_t barrier, int32_t x, int32_t y, int32_t z,
                                             int32_t w) {
@@ -205,6 +253,9 @@ __device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void cluster_wait() {}
 __device__ __forceinline__ uint32_t mapa(uint32_t address, uint32_t) {
   return address;
+}
+__device__ __forceinline__ uint32_t ld_shared_cluster(uint32_t address) {
+  return ld_shared(address);
 }
 __device__ __forceinline__ int4 ld_shared_cluster_v4(uint32_t address) {
   uint4 v = ld_shared_v4(address);
@@ -256,9 +307,19 @@ __device__ __forceinline__ bool mbarrier_try_wait(uint32_t barrier, uint32_t par
   return done;
 }
 
+/* Arrives when this thread's asynchronous copies so far have landed: one of the arrivals that the barrier waits for. */
+__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 /* A named barrier among `threads` threads of the CTA. */
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/* Arrives at it without waiting. */
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 /* The box at (x, y) of a 2D tensor into shared memory; `barrier` counts its bytes. Outside the tensor come zeros. */
@@ -269,6 +330,15 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d(uint32_t shared, const C
           shared),
       "l"(map), "r"(barrier), "r"(x), "r"(y)
       : "memory");
+}
+
+/* The box at (x, y, z) of a 3D tensor. */
+__device__ __forceinline__ void cp_async_bulk_tensor_3d(uint32_t shared, const CUtensorMap *map, int x, int y, int z,
+                                                        uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+               "[%2];" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+               : "memory");
 }
 
 /* Prefetches a box into L2. A hint: it reads nothing. */
@@ -307,40 +377,74 @@ __device__ __forceinline__ uint64_t make_smem_desc(uint32_t shared) {
   return (uint64_t)((shared & 0x3ffffu) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
-/* acc (+)= A * B for a 64 x 32 by 32 x N int8 product over a warpgroup: A from registers, B from shared memory. */
+/* acc (+)= A * B over a warpgroup, A from registers, B from shared memory: a 64 x 32 by 32 x N int8 product. */
 template <int N>
 __device__ __forceinline__ void wgmma(int32_t (&acc)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
-#define INT4MM_ACC8(i)                                                                                                 \
-  "+r"(acc[i]), "+r"(acc[i + 1]), "+r"(acc[i + 2]), "+r"(acc[i + 3]), "+r"(acc[i + 4]), "+r"(acc[i + 5]),              \
-      "+r"(acc[i + 6]), "+r"(acc[i + 7])
+/* The same for a 64 x 16 by 16 x N product of float16, or of bfloat16. */
+template <int N, bool BFLOAT>
+__device__ __forceinline__ void wgmma_f32(float (&acc)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
-template <>
-__device__ __forceinline__ void wgmma<64>(int32_t (&acc)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-               "{%32, %33, %34, %35}, %36, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
+#define INT4MM_ACC8(C, acc, i)                                                                                         \
+  C(acc[i]), C(acc[i + 1]), C(acc[i + 2]), C(acc[i + 3]), C(acc[i + 4]), C(acc[i + 5]), C(acc[i + 6]), C(acc[i + 7])
+#define INT4MM_ACC_S32(x) "+r"(x)
+#define INT4MM_ACC_F32(x) "+f"(x)
 
-template <>
-__device__ __forceinline__ void wgmma<128>(int32_t (&acc)[64], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-               "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-               "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
-               "%62, %63}, "
-               "{%64, %65, %66, %67}, %68, p;\n}\n"
-               : INT4MM_ACC8(0), INT4MM_ACC8(8), INT4MM_ACC8(16), INT4MM_ACC8(24), INT4MM_ACC8(32), INT4MM_ACC8(40),
-                 INT4MM_ACC8(48), INT4MM_ACC8(56)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
-}
+#define INT4MM_WGMMA_32(C, SHAPE, FLAGS)                                                                               \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"                                                            \
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "                              \
+               "{%16, %17, %18, %19}, %20, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8)                                                        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
 
+#define INT4MM_WGMMA_64(C, SHAPE, FLAGS)                                                                               \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                            \
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "           \
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                                         \
+               "{%32, %33, %34, %35}, %36, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24)      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+
+#define INT4MM_WGMMA_128(C, SHAPE, FLAGS)                                                                              \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"                                                            \
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "           \
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "            \
+               "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "            \
+               "%56, %57, %58, %59, %60, %61, %62, %63}, "                                                             \
+               "{%64, %65, %66, %67}, %68, p" FLAGS ";\n}\n"                                                           \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24),     \
+                 INT4MM_ACC8(C, acc, 32), INT4MM_ACC8(C, acc, 40), INT4MM_ACC8(C, acc, 48), INT4MM_ACC8(C, acc, 56)    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+
+#define INT4MM_WGMMA(N)                                                                                                \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void wgmma<N>(int32_t(&acc)[N / 2], const uint32_t(&a)[4], uint64_t b, bool accumulate) { \
+    INT4MM_WGMMA_##N(INT4MM_ACC_S32, "m64n" #N "k32.s32.s8.s8", "");                                                   \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void wgmma_f32<N, false>(float(&acc)[N / 2], const uint32_t(&a)[4], uint64_t b,           \
+                                                      bool accumulate) {                                               \
+    INT4MM_WGMMA_##N(INT4MM_ACC_F32, "m64n" #N "k16.f32.f16.f16", ", 1, 1, 0");                                        \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void wgmma_f32<N, true>(float(&acc)[N / 2], const uint32_t(&a)[4], uint64_t b,            \
+                                                     bool accumulate) {                                                \
+    INT4MM_WGMMA_##N(INT4MM_ACC_F32, "m64n" #N "k16.f32.bf16.bf16", ", 1, 1, 0");                                      \
+  }
+INT4MM_WGMMA(32)
+INT4MM_WGMMA(64)
+INT4MM_WGMMA(128)
+
+#undef INT4MM_WGMMA
+#undef INT4MM_WGMMA_32
+#undef INT4MM_WGMMA_64
+#undef INT4MM_WGMMA_128
 #undef INT4MM_ACC8
+#undef INT4MM_ACC_S32
+#undef INT4MM_ACC_F32
 
 } // namespace ptx
 #endif

@@ -17,7 +17,13 @@ enum {
   INT4MM_SKINNY_ROTATED_STAGES = 3,
   INT4MM_SKINNY_NK_STAGES = 3,
   INT4MM_SKINNY_B_BYTES = 2048,
-  INT4MM_SKINNY_A_BYTES = 512
+  INT4MM_SKINNY_A_BYTES = 512,
+  /* For operands of every kind: the longest K, and the longest stride of B, in words. */
+  INT4MM_SKINNY_GENERAL_MAX_K = 1 << 20,
+  INT4MM_SKINNY_GENERAL_MAX_STRIDE = 1 << 24,
+  /* Warps that share K at least with group scales of integers, and where a CTA has 8 rows. */
+  INT4MM_SKINNY_CHAIN_WARPS = 4,
+  INT4MM_SKINNY_CHAIN_WARPS_8 = 2
 };
 
 /* INT4MM_TILE(hopper_256x128, M) and the like: what common/kernels.inc says. */

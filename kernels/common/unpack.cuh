@@ -41,4 +41,25 @@ private:
   }
 };
 
+/* A word of B whose values b are to become b * f or b - z, which int8 holds (f from 1 to 15, z from -120 to 119): u = b
+ * + 8 does to u * factor + offset, with f and 128 - 8 f, or 1 and 120 - z. That is 128 more than the value, so that no
+ * byte carries into the next. `offset` has it in every byte. */
+struct AffineWord {
+  uint32_t word, factor, offset;
+};
+
+struct AffineUnpacker {
+  uint32_t fix;
+
+  __device__ __forceinline__ explicit AffineUnpacker(uint32_t xor_mask) : fix(~xor_mask & 0x08080808u) {}
+
+  __device__ __forceinline__ uint32_t even(const AffineWord &w) const { return affine(w.word & 0x0f0f0f0fu, w); }
+  __device__ __forceinline__ uint32_t odd(const AffineWord &w) const { return affine(w.word >> 4 & 0x0f0f0f0fu, w); }
+
+private:
+  __device__ __forceinline__ uint32_t affine(uint32_t nibbles, const AffineWord &w) const {
+    return ((nibbles ^ fix) * w.factor + w.offset) ^ 0x80808080u;
+  }
+};
+
 #endif

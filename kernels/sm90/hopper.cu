@@ -21,19 +21,21 @@
 
 namespace {
 
-/* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of packed A (and
- * where rows of B do not start on 16 bytes, which takes more shared memory), packed B and int8 B; with activation and
- * residual or not; how B and out lie. */
+/* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of int4 A (and
+ * where rows of B do not start on 16 bytes, which takes more shared memory; of int8 A half as deep), packed B and int8
+ * B; what A and B are; with activation and residual or not; how B and out lie. */
 template <int CONSUMERS_, int ROW_BLOCKS_, int UNPACKERS_, int STAGES_A_, int SHIFTED_STAGES_A_, int STAGES_B_,
-          int STAGES_8_, bool LAYER_, bool NK_, bool ALIGNED_, bool OUT_ALIGNED_>
+          int STAGES_8_, class Kind_, bool LAYER_, bool NK_, bool ALIGNED_, bool OUT_ALIGNED_>
 struct Tile {
+  typedef Kind_ Kind;
   static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
   static constexpr int MAPS_B = ALIGNED && !NK ? 1 : 4;
   static constexpr int CONSUMERS = CONSUMERS_, ROW_BLOCKS = ROW_BLOCKS_, UNPACKERS = UNPACKERS_;
-  static constexpr int STAGES_A = ALIGNED_ ? STAGES_A_ : SHIFTED_STAGES_A_, STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_;
+  static constexpr int STAGES_A = (ALIGNED_ ? STAGES_A_ : SHIFTED_STAGES_A_) / (Kind::INT8_A ? 2 : 1),
+                       STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_ - (Kind::AFFINE && UNPACKERS_ == 2);
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
-                       FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = 2;
-  static constexpr bool WIDE = false, LAYER = LAYER_, CALLS = LAYER_;
+                       FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = Kind::AFFINE ? 1 : 2;
+  static constexpr bool LAYER = LAYER_, CALLS = LAYER_;
   static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS);
 
   /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. */
@@ -42,19 +44,22 @@ struct Tile {
    * order. So a group may wait for a phase of a stage only if it has itself seen the one before. */
   static_assert(STAGES_B % UNPACK_GROUPS == 0 && STAGES_8 >= UNPACK_GROUPS, "groups must come back to their stages");
 
-  static constexpr int A_BYTES = BM * BLOCK_WORDS * 4, B8_BYTES = BN * BLOCK_K;
+  static constexpr int A_BYTES = BM * Kind::A_ROW_BYTES, B8_BYTES = BN * BLOCK_K;
   /* A box of packed B, its parts by four maps, and their places: a row is four words longer where it may be shifted. */
   static constexpr int ROW_BYTES = (NK ? BLOCK_WORDS : BN) * 4 + (ALIGNED ? 0 : 16), ROWS = NK ? BN : BLOCK_WORDS;
   static constexpr int COPY_BYTES = ROWS * ROW_BYTES, QUARTER_BYTES = (COPY_BYTES / 4 + 127) / 128 * 128,
-                       B_BYTES = 4 * QUARTER_BYTES;
+                       B_BYTES = 4 * QUARTER_BYTES, AFFINE_BYTES = Kind::AFFINE ? UNITS * BN : 0;
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, B_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
-                       BARRIER_OFFSET = B_OFFSET + STAGES_B * B_BYTES, BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8),
-                       SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
+                       AFFINE_OFFSET = B_OFFSET + STAGES_B * B_BYTES,
+                       BARRIER_OFFSET = AFFINE_OFFSET + STAGES_B * AFFINE_BYTES,
+                       BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8), SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
   static_assert(SHARED_BYTES <= SHARED_LIMIT, "too much shared memory");
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
   static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = 24, UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? 56 : 72;
+  static constexpr int PRODUCER_REGISTERS = 24, UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? (Kind::AFFINE ? 72 : 56)
+                                                                     : Kind::AFFINE  ? 80
+                                                                                     : 72;
   static constexpr int LEFT = LAUNCH_REGISTERS * THREADS / 128 - PRODUCER_REGISTERS - UNPACKERS * UNPACKER_REGISTERS;
   static constexpr int CONSUMER_REGISTERS = LEFT / CONSUMERS / 8 * 8;
 };
@@ -64,6 +69,11 @@ template <class T> struct Shared {
   __device__ __forceinline__ uint32_t b8(int stage) const { return base + stage * T::B8_BYTES; }
   __device__ __forceinline__ uint32_t a(int stage) const { return base + T::A_OFFSET + stage * T::A_BYTES; }
   __device__ __forceinline__ uint32_t b(int stage) const { return base + T::B_OFFSET + stage * T::B_BYTES; }
+  /* Factors or zero points of a stage of packed B: for each unit a byte for each column, as the unpackers' lanes take
+   * them. */
+  __device__ __forceinline__ uint32_t affine(int stage) const {
+    return base + T::AFFINE_OFFSET + stage * T::AFFINE_BYTES;
+  }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
   __device__ __forceinline__ uint32_t full_a(int stage) const { return barrier(stage); }
   __device__ __forceinline__ uint32_t empty_a(int stage) const { return barrier(T::STAGES_A + stage); }
@@ -82,7 +92,8 @@ template <class T> struct Shared {
 
   __device__ __forceinline__ int arrivals(int i) const {
     constexpr int FULL_B = 2 * T::STAGES_A, EMPTY_B = FULL_B + T::STAGES_B, EMPTY_8 = T::BARRIERS - T::STAGES_8;
-    if (i < T::STAGES_A || (i >= FULL_B && i < EMPTY_B)) return 1; /* a producer, besides bytes */
+    if (i < T::STAGES_A) return 1; /* a producer, besides bytes */
+    if (i >= FULL_B && i < EMPTY_B) return T::Kind::AFFINE ? 1 + 32 : 1;
     return i < FULL_B || i >= EMPTY_8 ? 128 * T::CONSUMERS : 32 * T::GROUP_WARPS;
   }
 };
@@ -126,8 +137,8 @@ __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtenso
     ptx::mbarrier_wait(shared.empty_a(state.index), state.phase ^ 1);
     for (; k_block == 1 && tries > 0; tries--)
       if (ptx::mbarrier_try_wait(shared.full_b(0), 0)) tries = 1; /* the last try */
-    ptx::mbarrier_arrive_expect_tx(shared.full_a(state.index), p.box_rows * BLOCK_WORDS * 4);
-    ptx::cp_async_bulk_tensor_2d(shared.a(state.index), map, k_block * BLOCK_WORDS, at.m * T::BM,
+    ptx::mbarrier_arrive_expect_tx(shared.full_a(state.index), p.box_rows * T::Kind::A_ROW_BYTES);
+    ptx::cp_async_bulk_tensor_2d(shared.a(state.index), map, k_block * T::Kind::A_ELEMENTS, at.m * T::BM,
                                  shared.full_a(state.index));
   });
 }
@@ -151,6 +162,29 @@ __device__ __forceinline__ void produce_b(const Shared<T> &shared, const RowMaps
   });
 }
 
+/* Factors or zero points, which come with packed B: a warp's copies. */
+template <class T>
+__device__ __forceinline__ void produce_affine(const Shared<T> &shared, const Arguments &p,
+                                               const AffineArguments &affine) {
+  typedef typename HopperB<T>::type B;
+  produce<T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const TileCoord &at, int k_block) {
+    int column = at.n * T::BN + B::first_column();
+    uint32_t to = shared.affine(state.index) + threadIdx.x % 32 * 4;
+    ptx::mbarrier_wait(shared.empty_b(state.index), state.phase ^ 1);
+    if (B::STEP == 1 && affine.vector) {
+#pragma unroll
+      for (int u = 0; u < UNITS; u++)
+        if (column < p.N) ptx::cp_async4(to + u * T::BN, affine_row(affine, k_block * UNITS + u) + column);
+      ptx::cp_async_mbarrier_arrive_noinc(shared.full_b(state.index));
+    } else {
+#pragma unroll 1
+      for (int u = 0; u < UNITS; u++)
+        ptx::st_shared(to + u * T::BN, load_affine<B::STEP>(affine, k_block * UNITS + u, column, p.N));
+      ptx::mbarrier_arrive(shared.full_b(state.index));
+    }
+  });
+}
+
 /* Prefetches B of the first k-blocks into L2, one CTA for each column of a rasterisation group: all CTAs at once for
  * the same lines would take longer than it saves. It reads nothing, so it need not wait for the prerequisite grids. */
 template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::MAPS_B> &maps, const Arguments &p) {
@@ -165,12 +199,32 @@ template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::M
 
 /* ---- unpackers ---- */
 
+/* What word(quarter, e, t) of a k-block's B, a policy, is with its factor or zero point, which lie in shared memory. */
+template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
+  __device__ __forceinline__ explicit AffineB(const NoAffineArguments &) {}
+  __device__ __forceinline__ void load(uint32_t) {}
+  __device__ __forceinline__ uint32_t word(const B &b, int, int e, int t) const { return b.word(e, t); }
+};
+template <class T, class B> struct AffineB<T, B, true> {
+  const AffineArguments &arguments;
+  AffineColumns columns[UNITS];
+  __device__ __forceinline__ explicit AffineB(const AffineArguments &arguments) : arguments(arguments) {}
+  /* For each quarter anew: what is made of these would else be kept for the next one, in too many registers. */
+  __device__ __forceinline__ void load(uint32_t from) {
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) columns[u].make(arguments, ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4));
+  }
+  __device__ __forceinline__ AffineWord word(const B &b, int quarter, int e, int t) const {
+    return columns[t].word(b.word(e, t), B::column_of(quarter, e));
+  }
+};
+
 /* `warp` counts the unpacking warps. A group of GROUP_WARPS takes a k-block, so that several are in flight at a time.
  * A filled stage is committed (fence, then arrive) after the next k-block's unpacking has begun, when its stores have
  * had time to land. */
 template <class T>
 __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<T::MAPS_B> &maps, const Arguments &p,
-                                         int warp) {
+                                         const typename T::Kind::Affine &affine_arguments, int warp) {
   constexpr int SHARE = 4 / T::GROUP_WARPS; /* quarters of a warp */
   TileScheduler scheduler(p);
   int group = warp / T::GROUP_WARPS, first_quarter = warp % T::GROUP_WARPS * SHARE;
@@ -180,7 +234,9 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
   PipelineState<T::STAGES_B> packed;
   PipelineState<T::STAGES_8> wide;
   packed.advance(group), wide.advance(group);
-  Unpacker<T::WIDE> unpacker(p.xor_b);
+  typedef typename HopperB<T>::type B;
+  typename T::Kind::UnpackB unpacker(p.xor_b);
+  AffineB<T, B> affine(affine_arguments);
   int filled = -1;   /* stage that is filled and not committed yet */
   bool first = true; /* the first k-block is waited for: it is committed at once */
   auto commit = [&] {
@@ -192,9 +248,10 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
   for (; left > 0; left -= T::UNPACK_GROUPS, k_block += T::UNPACK_GROUPS) {
     while (k_block >= scheduler.k_blocks) k_block -= scheduler.k_blocks;
     int valid = p.words - k_block * BLOCK_WORDS;
-    typename HopperB<T>::type b;
+    B b;
     auto load = [&](int quarter) {
       b.load(shared.b(packed.index), quarter, T::ALIGNED ? 0 : maps.shift[quarter], valid, p.xor_b);
+      affine.load(shared.affine(packed.index));
     };
     ptx::mbarrier_wait(shared.full_b(packed.index), packed.phase);
     load(first_quarter);
@@ -202,13 +259,17 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
     for (int i = 0; i < SHARE; i++)
 #pragma unroll
       for (int column = 0; column < 4; column += T::UNPACK_COLUMNS) {
-        Unpacked<T::WIDE, T::UNPACK_COLUMNS> unpacked(unpacker, [&](int i, int t) { return b.word(column + i, t); });
-        if (column + T::UNPACK_COLUMNS == 4 && i + 1 < SHARE) load(first_quarter + i + 1);
+        int quarter = first_quarter + i;
+        if (T::Kind::AFFINE) __syncwarp(); /* or the compiler unpacks much at once, and spills */
+        typename B::Elements unpacked(unpacker, [&](int i, int t) { return affine.word(b, quarter, column + i, t); });
+        if (T::Kind::MASKS_B && valid < BLOCK_WORDS)
+          unpacked.mask([&](int i, int t) { return B::word_of(quarter, column + i, t) < valid; });
+        if (column + T::UNPACK_COLUMNS == 4 && i + 1 < SHARE) load(quarter + 1);
         if (i + column == 0) {
           if (filled >= 0) commit();
           ptx::mbarrier_wait(shared.empty_b8(wide.index), wide.phase ^ 1);
         }
-        b.store(unpacked, shared.b8(wide.index), first_quarter + i, column);
+        b.store(unpacked, shared.b8(wide.index), quarter, column);
       }
     ptx::mbarrier_arrive(shared.empty_b(packed.index)); /* only now: its words have been used */
     filled = wide.index;
@@ -221,7 +282,9 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 /* ---- consumers ---- */
 
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
-  int row_in_tile = index * T::ROW_BLOCKS * 64 + fragment_row();
+  /* Where registers are fewest, from what need not be kept. */
+  int consumer_index = T::Kind::AFFINE ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
+  int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
   TileScheduler scheduler(p);
   /* One consumer starts SKEW k-blocks later where that costs no products, so that the two do not store at once. */
@@ -243,7 +306,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
 template <class T>
 __global__ void __launch_bounds__(T::THREADS, 1)
     hopper(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ RowMaps<T::MAPS_B> maps_b,
-           const __grid_constant__ Arguments p) {
+           const __grid_constant__ Arguments p, const __grid_constant__ typename T::Kind::Affine affine) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared<T> shared{ptx::smem_address(memory)};
@@ -261,9 +324,11 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) produce_a<T>(shared, &map_a, p);
     if (threadIdx.x / T::MAPS_B == 32 / T::MAPS_B) produce_b<T>(shared, maps_b, p);
+    if constexpr (T::Kind::AFFINE)
+      if (threadIdx.x / 32 == 2) produce_affine<T>(shared, p, affine);
   } else if (group <= T::UNPACKERS) {
     ptx::setmaxnreg_dec<T::UNPACKER_REGISTERS>();
-    unpack_b<T>(shared, maps_b, p, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4);
+    unpack_b<T>(shared, maps_b, p, affine, __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) - 4);
   } else {
     ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
     consume<T>(shared, p, group - 1 - T::UNPACKERS);
@@ -275,28 +340,38 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   CUtensorMap map_a;
   RowMaps<T::MAPS_B> maps_b;
   Arguments p = make_arguments(problem, plan);
+  typename T::Kind::Affine affine = {};
+  if constexpr (T::Kind::AFFINE) affine = affine_arguments(problem);
   const int4mm_operand *b = &problem->b;
-  int64_t words = problem->K / 8;
-  cudaError_t error = map_a_of(&map_a, problem, p);
+  int64_t words = int4mm_words_of_k(problem);
+  cudaError_t error = map_a_of<T>(&map_a, problem, p);
   if (error == cudaSuccess)
     error = map_rows(&maps_b, b->words, T::NK ? problem->N : words, T::NK ? words : problem->N, b->stride, T::ROWS,
                      T::ROW_BYTES / 4, T::NK && T::ALIGNED ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_NONE);
   if (error != cudaSuccess) return error;
   return int4mm_launch<hopper<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, maps_b,
-                                  p);
+                                  p, affine);
 }
 
 } // namespace
 
-#define LAUNCHER(NAME, ...)                                                                                            \
+/* KINDS: which a problem may have, a condition on its Kind. */
+#define LAUNCHER(NAME, KINDS, ...)                                                                                     \
   extern "C" cudaError_t int4mm_launch_##NAME(const int4mm_problem *problem, const int4mm_plan *plan,                  \
                                               cudaStream_t stream) {                                                   \
-    typedef Tile<__VA_ARGS__, false, false, true, true> Basic;                                                         \
+    typedef Tile<__VA_ARGS__, Kind<false, false>, false, false, true, true> Basic;                                     \
     static_assert(Basic::BM == INT4MM_TILE(NAME, M) && Basic::BN == INT4MM_TILE(NAME, N), "another tile");             \
     static_assert(Basic::STAGES_8 == INT4MM_TILE(NAME, STAGES), "the registry has another depth");                     \
-    return for_layout(problem, is_aligned(problem->b), [&](auto layer, auto nk, auto aligned, auto out) {              \
-      return launch<Tile<__VA_ARGS__, layer.value, nk.value, aligned.value, out.value>>(problem, plan, stream);        \
+    return for_kind(problem, [&](auto kind) {                                                                          \
+      typedef decltype(kind) K;                                                                                        \
+      if constexpr (KINDS)                                                                                             \
+        return for_layout(problem, kind, is_aligned(problem->b), [&](auto layer, auto nk, auto aligned, auto out) {    \
+          typedef Tile<__VA_ARGS__, K, layer.value, nk.value, aligned.value, out.value> T;                             \
+          return launch<T>(problem, plan, stream);                                                                     \
+        });                                                                                                            \
+      else                                                                                                             \
+        return cudaErrorNotSupported;                                                                                  \
     });                                                                                                                \
   }
-LAUNCHER(hopper_256x128, 2, 2, 1, 6, 5, 4, 6)
-LAUNCHER(hopper_128x128, 2, 1, 2, 6, 4, 8, 7)
+LAUNCHER(hopper_256x128, !K::AFFINE || K::INT8_A, 2, 2, 1, 6, 5, 4, 6)
+LAUNCHER(hopper_128x128, true, 2, 1, 2, 6, 4, 8, 7)

@@ -9,7 +9,10 @@
  *   NkWords    [N, K/8], shifted       the same in words; lanes 8 apart begin with other slices, and so read other
  * banks
  *
- * Loads and stores are free of bank conflicts. Words past K are made such as mean 0, since those of A are undefined.
+ * Loads and stores are free of bank conflicts. Words past K are made such as mean 0, since those of an
+ * int4 A are undefined; those of an int8 A are 0 (where it saves registers, it is left at that).
+ * word_of(quarter, e, t) is the word of the k-block that word(e, t) is, column_of(quarter, e) which it is of a lane's
+ * four columns, first_column() and every STEP-th from there.
  */
 #ifndef INT4MM_HOPPER_B_CUH
 #define INT4MM_HOPPER_B_CUH
@@ -20,22 +23,36 @@ namespace {
 
 /* What the policies share. word(e, t) is the t-th word of element e, 0..3; `shift` is that of the quarter's map. */
 template <class T> struct QuarterB {
-  typedef Unpacked<T::WIDE, T::UNPACK_COLUMNS> Elements;
+  typedef Unpacked<typename T::Kind::UnpackB, T::UNPACK_COLUMNS> Elements;
+  static constexpr int STEP = 1;
   uint4 words[4];
   __device__ __forceinline__ uint32_t word(int e, int t) const { return element(words[t], e); }
   static __device__ __forceinline__ uint32_t lane() { return threadIdx.x % 32; }
+  static __device__ __forceinline__ int first_column() { return lane() * 4; }
 };
 
-template <class T> struct KnVectors : QuarterB<T> {
+/* Of [K/8, N] a quarter is a slice, its elements columns. Of [N, K/8] it is columns, their elements slices. */
+template <class T> struct QuarterKn : QuarterB<T> {
+  static __device__ __forceinline__ int word_of(int slice, int, int t) { return 4 * t + slice; }
+  static __device__ __forceinline__ int column_of(int, int e) { return e; }
+};
+template <class T> struct QuarterNk : QuarterB<T> {
+  static __device__ __forceinline__ int word_of(int, int e, int t) { return 4 * t + e; }
+  static __device__ __forceinline__ int column_of(int residue, int) { return residue; }
+};
+
+template <class T> struct KnVectors : QuarterKn<T> {
   using QuarterB<T>::words, QuarterB<T>::lane;
   __device__ __forceinline__ void load(uint32_t from, int slice, int, int valid, uint32_t xor_mask) {
     uint32_t at = from + slice * T::ROW_BYTES + lane() * 16;
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = ptx::ld_shared_v4(at + 4 * t * T::ROW_BYTES);
-    if (valid < BLOCK_WORDS && xor_mask) { /* zero words came, which mean -8 in the offset encoding */
+    if (!T::Kind::ZERO_TAIL && valid < BLOCK_WORDS &&
+        xor_mask) { /* zero words came, which mean -8 in the offset encoding */
 #pragma unroll
       for (int t = 0; t < 4; t++)
-        if (4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
+        if (!T::Kind::ZERO_TAIL && 4 * t + slice >= valid)
+          words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
     }
   }
   static __device__ __forceinline__ void store(const typename QuarterB<T>::Elements &unpacked, uint32_t tile, int slice,
@@ -49,8 +66,10 @@ template <class T> struct KnVectors : QuarterB<T> {
   }
 };
 
-template <class T> struct KnWords : QuarterB<T> {
+template <class T> struct KnWords : QuarterKn<T> {
   using QuarterB<T>::words, QuarterB<T>::lane;
+  static constexpr int STEP = 32;
+  static __device__ __forceinline__ int first_column() { return lane() % 8 * 4 + lane() / 8; }
   __device__ __forceinline__ void load(uint32_t from, int slice, int shift, int valid, uint32_t xor_mask) {
     uint32_t at = from + slice * T::QUARTER_BYTES + (shift + lane() % 8 * 4 + lane() / 8) * 4;
 #pragma unroll
@@ -58,7 +77,7 @@ template <class T> struct KnWords : QuarterB<T> {
       uint32_t row = at + t * T::ROW_BYTES;
       words[t] = make_uint4(ptx::ld_shared(row), ptx::ld_shared(row + 128), ptx::ld_shared(row + 256),
                             ptx::ld_shared(row + 384));
-      if (4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
+      if (!T::Kind::ZERO_TAIL && 4 * t + slice >= valid) words[t] = make_uint4(xor_mask, xor_mask, xor_mask, xor_mask);
     }
   }
   static __device__ __forceinline__ void store(const typename QuarterB<T>::Elements &unpacked, uint32_t tile, int slice,
@@ -72,13 +91,13 @@ template <class T> struct KnWords : QuarterB<T> {
   }
 };
 
-template <class T> struct NkVectors : QuarterB<T> {
+template <class T> struct NkVectors : QuarterNk<T> {
   using QuarterB<T>::words, QuarterB<T>::lane;
   __device__ __forceinline__ void load(uint32_t from, int residue, int, int valid, uint32_t xor_mask) {
     uint32_t at = from + residue * T::QUARTER_BYTES + lane() * T::ROW_BYTES + ((lane() >> 1 & 3) << 4);
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = ptx::ld_shared_v4(at ^ t << 4);
-    if (valid < BLOCK_WORDS && xor_mask) {
+    if (!T::Kind::ZERO_TAIL && valid < BLOCK_WORDS && xor_mask) {
 #pragma unroll
       for (int t = 0; t < 4; t++) {
         uint4 &w = words[t];
@@ -95,9 +114,10 @@ template <class T> struct NkVectors : QuarterB<T> {
   }
 };
 
-template <class T> struct NkWords : QuarterB<T> {
+template <class T> struct NkWords : QuarterNk<T> {
   using QuarterB<T>::words, QuarterB<T>::lane;
   static __device__ __forceinline__ int slice(int e) { return (e + lane() / 8) % 4; } /* of an element */
+  static __device__ __forceinline__ int word_of(int, int e, int t) { return 4 * t + slice(e); }
 
   __device__ __forceinline__ void load(uint32_t from, int residue, int shift, int valid, uint32_t xor_mask) {
     uint32_t at = from + residue * T::QUARTER_BYTES + lane() * T::ROW_BYTES + shift * 4;
@@ -106,7 +126,7 @@ template <class T> struct NkWords : QuarterB<T> {
     for (int t = 0; t < 4; t++)
       words[t] = make_uint4(ptx::ld_shared(at_0 + 16 * t), ptx::ld_shared(at_1 + 16 * t), ptx::ld_shared(at_2 + 16 * t),
                             ptx::ld_shared(at_3 + 16 * t));
-    if (valid < BLOCK_WORDS) {
+    if (!T::Kind::ZERO_TAIL && valid < BLOCK_WORDS) {
 #pragma unroll
       for (int t = 0; t < 4; t++) {
         uint4 &w = words[t];

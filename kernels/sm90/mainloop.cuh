@@ -17,7 +17,11 @@
  * The copy engine takes rows that start on 16 bytes, from columns that do. A has such rows: where it has not, it was
  * copied before the launch (src/ops/). For B see RowMaps.
  *
+ * What A and B are is a type Kind (kinds.cuh). An int8 A comes as it is, [BM, 128 bytes] a k-block in the 128-byte
+ * swizzle. Of a row a lane has 32 bytes, of which 8j .. 8j + 7 are what its word 4t + j would be unpacked.
+ *
  * A kernel's tile is a type T with its size BM x BN and
+ *   Kind              of the product
  *   NK                B is [N, K/8], else [K/8, N]
  *   ALIGNED           rows of B start on 16 bytes
  *   OUT_ALIGNED       rows of out do
@@ -29,7 +33,6 @@
  *   UNPACK_COLUMNS    times four words that a lane unpacks at a time
  *   COLUMN_GROUPS     of 32 columns, which a quad of lanes holds 8 by 8
  *   STAGES_A, _8      depths of the pipelines of packed A and int8 B in shared memory
- *   WIDE              as in unpack.cuh
  *   LAYER             may have an activation and a residual, and stores as any tile does: OUT_ALIGNED has no meaning
  *   CALLS             finishes 8 columns of a row by a call
  */
@@ -40,19 +43,16 @@
 #include "common/kernels.h"
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
-#include "common/shapes.h"
-#include "common/unpack.cuh"
+#include "sm90/kinds.cuh"
+#include "sm90/pipeline.cuh"
 
 namespace {
 
-constexpr int BLOCK_WORDS = INT4MM_BLOCK_WORDS; /* packed words of k in a k-block */
-constexpr int BLOCK_K = INT4MM_BLOCK_K;
-constexpr int SLICES = 4;            /* of a k-block, one for each wgmma */
-constexpr int COLUMNS = 8;           /* of an output row that a thread holds side by side */
-constexpr int SHARED_LIMIT = 232448; /* bytes a CTA may have on sm_90 */
+constexpr int SLICES = 4;  /* of a k-block, one for each wgmma */
+constexpr int COLUMNS = 8; /* of an output row that a thread holds side by side */
 
 struct Arguments {
-  int M, N, words; /* words of k: K / 8 */
+  int M, N, words; /* words of k of B */
   int tiles_m, tiles_n;
   int split;    /* CTAs that share a tile's K, a cluster */
   int box_rows; /* of A in a copy: a tile's, or M where that is less. Filling rows with zeros takes longer than copying
@@ -62,41 +62,6 @@ struct Arguments {
   uint32_t xor_a, xor_b;
   EpilogueArguments epilogue;
 };
-
-/* A stage of a pipeline of N and the phase of its barriers. */
-template <int N> struct PipelineState {
-  int index = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance(int by = 1) {
-    index += by;
-    if (index >= N) index -= N, phase ^= 1;
-  }
-};
-
-/* A tile's coordinates among the tiles. */
-struct TileCoord {
-  int m, n;
-};
-
-/* Keeps the compiler from computing these registers after this point: a fragment made between two wgmmas would
- * serialise them. */
-template <int N> __device__ __forceinline__ void keep_in_registers(uint32_t (&r)[N][4]) {
-#pragma unroll
-  for (int i = 0; i < 4 * N; i++) asm volatile("" : "+r"(r[i / 4][i % 4])::"memory");
-}
-template <int N> __device__ __forceinline__ void keep_in_registers(int32_t (&r)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++) asm volatile("" : "+r"(r[i])::"memory");
-}
-
-/* Initialises a kernel's barriers, one lane of each warp some of them: the lanes of one warp would be serialised, at 70
- * clocks each. A CTA barrier must follow. */
-template <class T, class S> __device__ __forceinline__ void init_barriers(const S &shared) {
-  if (threadIdx.x % 32) return;
-  for (int i = threadIdx.x / 32; i < T::BARRIERS; i += T::THREADS / 32)
-    ptx::mbarrier_init(shared.barrier(i), shared.arrivals(i));
-  ptx::fence_mbarrier_init();
-}
 
 /* ---- copies ---- */
 
@@ -123,15 +88,27 @@ template <int MAPS> struct BoxCopy {
 /* ---- the unpacking of B ---- */
 
 /* Four words of WIDTH columns, widened to int8; word(i, t) gives them. */
-template <bool WIDE, int WIDTH> struct Unpacked {
+template <class Unpack, int WIDTH> struct Unpacked {
   uint32_t even[WIDTH][4], odd[WIDTH][4];
 
-  template <class Word> __device__ __forceinline__ Unpacked(const Unpacker<WIDE> &unpacker, Word word) {
+  template <class Word> __device__ __forceinline__ Unpacked(const Unpack &unpacker, Word word) {
 #pragma unroll
     for (int i = 0; i < WIDTH; i++)
 #pragma unroll
-      for (int t = 0; t < 4; t++) even[i][t] = unpacker.even(word(i, t)), odd[i][t] = unpacker.odd(word(i, t));
+      for (int t = 0; t < 4; t++) {
+        auto w = word(i, t);
+        even[i][t] = unpacker.even(w), odd[i][t] = unpacker.odd(w);
+      }
     keep_in_registers(even), keep_in_registers(odd); /* so that the stores follow each other */
+  }
+
+  /* Makes 0 of the words that are not inside(i, t). */
+  template <class Inside> __device__ __forceinline__ void mask(Inside inside) {
+#pragma unroll
+    for (int i = 0; i < WIDTH; i++)
+#pragma unroll
+      for (int t = 0; t < 4; t++)
+        if (!inside(i, t)) even[i][t] = odd[i][t] = 0;
   }
 
   /* Those of a slice: to the halves of its 32 bytes. */
@@ -149,34 +126,60 @@ __device__ __forceinline__ uint32_t int8_row(uint32_t tile, uint32_t row) {
 
 /* ---- products ---- */
 
-/* A k-block's packed words of A for one lane: rows g and g + 8 of each 64-row block, words 4t .. 4t + 3. */
-template <class T> struct PackedA {
-  uint4 low[T::ROW_BLOCKS], high[T::ROW_BLOCKS];
-  __device__ __forceinline__ void load(uint32_t address) {
-#pragma unroll
-    for (int b = 0; b < T::ROW_BLOCKS; b++) {
-      low[b] = ptx::ld_shared_v4(address + b * 64 * BLOCK_WORDS * 4);
-      high[b] = ptx::ld_shared_v4(address + (b * 64 + 8) * BLOCK_WORDS * 4);
-    }
-  }
-};
-
 /* A thread's first row in its warpgroup's row block, as wgmma's fragments have it; the second is 8 below. */
 __device__ __forceinline__ int fragment_row() {
   return threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 }
 
-/* A lane's fragments of a row block and k-block: all at once, before the fence of the wgmmas. */
-template <bool WIDE>
-__device__ __forceinline__ void make_fragments(uint32_t (&fragments)[SLICES][4], uint4 low, uint4 high,
-                                               const Unpacker<WIDE> &unpack) {
+/* A lane's part of A, int4: a k-block's words 4t .. 4t + 3 of rows g and g + 8 of each 64-row block. */
+template <class T> struct WordsA {
+  uint32_t offset; /* in a stage */
+  Unpacker<T::Kind::WIDE> unpack;
+  uint4 low[T::ROW_BLOCKS], high[T::ROW_BLOCKS];
+
+  __device__ __forceinline__ WordsA(const Arguments &p, int row_in_tile)
+      : offset((row_in_tile * BLOCK_WORDS + threadIdx.x % 4 * 4) * 4), unpack(p.xor_a) {}
+  __device__ __forceinline__ void load(uint32_t stage) {
 #pragma unroll
-  for (int j = 0; j < SLICES; j++) {
-    fragments[j][0] = unpack.even(element(low, j)), fragments[j][1] = unpack.even(element(high, j));
-    fragments[j][2] = unpack.odd(element(low, j)), fragments[j][3] = unpack.odd(element(high, j));
+    for (int b = 0; b < T::ROW_BLOCKS; b++) {
+      low[b] = ptx::ld_shared_v4(stage + offset + b * 64 * BLOCK_WORDS * 4);
+      high[b] = ptx::ld_shared_v4(stage + offset + (b * 64 + 8) * BLOCK_WORDS * 4);
+    }
   }
-  keep_in_registers(fragments);
-}
+  __device__ __forceinline__ void load_next(uint32_t, int) {}
+  __device__ __forceinline__ void make_fragments(uint32_t (&to)[SLICES][4], int block) const {
+#pragma unroll
+    for (int j = 0; j < SLICES; j++) {
+      to[j][0] = unpack.even(element(low[block], j)), to[j][1] = unpack.even(element(high[block], j));
+      to[j][2] = unpack.odd(element(low[block], j)), to[j][3] = unpack.odd(element(high[block], j));
+    }
+  }
+};
+
+/* The same of an int8 A: bytes 32t .. 32t + 31 of the two rows. Twice as much, and so of one row block at a time: the
+ * next one's are loaded when its wgmmas have been issued. */
+template <class T> struct BytesA {
+  uint32_t offset; /* in a stage, of the first of two 16-byte chunks, in the 128-byte swizzle */
+  uint4 low[2], high[2];
+
+  __device__ __forceinline__ BytesA(const Arguments &, int row_in_tile)
+      : offset(row_in_tile * BLOCK_K + ((threadIdx.x % 4 * 2 ^ threadIdx.x % 32 / 4) << 4)) {}
+  __device__ __forceinline__ void load(uint32_t stage) { load_next(stage, 0); }
+  __device__ __forceinline__ void load_next(uint32_t stage, int block) {
+    uint32_t first = stage + offset + block * 64 * BLOCK_K, second = first ^ 16;
+    low[0] = ptx::ld_shared_v4(first), low[1] = ptx::ld_shared_v4(second);
+    high[0] = ptx::ld_shared_v4(first + 8 * BLOCK_K), high[1] = ptx::ld_shared_v4(second + 8 * BLOCK_K);
+  }
+  __device__ __forceinline__ void make_fragments(uint32_t (&to)[SLICES][4], int) const {
+#pragma unroll
+    for (int j = 0; j < SLICES; j++) {
+      uint32_t x = element(low[j / 2], j % 2 * 2), y = element(low[j / 2], j % 2 * 2 + 1);
+      to[j][0] = __byte_perm(x, y, 0x6420), to[j][2] = __byte_perm(x, y, 0x7531);
+      x = element(high[j / 2], j % 2 * 2), y = element(high[j / 2], j % 2 * 2 + 1);
+      to[j][1] = __byte_perm(x, y, 0x6420), to[j][3] = __byte_perm(x, y, 0x7531);
+    }
+  }
+};
 
 /* The wgmmas of a row block and k-block, committed as a group. */
 template <class T>
@@ -195,9 +198,7 @@ __device__ __forceinline__ void multiply(int32_t (&acc)[T::BN / 2], const uint32
  * with one row block two k-blocks. */
 template <class T, class S> struct Consumer {
   const S &shared;
-  uint32_t a_offset;
-  Unpacker<T::WIDE> unpack;
-  PackedA<T> packed;
+  typename std::conditional<T::Kind::INT8_A, BytesA<T>, WordsA<T>>::type a;
   PipelineState<T::STAGES_A> state_a;
   PipelineState<T::STAGES_8> state_b8;
   int32_t acc[T::ROW_BLOCKS][T::BN / 2];
@@ -205,11 +206,11 @@ template <class T, class S> struct Consumer {
   int reading, read; /* stages of int8 B that groups in flight read: the last k-block's and the one before it; or -1 */
 
   __device__ __forceinline__ Consumer(const S &shared, const Arguments &p, int row_in_tile)
-      : shared(shared), a_offset((row_in_tile * BLOCK_WORDS + threadIdx.x % 4 * 4) * 4), unpack(p.xor_a) {}
+      : shared(shared), a(p, row_in_tile) {}
 
   __device__ __forceinline__ void load_a() {
     ptx::mbarrier_wait(shared.full_a(state_a.index), state_a.phase);
-    packed.load(shared.a(state_a.index) + a_offset);
+    a.load(shared.a(state_a.index));
   }
 
   __device__ __forceinline__ void release_b8(int &stage) {
@@ -226,9 +227,11 @@ template <class T, class S> struct Consumer {
       ptx::wgmma_wait_group<T::FRAGMENT_BUFFERS - 1>();
       if (T::FRAGMENT_BUFFERS == 1 || block == 1) release_b8(reading);
       if (T::FRAGMENT_BUFFERS == 2 && T::ROW_BLOCKS == 1) release_b8(read), read = reading;
-      make_fragments(buffer, packed.low[block], packed.high[block], unpack);
+      a.make_fragments(buffer, block);
+      keep_in_registers(buffer); /* all of them, before the fence of the wgmmas */
       if (block == 0) ptx::mbarrier_wait(shared.full_b8(state_b8.index), state_b8.phase);
       multiply<T>(acc[block], buffer, ptx::make_smem_desc(shared.b8(state_b8.index)), !first);
+      if (block + 1 < T::ROW_BLOCKS) a.load_next(shared.a(state_a.index), block + 1);
     }
     shared.release_a(state_a.index); /* only now: its words have been used */
     state_a.advance(T::K_GROUPS);
@@ -321,13 +324,14 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
                                                    const float (&row_scale)[T::ROW_BLOCKS][T::FRAGMENT_ROWS],
                                                    const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
   typedef typename int4mm_out_word<DTYPE>::type Word;
-  constexpr bool TIGHT = T::NK && T::ROW_BLOCKS == 2; /* registers are few: scales are gathered for every row */
+  /* Registers are few: scales are gathered for every row. */
+  constexpr bool TIGHT = (T::NK || T::Kind::AFFINE) && T::ROW_BLOCKS == 2;
   int first_column = at.n * T::BN + threadIdx.x % 4 * COLUMNS;
   Word *out = (Word *)p.epilogue.out + first_row * p.epilogue.ldo + first_column;
 #pragma unroll
   for (int group = 0; group < T::COLUMN_GROUPS; group++) {
     if (!owns(group)) continue;
-    if (T::ROW_BLOCKS == 1 || T::NK) __syncwarp(); /* or the compiler works on several groups at once, and spills */
+    if (T::ROW_BLOCKS == 1 || TIGHT) __syncwarp(); /* or the compiler works on several groups at once, and spills */
     float scale_b[COLUMNS];
     scales.gather(scale_b, group);
 #pragma unroll
@@ -416,7 +420,9 @@ __device__ __forceinline__ void epilogue_any_tile(const Arguments &p, const Tile
         int row = first_row + b * 64 + lower * 8;
         if (row < p.M && column < p.N) {
           Unit unit;
-          int4mm_scale_sums(unit.x, sums, Unpacker<T::WIDE>::UNSCALE, scales.row[b][lower], scale_b);
+          /* Affine kinds have fewer registers. */
+          float scale_a = T::Kind::AFFINE ? __ldg(p.epilogue.scale_a + row) : scales.row[b][lower];
+          int4mm_scale_sums(unit.x, sums, T::Kind::UNSCALE, scale_a, scale_b);
           if constexpr (T::CALLS)
             call_finish_scaled<T>(p, row, column, unit);
           else
@@ -433,7 +439,7 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
                                          const Scales<T> &scales, const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2],
                                          Owns owns) {
   if constexpr (T::LAYER) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
-  /* A row's scale takes in UNSCALE, 1/256, where that is exact: not among the subnormals. */
+  /* A row's scale takes in UNSCALE where that is exact: not among the subnormals. */
   float row_scale[T::ROW_BLOCKS][T::FRAGMENT_ROWS];
   bool inside = (!T::OUT_ALIGNED || p.epilogue.vector_store) && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
 #pragma unroll
@@ -441,8 +447,8 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
 #pragma unroll
     for (int lower = 0; lower < T::FRAGMENT_ROWS; lower++) {
       float scale = scales.row[b][lower];
-      row_scale[b][lower] = __fmul_rn(scale, Unpacker<T::WIDE>::UNSCALE);
-      inside = inside && __fmul_rn(row_scale[b][lower], 1 / Unpacker<T::WIDE>::UNSCALE) == scale;
+      row_scale[b][lower] = __fmul_rn(scale, T::Kind::UNSCALE);
+      inside = inside && __fmul_rn(row_scale[b][lower], 1 / T::Kind::UNSCALE) == scale;
     }
   if (!__all_sync(0xffffffffu, inside)) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
   int4mm_for_out_dtype(p.epilogue.out_dtype, [&](auto dtype) {
@@ -456,40 +462,18 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
 
 /* ---- host ---- */
 
-typedef CUresult (*EncodeTiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                                const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-/* From the driver through the runtime, so that the library needs no libcuda to load. */
-cudaError_t find_encoder(EncodeTiled *encode) {
-  static std::atomic<EncodeTiled> found{nullptr};
-  if (!(*encode = found.load())) {
-    void *function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-#if CUDART_VERSION >= 12050
-    cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-#else /* of the runtime's version, 12.0 to 12.4 */
-    cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
-#endif
-    if (error != cudaSuccess) return error;
-    if (result != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
-    found = *encode = (EncodeTiled)function;
-  }
-  return cudaSuccess;
-}
-
-/* A map of int32 words [rows, columns] that copies boxes of box_rows x box_columns. */
-cudaError_t map_words(CUtensorMap *map, const uint32_t *words, int64_t rows, int64_t columns, int64_t stride,
-                      int box_rows, int box_columns, CUtensorMapSwizzle swizzle) {
+/* A map of elements [rows, columns], int32 or uint8, that copies boxes of box_rows x box_columns. */
+template <class Element>
+cudaError_t map_matrix(CUtensorMap *map, const Element *data, int64_t rows, int64_t columns, int64_t stride,
+                       int box_rows, int box_columns, CUtensorMapSwizzle swizzle) {
   EncodeTiled encode;
   cudaError_t error = find_encoder(&encode);
   if (error != cudaSuccess) return error;
-  cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)stride * 4};
+  CUtensorMapDataType type = sizeof(Element) == 4 ? CU_TENSOR_MAP_DATA_TYPE_INT32 : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)stride * sizeof(Element)};
   cuuint32_t box[2] = {(cuuint32_t)box_columns, (cuuint32_t)box_rows}, step[2] = {1, 1};
-  CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 2, (void *)words, size, pitch, box, step,
-                           CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CUresult result = encode(map, type, 2, (void *)data, size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -497,15 +481,15 @@ cudaError_t map_words(CUtensorMap *map, const uint32_t *words, int64_t rows, int
 template <int MAPS>
 cudaError_t map_rows(RowMaps<MAPS> *maps, const uint32_t *words, int64_t rows, int64_t columns, int64_t stride,
                      int box_rows, int box_columns, CUtensorMapSwizzle swizzle) {
-  if (MAPS == 1) return map_words(&maps->map[0], words, rows, columns, stride, box_rows, box_columns, swizzle);
+  if (MAPS == 1) return map_matrix(&maps->map[0], words, rows, columns, stride, box_rows, box_columns, swizzle);
   cudaError_t error = cudaSuccess;
   for (int r = 0; r < MAPS && error == cudaSuccess; r++) {
     bool any = r < rows; /* else one word, which no other than the first row has: with this shift it is not seen */
     const uint32_t *first = any ? words + r * stride : words;
     int before = (int)((uintptr_t)first / 4 % 4);
     maps->shift[r] = before;
-    error = map_words(&maps->map[r], first - before, any ? (rows - r + MAPS - 1) / MAPS : 1, any ? columns + before : 1,
-                      stride * MAPS, box_rows / MAPS, box_columns, swizzle);
+    error = map_matrix(&maps->map[r], first - before, any ? (rows - r + MAPS - 1) / MAPS : 1,
+                       any ? columns + before : 1, stride * MAPS, box_rows / MAPS, box_columns, swizzle);
   }
   return error;
 }
@@ -518,26 +502,39 @@ bool is_out_aligned(const int4mm_problem &problem) {
   return int4mm_epilogue_arguments(&problem, COLUMNS).vector_store;
 }
 
-/* Calls launch(layer, nk, aligned, out_aligned), constants: the instance for a problem. Layers have one way to store.
+/* Calls launch(kind), the Kind of a problem. */
+template <class F> cudaError_t for_kind(const int4mm_problem *problem, F launch) {
+  bool affine = problem->b.factors.data || problem->b.zeros.data;
+  if (problem->a.dtype == INT4MM_INT8) return affine ? launch(Kind<true, true>()) : launch(Kind<true, false>());
+  return affine ? launch(Kind<false, true>()) : launch(Kind<false, false>());
+}
+
+/* Calls launch(layer, nk, aligned, out_aligned), constants: the instance for a problem. Layers have one way to store,
+ * and other kinds than W4A4 take it for rows of B or out that start off 16 bytes: fewer instances.
  * Elsewhere rows of B that start off 16 bytes come with the more general stores. Those of out alone are as rare in
  * [K/8, N] (an N of 8n + 4) as they are common in [N, K/8], so that only there aligned copies come with general stores
  * as well. */
-template <class F> cudaError_t for_layout(const int4mm_problem *problem, bool aligned, F launch) {
-  bool nk = problem->b.layout == INT4MM_K_MAJOR, out = is_out_aligned(*problem);
+template <class F, class Kind> cudaError_t for_layout(const int4mm_problem *problem, Kind, bool aligned, F launch) {
+  bool nk = problem->b.layout == INT4MM_K_MAJOR, out = is_out_aligned(*problem), layer = int4mm_is_layer(problem);
   int4mm_constant<0> no;
   int4mm_constant<1> yes;
-  if (int4mm_is_layer(problem)) {
+  if constexpr (Kind::AFFINE || Kind::INT8_A) layer = layer || !aligned || !out;
+  if (layer) {
     if (nk) return aligned ? launch(yes, yes, yes, yes) : launch(yes, yes, no, no);
     return aligned ? launch(yes, no, yes, yes) : launch(yes, no, no, no);
   }
-  if (nk) return !aligned ? launch(no, yes, no, no) : out ? launch(no, yes, yes, yes) : launch(no, yes, yes, no);
-  return aligned && out ? launch(no, no, yes, yes) : launch(no, no, no, no);
+  if constexpr (Kind::AFFINE || Kind::INT8_A)
+    return nk ? launch(no, yes, yes, yes) : launch(no, no, yes, yes);
+  else {
+    if (nk) return !aligned ? launch(no, yes, no, no) : out ? launch(no, yes, yes, yes) : launch(no, yes, yes, no);
+    return aligned && out ? launch(no, no, yes, yes) : launch(no, no, no, no);
+  }
 }
 
 /* The arguments of a problem in tiles of tile_m x tile_n. */
 Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan) {
   Arguments p = {};
-  p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
+  p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)int4mm_words_of_k(problem);
   p.tiles_m = (p.M + plan->tile_m - 1) / plan->tile_m, p.tiles_n = (p.N + plan->tile_n - 1) / plan->tile_n;
   p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
   p.b = problem->b.words, p.ldb = problem->b.stride;
@@ -547,9 +544,13 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
 }
 
 /* The map of A. */
-cudaError_t map_a_of(CUtensorMap *map, const int4mm_problem *problem, const Arguments &p) {
-  return map_words(map, problem->a.words, problem->M, problem->K / 8, problem->a.stride, p.box_rows, BLOCK_WORDS,
-                   CU_TENSOR_MAP_SWIZZLE_NONE);
+template <class T> cudaError_t map_a_of(CUtensorMap *map, const int4mm_problem *problem, const Arguments &p) {
+  const int4mm_operand *a = &problem->a;
+  if (T::Kind::INT8_A)
+    return map_matrix(map, (const uint8_t *)a->data, problem->M, problem->K, a->stride, p.box_rows, BLOCK_K,
+                      CU_TENSOR_MAP_SWIZZLE_128B);
+  return map_matrix(map, a->words, problem->M, problem->K / 8, a->stride, p.box_rows, BLOCK_WORDS,
+                    CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 } // namespace

@@ -25,14 +25,15 @@
 
 namespace {
 
-/* K_GROUPS: 2 where the consumers split K, else 1; depths of the pipelines of packed A and int8 B; LAYER: with
- * activation and residual; how B and out lie. */
-template <int K_GROUPS_, int STAGES_A_, int STAGES_8_, bool WIDE_, bool LAYER_, bool NK_, bool ALIGNED_,
+/* K_GROUPS: 2 where the consumers split K, else 1; depths of the pipelines of A and int8 B; what A and B are; LAYER:
+ * with activation and residual; how B and out lie. */
+template <int K_GROUPS_, int STAGES_A_, int STAGES_8_, class Kind_, bool LAYER_, bool NK_, bool ALIGNED_,
           bool OUT_ALIGNED_>
 struct Tile {
+  typedef Kind_ Kind;
   static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
   static constexpr int K_GROUPS = K_GROUPS_, STAGES_A = STAGES_A_, STAGES_8 = STAGES_8_;
-  static constexpr bool WIDE = WIDE_, LAYER = LAYER_, CALLS = false;
+  static constexpr bool LAYER = LAYER_, CALLS = false;
   static constexpr int CONSUMERS = 2, UNPACKERS = 2, THREADS = 128 * (UNPACKERS + CONSUMERS);
   static constexpr int ROW_BLOCKS = 1, BM = 64 * CONSUMERS / K_GROUPS, BN = 64, UNPACK_LANES = BN / 4,
                        COLUMN_GROUPS = BN / 32;
@@ -49,9 +50,9 @@ struct Tile {
   static_assert(STAGES_A % K_GROUPS == 0 && STAGES_8 % K_GROUPS == 0 && STAGES_8 >= UNPACK_GROUPS,
                 "phases would be mistaken");
   static constexpr int A_LEAD = STAGES_A - STAGES_8; /* k-blocks */
-  static_assert(A_LEAD > 0, "A has to be there before B is unpacked");
+  static_assert(A_LEAD >= 0, "A has to be there when B is unpacked");
 
-  static constexpr int A_BYTES = BM * BLOCK_WORDS * 4, B8_BYTES = BN * BLOCK_K;
+  static constexpr int A_BYTES = BM * Kind::A_ROW_BYTES, B8_BYTES = BN * BLOCK_K;
   static constexpr int HALF_BYTES = BM * BN * 2; /* half a tile's sums: what a consumer or a CTA gives away */
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, PEER_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
                        BARRIER_OFFSET = PEER_OFFSET + HALF_BYTES, BARRIERS = STAGES_A + 2 * STAGES_8 + 1,
@@ -103,8 +104,8 @@ template <class T>
 __device__ __forceinline__ void copy_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p,
                                        const WorkTile<T> &work, int k_block) {
   int stage = k_block % T::STAGES_A;
-  ptx::mbarrier_arrive_expect_tx(shared.full_a(stage), p.box_rows * BLOCK_WORDS * 4);
-  ptx::cp_async_bulk_tensor_2d(shared.a(stage), map, (work.begin + k_block) * BLOCK_WORDS, work.first_row,
+  ptx::mbarrier_arrive_expect_tx(shared.full_a(stage), p.box_rows * T::Kind::A_ROW_BYTES);
+  ptx::cp_async_bulk_tensor_2d(shared.a(stage), map, (work.begin + k_block) * T::Kind::A_ELEMENTS, work.first_row,
                                shared.full_a(stage));
 }
 
@@ -118,7 +119,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
   int group = warp / T::GROUP_WARPS;
   PipelineState<T::STAGES_8> state;
   state.advance(group);
-  Unpacker<T::WIDE> unpacker(p.xor_b);
+  typename T::Kind::UnpackB unpacker(p.xor_b);
   typename NarrowB<T>::type b(p, (work.begin + group) * BLOCK_WORDS, work.at.n * T::BN, warp);
   b.prefetch(p);
   ptx::griddepcontrol_wait();
@@ -129,7 +130,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
     b.from += next_block<T>(p), b.left -= T::UNPACK_GROUPS * BLOCK_WORDS;
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      Unpacked<T::WIDE, 1> unpacked(unpacker, [&](int, int t) { return b.word(e, t); });
+      Unpacked<typename T::Kind::UnpackB, 1> unpacked(unpacker, [&](int, int t) { return b.word(e, t); });
       if (e == 3) b.load(p);
       if (e == 0) {
         ptx::mbarrier_wait(shared.empty_b8(state.index), state.phase ^ 1);
@@ -256,7 +257,7 @@ __global__ void __launch_bounds__(T::THREADS, 2)
 template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   CUtensorMap map_a;
   Arguments p = make_arguments(problem, plan);
-  cudaError_t error = map_a_of(&map_a, problem, p);
+  cudaError_t error = map_a_of<T>(&map_a, problem, p);
   if (error != cudaSuccess) return error;
   size_t shared = T::SHARED_BYTES;
   if (T::K_GROUPS == 1 && p.split == 1) /* elsewhere two to an SM are faster */
@@ -267,40 +268,48 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
 }
 
 /* The tile for B and out as they lie. The 16-byte loads of B end with the row. */
-template <int K_GROUPS, int STAGES_A, int STAGES_8>
-cudaError_t launch_layout(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+template <int K_GROUPS, int STAGES_A, int STAGES_8, class Kind>
+cudaError_t launch_layout(const int4mm_problem *problem, Kind kind, const int4mm_plan *plan, cudaStream_t stream) {
   bool aligned = is_aligned(problem->b) && problem->b.cols % 4 == 0;
-  return for_layout(problem, aligned, [&](auto layer, auto nk, auto aligned, auto out) {
-    typedef Tile<K_GROUPS, STAGES_A, STAGES_8, false, layer.value, nk.value, aligned.value, out.value> T;
+  return for_layout(problem, kind, aligned, [&](auto layer, auto nk, auto aligned, auto out) {
+    typedef Tile<K_GROUPS, STAGES_A, STAGES_8, Kind, layer.value, nk.value, aligned.value, out.value> T;
     return launch<T>(problem, plan, stream);
   });
 }
 
 /* For a wide K, which is rare: fewer instances, whose way to store is that of layers. */
-template <int K_GROUPS, int STAGES_A, int STAGES_8>
+template <int K_GROUPS, int STAGES_A, int STAGES_8, class Kind>
 cudaError_t launch_wide(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   bool aligned = is_aligned(problem->b) && problem->b.cols % 4 == 0;
   if (problem->b.layout == INT4MM_K_MAJOR)
-    return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, true, true, true, false, false>>(problem, plan, stream);
-  if (aligned) return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, true, true, false, true, true>>(problem, plan, stream);
-  return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, true, true, false, false, false>>(problem, plan, stream);
+    return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Kind, true, true, false, false>>(problem, plan, stream);
+  if (aligned) return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Kind, true, false, true, true>>(problem, plan, stream);
+  return launch<Tile<K_GROUPS, STAGES_A, STAGES_8, Kind, true, false, false, false>>(problem, plan, stream);
 }
 
 } // namespace
 
+/* With an int8 A the pipelines are as large in bytes. */
 extern "C" cudaError_t int4mm_launch_narrow_128x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                    cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_128x64, STAGES);
-  typedef Tile<1, 7, STAGES, false, false, false, true, true> T;
+  typedef Kind<false, false> W4A4;
+  typedef Tile<1, 7, STAGES, W4A4, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_128x64, M) && T::BN == INT4MM_TILE(narrow_128x64, N), "another tile");
-  return launch_layout<1, 7, STAGES>(problem, plan, stream);
+  if (problem->a.dtype == INT4MM_INT8) return launch_layout<1, 4, 4>(problem, Kind<true, false>(), plan, stream);
+  return launch_layout<1, 7, STAGES>(problem, W4A4(), plan, stream);
 }
 
 extern "C" cudaError_t int4mm_launch_narrow_64x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                   cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_64x64, STAGES);
-  typedef Tile<2, 8, STAGES, false, false, false, true, true> T;
+  typedef Kind<false, false> W4A4;
+  typedef Tile<2, 8, STAGES, W4A4, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_64x64, M) && T::BN == INT4MM_TILE(narrow_64x64, N), "another tile");
-  if (problem->K >= INT4MM_WIDE_K) return launch_wide<2, 8, STAGES>(problem, plan, stream);
-  return launch_layout<2, 8, STAGES>(problem, plan, stream);
+  bool wide = problem->K >= INT4MM_WIDE_K;
+  if (problem->a.dtype == INT4MM_INT8)
+    return wide ? launch_wide<2, 6, 6, Kind<true, false, true>>(problem, plan, stream)
+                : launch_layout<2, 6, 6>(problem, Kind<true, false>(), plan, stream);
+  return wide ? launch_wide<2, 8, STAGES, Kind<false, false, true>>(problem, plan, stream)
+              : launch_layout<2, 8, STAGES>(problem, W4A4(), plan, stream);
 }

@@ -66,7 +66,8 @@ template <class T> struct KnVectors : PackedB {
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = load_vector(from + 4 * t * p.ldb, 4 * t < left, p);
   }
-  __device__ __forceinline__ void store(const Unpacked<T::WIDE, 1> &unpacked, uint32_t tile, int e) const {
+  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
+                                        int e) const {
     uint32_t low = tile + offset, high = low ^ 16, below = e * T::UNPACK_LANES * BLOCK_K;
     unpacked.store(0, low + below, high + below);
   }
@@ -95,7 +96,8 @@ template <class T> struct KnWords : PackedB {
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = make_uint4(load(p, t, 0), load(p, t, 1), load(p, t, 2), load(p, t, 3));
   }
-  __device__ __forceinline__ void store(const Unpacked<T::WIDE, 1> &unpacked, uint32_t tile, int e) const {
+  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
+                                        int e) const {
     uint32_t low = (tile + offset) ^ e / 2 << 5, high = low ^ 16, below = e % 2 * 8 * BLOCK_K;
     unpacked.store(0, low + below, high + below);
   }
@@ -133,7 +135,8 @@ template <class T> struct NkVectors : QuadB<T> {
 #pragma unroll
     for (int e = 0; e < 4; e++) words[e] = this->load_vector(from + e * p.ldb, e < columns && left > 0, p);
   }
-  __device__ __forceinline__ void store(const Unpacked<T::WIDE, 1> &unpacked, uint32_t tile, int e) const {
+  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
+                                        int e) const {
     uint32_t row = tile + offset, below = e * T::UNPACK_LANES * BLOCK_K;
 #pragma unroll
     for (int j = 0; j < SLICES; j++) {
@@ -157,7 +160,8 @@ template <class T> struct NkWords : QuadB<T> {
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = make_uint4(load(p, t, 0), load(p, t, 1), load(p, t, 2), load(p, t, 3));
   }
-  __device__ __forceinline__ void store(const Unpacked<T::WIDE, 1> &unpacked, uint32_t tile, int e) const {
+  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
+                                        int e) const {
     uint32_t low = tile + offset, high = low ^ 16, below = e * T::UNPACK_LANES * BLOCK_K;
     unpacked.store(0, low + below, high + below);
   }

@@ -97,6 +97,18 @@ enums.activations = {
   gelu = tonumber(lib.INT4MM_GELU), gelu_tanh = tonumber(lib.INT4MM_GELU_TANH),
 }
 
+-- what a layer makes of its input
+enums.activation_kinds = {
+  int4 = tonumber(lib.INT4MM_ACTIVATIONS_INT4), int8 = tonumber(lib.INT4MM_ACTIVATIONS_INT8),
+  float = tonumber(lib.INT4MM_ACTIVATIONS_FLOAT),
+}
+
+-- what the scales of a weight are
+enums.scalings = {
+  per_column = tonumber(lib.INT4MM_PER_COLUMN), group_scales = tonumber(lib.INT4MM_GROUP_SCALES),
+  group_factors = tonumber(lib.INT4MM_GROUP_FACTORS),
+}
+
 -- how a tensor's words lie in memory: numbers and names
 enums.ROWS = tonumber(lib.INT4MM_ROWS)
 enums.layout_names = { [enums.ROWS] = "rows", [tonumber(lib.INT4MM_PANELS)] = "panels" }

@@ -1,4 +1,4 @@
---- Exact int4 (W4A4) matrix multiplication on CPUs and CUDA GPUs.
+--- Matrix multiplication by int4 weights on CPUs and CUDA GPUs, exact with int4 and int8 activations.
 --
 --     local q = require "int4mm"
 --     local a_packed, b_packed, scale_a, scale_b = q.generate_test_data(1024, 1024, 1024)
@@ -10,7 +10,8 @@
 --
 -- - the product: @{int4mm.ops.int4_matmul|int4_matmul}, @{int4mm.ops.int4_matmul_cpu|int4_matmul_cpu},
 --   @{int4mm.ops.int4_matmul_cuda|int4_matmul_cuda}, the oracle
---   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference}, @{int4mm.ops.prepack|prepack}
+--   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference} and what it holds others to with floats,
+--   @{int4mm.reference.int4_matmul_bound|int4_matmul_bound}; @{int4mm.ops.prepack|prepack}
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
 --   @{int4mm.ops.cuda_kernels|cuda_kernels}
 -- - layers: @{int4mm.linear.linear|linear}, @{int4mm.linear.int4_linear|int4_linear},
@@ -86,6 +87,7 @@ return {
   int4_matmul_cpu = ops.int4_matmul_cpu,
   int4_matmul_cuda = ops.int4_matmul_cuda,
   int4_matmul_reference = reference.int4_matmul_reference,
+  int4_matmul_bound = reference.int4_matmul_bound,
   prepack = ops.prepack,
   explain = ops.explain,
   choose_cuda = ops.choose_cuda,
@@ -160,4 +162,4 @@ return {
   cpu_isas = device.cpu_isas,
   memory = memory.figures,
   set_memory_slack = memory.set_slack,
-}
+} --[[@as int4mm]] -- lua/int4mm/meta/types.lua has the types

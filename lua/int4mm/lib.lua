@@ -151,8 +151,13 @@ end
 
 -- ---- errors of the core ----
 
+-- Arguments of C that have other names here.
+local NAMES = { zero_b = "zeros", factor_b = "factors" }
+
 -- C counts rows, columns and dimensions from 0, Lua from 1.
 local function count_from_one(sentence)
+  sentence = sentence:gsub("%f[%w_][%w_]+_b%f[^%w_]", NAMES):gsub("^group is ", "group_size is ")
+    :gsub("give group$", "give group_size")
   sentence = sentence:gsub("row (%d+), column (%d+) %(counted from 0%)", function(row, column)
     return ("row %.0f, column %.0f"):format(row + 1, column + 1)
   end)

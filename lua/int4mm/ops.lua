@@ -328,7 +328,8 @@ end
 -- ---- the product ----
 
 local MATMUL_OPTIONS = {
-  "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b", "stream", "kernel", "strassen",
+  "out", "out_dtype", "bias", "zeros", "factors", "group_size", "encoding_a", "encoding_b", "layout_b", "stream",
+  "kernel", "strassen",
 }
 
 -- 0 by the measured rules, -1 never, else so many levels
@@ -344,7 +345,7 @@ end
 local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
   tensor.check(name, "a_packed", a_packed)
   tensor.check(name, "b_packed", b_packed)
-  tensor.check(name, "scale_a", scale_a)
+  if scale_a ~= nil or not enums.float_dtypes[a_packed.dtype] then tensor.check(name, "scale_a", scale_a) end
   tensor.check(name, "scale_b", scale_b)
   if opts.bias ~= nil then tensor.check(name, "bias", opts.bias) end
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
@@ -366,15 +367,17 @@ local function make_args(name, backend, a_packed, b_packed, opts)
   args.encoding_a = encoding_of(name, opts, "encoding_a", "a_packed", a_packed)
   args.encoding_b = encoding_of(name, opts, "encoding_b", "b_packed", b_packed)
   args.layout_b = options.layout_b(name, opts, b_packed)
+  args.group = options.scaling(name, opts)
   args.strassen = strassen_levels(name, opts.strassen)
   return args
 end
 
 local function set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
-  args.a_packed, args.b_packed = a_packed.c, b_packed.c
-  args.scale_a, args.scale_b = scale_a.c, scale_b.c
-  args.out = out.c
+  args.a_packed, args.b_packed, args.scale_b, args.out = a_packed.c, b_packed.c, scale_b.c, out.c
+  if scale_a ~= nil then args.scale_a = scale_a.c end
   if opts.bias ~= nil then args.bias = opts.bias.c end
+  if opts.zeros ~= nil then args.zero_b = opts.zeros.c end
+  if opts.factors ~= nil then args.factor_b = opts.factors.c end
   if opts.kernel ~= nil then args.kernel = opts.kernel end
 end
 
@@ -400,16 +403,30 @@ local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
   return out
 end
 
---- The product of two int4 matrices, exact up to one rounding.
+--- The product with an int4 weight. Of int4 and int8 activations it is exact up to one rounding:
 -- out[m, n] = round(float32(sum over k of a[m, k] * b[k, n]) * scale_a[m] * scale_b[n] + bias[n]): the sum is exact,
 -- every step after it is one of float32, and the last rounds once to the output's dtype. Every backend gives the same
 -- bits. It runs where the operands are; for operands on the CPU a GPU is taken where there is one and the copies pay.
--- @tparam tensor a_packed [M, K/8] int32
--- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{prepack}
--- @tparam tensor scale_a [M] float32
--- @tparam tensor scale_b [N] float32
+--
+-- **What A is, its dtype says**: words of int4 (W4A4), int8 (W4A8), or floats (W4A16), which have no scale_a. Products
+-- of floats are summed in float32: out is not the same on every backend, but near to the exact result
+-- (@{int4mm.reference.int4_matmul_bound}), the same on every run.
+--
+-- **Group scales**: a scale_b of rank 2 has a scale for each group of K and each column. With acc[g] the exact sum over
+-- group g, t = 0, then t = fma(float32(acc[g]), scale_b[g, n], t) for each g in order, and out[m, n] = round(t *
+-- scale_a[m] + bias[n]). **Integer group scales**: b is multiplied by `factors` [G, N], whole numbers from 1 to 15, and
+-- scale_b is [N]; that costs less. **Zero points** are taken from b before it is multiplied.
+-- @tparam tensor a_packed [M, K/8] int32 words, [M, K] int8, or [M, K] float16, bfloat16 or float32
+-- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{prepack}; K/8 is
+--   rounded up
+-- @tparam ?tensor scale_a [M] float32; nil for an A of floats
+-- @tparam tensor scale_b [N] float32, or group scales [G, N], for `layout_b = "nk"` also [N, G], of a float dtype
 -- @tparam[opt] table opts
 --
+-- - `zeros`: zero points, of scale_b's shape: int8 from -120 to 119, or int32 words of eight along N (lowest nibble
+--   first) in the encoding of b_packed
+-- - `factors`: integer group scales [G, N] ([N, G] as well for "nk"), int8 from 1 to 15; not with `zeros`
+-- - `group_size`: values of K in a group, a multiple of 32, of which the last group may have fewer; by default K / G
 -- - `out`: a tensor [M, N] to write to, float16, bfloat16 or float32, apart from the operands
 -- - `out_dtype` ("float16"): of a new result, also "bfloat16" and "float32"
 -- - `bias`: a tensor [N] float32
@@ -435,7 +452,7 @@ function ops.int4_matmul_cuda(a_packed, b_packed, scale_a, scale_b, opts)
   return (matmul("int4_matmul_cuda", USE_CUDA, a_packed, b_packed, scale_a, scale_b, opts))
 end
 
---- Rearranges a weight once for many products on the CPU.
+--- Rearranges a weight once for many products on the CPU. Its scales, zero points and factors stay what they are.
 -- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`
 -- @tparam[opt] table opts `layout_b` and `encoding` of b_packed, by default its own
 -- @treturn tensor [K/8, N], to be used as b_packed with the default `layout_b` and `encoding_b`; on the CPU its
@@ -526,14 +543,31 @@ end
 
 local PROBLEM_OPTIONS = {
   "arch", "sms", "M", "N", "K", "lda", "ldb", "ldo", "align_a", "align_b", "align_out", "out_dtype", "encoding_a",
-  "encoding_b", "layout_b", "kernel",
+  "encoding_b", "layout_b", "dtype_a", "scaling", "group_size", "zeros", "kernel",
 }
+
+-- What A and the scales of B are, in the problem's fields.
+local function set_kind(name, p, problem)
+  local dtype = check.choice(name, "dtype_a", problem.dtype_a, enums.dtypes, "int32")
+  p.dtype_a, p.scaling = dtype.id, check.choice(name, "scaling", problem.scaling, enums.scalings, "per_column")
+  if dtype == enums.dtypes.int32 and p.K % 8 ~= 0 then
+    check.raise(name, "K is %d, expected a multiple of 8", problem.K)
+  end
+  if p.scaling == enums.scalings.per_column and problem.group_size ~= nil then
+    check.raise(name, 'group_size is %s, but scaling is "per_column", which has no groups',
+      check.describe(problem.group_size))
+  end
+  p.group = p.scaling == enums.scalings.per_column and 0 or check.integer(name, "group_size", problem.group_size, 1)
+  p.zeros = check.boolean(name, "zeros", problem.zeros, false) and 1 or 0
+end
 
 --- The choice of a CUDA kernel: a pure function, which needs no GPU.
 -- @tparam table problem `arch` (90 for compute capability 9.0), `sms`, `M`, `N`, `K`; and where they are not those of
 --   fresh contiguous operands `lda` and `ldb` (words from row to row), `ldo` (elements), `align_a`, `align_b`,
 --   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`,
---   `layout_b`; `kernel` to force one
+--   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
+--   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
+--   `kernel` to force one
 -- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
 -- @treturn ?string then the reason
 function ops.choose_cuda(problem)
@@ -545,10 +579,12 @@ function ops.choose_cuda(problem)
   local p = ffi.new("int4mm_gpu_problem")
   for _, key in ipairs { "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
   for _, key in ipairs { "arch", "sms" } do p[key] = check.integer(name, key, problem[key], 0, MAX_INT32) end
-  if p.K % 8 ~= 0 then check.raise(name, "K is %d, expected a multiple of 8", problem.K) end
+  set_kind(name, p, problem)
   p.layout_b = check.choice(name, "layout_b", problem.layout_b, enums.layouts_b, "kn")
-  local b_cols = p.layout_b == NK and problem.K / 8 or problem.N
-  for key, default in pairs { lda = problem.K / 8, ldb = b_cols, ldo = problem.N } do
+  local words = math.ceil(problem.K / 8)
+  local a_cols = p.dtype_a == enums.dtypes.int32.id and words or problem.K
+  local b_cols = p.layout_b == NK and words or problem.N
+  for key, default in pairs { lda = a_cols, ldb = b_cols, ldo = problem.N } do
     p[key] = check.integer(name, key, check.default(problem[key], default), 0)
   end
   for _, key in ipairs { "align_a", "align_b", "align_out" } do

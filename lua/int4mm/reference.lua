@@ -1,8 +1,8 @@
 --- The oracle: the product, rotating, quantising and layers in plain LuaJIT, straight from their definitions.
 --
 -- No function of the C core computes here (one checks the arguments of the product): nibbles, sums, scales and
--- roundings are written a second time, plainly, so that a mistake has to be made twice to stay unseen. A sum of int4
--- products is a whole number far below 2^53, so Lua's doubles hold it exactly; a sum, product or quotient of two
+-- roundings are written a second time, plainly, so that a mistake has to be made twice to stay unseen. A sum of
+-- products of whole numbers is one far below 2^53, so Lua's doubles hold it exactly; a sum, product or quotient of two
 -- float32 in double precision, rounded to float32, is the one rounded once.
 -- @module int4mm.reference
 
@@ -15,115 +15,89 @@ local numeric = require "int4mm.internal.numeric"
 local linear = require "int4mm.linear"
 local ops = require "int4mm.ops"
 local options = require "int4mm.internal.options"
+local product = require "int4mm.internal.product"
 local tensor = require "int4mm.tensor"
 
 local band, bor, lshift, rshift = bit.band, bit.bor, bit.lshift, bit.rshift
-local to_float, from_float_bits, round_half_even = numeric.to_float, numeric.from_float_bits, numeric.round_half_even
+local to_float, round_half_even = numeric.to_float, numeric.round_half_even
 
 local reference = {}
 
--- The value of a nibble, by encoding: two's complement, or value + 8.
-local values = {
-  twos_complement = function(nibble) return nibble < 8 and nibble or nibble - 16 end,
-  offset = function(nibble) return nibble - 8 end,
-}
+-- ---- the product ----
 
--- Decodes packed words into int8 [vectors][K]: `along` words lead from one word of a vector to its next, `across` from
--- one vector to the next.
-local function decode(words, vectors, k8, along, across, encoding)
-  local value = values[encoding]
-  local K = 8 * k8
-  local plain = ffi.new("int8_t[?]", vectors * K)
-  for v = 0, vectors - 1 do
-    for j = 0, k8 - 1 do
-      local word = words[v * across + j * along]
-      for i = 0, 7 do plain[v * K + 8 * j + i] = value(band(rshift(word, 4 * i), 15)) end
-    end
-  end
-  return plain
-end
+local OPTIONS = { "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b", "zeros", "factors", "group_size" }
+local BOUND_OPTIONS = { "out_dtype", "bias", "encoding_b", "layout_b", "zeros", "factors", "group_size" }
 
--- A float32 vector as Lua numbers, counted from 0.
-local function floats(t)
-  local bits = ffi.cast("uint32_t *", t:data())
-  local list = {}
-  for i = 0, t:numel() - 1 do list[i] = from_float_bits(bits[i]) end
-  return list
-end
-
-local function dot(a, b, K)
-  local acc = 0
-  for k = 0, K - 1 do acc = acc + a[k] * b[k] end
-  return acc
-end
-
--- The contract's arithmetic for one output, every step rounded to float32. A double holds the product of two float32
--- exactly, and their sum with more than twice the digits, so that rounding it is rounding once.
-local function scale(acc, scale_a, scale_b, bias)
-  local x = to_float(to_float(to_float(acc) * scale_a) * scale_b)
-  return bias and to_float(x + bias) or x
-end
-
--- How the operands are packed: as the options say, or else the marks of the words.
-local function set_packing(opts, a_packed, b_packed)
+-- A call as int4mm.internal.product takes it, its tensors on the CPU; how operands are packed is what the options say,
+-- or else the marks of the words.
+local function call_of(name, a_packed, b_packed, scale_a, scale_b, opts)
   local a, b = a_packed.packing or {}, b_packed.packing or {}
-  opts.encoding_a = opts.encoding_a or a.encoding or "twos_complement"
-  opts.encoding_b = opts.encoding_b or b.encoding or "twos_complement"
-  opts.layout_b = opts.layout_b or (b.dim == 2 and "nk" or "kn")
+  local call = { a = a_packed, b = b_packed, scale_a = scale_a, scale_b = scale_b, bias = opts.bias,
+    zeros = opts.zeros, factors = opts.factors }
+  for key, t in pairs(call) do call[key] = tensor.on_cpu(name, t) end
+  call.encoding_a = opts.encoding_a or a.encoding or "twos_complement"
+  call.encoding_b = opts.encoding_b or b.encoding or "twos_complement"
+  call.layout_b = opts.layout_b or (b.dim == 2 and "nk" or "kn")
+  call.group_size = opts.group_size
+  return call
 end
-
--- All operands on the CPU and known to fit each other. opts.finish(x, m, n), if there is one, is what follows the bias,
--- with the places counted from 0.
-local function multiply(out, a_packed, b_packed, scale_a, scale_b, opts)
-  local M, k8, N = a_packed:size(1), a_packed:size(2), out:size(2)
-  if M * N == 0 then return end
-  local K, lda, ldb = 8 * k8, a_packed.stride, b_packed.stride
-  local nk = opts.layout_b == "nk"
-  local a = decode(a_packed:data(), M, k8, 1, lda, opts.encoding_a)
-  local b = decode(b_packed:data(), N, k8, nk and 1 or ldb, nk and ldb or 1, opts.encoding_b)
-  local rows, columns, bias = floats(scale_a), floats(scale_b), opts.bias and floats(opts.bias)
-  local dtype = enums.dtypes[out.dtype]
-  local encode, data, ldo = dtype.encode, ffi.cast(dtype.pointer, out:data()), out.stride
-  for m = 0, M - 1 do
-    for n = 0, N - 1 do
-      local x = scale(dot(a + m * K, b + n * K, K), rows[m], columns[n], bias and bias[n])
-      data[m * ldo + n] = encode(opts.finish and opts.finish(x, m, n) or x)
-    end
-  end
-  tensor.keep(out, a_packed, b_packed)
-end
-
-local OPTIONS = { "out", "out_dtype", "bias", "encoding_a", "encoding_b", "layout_b" }
 
 --- The product in plain LuaJIT: slow on purpose, and what every other backend is compared with, bit for bit.
--- GPU operands are copied to the CPU, the result to where `a_packed` is.
--- @tparam tensor a_packed [M, K/8] int32
+-- Of floats it is a sum in float64, which others are near to: see @{int4_matmul_bound}. GPU operands are copied to the
+-- CPU, the result to where `a_packed` is.
+-- @tparam tensor a_packed [M, K/8] int32, [M, K] int8, or [M, K] of floats
 -- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`; not prepacked
--- @tparam tensor scale_a [M] float32
--- @tparam tensor scale_b [N] float32
--- @tparam[opt] table opts `out`, `out_dtype`, `bias`, `encoding_a`, `encoding_b`, `layout_b` as in
---   @{int4mm.ops.int4_matmul}
+-- @tparam ?tensor scale_a [M] float32; nil for floats
+-- @tparam tensor scale_b [N] float32, or group scales [G, N]
+-- @tparam[opt] table opts `out`, `out_dtype`, `bias`, `zeros`, `factors`, `group_size`, `encoding_a`, `encoding_b`,
+--   `layout_b` as in @{int4mm.ops.int4_matmul}
 -- @treturn tensor [M, N]
 -- @raise as int4_matmul
 function reference.int4_matmul_reference(a_packed, b_packed, scale_a, scale_b, opts)
   local name = "int4_matmul_reference"
   opts = ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, OPTIONS)
-  local device = a_packed.c.device
-  local here = {}
-  for key, value in pairs(opts) do here[key] = value end
-  set_packing(here, a_packed, b_packed)
-  local function on_cpu(t) return tensor.on_cpu(name, t) end
-  a_packed, b_packed, scale_a, scale_b = on_cpu(a_packed), on_cpu(b_packed), on_cpu(scale_a), on_cpu(scale_b)
-  here.bias = here.bias and on_cpu(here.bias)
-  local out = opts.out
+  local call = call_of(name, a_packed, b_packed, scale_a, scale_b, opts)
+  local out, here = opts.out, opts.out
   if not out or out.c.device ~= enums.CPU then
-    local M, N = a_packed:size(1), b_packed:size(here.layout_b == "nk" and 1 or 2)
-    local dtype = out and out.dtype or here.out_dtype or "float16"
-    here.out = tensor.alloc(name, 2, M, N, enums.dtypes[dtype], enums.CPU)
+    local M, N = a_packed:size(1), b_packed:size(call.layout_b == "nk" and 1 or 2)
+    here = tensor.alloc(name, 2, M, N, enums.dtypes[out and out.dtype or opts.out_dtype or "float16"], enums.CPU)
   end
-  multiply(here.out, a_packed, b_packed, scale_a, scale_b, here)
-  if out then return out == here.out and out or tensor.copy(name, out, here.out) end
-  return tensor.convert(name, here.out, device, enums.dtypes[here.out.dtype])
+  product.multiply(here, call)
+  if out then return out == here and out or tensor.copy(name, out, here) end
+  return tensor.convert(name, here, a_packed.c.device, enums.dtypes[here.dtype])
+end
+
+-- What rounding to a dtype adds at most, as parts of a value, and where values are subnormal.
+local ROUNDING = {
+  float16 = { 2 ^ -11, 2 ^ -25 }, bfloat16 = { 2 ^ -8, 2 ^ -134 }, float32 = { 2 ^ -24, 2 ^ -150 },
+}
+
+--- How near @{int4mm.ops.int4_matmul} is with an `a` of floats:
+-- |out - exact| <= r |exact| + (16 + K/8) 2^-24 (sum over k of |a w|), with r 2^-11 for float16, 2^-8 for bfloat16 and
+-- 2^-24 for float32, where nothing overflows. A bias is one more term of both sums, and half of the dtype's least
+-- number is added.
+-- @tparam tensor a [M, K] float32, float16 or bfloat16
+-- @tparam tensor b_packed as in @{int4mm.ops.int4_matmul}, not prepacked; and
+-- @tparam tensor scale_b
+-- @tparam[opt] table opts `out_dtype`, `bias`, `zeros`, `factors`, `group_size`, `encoding_b`, `layout_b` as there
+-- @treturn table the exact results, in float64: a table of rows
+-- @treturn table how far the result may be from each
+function reference.int4_matmul_bound(a, b_packed, scale_b, opts)
+  local name = "int4_matmul_bound"
+  opts = ops.check_matmul(name, a, b_packed, nil, scale_b, opts, BOUND_OPTIONS)
+  local call = call_of(name, a, b_packed, nil, scale_b, opts)
+  local N = b_packed:size(call.layout_b == "nk" and 1 or 2)
+  local o = N > 0 and product.operands(call)
+  local rounding, exact, bound = ROUNDING[opts.out_dtype or "float16"], {}, {}
+  for m = 1, a:size(1) do
+    exact[m], bound[m] = {}, {}
+    for n = 1, N do
+      local value, magnitude = product.float_result(o, m - 1, n - 1)
+      exact[m][n] = value
+      bound[m][n] = rounding[1] * math.abs(value) + (16 + o.K / 8) * 2 ^ -24 * magnitude + rounding[2]
+    end
+  end
+  return exact, bound
 end
 
 -- ---- rotating and quantising ----
@@ -476,7 +450,7 @@ end
 local function unpack(name, packed, known)
   packed = tensor.on_cpu(name, packed)
   local q, data, stride = {}, ffi.cast(enums.dtypes[packed.dtype].pointer, packed:data()), packed.stride
-  local value = values[enums.encoding_names[known.encoding]]
+  local value = product.values[enums.encoding_names[known.encoding]]
   for r = 0, known.rows - 1 do
     q[r] = {}
     for c = 0, known.columns - 1 do
@@ -530,44 +504,56 @@ end
 -- ---- a layer ----
 
 local LINEAR_OPTIONS = {
-  "bias", "rotate", "clip", "activation", "residual", "out_dtype", "layout_b", "encoding_b",
+  "bias", "rotate", "clip", "activation", "residual", "out_dtype", "layout_b", "encoding_b", "activations", "zeros",
+  "factors", "group_size",
 }
 
---- @{int4mm.linear.int4_linear} in plain LuaJIT: slow on purpose, and what every backend is compared with, bit for bit.
+-- What a layer multiplies: its input as the product's operand, and the scales that this has.
+local function activations_of(name, x, b_packed, opts)
+  local rotate, kind = options.rotation(name, opts, "b_packed", b_packed), options.activations(name, opts)
+  check_float_matrix(name, x)
+  check_block(name, "rotate", rotate, x, 1)
+  x = tensor.on_cpu(name, x)
+  if kind == enums.activation_kinds.float then
+    return rotate > 0 and reference.rotate_reference(x, { block = rotate }) or x
+  end
+  local int8 = kind == enums.activation_kinds.int8
+  local known = ops.quantize_options(name, x,
+    { rotate = rotate > 0 and rotate, clip = opts.clip, dtype = int8 and "int8" or "int4" })
+  local a, scales = quantize_lines(name, x, lines_of(x, 1), known, int8 and 127 or 7)
+  if not int8 then
+    a:mark_ { length = x:size(2) }
+    a.c.packed_rotate = rotate
+  end
+  return a, scales
+end
+
+--- @{int4mm.linear.int4_linear} in plain LuaJIT: slow on purpose, and what every backend is compared with, bit for bit
+-- where activations are quantised.
 -- @tparam tensor x
 -- @tparam tensor b_packed
 -- @tparam tensor scale_b
--- @tparam[opt] table opts `bias`, `rotate`, `clip`, `activation`, `residual`, `out_dtype`, `layout_b` and `encoding_b`
---   as there
+-- @tparam[opt] table opts `bias`, `activations`, `rotate`, `clip`, `activation`, `residual`, `zeros`, `factors`,
+--   `group_size`, `out_dtype`, `layout_b` and `encoding_b` as there
 -- @treturn tensor [M, N] on the CPU
 -- @raise as int4_linear
 function reference.int4_linear_reference(x, b_packed, scale_b, opts)
   local name = "int4_linear_reference"
   opts = linear.check_tensors(name, x, b_packed, scale_b, opts, LINEAR_OPTIONS)
-  local rotate = options.rotation(name, opts, "b_packed", b_packed)
-  local known = ops.quantize_options(name, x, { rotate = rotate > 0 and rotate, clip = opts.clip })
   check.choice(name, "activation", opts.activation, enums.activations, "none")
   local activate = activation[opts.activation or "none"] -- nil for "none"
-  check_float_matrix(name, x)
-  check_block(name, "rotate", known.rotate, x, 1)
-  x = tensor.on_cpu(name, x)
-  local words, scales = quantize_lines(name, x, lines_of(x, 1), known, 7)
-  words:mark_ { length = x:size(2) }
-  words.c.packed_rotate = known.rotate
-  local here = {
-    bias = opts.bias, encoding_b = opts.encoding_b, layout_b = opts.layout_b,
-    out_dtype = opts.out_dtype or x.dtype,
-  }
-  ops.check_matmul(name, words, b_packed, scales, scale_b, here, OPTIONS)
-  set_packing(here, words, b_packed)
+  local a, scale_a = activations_of(name, x, b_packed, opts)
+  local here = { out_dtype = opts.out_dtype or x.dtype }
+  for _, key in ipairs(OPTIONS) do here[key] = check.default(here[key], opts[key]) end
+  ops.check_matmul(name, a, b_packed, scale_a, scale_b, here, OPTIONS)
+  local call = call_of(name, a, b_packed, scale_a, scale_b, here)
   local terms = opts.residual and lines_of(tensor.on_cpu(name, opts.residual), 1)
-  function here.finish(sum, m, n)
+  local N = b_packed:size(call.layout_b == "nk" and 1 or 2)
+  local out = tensor.alloc(name, 2, x:size(1), N, enums.dtypes[here.out_dtype], enums.CPU)
+  product.multiply(out, call, function(sum, m, n)
     local y = activate and activate(sum) or sum
     return terms and to_float(y + terms[m + 1][n + 1]) or y
-  end
-  local out = tensor.alloc(name, 2, x:size(1), scale_b:size(1), enums.dtypes[here.out_dtype], enums.CPU)
-  here.bias = here.bias and tensor.on_cpu(name, here.bias)
-  multiply(out, words, tensor.on_cpu(name, b_packed), scales, tensor.on_cpu(name, scale_b), here)
+  end)
   return out
 end
 

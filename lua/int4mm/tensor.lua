@@ -49,6 +49,7 @@ local function columns_of(t) return tonumber(t.c.shape[1]) end
 function tensor.is_tensor(value) return ffi.istype(Tensor, value) end
 
 --- A tensor with nothing in it yet, for the core to fill.
+-- @local
 function tensor.released() return Tensor() end
 
 -- What must outlive a tensor over borrowed memory: { pointer, owner } by tensor. Keys are weak and values strong, so an
@@ -65,6 +66,7 @@ tensor.capture = capture
 -- @tparam string name the function that the user called
 -- @tparam string what the argument
 -- @param value what it was
+-- @local
 function tensor.check(name, what, value)
   if not ffi.istype(Tensor, value) then
     check.raise(name, "%s is %s, expected a tensor%s", what, check.describe(value),
@@ -158,6 +160,7 @@ tensor.convert = convert
 --- The tensor in pinned host memory; itself where it is.
 -- @tparam string name the function that the user called
 -- @tparam tensor t on the CPU
+-- @local
 function tensor.pin(name, t)
   check_rows(name, t)
   if t.c.device ~= CPU then
@@ -187,6 +190,7 @@ end
 local function at(rank, i, j) return rank and " at " .. position(rank, i, j) or "" end
 
 --- The bits of a number in a dtype, or a raise that names its position (none, without rank, i and j).
+-- @local
 function tensor.encode(name, dtype, x, rank, i, j)
   if type(x) ~= "number" then
     check.raise(name, "the value%s is %s, expected a number", at(rank, i, j), check.describe(x))
@@ -218,6 +222,7 @@ end
 tensor.mark = mark
 
 --- How a tensor is packed, in words: "int4 packed along dim 2, K = 60, offset"; nil where it has no mark.
+-- @local
 function tensor.packing_text(t)
   if not is_marked(t) then return nil end
   local known = t.c.packed_k > 0 and (", K = %d"):format(tonumber(t.c.packed_k)) or ""
@@ -260,6 +265,7 @@ tensor.narrow = narrow
 -- @tparam number rank
 -- @tparam number rows
 -- @tparam number columns 1 for a vector
+-- @local
 function tensor.view(name, t, rank, rows, columns)
   local view = Tensor()
   binding.check(name, lib.int4mm_tensor_view(view.c, t.c, rank, rows, columns))

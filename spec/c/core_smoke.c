@@ -347,6 +347,8 @@ static void test_errors(void) {
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "scale_b is NULL");
   args = good, args.a_packed = &o.scale_a;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "a_packed is [32] float32, expected a matrix");
+  args = good, args.reserved[2] = 1;
+  FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "reserved[2] is 1, expected 0");
   args = good, args.encoding_b = 7;
   FAILS(int4mm_matmul(&args), INT4MM_ERR_ARGUMENT, "encoding_b is 7");
   args = good, args.layout_b = 2;

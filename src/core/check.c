@@ -36,6 +36,16 @@ const char *int4mm_encoding_name(int32_t encoding) {
 
 /* ---- checks ---- */
 
+int32_t int4mm_check_args(const int64_t reserved[4]) {
+  if (!reserved) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  for (int i = 0; i < 4; i++)
+    if (reserved[i])
+      return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                         "reserved[%d] is %lld, expected 0: zero the arguments before you fill them in", i,
+                         (long long)reserved[i]);
+  return INT4MM_OK;
+}
+
 int32_t int4mm_check_device(int32_t device) {
   if (device >= INT4MM_CPU && device < INT4MM_MAX_DEVICES) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "device is %d: -1 is the CPU, CUDA devices are 0 to %d", (int)device,

@@ -20,6 +20,8 @@ int4mm_text int4mm_device_name(int32_t device);
 /* "twos_complement" or "offset" */
 const char *int4mm_encoding_name(int32_t encoding);
 
+/* That the arguments of a call are there (NULL: they are not) and those for later versions 0. */
+int32_t int4mm_check_args(const int64_t reserved[4]);
 /* A device number that there may be. */
 int32_t int4mm_check_device(int32_t device);
 /* Rank, shape, stride and dtype of a tensor to be, and that its bytes can be counted. */

@@ -96,6 +96,11 @@ int32_t int4mm_cgroup_cpus(const char *root, const char *membership);
 /* What is wrong with INT4MM_NUM_THREADS; NULL when nothing is. */
 const char *int4mm_threads_warning(void);
 
+/* Whether the sums that an epilogue gets are float32, not int32. */
+static inline bool int4mm_has_float_sums(const int4mm_problem *p) {
+  return p->b.group_scales.data || int4mm_is_w4a16(p);
+}
+
 /* ---- addresses in a weight --------------------------------------------------------------------------------------- */
 
 /* The address of word (j, n) of b in any layout. The words up to the next multiple of INT4MM_PANEL columns follow,

@@ -38,7 +38,8 @@ static bool os_saves(uint32_t state) {
 
 bool int4mm_has_avx2(void) {
   leaf one = cpuid(1, 0), seven = cpuid(7, 0);
-  return bit(one.ecx, 28) && bit(one.ecx, 29) && bit(seven.ebx, 5) && os_saves(XCR0_AVX); /* AVX, F16C, AVX2 */
+  /* AVX, FMA, F16C, AVX2 */
+  return bit(one.ecx, 28) && bit(one.ecx, 12) && bit(one.ecx, 29) && bit(seven.ebx, 5) && os_saves(XCR0_AVX);
 }
 
 bool int4mm_has_avxvnni(void) {

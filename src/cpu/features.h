@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-bool int4mm_has_avx2(void);          /* with F16C */
+bool int4mm_has_avx2(void);          /* with F16C and FMA */
 bool int4mm_has_avxvnni(void);       /* the VEX form of vpdpbusd, with AVX2 */
 bool int4mm_has_avx512vl_vnni(void); /* the 256-bit EVEX form */
 bool int4mm_has_avx512vnni(void);

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include "core/error.h"
 #include "core/graph.h"
@@ -50,10 +50,14 @@ static int32_t library_path(char *path, size_t size) {
 static int32_t open_library(const int4mm_cuda_backend **table) {
   char path[PATH_MAX + sizeof CUDA_LIBRARY];
   int4mm_cuda_backend_fn get;
+  struct stat file;
   if (library_path(path, sizeof path))
     return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "the path of " CUDA_LIBRARY " is too long");
-  if (strchr(path, '/') && access(path, F_OK))
+  if (strchr(path, '/') && stat(path, &file))
     return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "no CUDA build of int4mm: there is no %s", path);
+  /* LuaRocks installs the files that a rockspec names: where CUDA was not built this one is empty. */
+  if (strchr(path, '/') && file.st_size == 0)
+    return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "no CUDA build of int4mm: %s is empty", path);
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library) return int4mm_fail(INT4MM_ERR_UNAVAILABLE, "the CUDA library does not load: %s", dlerror());
   void *symbol = dlsym(library, INT4MM_CUDA_SYMBOL);

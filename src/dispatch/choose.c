@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "core/check.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/problem.h"
@@ -115,6 +116,7 @@ static int32_t check_problem(const int4mm_gpu_problem *p) {
 
 int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
   if (!problem || !plan) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", problem ? "plan" : "problem");
+  if (int4mm_check_args(problem->reserved)) return INT4MM_ERR_ARGUMENT;
   int4mm_gpu_problem p = *problem;
   if (!p.code_arch) p.code_arch = p.arch;
   int32_t status = check_problem(&p);

@@ -18,10 +18,13 @@ typedef struct skinny_cost {
   int32_t rows;
   int64_t call, rate;
   int32_t max_warps;
+  int32_t reading[4]; /* percent of the time of reading B that it takes by general_kind */
 } skinny_cost;
 
-static const skinny_cost costs[] = {
-    {8, 2300, 4150, 16}, {16, 2700, 3850, 16}, {32, 2600, 2950, 16}, {64, 4000, 1470, 8}};
+static const skinny_cost costs[] = {{8, 2300, 4150, 16, {100, 120, 125, 140}},
+                                    {16, 2700, 3850, 16, {100, 120, 180, 150}},
+                                    {32, 2600, 2950, 16, {100, 100, 100, 100}},
+                                    {64, 4000, 1470, 8, {80, 130, 250, 200}}};
 
 static const skinny_cost *cost_of(const int4mm_kernel *kernel) {
   const skinny_cost *cost = costs;
@@ -35,10 +38,104 @@ static int64_t shared_limit(int32_t arch) {
   return arch == 80 || arch == 87 ? 163 << 10 : 99 << 10;
 }
 
+/* ---- operands of every kind (kernels/sm80/skinny_general.cuh) ---- */
+
+/* What such a plan counts with, in bytes of shared memory. */
+typedef struct general_bytes {
+  int64_t stage, slot; /* of a warp: a stage; what a k-block keeps for a chain over group scales, 0 without */
+} general_bytes;
+
+/* Segments of a k-block that no group's border divides. */
+static int64_t segments_of(const int4mm_gpu_problem *p) {
+  if (p->scaling == INT4MM_PER_COLUMN || p->group >= p->K || p->group % 128 == 0) return 1;
+  return p->group % 64 == 0 ? 2 : 4;
+}
+
+/* What a kernel does with its sums, which decides its speed: 16 rows of 4096 x 14336 take 11.8 us on an H100 with int8
+ * and a scale for each column, 13 with factors, 19 with group scales, 16 with floats; 64 rows of 4096 x 4096 7.6, 10.6,
+ * 16 and 13. */
+typedef enum general_kind { PLAIN, FACTORS, CHAIN, FLOATS } general_kind;
+
+static general_kind kind_of(const int4mm_gpu_problem *p) {
+  if (p->dtype_a != INT4MM_INT32 && p->dtype_a != INT4MM_INT8) return FLOATS;
+  if (p->scaling == INT4MM_GROUP_SCALES) return CHAIN;
+  return p->scaling == INT4MM_GROUP_FACTORS || p->K >= INT4MM_WIDE_K ? FACTORS : PLAIN;
+}
+
+static general_bytes general_bytes_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  int64_t segments = segments_of(p), rows = p->M < kernel->tile_m ? p->M : kernel->tile_m;
+  int64_t words = p->dtype_a == INT4MM_INT32 ? 1 : p->dtype_a == INT4MM_INT8 ? 2 : 4;
+  int64_t parameters =
+      kind_of(p) != PLAIN && (p->scaling != INT4MM_PER_COLUMN || p->zeros) ? (segments * 160 + 255) / 256 * 256 : 0;
+  general_bytes bytes = {.stage =
+                             INT4MM_SKINNY_B_BYTES + kernel->tile_m / 8 * words * INT4MM_SKINNY_A_BYTES + parameters,
+                         .slot = kind_of(p) == CHAIN ? segments * (rows + 1) * INT4MM_SKINNY_COLUMNS * 4 : 0};
+  return bytes;
+}
+
+/* Warps that share K at least. */
+static int64_t chain_warps_of(const int4mm_kernel *kernel) {
+  return kernel->tile_m == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
+}
+
+static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  const general_bytes bytes = general_bytes_of(kernel, p);
+  if (kernel->tile_m == 32 || (kernel->tile_m == 64 && bytes.slot && p->group != INT4MM_BLOCK_K))
+    return "has no code for this kind of operands";
+  if (p->dtype_a == INT4MM_FLOAT32) return "has no code for an A of float32";
+  if (bytes.slot && chain_warps_of(kernel) * 2 * (bytes.stage + bytes.slot) > shared_limit(p->arch))
+    return "needs more shared memory than there is for group scales";
+  if (p->layout_b != INT4MM_B_KN) return "needs a B of [K/8, N] for this kind of operands";
+  if (!int4mm_plan_aligned16(p)) return "needs rows that start on 16 bytes for this kind of operands";
+  if (p->ldb > INT4MM_SKINNY_GENERAL_MAX_STRIDE)
+    return "needs rows of B of at most 2^24 words for this kind of operands";
+  return p->K > INT4MM_SKINNY_GENERAL_MAX_K ? "needs a K of at most 2^20 for this kind of operands" : NULL;
+}
+
+/* As plan() says, with as many stages as fit. A chain needs some warps along K; its slots are all of K's, or two
+ * rounds' at least; a cluster needs all, and 64 rows have no code for one. */
+static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel, const int4mm_gpu_problem *p,
+                            int4mm_plan *plan) {
+  const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = shared_limit(p->arch);
+  const general_bytes bytes = general_bytes_of(kernel, p);
+  int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps_of(kernel) : 1, max_warps = cost->max_warps,
+          max_warps_k = k_blocks < 64 ? 8 : 16;
+  while (max_warps > warps_k && max_warps * (2 * bytes.stage + 2 * bytes.slot) > limit) max_warps /= 2;
+  while (warps_n < 8 && warps_n * warps_k < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms)
+    warps_n *= 2;
+  while (warps_n * warps_k < max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
+  int64_t row_tiles = int4mm_plan_ceil_div(p->M, kernel->tile_m), warps = warps_n * warps_k;
+  int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
+  int64_t rounds = int4mm_plan_ceil_div(k_blocks, warps_k), most_slots = (rounds < 2 ? rounds : 2) * warps_k;
+  plan->split_k = 1;
+  if (p->code_arch >= 90 && !(bytes.slot && kernel->tile_m == 64))
+    while (plan->split_k < 8 && ctas * plan->split_k * 2 <= p->sms && k_blocks >= warps_k * plan->split_k * 4)
+      plan->split_k *= 2;
+  if (plan->split_k > 1) {
+    most_slots = int4mm_plan_ceil_div(k_blocks, plan->split_k * warps_k) * warps_k;
+    if (warps * 2 * bytes.stage + warps_n * most_slots * bytes.slot > limit)
+      plan->split_k = 1, most_slots = 2 * warps_k;
+  }
+  /* more cost more than they gain: 64 rows of float16 and 4096 x 4096 take 13 us with two and 17 with three */
+  plan->stages = kernel->tile_m == 64 || (kind_of(p) != PLAIN && warps > 8) ? 2 : 3;
+  while (plan->stages > 2 && warps * plan->stages * bytes.stage + warps_n * most_slots * bytes.slot > limit)
+    plan->stages--;
+  plan->tile_n = (int32_t)(warps_n * columns);
+  plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
+  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(ctas, plan->split_k));
+  int64_t read = int4mm_plan_mul(p->K / 2, p->N) / cost->rate * cost->reading[kind_of(p)] / 100;
+  int64_t waves = int4mm_plan_ceil_div(ctas, p->sms) - 1;
+  return int4mm_plan_add(int4mm_plan_add(cost->call, int4mm_plan_mul(row_tiles, read)),
+                         int4mm_plan_mul(waves, WAVE_TIME));
+}
+
+/* ---- the family ---- */
+
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
-  if (!int4mm_plan_is_elementary(p)) return "is for W4A4 with a scale for each column";
-  if (p->M < 1 || p->N < 1 || p->K < 8) return "needs an M, N and K above 0";
+  if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (int4mm_plan_ceil_div(p->M, kernel->tile_m) > UINT16_MAX) return "has a grid of at most 65535 blocks of rows";
+  const char *reason = int4mm_plan_is_elementary(p) ? NULL : general_unsupported(kernel, p);
+  if (reason) return reason;
   return p->N > INT32_MAX / 16 ? "needs an N below 2^27" : NULL;
 }
 
@@ -55,6 +152,7 @@ static int32_t stages_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *
  * the code was compiled for an architecture that has clusters. */
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const skinny_cost *cost = cost_of(kernel);
+  if (!int4mm_plan_is_elementary(p)) return general_plan(cost, kernel, p, plan);
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p);
   int64_t warps_n = 1, warps_k = 1, max_warps = cost->max_warps;
   int64_t max_warps_k = k_blocks < 64 ? 8 : 16; /* 1 x 4096 x 4096: 4.4 us, with 16 4.8 */

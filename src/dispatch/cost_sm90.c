@@ -13,8 +13,8 @@ enum {
   HOPPER_TIME = 2050,  /* a call of hopper, beside its tiles */
   EXCHANGE_TIME = 300, /* between the CTAs of a pair */
   WEIGHT_RATE = 3000,  /* bytes a ns */
-  COPY_TIME = 2000,    /* of a copy of A, and its words a ns */
-  COPY_RATE = 250
+  COPY_TIME = 2000,    /* of a copy of A, and its bytes a ns */
+  COPY_RATE = 1000
 };
 
 /* What the kernels hold in 32 bits: rows, columns, and the copy engine's strides of below 2^40 bytes, of every fourth
@@ -22,16 +22,27 @@ enum {
 static const int64_t max_extent = (int64_t)INT32_MAX - 1023, max_stride = ((int64_t)1 << 36) - 1;
 
 static const char *wgmma_unsupported(const int4mm_gpu_problem *p) {
-  if (!int4mm_plan_is_elementary(p)) return "is for W4A4 with a scale for each column";
-  if (p->M < 1 || p->N < 1 || p->K < 8) return "needs an M, N and K above 0";
+  if (p->dtype_a != INT4MM_INT32 && p->dtype_a != INT4MM_INT8) return "is for activations of int4 and int8";
+  if (p->scaling == INT4MM_GROUP_SCALES) return "is for a scale for each column, with integer group scales or without";
+  if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (p->M > max_extent || p->N > max_extent) return "needs an M and N below 2147482625";
   if (p->lda > max_stride || p->ldb > max_stride) return "needs strides of a_packed and b_packed below 2^36";
   return NULL;
 }
 
+/* Whether B has integer group scales or zero points. */
+static bool is_affine(const int4mm_gpu_problem *p) {
+  return p->scaling == INT4MM_GROUP_FACTORS || p->zeros;
+}
+
+/* Bytes of A. */
+static int64_t bytes_of_a(const int4mm_gpu_problem *p) {
+  return int4mm_plan_mul(p->M, p->dtype_a == INT4MM_INT8 ? p->K : p->K / 2);
+}
+
 /* Whether rows of A, B and out start on 16 bytes, so that copies and stores are the simpler ones. */
 static bool is_a_aligned(const int4mm_gpu_problem *p) {
-  return p->align_a >= 16 && p->lda % 4 == 0;
+  return p->align_a >= 16 && p->lda % (p->dtype_a == INT4MM_INT8 ? 16 : 4) == 0;
 }
 static bool is_aligned(const int4mm_gpu_problem *p) {
   int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
@@ -46,13 +57,13 @@ static int64_t max64(int64_t a, int64_t b) {
  * copied first. 2048 x 4096 x 4096 takes 44 us, with N = 4097 50. */
 static int64_t with_alignment(const int4mm_gpu_problem *p, int64_t time) {
   if (!is_aligned(p)) time = int4mm_plan_add(time, time / 8);
-  if (!is_a_aligned(p)) time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_mul(p->M, p->K / 8) / COPY_RATE);
+  if (!is_a_aligned(p)) time = int4mm_plan_add(time, COPY_TIME + bytes_of_a(p) / COPY_RATE);
   return time;
 }
 
 /* What reading the operands takes at least. */
 static int64_t reading_time(const int4mm_gpu_problem *p) {
-  return LAUNCH_TIME + int4mm_plan_mul(p->K / 2, p->N + p->M) / WEIGHT_RATE;
+  return LAUNCH_TIME + int4mm_plan_add(int4mm_plan_mul(p->K / 2, p->N), bytes_of_a(p)) / WEIGHT_RATE;
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
@@ -66,17 +77,20 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
 
 /* The time of a k-block and of what else there is to a tile. With the larger tile, 2048^3 takes 14.7 us,
  * 1024 x 4096 x 4096 24.1, 4096^3 90 and 2048 x 4096 x 5120 67 (with the smaller 68); with the smaller, 512 x 2048 x
- * 4096 takes 9.6, 512 x 4096 x 4096 15.0, 1024 x 4096 x 5120 41.6 (with the larger 45.4). */
+ * 4096 takes 9.6, 512 x 4096 x 4096 15.0, 1024 x 4096 x 5120 41.6 (with the larger 45.4). On an H100 with int8 A,
+ * 1024 x 4096 x 4096 takes 28.1 with the larger, 32.5 with the smaller; with factors 33 and 43, whatever A is. */
 typedef struct hopper_cost {
-  int64_t k_block, tile;
+  int64_t k_block, k_block_int8, k_block_affine, tile; /* with an int8 A; with factors or zero points */
 } hopper_cost;
 
-static const hopper_cost hopper_256 = {576, 3250}, hopper_128 = {365, 1900};
+static const hopper_cost hopper_256 = {576, 676, 820, 3250}, hopper_128 = {365, 416, 588, 1900};
 
 static const char *hopper_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const char *reason = wgmma_unsupported(p);
   if (reason) return reason;
   if (p->K >= INT4MM_WIDE_K) return "needs a K below 131072";
+  if (kernel->tile_m == 256 && is_affine(p) && p->dtype_a != INT4MM_INT8)
+    return "has no registers for int4 activations with integer group scales or zero points";
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8 ? "has too many tiles" : NULL;
 }
 
@@ -85,7 +99,10 @@ static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles < p->sms ? tiles : p->sms);
-  int64_t tile_time = int4mm_plan_k_blocks(p) * cost->k_block + cost->tile;
+  int64_t k_block = is_affine(p)                ? cost->k_block_affine
+                    : p->dtype_a == INT4MM_INT8 ? cost->k_block_int8
+                                                : cost->k_block;
+  int64_t tile_time = int4mm_plan_k_blocks(p) * k_block + cost->tile;
   return with_alignment(p, max64(reading_time(p), HOPPER_TIME + int4mm_plan_ceil_div(tiles, p->sms) * tile_time));
 }
 
@@ -103,9 +120,14 @@ typedef struct narrow_cost {
 
 static const narrow_cost narrow_128 = {280, 456, 2400, 3000}, narrow_64 = {205, 301, 1350, 2900};
 
+/* The same with int8 A: on an H100, 256 x 4096 x 4096 takes 11.9 us with the larger (W4A4 10.9) and 14.7 with the
+ * smaller, 512 x 4096 x 4096 22.2 with the larger, 128 x 4096 x 4096 7.4 and 64 x 4096 x 4096 5.9, as W4A4. */
+static const narrow_cost narrow_128_int8 = {297, 580, 2400, 3000}, narrow_64_int8 = {207, 367, 1350, 2900};
+
 static const char *narrow_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const char *reason = wgmma_unsupported(p);
   if (reason) return reason;
+  if (is_affine(p)) return "is for weights without integer group scales and zero points";
   if (p->K >= INT4MM_WIDE_K && kernel->tile_m > 64) return "needs a K below 131072";
   /* a grid is at most so high */
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > UINT16_MAX ? "has too many tiles" : NULL;
@@ -120,7 +142,9 @@ static int64_t narrow_time(const narrow_cost *cost, int32_t sms, int64_t ctas, i
 
 /* Where tiles are few, a pair of CTAs for each, which split K and then exchange sums. */
 static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
-  const narrow_cost *cost = kernel->tile_m == 128 ? &narrow_128 : &narrow_64;
+  bool int8 = p->dtype_a == INT4MM_INT8;
+  const narrow_cost *cost =
+      kernel->tile_m == 128 ? (int8 ? &narrow_128_int8 : &narrow_128) : (int8 ? &narrow_64_int8 : &narrow_64);
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
   int64_t whole = narrow_time(cost, p->sms, tiles, k_blocks);
   int64_t split = narrow_time(cost, p->sms, 2 * tiles, int4mm_plan_ceil_div(k_blocks, 2)) + EXCHANGE_TIME;

@@ -57,7 +57,7 @@ static int32_t check_other(const int4mm_map_args *a) {
 }
 
 static int32_t check_map(const int4mm_map_args *a) {
-  if (!a) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  if (int4mm_check_args(a ? a->reserved : NULL)) return INT4MM_ERR_ARGUMENT;
   int32_t status =
       int4mm_check_range("op", a->op, INT4MM_RELU, INT4MM_MUL, "an int4mm_activation from 1 on or an int4mm_map_op");
   if (!status) status = check_src_out(a->src, a->out);
@@ -112,7 +112,7 @@ static int32_t check_argmax(const int4mm_tensor *src, const int4mm_tensor *out) 
 }
 
 static int32_t check_rowwise(const int4mm_rowwise_args *a) {
-  if (!a) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  if (int4mm_check_args(a ? a->reserved : NULL)) return INT4MM_ERR_ARGUMENT;
   int32_t status = int4mm_check_range("op", a->op, INT4MM_SOFTMAX, INT4MM_ARGMAX, "an int4mm_rowwise_op");
   bool layer_norm = a->op == INT4MM_LAYER_NORM, norm = layer_norm || a->op == INT4MM_RMS_NORM;
   if (!status) status = a->op == INT4MM_ARGMAX ? check_argmax(a->src, a->out) : check_src_out(a->src, a->out);

@@ -142,7 +142,7 @@ static int32_t check_x(const int4mm_tensor *x) {
 }
 
 static int32_t check_layer(layer *l, const int4mm_linear_args *args) {
-  if (!args) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  if (int4mm_check_args(args ? args->reserved : NULL)) return INT4MM_ERR_ARGUMENT;
   *l = (layer){.args = args};
   int32_t status = check_x(args->x);
   if (!status) status = check_options(args);

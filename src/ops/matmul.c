@@ -114,7 +114,8 @@ static int32_t check_rotation(int32_t in_a, const int4mm_tensor *b, const char *
 /* K of words with a scale for each column, before anything else is told of it; for the others int4mm_check_weight. */
 static int32_t check_k8(const int4mm_matmul_args *args, const char *name, const int4mm_tensor *shown, int64_t k8) {
   bool grouped = args->scale_b && args->scale_b->rank == 2;
-  if (args->a_packed->dtype != INT4MM_INT32 || grouped || k8 <= INT4MM_MAX_K / 8) return INT4MM_OK;
+  if (args->a_packed->dtype != INT4MM_INT32 || k8 <= INT4MM_MAX_K / 8) return INT4MM_OK;
+  if (grouped && k8 <= INT64_MAX / 8) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT,
                      "%s is %s, so K/8 is %lld, expected at most %d: a sum of K products of up to 64 must fit int32, "
                      "so K may be at most %d",
@@ -136,9 +137,10 @@ int32_t int4mm_check_product(int4mm_matmul_call *c, const char *name, const int4
     return int4mm_fail(INT4MM_ERR_ARGUMENT, "b_packed is %s but %s is %s: K/8 differs (%lld and %lld)%s",
                        int4mm_describe(b).s, name, int4mm_describe(shown).s, (long long)k8, (long long)k8_b,
                        other_dim(c, k8, k8_b));
-  c->M = a->shape[0], c->N = b->shape[c->nk ? 0 : 1], c->K = a->dtype == INT4MM_INT32 ? 8 * k8 : a->shape[1];
   int32_t status = check_k8(c->args, name, shown, k8);
-  if (!status) status = check_packed_k(a, b, name);
+  if (status) return status;
+  c->M = a->shape[0], c->N = b->shape[c->nk ? 0 : 1], c->K = a->dtype == INT4MM_INT32 ? 8 * k8 : a->shape[1];
+  status = check_packed_k(a, b, name);
   if (!status) status = check_rotation(c->rotate_a, b, name);
   if (!status) status = int4mm_check_same_device("b_packed", b, name, shown);
   if (!status) status = check_swapped(c->args, c->M, c->N);
@@ -210,7 +212,7 @@ static int32_t check_devices(const int4mm_matmul_args *args, const int4mm_matmul
 }
 
 static int32_t check_call(const int4mm_matmul_args *args, int4mm_matmul_call *c) {
-  if (!args) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  if (int4mm_check_args(args ? args->reserved : NULL)) return INT4MM_ERR_ARGUMENT;
   *c = (int4mm_matmul_call){.args = args};
   int32_t status = check_options(args);
   if (!status) status = check_operands(c);

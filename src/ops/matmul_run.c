@@ -37,7 +37,9 @@ static int4mm_problem make_problem(const int4mm_matmul_call *c) {
                       .residual = c->residual ? int4mm_as_matrix(c->residual) : (int4mm_matrix){0},
                       .out =
                           out->rank ? int4mm_as_matrix(out) : (int4mm_matrix){NULL, c->M, c->N, c->N, args->out_dtype},
-                      .strassen = args->strassen == 0 ? -1 : args->strassen < 0 ? 0 : args->strassen};
+                      .strassen = args->strassen == 0  ? -1
+                                  : args->strassen < 0 ? 0
+                                                       : args->strassen};
   p.a.scales = args->scale_a ? args->scale_a->data : NULL, p.a.group = c->K, p.a.groups = 1;
   /* One row has no next one, however far away: data that starts on 16 bytes is as good as aligned rows. */
   int64_t vector = 16 / (int64_t)int4mm_dtype_size(p.a.dtype);

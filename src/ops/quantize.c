@@ -215,7 +215,7 @@ static int32_t check_outputs_apart(const quantized *z) {
 }
 
 static int32_t check_quantize(const int4mm_quantize_args *a, quantized *z) {
-  if (!a) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  if (int4mm_check_args(a ? a->reserved : NULL)) return INT4MM_ERR_ARGUMENT;
   *z = (quantized){"src", a->src, a->packed, a->scales, a->zeros, a->factors, a->group, a->dim, a->encoding};
   int32_t status = check_quantized("src", a->src, a->packed, a->dim, a->encoding);
   if (!status) status = check_scales(z, false);
@@ -271,7 +271,7 @@ int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *src, int32_
 /* ---- dequantize ---- */
 
 static int32_t check_dequantize(const int4mm_dequantize_args *a, quantized *z) {
-  if (!a) return int4mm_fail(INT4MM_ERR_ARGUMENT, "args is NULL");
+  if (int4mm_check_args(a ? a->reserved : NULL)) return INT4MM_ERR_ARGUMENT;
   *z = (quantized){"dst", a->dst, a->packed, a->scales, a->zeros, a->factors, a->group, a->dim, a->encoding};
   int32_t status = check_quantized("dst", a->dst, a->packed, a->dim, a->encoding);
   if (!status) status = check_scales(z, true);

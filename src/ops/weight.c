@@ -27,7 +27,7 @@ static int64_t groups_of(const shape *s, bool *ng) {
 }
 
 static int32_t fail_shape(const shape *s) {
-  bool turned = !s->nk && s->t->shape[0] == s->columns;
+  bool turned = !s->nk && s->t->rank == 2 && s->t->shape[0] == s->columns;
   return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is %s, expected %s%s%s", s->name, int4mm_describe(s->t).s, s->what,
                      s->nk ? " or the same transposed" : "",
                      turned ? ": it lies as for a weight [N, K/8]; transpose it" : "");
@@ -170,8 +170,12 @@ typedef struct place {
   char *next; /* free scratch memory */
 } place;
 
+/* Bytes of a matrix; so many that they cannot be had where there are more. */
 static int64_t bytes_of(int64_t groups, int64_t columns, int32_t dtype) {
-  return (groups * columns * (int64_t)int4mm_dtype_size(dtype) + 255) / 256 * 256;
+  const int64_t most = INT64_MAX / 8;
+  int64_t bytes;
+  if (__builtin_mul_overflow(groups, columns, &bytes) || bytes > most / 4) return most;
+  return (bytes * (int64_t)int4mm_dtype_size(dtype) + 255) / 256 * 256;
 }
 
 static int4mm_matrix take_memory(place *at, int64_t groups, int64_t columns, int32_t dtype) {

@@ -39,6 +39,7 @@ end
 -- @tparam function allocate returns a status; it may be called twice
 -- @param ... arguments of `allocate`
 -- @treturn number the status
+-- @local
 function memory.with_room(device, bytes, allocate, ...)
   local limit = limits[device] or slack_of(device)
   if allocated(device) + bytes > limit then collect(device) end
@@ -53,6 +54,7 @@ end
 -- @tparam function call returns a status; it may be called twice
 -- @param ... arguments of `call`
 -- @treturn number the status
+-- @local
 function memory.with_retry(device, call, ...)
   local status = call(...)
   if status ~= OUT_OF_MEMORY then return status end

@@ -84,6 +84,28 @@ function numeric.to_float(x)
   return scratch.single
 end
 
+-- A sum of doubles rounded to odd: where it is not exact, to the neighbour whose last bit is set. Rounded on to a type
+-- with at least two digits less it is the exact sum rounded once (Boldo and Melquiond, "Emulation of FMA and correctly
+-- rounded sums", 2008). What rounding to nearest leaves is TwoSum's (Knuth).
+local function odd_sum(x, y)
+  local sum = x + y
+  local part = sum - x
+  local rest = (x - (sum - part)) + (y - part)
+  scratch.number = sum
+  if rest == 0 or rest ~= rest or scratch.word[1 - high_word] % 2 ~= 0 then return sum end
+  -- its bits count magnitudes: one more away from zero, one less towards it
+  if (rest > 0) == (sum > 0) then
+    scratch.word[1 - high_word] = scratch.word[1 - high_word] + 1
+  else
+    if scratch.word[1 - high_word] == 0 then scratch.word[high_word] = scratch.word[high_word] - 1 end
+    scratch.word[1 - high_word] = tobit(scratch.word[1 - high_word] - 1)
+  end
+  return scratch.number
+end
+
+--- x * y + z of float32, rounded to float32 once. A double holds the product exactly.
+function numeric.fma(x, y, z) return numeric.to_float(odd_sum(x * y, z)) end
+
 --- The bits of the float32 nearest to a number.
 -- @treturn number 0 .. 0xffffffff
 function numeric.float_bits(x)

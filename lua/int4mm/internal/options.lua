@@ -73,6 +73,24 @@ function options.clip(name, value)
   return numeric.to_float(value), 0
 end
 
+-- What a layer makes of its input; floats are not quantised, so there is nothing to clip.
+function options.activations(name, opts)
+  local kind = check.choice(name, "activations", opts.activations, enums.activation_kinds, "int4")
+  if kind == enums.activation_kinds.float and opts.clip ~= nil then
+    check.raise(name, 'clip is %s, but activations is "float", which are not quantised: leave clip out',
+      check.describe(opts.clip))
+  end
+  return kind
+end
+
+-- What belongs to the scales of a weight: `zeros` and `factors`, tensors, are checked; returns the group's size, 0 for
+-- what follows from the number of groups.
+function options.scaling(name, opts)
+  if opts.zeros ~= nil then tensor.check(name, "zeros", opts.zeros) end
+  if opts.factors ~= nil then tensor.check(name, "factors", opts.factors) end
+  return opts.group_size == nil and 0 or check.integer(name, "group_size", opts.group_size, 1)
+end
+
 -- out_dtype's number, which has to be that of `out` where both are given
 function options.out_dtype(name, opts, default)
   local dtype = check.choice(name, "out_dtype", opts.out_dtype, enums.float_dtypes, default)

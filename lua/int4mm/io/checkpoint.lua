@@ -2,13 +2,17 @@
 --
 -- - **convrot_w4a4** (ComfyUI): `weight` int8 [N, K/2], two nibbles a byte, rotated; `weight_scale` [N]; JSON with the
 --   size of the rotation in `comfy_quant`, or by layer in the metadata `_quantization_metadata`
--- - **compressed-tensors**, "pack-quantized": `weight_packed` [N, K/8], `weight_scale` [N, 1], `weight_shape`
--- - **GPTQ**: `qweight` [K/8, N], `scales` [1, N], `qzeros` [1, N/8]
+-- - **compressed-tensors**, "pack-quantized": `weight_packed` [N, K/8], `weight_scale` [N, G], `weight_shape`;
+--   `weight_zero_point` [N/8, G], packed along N, or int8 [N, G]; `weight_g_idx` [K]
+-- - **GPTQ**: `qweight` [K/8, N], `scales` [G, N], `qzeros` [G, N/8], `g_idx` [K]
+-- - **AWQ** (gemm): `qweight` [K, N/8], `scales` [G, N], `qzeros` [G, N/8], whose words hold the columns 0, 2, 4, 6, 1,
+--   3, 5, 7 of eight
 -- - **floats**: `weight` [N, K] float32, float16 or bfloat16, which is quantised here
 --
--- Each has its `bias` [N] or none. The weights of the second and third were made for activations that are not
--- quantised; here they are multiplied by int4 ones. One scale for each output is needed, and values around zero:
--- weights with scales for groups of K or with other zero points are refused.
+-- Each has its `bias` [N] or none. The weights of the second to the fourth were made for activations that are not
+-- quantised, and are multiplied by floats unless `activations` says otherwise. Where an order of activations (g_idx)
+-- is not ascending, the weight's values along K are put in order of their groups, and the layer does the same with its
+-- input. Zero points that are all zero are left out.
 -- @module int4mm.io.checkpoint
 
 local bit = require "bit"
@@ -18,6 +22,7 @@ local enums = require "int4mm.enums"
 local file = require "int4mm.io.file"
 local json = require "int4mm.io.json"
 local linear = require "int4mm.linear"
+local ops = require "int4mm.ops"
 local safetensors = require "int4mm.io.safetensors"
 local tensor = require "int4mm.tensor"
 
@@ -69,21 +74,90 @@ end
 
 function Source:bias(N) return self:has "bias" and self:vector("bias", N) or nil end
 
--- Refuses a tensor of int32 with another element than one of two.
-function Source:expect_all(what, text, one, other)
-  self:info(what, "I32")
-  for _, value in ipairs(self.file:values(self.prefix .. what)) do
-    if value ~= one and value ~= other then self:refuse("%s has %d, expected %s", what, value, text) end
+-- A tensor of a rank of two, which has to have this shape; `why` says what it holds.
+function Source:matrix(what, dtypes, rows, columns, why)
+  local info = self:info(what, dtypes, 2)
+  if info.shape[1] ~= rows or info.shape[2] ~= columns then
+    self:refuse("%s is %s, expected [%d, %d]: %s", what, shape_text(info.shape), rows, columns, why)
   end
+  return self:tensor(what)
 end
 
--- Refuses scales [N, G], or [G, N] with the groups along dim 1, for more than one group of K.
-function Source:refuse_groups(what, dim)
-  local groups = self:info(what, FLOATS).shape[dim or 2] or 1
-  if groups ~= 1 then
-    self:refuse("%s has scales for %d groups of K; only weights with one scale for each output can be loaded, group "
-      .. "scales not yet", what, groups)
+-- ---- groups ----
+
+-- The group of each of K values by `what`, where it says any; -1 throughout stands for none.
+function Source:group_index(what, K)
+  if not self:has(what) then return nil end
+  local length = self:info(what, "I32", 1).shape[1]
+  if length ~= K then self:refuse("%s is [%d], expected [%d]: a group for each value along K", what, length, K) end
+  local index, none = self.file:values(self.prefix .. what), true
+  for _, g in ipairs(index) do none = none and g == -1 end
+  return not none and index or nil
+end
+
+-- How many values of K are in a group: as given, else as many as the first has by `index`, else K / G; nil where there
+-- is one for all.
+function Source:group_size(what, K, groups, index, given)
+  if groups <= 1 and (not given or given >= K) then return nil end
+  local size, first = given or K / groups, 0
+  for _, g in ipairs(not given and index or {}) do first = first + (g == 0 and 1 or 0) end
+  if first > 0 and first % 32 == 0 and math.ceil(K / first) == groups then size = first end
+  if size % 32 ~= 0 or size == 0 then
+    self:refuse("%s holds %d groups of K = %d, expected groups of a multiple of 32; where the last is shorter, "
+      .. "group_size says how long the others are", what, groups, K)
+  elseif math.ceil(K / size) ~= groups then
+    self:refuse("%s holds %d groups, but K = %d has %d groups of %d", what, groups, K, math.ceil(K / size), size)
   end
+  return size
+end
+
+-- The values along K in order of their groups, as a vector of int32 counted from 0; nil where they are in order.
+function Source:order(what, index, K, groups, size)
+  if not index then return nil end
+  local next_of, sorted = {}, true
+  for g = 0, groups - 1 do next_of[g] = g * (size or K) end
+  local order = tensor.alloc(NAME, 1, K, 1, enums.dtypes.int32, enums.CPU)
+  local data = ffi.cast("int32_t *", order.c.data)
+  for k, g in ipairs(index) do
+    local place = next_of[g]
+    if not place then
+      self:refuse("%s has %d for value %d of K, expected groups from 0 to %d", what, g, k, groups - 1)
+    end
+    if place >= math.min((g + 1) * (size or K), K) then
+      self:refuse("%s has more than %d values of K in group %d", what, size or K, g)
+    end
+    sorted, data[place], next_of[g] = sorted and place == k - 1, k - 1, place + 1
+  end
+  tensor.keep(order)
+  return not sorted and order or nil
+end
+
+-- Words packed along a dimension with what they hold along it in another order.
+local function reordered(words, order)
+  local packing = words.packing
+  local plain = ops.unpack_int32_to_int4(words):index_select(packing.dim, order)
+  return ops.pack_int4_to_int32(plain, { dim = packing.dim, encoding = packing.encoding })
+end
+
+-- Whether all elements of a matrix of int8 without gaps are 0.
+local function is_zero(t)
+  local data, n = ffi.cast("int8_t *", t.c.data), t:numel()
+  for i = 0, n - 1 do
+    if data[i] ~= 0 then return false end
+  end
+  tensor.keep(t)
+  return true
+end
+
+-- What q.linear takes with words: scales and zero points [G, N], or [N] where there is one group.
+local function scaling_of(scales, zeros, size, order)
+  local N = scales:size(2)
+  local single = size == nil
+  if zeros and is_zero(zeros) then zeros = nil end
+  return {
+    scales = single and scales:view(N):to "float32" or scales, zeros = zeros and single and zeros:view(N) or zeros,
+    group_size = size, order = order,
+  }
 end
 
 -- ---- convrot_w4a4 ----
@@ -113,14 +187,16 @@ local function convrot_block(source, about, K)
   return block
 end
 
-local function take_convrot(source, about)
+local function take_convrot(source, about, opts)
   local format = type(about) == "table" and about.format or about
   if format ~= "convrot_w4a4" then
     source:refuse("its format is %s, of ComfyUI's only convrot_w4a4 can be loaded", check.describe(format))
   end
+  if opts.group_size then
+    source:refuse("group_size is given, but the weight has one scale for each output, as convrot_w4a4 always has")
+  end
   local shape = source:info("weight", "I8", 2).shape
   local N, K = shape[1], 2 * shape[2]
-  source:refuse_groups "weight_scale"
   local block = convrot_block(source, about, K)
   local bytes = source:tensor "weight"
   local words = tensor.alloc(NAME, 2, N, math.ceil(K / 8), enums.dtypes.int32, enums.CPU)
@@ -147,9 +223,17 @@ local function clean_padding(words, K)
   tensor.keep(words)
 end
 
-local EIGHTS = bit.tobit(0x88888888)
+-- Zero points [G, N] of words [N/8, G] or of int8 [N, G].
+local function compressed_zeros(source, N, groups)
+  local what = "weight_zero_point"
+  if not source:has(what) then return nil end
+  local info = source:info(what, "I32 I8", 2)
+  if info.dtype == "I8" then return source:matrix(what, "I8", N, groups, "a zero point for each scale"):t() end
+  local words = source:matrix(what, "I32", math.ceil(N / 8), groups, "eight zero points of 4 bits a word")
+  return ops.unpack_int32_to_int4(words, { dim = 1, encoding = "offset", length = N }):t()
+end
 
-local function take_compressed(source)
+local function take_compressed(source, opts)
   local packed = source:info("weight_packed", "I32", 2).shape
   local shape = source:info("weight_shape", "I64 I32", 1).shape
   local sizes = source.file:values(source.prefix .. "weight_shape")
@@ -160,77 +244,103 @@ local function take_compressed(source)
     source:refuse("weight_packed is %s for K = %d, expected [%d, %d]: eight values of 4 bits a word",
       shape_text(packed), K, N, math.ceil(K / 8))
   end
-  source:refuse_groups "weight_scale"
-  if source:has "weight_zero_point" then
-    source:expect_all("weight_zero_point", "zero points of 0, as a symmetric weight has: others cannot be loaded yet",
-      EIGHTS, EIGHTS)
-  end
-  if source:has "weight_g_idx" then
-    source:expect_all("weight_g_idx", "one group: an order of activations cannot be loaded", 0, -1)
-  end
+  local groups = source:info("weight_scale", FLOATS).shape[2] or 1
+  local index = source:group_index("weight_g_idx", K)
+  local size = source:group_size("weight_scale", K, groups, index, opts.group_size)
+  local order = source:order("weight_g_idx", index, K, groups, size)
+  local scales = groups == 1 and source:vector("weight_scale", N):view(1, N)
+    or source:matrix("weight_scale", FLOATS, N, groups, "a scale for each group"):t()
   local words = source:tensor "weight_packed"
   clean_padding(words, K)
-  return words:mark_ { dim = 2, encoding = "offset", length = K > 0 and K or nil },
-    { scales = source:vector("weight_scale", N) }
+  words:mark_ { dim = 2, encoding = "offset", length = K > 0 and K or nil }
+  return order and reordered(words, order) or words,
+    scaling_of(scales, compressed_zeros(source, N, groups), size, order)
 end
 
--- ---- GPTQ ----
+-- ---- GPTQ and AWQ ----
 
--- Zero points are stored one less, or from "gptq_v2" on as they are: all have to be 8.
-local function check_zeros(source, N, opts)
+-- What each nibble of a word is of eight columns; the inverse says where a column is.
+local AWQ_NIBBLE = { 0, 4, 1, 5, 2, 6, 3, 7 }
+
+-- int8 [R, N] out of words [R, N/8], each value 8 less than its nibble.
+local function unpacked_columns(words, N, awq)
+  local plain = ops.unpack_int32_to_int4(words, { dim = 2, encoding = "offset", length = N })
+  if not awq then return plain end
+  local columns = {}
+  for n = 0, N - 1 do columns[n + 1] = n - n % 8 + AWQ_NIBBLE[n % 8 + 1] + 1 end
+  return plain:index_select(2, columns)
+end
+
+-- Stored one less than they are, but for "gptq_v2": as 15 where they are 0. A zero point of 9 throughout has no reason;
+-- files of newer writers say "gptq" and hold 8, a symmetric weight's, as it is.
+local function add_one(zeros)
+  local data, n, all_eight = ffi.cast("int8_t *", zeros.c.data), zeros:numel(), true
+  for i = 0, n - 1 do all_eight = all_eight and data[i] == 0 end
+  for i = 0, n - 1 do data[i] = (all_eight and 0) or (data[i] == 7 and -8) or data[i] + 1 end
+  tensor.keep(zeros)
+end
+
+local function gptq_zeros(source, N, groups, awq, opts)
+  if not source:has "qzeros" then return nil end
+  local words = source:matrix("qzeros", "I32", groups, math.ceil(N / 8), "eight zero points of 4 bits a word")
+  local zeros = unpacked_columns(words, N, awq)
   local format = opts.checkpoint_format
     or safetensors.metadata_of(NAME, source.file, source.prefix .. "qweight").checkpoint_format or "gptq"
-  local stored = format == "gptq_v2" and 8 or 7
-  local shape = source:info("qzeros", "I32", 2).shape
-  if shape[1] ~= 1 or shape[2] ~= math.ceil(N / 8) then
-    source:refuse("qzeros is %s for %d outputs, expected [1, %d]: eight zero points of 4 bits a word",
-      shape_text(shape), N, math.ceil(N / 8))
-  end
-  local words = source.file:values(source.prefix .. "qzeros")
-  for n = 0, N - 1 do
-    local zero = bit.band(bit.rshift(words[math.floor(n / 8) + 1], 4 * (n % 8)), 15)
-    if zero ~= stored then
-      source:refuse("qzeros has %d for output %d, expected %d in a symmetric weight of checkpoint_format %q; weights "
-        .. "with other zero points cannot be loaded yet", zero, n + 1, stored, format)
-    end
-  end
+  if not awq and format ~= "gptq_v2" then add_one(zeros) end
+  return zeros
+end
+
+-- Words packed along K in place of those along N.
+local function repacked(words, N, order)
+  local plain = unpacked_columns(words, N, true)
+  if order then plain = plain:index_select(1, order) end
+  return ops.pack_int4_to_int32(plain, { dim = 1, encoding = "offset" })
 end
 
 local function take_gptq(source, opts)
   local packed = source:info("qweight", "I32", 2).shape
-  local scales = source:info("scales", FLOATS, 2).shape
-  local K, N = 8 * packed[1], packed[2]
-  if N ~= scales[2] and 8 * N == scales[2] then
-    source:refuse("qweight is %s, packed along N as AWQ has it, which cannot be loaded yet", shape_text(packed))
+  local shape = source:info("scales", FLOATS, 2).shape
+  local groups, N = shape[1], shape[2]
+  local awq = packed[2] ~= N and 8 * packed[2] == N
+  local K = awq and packed[1] or 8 * packed[1]
+  if not awq and packed[2] ~= N then
+    source:refuse("scales is %s, but qweight is %s, which has %d outputs, or %d as AWQ has it", shape_text(shape),
+      shape_text(packed), packed[2], 8 * packed[2])
   end
-  source:refuse_groups("scales", 1)
-  check_zeros(source, N, opts)
-  if source:has "g_idx" then
-    local length = source:info("g_idx", "I32", 1).shape[1]
-    if length ~= K then
-      source:refuse("qweight is %s for K = %d (by g_idx), expected [%d, %d]: eight values of 4 bits a word",
-        shape_text(packed), length, math.ceil(length / 8), N)
-    end
-    source:expect_all("g_idx", "0, the one group that there is: an order of activations cannot be loaded", 0, 0)
+  local index = source:group_index("g_idx", K)
+  local size = source:group_size("scales", K, groups, index, opts.group_size)
+  local order = source:order("g_idx", index, K, groups, size)
+  local zeros = gptq_zeros(source, N, groups, awq, opts)
+  local words = source:tensor "qweight"
+  if awq then
+    words = repacked(words, N, order)
+  else
+    words:mark_ { dim = 1, encoding = "offset", length = K > 0 and K or nil }
+    if order then words = reordered(words, order) end
   end
-  return source:tensor("qweight"):mark_ { dim = 1, encoding = "offset", length = K > 0 and K or nil },
-    { scales = source:vector("scales", N) }
+  return words, scaling_of(source:tensor "scales", zeros, size, order)
 end
 
 -- ---- which one ----
 
-local FLOAT_ONLY = { "rotate", "weight_clip" }
+local FLOAT_ONLY = { "rotate", "weight_clip", "group_scales", "zero_point" }
 local PASSED = { "clip", "activation", "out_dtype", "prepack" }
+
+-- Of the formats whose activations stay floats: what there is without an option.
+local function with_floats(words, all)
+  all.activations = "float"
+  return words, all
+end
 
 -- Words and what q.linear needs with them, of a weight that is packed; nil for one of floats.
 local function take_packed(source, opts)
-  if source:has "qweight" then return take_gptq(source, opts) end
-  if source:has "weight_packed" then return take_compressed(source) end
+  if source:has "qweight" then return with_floats(take_gptq(source, opts)) end
+  if source:has "weight_packed" then return with_floats(take_compressed(source, opts)) end
   if not source:has "weight" then
     source:refuse("it has no weight: none of the tensors weight, weight_packed and qweight")
   end
   local about = source:comfy()
-  if about ~= nil then return take_convrot(source, about) end
+  if about ~= nil then return take_convrot(source, about, opts) end
   local info = source:info("weight", FLOATS .. " I8", 2)
   if info.dtype == "I8" then
     source:refuse("weight is %s I8, but neither comfy_quant nor _quantization_metadata says what it is",
@@ -242,9 +352,14 @@ end
 -- The weight on a device, and what goes with it.
 local function moved(weight, all, device)
   if device == nil then return weight end
-  for _, key in ipairs { "scales", "bias" } do all[key] = all[key] and all[key]:to(device) end
+  for _, key in ipairs { "scales", "zeros", "order", "bias" } do all[key] = all[key] and all[key]:to(device) end
   return weight:to(device)
 end
+
+local OPTIONS = {
+  "activations", "clip", "activation", "out_dtype", "prepack", "device", "group_size", "rotate", "weight_clip",
+  "group_scales", "zero_point", "checkpoint_format",
+}
 
 --- Makes a layer from a checkpoint, whatever of the formats above it is in.
 -- @tparam file f from @{int4mm.io.safetensors.open_safetensors}
@@ -253,8 +368,11 @@ end
 -- @tparam[opt] table opts
 --
 -- - `clip`, `activation`, `out_dtype`, `prepack`: as in @{int4mm.linear.linear}
+-- - `activations`: the same; by default "float" for compressed-tensors, GPTQ and AWQ, else "int4"
 -- - `device`: where the layer is to be, "cpu" by default; a weight of floats is quantised there
--- - `rotate`, `weight_clip`: the same, for a weight of floats
+-- - `rotate`, `weight_clip`, `group_scales`, `zero_point`: the same, for a weight of floats
+-- - `group_size`: the same, for a weight of floats; of others what config.json says, which is needed where the last
+--   group is shorter
 -- - `checkpoint_format`: of GPTQ, "gptq" or "gptq_v2", which config.json tells; by default the file's metadata, then
 --   "gptq"
 -- @treturn linear
@@ -265,9 +383,9 @@ function checkpoint.load_linear(f, layer, opts)
   if type(layer) ~= "string" then
     check.raise(NAME, "layer is %s, expected the name of a layer", check.describe(layer))
   end
-  opts = check.options(NAME, opts,
-    { "clip", "activation", "out_dtype", "prepack", "device", "rotate", "weight_clip", "checkpoint_format" })
+  opts = check.options(NAME, opts, OPTIONS)
   enums.device(NAME, "device", opts.device, "cpu")
+  if opts.group_size ~= nil then check.integer(NAME, "group_size", opts.group_size, 1) end
   check.choice(NAME, "checkpoint_format", opts.checkpoint_format, { gptq = true, gptq_v2 = true }, "gptq")
   local source = setmetatable({ file = f, layer = layer, prefix = layer == "" and "" or layer .. "." }, Source)
   local weight, all = take_packed(source, opts)
@@ -278,9 +396,11 @@ function checkpoint.load_linear(f, layer, opts)
       end
     end
   else
-    weight, all = source:tensor "weight", { rotate = opts.rotate, weight_clip = opts.weight_clip }
+    weight, all = source:tensor "weight", { group_size = opts.group_size }
+    for _, key in ipairs(FLOAT_ONLY) do all[key] = opts[key] end
   end
-  all.bias = source:bias(all.scales and all.scales:size(1) or weight:size(1))
+  all.activations = check.default(opts.activations, all.activations)
+  all.bias = source:bias(all.scales and all.scales:size(all.scales:dim()) or weight:size(1))
   for _, key in ipairs(PASSED) do all[key] = opts[key] end
   return linear.linear(moved(weight, all, opts.device), all)
 end

@@ -1,9 +1,10 @@
 --- Layers in files: what @{int4mm.linear.linear} has made, with everything that belongs to it.
 --
 -- A file is a safetensors file. Layer `name` has the tensors `name.weight` (int32 words), `name.scales` and, where it
--- has one, `name.bias` (float32); a single layer's have no name in front. The metadata `int4mm` is JSON with `version`
--- and `layers`, an object of layers by name, or `layer`: in_features, out_features, rotate, activation, dim, encoding
--- and, where they are set, length, clip, out_dtype, which are the fields of a layer and of its weight's packing;
+-- has them, `name.zeros` and `name.factors` (int8), `name.order` (int32) and `name.bias` (float32); a single layer's
+-- have no name in front. The metadata `int4mm` is JSON with `version` and `layers`, an object of layers by name, or
+-- `layer`: in_features, out_features, rotate, activation, dim, encoding and, where they are set, length, clip,
+-- out_dtype, group_size and activations other than "int4", which are the fields of a layer and of its weight's packing;
 -- rotated is true where the packing knows of the rotation.
 -- @module int4mm.io.layers
 
@@ -18,11 +19,12 @@ local quote = file.quote
 local layers = {}
 
 local VERSION = 1
-local TENSORS = { "weight", "scales", "bias" }
-local FIELDS = { -- of a layer that are saved
-  weight = true, scales = true, bias = true, in_features = true, out_features = true, rotate = true, clip = true,
-  activation = true, out_dtype = true,
+local TENSORS = { "weight", "scales", "zeros", "factors", "order", "bias" }
+local FIELDS = { -- of a layer that are saved, beside its tensors
+  in_features = true, out_features = true, rotate = true, clip = true, activation = true, out_dtype = true,
+  group_size = true, activations = true,
 }
+for _, what in ipairs(TENSORS) do FIELDS[what] = true end
 
 -- ---- saving ----
 
@@ -47,7 +49,8 @@ local function record_of(name, key, layer)
   return {
     in_features = layer.in_features, out_features = layer.out_features, rotate = layer.rotate,
     activation = layer.activation, out_dtype = layer.out_dtype, dim = packing.dim, encoding = packing.encoding,
-    length = packing.length, rotated = packing.rotate and true,
+    length = packing.length, rotated = packing.rotate and true, group_size = layer.group_size,
+    activations = layer.activations ~= "int4" and layer.activations or nil,
     clip = type(layer.clip) == "number" and ("%.17g"):format(layer.clip) or layer.clip,
   }
 end
@@ -106,7 +109,10 @@ local function read_about(f)
   return about
 end
 
-local OPTIONAL = { length = "number", clip = "string", out_dtype = "string", rotated = "boolean" }
+local OPTIONAL = {
+  length = "number", clip = "string", out_dtype = "string", rotated = "boolean", group_size = "number",
+  activations = "string",
+}
 local EXPECTED = {
   in_features = "number", out_features = "number", rotate = "number", activation = "string", dim = "number",
   encoding = "string",
@@ -136,11 +142,15 @@ local function make_layer(f, prefix, record, opts)
   if record.rotated then weight.c.packed_rotate = check.integer("load", "rotate", record.rotate, 4, 1024) end
   local clip = record.clip
   if clip ~= nil and clip ~= "mse" then clip = tonumber(clip) or clip end
-  local layer = linear.linear(weight, {
-    scales = f:tensor(prefix .. "scales"), bias = f:has(prefix .. "bias") and f:tensor(prefix .. "bias") or nil,
+  local all = {
     rotate = record.rotate > 0 and record.rotate or nil, clip = clip, activation = record.activation,
-    out_dtype = record.out_dtype, prepack = opts.prepack,
-  })
+    activations = record.activations, group_size = record.group_size, out_dtype = record.out_dtype,
+    prepack = opts.prepack, scales = f:tensor(prefix .. "scales"),
+  }
+  for _, what in ipairs { "zeros", "factors", "order", "bias" } do
+    all[what] = f:has(prefix .. what) and f:tensor(prefix .. what) or nil
+  end
+  local layer = linear.linear(weight, all)
   for _, field in ipairs { "in_features", "out_features" } do
     if layer[field] ~= record[field] then
       error(("%s is %s, but the tensors have %d"):format(field, check.describe(record[field]), layer[field]), 0)

@@ -295,6 +295,7 @@ end
 -- @tparam string name the function that the user called
 -- @tparam string what the argument
 -- @param value what it was
+-- @local
 function safetensors.check_file(name, what, value)
   if not is_file(value) then
     check.raise(name, "%s is %s, expected a file from open_safetensors%s", what, check.describe(value),
@@ -328,6 +329,7 @@ local function locate(name, f, key)
 end
 
 --- The metadata of the very file that a tensor is in, where an index names several.
+-- @local
 function safetensors.metadata_of(name, f, key) return locate(name, f, key).metadata end
 
 --- Methods of files
@@ -504,6 +506,7 @@ function safetensors.save_safetensors(path, tensors, opts)
 end
 
 --- @{save_safetensors}, with the name of the function that the user called.
+-- @local
 function safetensors.save_as(name, path, tensors, opts)
   file.check_path(name, path)
   json.need(name)

@@ -11,12 +11,14 @@
  */
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cpu/gemm/gemm.h"
 
 enum {
   MAX_K8 = 2048,              /* words of K up to which there is one k-block: 16384 values */
   BLOCK_K8 = 1024,            /* words of K in a k-block where there are several */
+  MAX_GROUP8 = 4096,          /* words of K in a group with a float scale: a k-block holds whole groups */
   SUPER_BLOCK = 1024,         /* rows and columns of a super block then: 4 MiB of sums */
   PACKED_BYTES = 16 << 20,    /* of B, packed: a super block */
   L2_BYTES = 384 << 10,       /* of A, packed: a block that the second-level cache holds */
@@ -41,12 +43,16 @@ typedef struct gemm {
   int64_t kc8;                    /* words of K in the largest k-block */
   int64_t mc, nc;                 /* rows and columns of a macro-kernel's block of the output */
   uint32_t *a;                    /* [threads][mc / mr] panels: a packed block of A */
-  int32_t *acc_init;              /* [threads][mc]: zero-point correction of its rows */
+  int32_t *acc_init;              /* [threads][mc]: zero-point correction of its rows; or row_sums of tiles of groups */
+  int64_t acc_init_rows;          /* of each tile of mr rows: how many acc_init has for it, times mr */
+  int32_t *columns;               /* [threads][3][groups][INT4MM_PANEL]: scales, factors and zero points of a panel */
   uint32_t *b;                    /* a packed super block of B, or a panel for each thread */
   int32_t *sums;                  /* [block_rows, block_cols] where K is split, else a tile for each thread */
   work_queue *queues;
-  bool split_k;        /* there are several k-blocks */
-  bool thread_local_b; /* each thread packs each panel of B just before its only use */
+  bool split_k;           /* there are several k-blocks */
+  bool in_groups;         /* the product is made group by group */
+  int64_t group8, groups; /* words of K to a group; groups in the largest k-block */
+  bool thread_local_b;    /* each thread packs each panel of B just before its only use */
   /* the super block and k-block being computed: origin and size */
   int64_t m0, n0, j0, rows, cols, k8;
 } gemm;
@@ -58,6 +64,7 @@ typedef struct worker {
   int64_t packed; /* first row of the block of A in its buffer; -1: none */
   uint32_t *a;
   int32_t *acc_init;
+  int4mm_group_columns columns; /* of the panel of B being computed */
 } worker;
 
 /* Dwords of B per word of K and column. */
@@ -67,19 +74,54 @@ static int64_t b_width(const gemm *g) {
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
+/* Packs mr rows of A from row m on, words j .. j + k8 - 1 of K. */
+static void pack_a(const gemm *g, uint32_t *panel, int32_t *sums, int64_t m, int64_t rows, int64_t j, int64_t k8) {
+  const int4mm_operand *a = &g->p->a;
+  if (a->dtype == INT4MM_INT8) {
+    g->k->pack_a_int8(panel, sums, (const int8_t *)a->data + m * a->stride + 8 * j, a->stride, rows,
+                      int4mm_min64(8 * k8, g->p->K - 8 * j));
+  } else {
+    g->k->pack_a(panel, sums, a->words + m * a->stride + j, a->stride, rows, k8, a->xor_mask);
+  }
+}
+
 /* Packs rows m .. m + rows - 1 of the super block's A into the thread's buffer, unless they are there. */
 static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
   const gemm *g = w->g;
-  const int4mm_problem *p = g->p;
   int64_t mr = g->k->mr;
   if (w->packed == m) return;
   w->packed = m;
   for (int64_t r = 0; r < rows; r += mr) {
-    const uint32_t *a = p->a.words + (g->m0 + m + r) * p->a.stride + g->j0;
-    g->k->pack_a(w->a + r * 2 * g->k8, w->acc_init + r, a, p->a.stride, int4mm_min64(mr, rows - r), g->k8,
-                 p->a.xor_mask);
-    for (int64_t i = r; i < r + mr; i++) w->acc_init[i] *= -g->k->offset;
+    uint32_t *panel = w->a + r * 2 * g->k8;
+    int64_t here = int4mm_min64(mr, rows - r);
+    int32_t *sums = w->acc_init + r * g->acc_init_rows;
+    if (!g->in_groups) {
+      pack_a(g, panel, sums, g->m0 + m + r, here, g->j0, g->k8);
+      for (int64_t i = 0; i < mr; i++) sums[i] *= -g->k->offset;
+      continue;
+    }
+    for (int64_t j = 0; j < g->k8; j += g->group8, sums += 2 * mr) {
+      pack_a(g, panel + 2 * j * mr, sums, g->m0 + m + r, here, g->j0 + j, int4mm_min64(g->group8, g->k8 - j));
+      for (int64_t i = 0; i < mr; i++) sums[mr + i] = sums[i] * -g->k->offset;
+    }
   }
+}
+
+/* The scales, factors and zero points of the panel of B that starts at column n of the super block. */
+static void load_columns(worker *w, int64_t n) {
+  const gemm *g = w->g;
+  const int4mm_operand *b = &g->p->b;
+  int64_t size = g->groups * INT4MM_PANEL, columns = int4mm_min64(INT4MM_PANEL, g->p->N - g->n0 - n);
+  int32_t *at = g->columns + w->slot * 3 * size;
+  for (int64_t j = 0; j < g->k8; j += g->group8, at += INT4MM_PANEL) {
+    int4mm_load_group(g->k, g->p, (g->j0 + j) / g->group8, g->n0 + n, columns, INT4MM_PANEL, (float *)(void *)at,
+                      at + size, at + 2 * size);
+  }
+  at = g->columns + w->slot * 3 * size;
+  w->columns.scales = b->group_scales.data ? (const float *)(const void *)at : NULL;
+  w->columns.factors = b->factors.data ? at + size : NULL;
+  w->columns.zeros = b->zeros.data ? at + 2 * size : NULL;
+  w->columns.ld = INT4MM_PANEL;
 }
 
 static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask) {
@@ -174,8 +216,9 @@ static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int
   int64_t bytes = bytes_of_panel(g, g->k8), share = 64 * g->k8, next = m + g->mc;
   int4mm_prefetch prefetch = {(const char *)b, 0};
   if (n + INT4MM_PANEL >= g->cols) {
-    if (next >= g->rows || t * share >= 4 * p->a.stride * g->mc) return prefetch;
-    prefetch.line = (const char *)(p->a.words + (g->m0 + next) * p->a.stride + g->j0) + t * share;
+    int64_t size = (int64_t)int4mm_dtype_size(p->a.dtype), word = p->a.dtype == INT4MM_INT8 ? 8 : 4;
+    if (next >= g->rows || t * share >= size * p->a.stride * g->mc) return prefetch;
+    prefetch.line = (const char *)p->a.data + size * (g->m0 + next) * p->a.stride + word * g->j0 + t * share;
     prefetch.stride = 64;
   } else if (g->thread_local_b && t < 2 && int4mm_is_k_major(&p->b)) { /* it is not packed yet: half of its columns */
     prefetch.line = (const char *)int4mm_b_word(p, g->j0, g->n0 + n + INT4MM_PANEL + INT4MM_PANEL / 2 * t);
@@ -190,16 +233,40 @@ static int4mm_prefetch prefetch_of_tile(const gemm *g, int64_t m, int64_t n, int
   return prefetch;
 }
 
+/* The mr x nr sums that go to the epilogue: of one tile over all of K, of which one may be fused. */
+static void compute_sums(const worker *w, int64_t r, int64_t n, const uint32_t *b, int4mm_output_tile output,
+                         int64_t ldt, int4mm_prefetch prefetch) {
+  const gemm *g = w->g;
+  const int4mm_kernels *k = g->k;
+  const uint32_t *a = w->a + r * 2 * g->k8;
+  int64_t ldb = k->bytes_b ? k->nr : INT4MM_PANEL;
+  const int32_t *acc_init = w->acc_init + r * g->acc_init_rows;
+  if (!g->in_groups) {
+    k->microkernel(g->k8, a, b, ldb, acc_init, &output, 1, ldt, prefetch);
+    return;
+  }
+  int4mm_group_tile tile = {.a = a, .b = b, .ldb = ldb, .k8 = g->k8, .group8 = g->group8, .row_sums = acc_init};
+  tile.a_int8 = g->p->a.dtype == INT4MM_INT8;
+  tile.columns = w->columns;
+  tile.totals = output.sums, tile.ldt = ldt, tile.prefetch = prefetch;
+  int64_t c = n % INT4MM_PANEL;
+  if (tile.columns.scales) tile.columns.scales += c;
+  if (tile.columns.factors) tile.columns.factors += c;
+  if (tile.columns.zeros) tile.columns.zeros += c;
+  for (int64_t i = 0; i < k->mr && output.sign == 0; i++) memset(output.sums + i * ldt, 0, (size_t)k->nr * 4);
+  k->microkernel_groups(&tile);
+}
+
 /* One tile, from row m and column n of the super block; r: its first row in the thread's block of A. */
 static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_t *b, int4mm_prefetch prefetch) {
   const gemm *g = w->g;
   const int4mm_kernels *k = g->k;
   int4mm_output_tile output = {g->sums + w->slot * k->mr * k->nr, 0};
   int64_t ldt = k->nr, rows = int4mm_min64(k->mr, g->rows - m), columns = int4mm_min64(k->nr, g->cols - n);
-  const uint32_t *a = w->a + r * 2 * g->k8;
-  bool last = g->j0 + g->k8 == g->p->K / 8, whole = !g->split_k && rows == k->mr && columns == k->nr;
+  bool last = g->j0 + g->k8 == int4mm_words_of_k(g->p);
+  bool whole = !g->split_k && !g->in_groups && rows == k->mr && columns == k->nr;
   if (whole && k->microkernel_fused && !int4mm_is_layer(g->p) &&
-      k->microkernel_fused(g->p, g->m0 + m, g->n0 + n, a, b, w->acc_init + r, prefetch))
+      k->microkernel_fused(g->p, g->m0 + m, g->n0 + n, w->a + r * 2 * g->k8, b, w->acc_init + r, prefetch))
     return;
   if (last) int4mm_prefetch_out(g->p, g->m0 + m, g->n0 + n, rows);
   if (g->split_k) {
@@ -207,7 +274,7 @@ static void tile(const worker *w, int64_t m, int64_t r, int64_t n, const uint32_
     output.sign = g->j0 > 0;
     ldt = g->block_cols;
   }
-  k->microkernel(g->k8, a, b, k->bytes_b ? k->nr : INT4MM_PANEL, w->acc_init + r, &output, 1, ldt, prefetch);
+  compute_sums(w, r, n, b, output, ldt, prefetch);
   if (last) k->epilogue(g->p, g->m0 + m, g->n0 + n, rows, columns, output.sums, ldt);
 }
 
@@ -229,6 +296,7 @@ static void macro_kernel(worker *w, int64_t index) {
   for (int64_t panel = n0; panel < n1; panel += INT4MM_PANEL) {
     const uint32_t *b = panel_of_b(g, panel, w->slot);
     const uint32_t *first = b;
+    if (g->in_groups) load_columns(w, panel);
     int64_t t = 0; /* tiles of this panel so far */
     for (int64_t n = panel; n < int4mm_min64(panel + INT4MM_PANEL, n1); n += nr) {
       for (int64_t r = 0; r < rows; r += mr) tile(w, m0 + r, r, n, b, prefetch_of_tile(g, m0, panel, t++, first));
@@ -247,7 +315,7 @@ static void compute(void *context, int64_t index, int32_t slot) {
   const gemm *g = context;
   worker w = {.g = g, .slot = slot, .packed = -1};
   w.a = g->a + slot * 2 * g->kc8 * g->mc;
-  w.acc_init = g->acc_init + slot * g->mc;
+  w.acc_init = g->acc_init + slot * g->mc * g->acc_init_rows;
   for (int64_t i = 0; i < g->threads; i++) {
     int64_t at = (index + i) % g->threads, end = first_of_queue(g, at + 1), block;
     while ((block = atomic_fetch_add(&g->queues[at].next, 1)) < end) macro_kernel(&w, block);
@@ -277,11 +345,33 @@ static void choose_blocks(gemm *g) {
   g->nc = int4mm_round_up(int4mm_ceil_div(cols, across), 2 * INT4MM_PANEL);
 }
 
-static void choose_sizes(gemm *g) {
-  const int4mm_problem *p = g->p;
-  int64_t k8 = p->K / 8;
+/* K in k-blocks. With groups, one holds whole groups or lies inside of one. */
+static void choose_k_blocks(gemm *g) {
+  int64_t k8 = int4mm_words_of_k(g->p);
+  g->in_groups = int4mm_in_groups(g->k, g->p);
+  g->group8 = int4mm_group8(g->p);
   g->split_k = k8 > MAX_K8;
   g->kc8 = g->split_k ? BLOCK_K8 : int4mm_max64(k8, 1);
+  if (g->in_groups && g->split_k) {
+    if (g->group8 <= g->kc8)
+      g->kc8 = g->kc8 / g->group8 * g->group8;
+    else if (g->p->b.group_scales.data)
+      g->kc8 = g->group8;
+  }
+  g->groups = int4mm_ceil_div(g->kc8, g->group8);
+  g->acc_init_rows = g->in_groups ? 2 * g->groups : 1;
+}
+
+/* Words of K in the k-block that starts at g->j0. */
+static int64_t words_of_k_block(const gemm *g) {
+  int64_t k8 = int4mm_min64(g->kc8, int4mm_words_of_k(g->p) - g->j0);
+  if (!g->in_groups || g->group8 <= g->kc8) return k8;
+  return int4mm_min64(k8, g->group8 - g->j0 % g->group8);
+}
+
+static void choose_sizes(gemm *g) {
+  const int4mm_problem *p = g->p;
+  choose_k_blocks(g);
   g->block_rows = g->split_k ? SUPER_BLOCK : p->M;
   g->block_cols = SUPER_BLOCK;
   if (!g->split_k) {
@@ -293,21 +383,24 @@ static void choose_sizes(gemm *g) {
   g->thread_local_b = packs_b(g) && g->mc >= p->M;
 }
 
-/* Workspace for the sizes chosen, in the order: A, acc_init, B, queues, sums. */
+/* Workspace for the sizes chosen, in the order: A, acc_init, B, queues, columns, sums. */
 static bool acquire_workspace(gemm *g) {
   int64_t rows = int4mm_round_up(g->block_rows, g->k->mr), tile = g->k->mr * g->k->nr;
   int64_t a = int4mm_round_up(g->threads * g->mc * g->kc8 * 8, 64);
-  int64_t acc_init = int4mm_round_up(g->threads * g->mc * 4, 64), queues = g->threads * (int64_t)sizeof(work_queue);
+  int64_t acc_init = int4mm_round_up(g->threads * g->mc * g->acc_init_rows * 4, 64);
+  int64_t queues = g->threads * (int64_t)sizeof(work_queue);
   int64_t panels = g->thread_local_b ? g->threads : packs_b(g) ? g->block_cols / INT4MM_PANEL : 0;
   int64_t b = panels * bytes_of_panel(g, g->kc8);
+  int64_t columns = g->in_groups ? 4 * 3 * g->threads * g->groups * INT4MM_PANEL : 0;
   int64_t sums = 4 * (g->split_k ? rows * g->block_cols : g->threads * tile);
-  char *memory = int4mm_workspace_acquire(a + acc_init + b + queues + sums);
+  char *memory = int4mm_workspace_acquire(a + acc_init + b + queues + columns + sums);
   if (!memory) return false;
   g->a = (uint32_t *)memory;
   g->acc_init = (int32_t *)(memory + a);
   g->b = (uint32_t *)(memory + a + acc_init);
   g->queues = (work_queue *)(memory + a + acc_init + b);
-  g->sums = (int32_t *)(memory + a + acc_init + b + queues);
+  g->columns = (int32_t *)(memory + a + acc_init + b + queues);
+  g->sums = (int32_t *)(memory + a + acc_init + b + queues + columns);
   return true;
 }
 
@@ -316,14 +409,14 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
   g.threads = int4mm_threads_for(p->M * p->N, int4mm_max64(1, (1 << 21) / int4mm_max64(p->K, 1)));
   choose_sizes(&g);
   if (!acquire_workspace(&g)) return INT4MM_ERR_MEMORY;
-  int64_t k8 = p->K / 8;
+  int64_t k8 = int4mm_words_of_k(p);
   for (g.n0 = 0; g.n0 < p->N; g.n0 += g.block_cols) {
     g.cols = int4mm_min64(g.block_cols, p->N - g.n0);
     for (g.m0 = 0; g.m0 < p->M; g.m0 += g.block_rows) {
       g.rows = int4mm_min64(g.block_rows, p->M - g.m0);
       g.j0 = 0;
       do { /* once where K is 0: out is the epilogue of zeros */
-        g.k8 = int4mm_min64(g.kc8, k8 - g.j0);
+        g.k8 = words_of_k_block(&g);
         run_block(&g);
         g.j0 += g.k8;
       } while (g.j0 < k8);
@@ -338,17 +431,25 @@ int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem 
 /* Dot products along K end with the addition of their lanes, which takes as long as some words of K for each row: by
  * measurements on one thread of an AVX512-VNNI machine, blocks are faster below that. */
 static bool is_dot(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  return p->M <= kernels->dot_max_m && (p->M <= 2 || p->K / 8 >= 8 * p->M);
+  return p->M <= kernels->dot_max_m && (p->M <= 2 || int4mm_words_of_k(p) >= 8 * p->M);
 }
 
 static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (int4mm_in_groups(kernels, p)) return p->M <= kernels->skinny_groups_max_m;
   if (int4mm_is_panels(&p->b)) return p->M <= kernels->skinny_panel_max_m;
   if (int4mm_is_k_major(&p->b)) return is_dot(kernels, p);
   return p->M <= (int4mm_skinny_threads(p) > 1 ? kernels->skinny_max_m_threaded : kernels->skinny_max_m);
 }
 
+/* Exact products with groups that are longer than the drivers' k-blocks, which nobody makes, are left to scalar code.
+ */
+static bool is_served(const int4mm_problem *p) {
+  return !p->b.group_scales.data || int4mm_group8(p) <= MAX_GROUP8;
+}
+
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (!int4mm_is_elementary(p)) return int4mm_cpu_scalar.matmul(NULL, p);
+  if (int4mm_is_w4a16(p)) return int4mm_gemm_float(kernels, p);
+  if (!is_served(p)) return int4mm_cpu_scalar.matmul(NULL, p);
   if (is_skinny(kernels, p)) return int4mm_gemm_skinny(kernels, p);
   int32_t levels = int4mm_strassen_levels(kernels, p);
   if (levels > 0) {
@@ -363,24 +464,36 @@ static int32_t tile_n_of_dot(const int4mm_kernels *kernels, int64_t M) {
   return (int32_t)int4mm_max64(1, kernels->dot_sums / int4mm_max64(1, M));
 }
 
+/* What a problem that is not elementary adds to the reason. */
+static const char *groups_of_plan(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (int4mm_is_elementary(p)) return "";
+  if (p->b.group_scales.data) return "; float32 totals, group by group, without Strassen";
+  return int4mm_in_groups(kernels, p) ? "; int32 totals, group by group, without Strassen" : "; without Strassen";
+}
+
 void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, int4mm_plan *plan) {
-  if (!int4mm_is_elementary(p)) {
-    int4mm_cpu_scalar.plan(NULL, p, plan);
-    return;
-  }
   int32_t levels = int4mm_strassen_levels(kernels, p);
+  const char *groups = groups_of_plan(kernels, p);
+  bool dot = int4mm_is_k_major(&p->b) && !int4mm_in_groups(kernels, p);
   plan->tile_m = kernels->mr;
   plan->tile_n = kernels->nr;
-  if (is_skinny(kernels, p)) {
+  if (int4mm_is_w4a16(p)) {
+    if (p->M == 1) plan->tile_m = 1, plan->tile_n = kernels->skinny_columns;
+    snprintf(plan->reason, sizeof plan->reason, "float32 sums: the weight becomes float32 %s; without Strassen",
+             p->M == 1 ? "in registers" : "a strip of columns at a time");
+  } else if (!is_served(p)) {
+    plan->tile_m = plan->tile_n = 0;
+    int4mm_cpu_scalar.plan(NULL, p, plan);
+  } else if (is_skinny(kernels, p)) {
     plan->tile_m = (int32_t)p->M;
-    plan->tile_n = int4mm_is_k_major(&p->b) ? tile_n_of_dot(kernels, p->M) : kernels->skinny_columns;
-    snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is read once, unpacked in registers%s",
-             int4mm_is_panels(&p->b) ? " (prepacked)" : "");
+    plan->tile_n = dot ? tile_n_of_dot(kernels, p->M) : kernels->skinny_columns;
+    snprintf(plan->reason, sizeof plan->reason, "few rows: the weight is read once, unpacked in registers%s%s",
+             int4mm_is_panels(&p->b) ? " (prepacked)" : "", groups);
   } else if (levels > 0) {
     snprintf(plan->reason, sizeof plan->reason, "large enough for %d level%s of exact Strassen", (int)levels,
              levels > 1 ? "s" : "");
   } else {
-    snprintf(plan->reason, sizeof plan->reason, "blocked product of packed operands%s",
-             int4mm_is_panels(&p->b) ? ", the weight prepacked" : "");
+    snprintf(plan->reason, sizeof plan->reason, "blocked product of packed operands%s%s",
+             int4mm_is_panels(&p->b) ? ", the weight prepacked" : "", groups);
   }
 }

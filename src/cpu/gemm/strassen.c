@@ -282,7 +282,7 @@ int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem
 /* The rule is from measurements on Zen 4 against the blocked driver, on one thread and on two, best of many calls: one
  * level gains 6 and 2% at 1024^3, 9 and 5% at 1536^3, 8 and 6% at 2048^3; two gain 14 and 8% there, 18% at 4096^3. */
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  if (p->K > MAX_K) return 0;
+  if (p->K > MAX_K || !int4mm_is_elementary(p)) return 0;
   if (p->strassen >= 0) return p->strassen < kernels->strassen ? p->strassen : kernels->strassen;
   int64_t min_size = int4mm_min64(int4mm_min64(p->M, p->N), p->K);
   int32_t levels = min_size >= 2048 ? 2 : min_size >= 1024 ? 1 : 0;

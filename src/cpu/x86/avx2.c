@@ -1,4 +1,4 @@
-/* AVX2, by the int16 method, and the elementwise loops of all 256-bit instruction sets. Needs -mavx2 -mf16c. */
+/* AVX2, by the int16 method, and the elementwise loops of all 256-bit instruction sets. Needs -mavx2 -mfma -mf16c. */
 #define INT4MM_ROWS_TABLE int4mm_rows_avx2
 #include "cpu/elementwise/rows.inc"
 

@@ -1,6 +1,6 @@
 /*
  * AVX512-VNNI on 256-bit registers: the kernels of avxvnni.c with vpdpbusd in its EVEX form, for machines that lack the
- * VEX form, so that these kernels can be tested there. Needs -mavx2 -mf16c -mavx512f -mavx512vl -mavx512vnni.
+ * VEX form, so that these kernels can be tested there. Needs -mavx2 -mfma -mf16c -mavx512f -mavx512vl -mavx512vnni.
  */
 #ifndef __AVX512VNNI__
 #error "compile this file with the flags that flags.mk gives it"

@@ -167,6 +167,13 @@ static void microkernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, 
   store_tiles(acc, tiles, count, ldt);
 }
 
+/* acc = acc_init + the next k8 words of K. */
+INLINE void multiply_group(__m512i acc[MR][VECTORS], const int32_t *acc_init, int64_t k8, operands *o, bool a_int8) {
+  (void)a_int8;
+  init_tile(acc, acc_init);
+  multiply_words(acc, k8, o);
+}
+
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
 /* Signed bytes from nibbles that are value + 8. */
@@ -239,6 +246,39 @@ static void pack_a(uint32_t *panel, int32_t *sums, const uint32_t *a, int64_t ld
     __m512i none = _mm512_or_si512(zeros, _mm512_slli_epi32(zeros, 4));
     UNROLL for (int r = 0; r < MR; r++) x[r] = r < rows ? _mm512_mask_loadu_epi32(none, mask, a + r * lda + j) : none;
     pack_words(panel, x, count, to_offset, sum);
+  }
+  _mm_storeu_si128((__m128i *)sums, add_lanes(sum[0]));
+  _mm_storeu_si128((__m128i *)(sums + 4), add_lanes(sum[1]));
+}
+
+/* Eight rows of at most 64 int8 each, x: 8 words and their panel, sums as in pack_words. */
+static inline void pack_int8(uint32_t *panel, __m512i x[8], int words, __m512i sums[2]) {
+  const __m512i ones = _mm512_set1_epi8(1),
+                split = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  UNROLL for (int r = 0; r < MR; r++) x[r] = _mm512_shuffle_epi8(x[r], split); /* even and odd bytes of each word */
+  transpose4(x);
+  transpose4(x + 4);
+  UNROLL for (int i = 0; i < 4; i += 2) { /* words 2 * l + i / 2 */
+    __m512i line[4];
+    sums[0] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[0], ones, x[i]), ones, x[i + 1]);
+    sums[1] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[1], ones, x[4 + i]), ones, x[5 + i]);
+    join_lanes(x[i], x[4 + i], x[i + 1], x[5 + i], line);
+    UNROLL for (int l = 0; l < 4; l++) {
+      if (2 * l + i / 2 < words) _mm512_storeu_si512(panel + 2 * MR * (2 * l + i / 2), line[l]);
+    }
+  }
+}
+
+static void pack_a_int8(uint32_t *panel, int32_t *sums, const int8_t *a, int64_t lda, int64_t rows, int64_t k) {
+  __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, x[8];
+  for (int64_t j = 0; j < k; j += 64, panel += 16 * MR) {
+    int64_t count = int4mm_min64(64, k - j);
+    __mmask64 mask = ~(__mmask64)0 >> (64 - count);
+    UNROLL for (int r = 0; r < MR; r++) {
+      x[r] = r < rows ? _mm512_maskz_loadu_epi8(mask, a + r * lda + j) : _mm512_setzero_si512();
+      __builtin_prefetch(a + (MR + r) * lda + j); /* short runs, which no hardware prefetcher follows */
+    }
+    pack_int8(panel, x, (int)int4mm_ceil_div(count, 8), sum);
   }
   _mm_storeu_si128((__m128i *)sums, add_lanes(sum[0]));
   _mm_storeu_si128((__m128i *)(sums + 4), add_lanes(sum[1]));
@@ -343,21 +383,34 @@ INLINE __m512i high_nibbles16(__m512i words, __m512i xor_mask16) {
   return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32((int32_t)0xf0f0f0f0), xor_mask16, 0x6a);
 }
 
-INLINE void skinny_k_block(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
-                           skinny_mask mask, int32_t *acc, int64_t ldacc) {
-  __m512i even[DEPTH], odd[DEPTH];
+typedef __m512i skinny_bytes;
+
+INLINE void split_words(int depth, const uint32_t *b, int64_t ldb, skinny_mask mask, skinny_bytes even[DEPTH],
+                        skinny_bytes odd[DEPTH]) {
   UNROLL for (int i = 0; i < depth; i++) {
     __m512i words = _mm512_loadu_si512(b + i * ldb);
     even[i] = low_nibbles(words, mask.low);
     odd[i] = high_nibbles16(words, mask.high);
   }
-  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) { /* two chains of sums: latency */
-    __m512i sum = _mm512_loadu_si512(acc), odd_sum = _mm512_setzero_si512();
-    UNROLL for (int i = 0; i < depth; i++) {
-      dot_dword(&sum, even[i], a + 2 * i);
-      dot_dword(&odd_sum, odd[i], a + 2 * i + 1);
-    }
-    _mm512_storeu_si512(acc, _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4)));
+}
+
+/* sum + the products of `depth` words of K with a row of A. */
+INLINE __m512i add_products(__m512i sum, int depth, const skinny_bytes even[DEPTH], const skinny_bytes odd[DEPTH],
+                            const uint32_t *a) {
+  __m512i odd_sum = _mm512_setzero_si512(); /* two chains of sums: latency */
+  UNROLL for (int i = 0; i < depth; i++) {
+    dot_dword(&sum, even[i], a + 2 * i);
+    dot_dword(&odd_sum, odd[i], a + 2 * i + 1);
+  }
+  return _mm512_add_epi32(sum, _mm512_srai_epi32(odd_sum, 4));
+}
+
+INLINE void skinny_k_block(int64_t rows, int depth, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
+                           skinny_mask mask, int32_t *acc, int64_t ldacc) {
+  skinny_bytes even[DEPTH], odd[DEPTH];
+  split_words(depth, b, ldb, mask, even, odd);
+  for (int64_t m = 0; m < rows; m++, a += lda, acc += ldacc) {
+    _mm512_storeu_si512(acc, add_products(_mm512_loadu_si512(acc), depth, even, odd, a));
   }
 }
 
@@ -509,7 +562,49 @@ INLINE void f32_store_bfloat(void *out, f32_vector x) {
   _mm256_storeu_si256(out, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
 }
 
+INLINE f32_vector f32_fma(f32_vector x, f32_vector y, f32_vector z) {
+  return _mm512_fmadd_ps(x, y, z);
+}
+INLINE i32_vector i32_set1(int32_t x) {
+  return _mm512_set1_epi32(x);
+}
+INLINE i32_vector i32_add(i32_vector x, i32_vector y) {
+  return _mm512_add_epi32(x, y);
+}
+INLINE i32_vector i32_sub(i32_vector x, i32_vector y) {
+  return _mm512_sub_epi32(x, y);
+}
+INLINE i32_vector i32_mul(i32_vector x, i32_vector y) {
+  return _mm512_mullo_epi32(x, y);
+}
+INLINE void i32_store(int32_t *p, i32_vector x) {
+  _mm512_storeu_si512(p, x);
+}
+
+INLINE f32_vector f32_sub(f32_vector x, f32_vector y) {
+  return _mm512_sub_ps(x, y);
+}
+
+typedef __m512 nibble_table; /* the values of the 16 nibbles */
+enum { ROW_AHEAD = 8 };      /* words of K ahead of which a row of B is prefetched */
+
+INLINE nibble_table nibble_table_of(uint32_t xor_mask) {
+  float values[16];
+  for (uint32_t i = 0; i < 16; i++) values[i] = (float)int4mm_nibble(i ^ (xor_mask & 15), 0);
+  return _mm512_loadu_ps(values);
+}
+INLINE i32_vector nibble_words(i32_vector words, nibble_table table) {
+  (void)table;
+  return words;
+}
+/* A permutation looks at the low four bits alone. */
+INLINE f32_vector nibble_value(i32_vector words, int i, nibble_table table) {
+  return _mm512_permutexvar_ps(i ? _mm512_srli_epi32(words, 4 * i) : words, table);
+}
+
 #include "cpu/gemm/epilogue.inc"
+#include "cpu/gemm/float.inc"
+#include "cpu/gemm/groups.inc"
 
 /* ---- the fused microkernel -------------------------------------------------------------------------------------- */
 
@@ -532,7 +627,7 @@ INLINE bool store_tile(const int4mm_problem *p, int64_t m, int64_t n, __m512i ac
 
 static bool microkernel_fused(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
                               const int32_t *acc_init, int4mm_prefetch prefetch) {
-  int64_t k8 = p->K / 8, late = int4mm_min64(PREFETCH_K8, k8);
+  int64_t k8 = int4mm_words_of_k(p), late = int4mm_min64(PREFETCH_K8, k8);
   operands o = {a, b, INT4MM_PANEL, prefetch};
   __m512i acc[MR][VECTORS];
   init_tile(acc, acc_init);
@@ -556,15 +651,24 @@ static const int4mm_kernels kernels = {
     .skinny_max_m_threaded = 11,
     .skinny_columns = LANES,
     .skinny_panel_max_m = 4,
+    .skinny_groups_max_m = 8,
     .dot_words = LANES,
     .dot_sums = DOT_SUMS,
     .dot_max_m = 64,
     .strassen = 2,
     .pack_a = pack_a,
+    .pack_a_int8 = pack_a_int8,
     .pack_b = pack_b,
     .transpose = transpose,
     .microkernel = microkernel_words,
     .microkernel_bytes = microkernel_bytes,
+    .microkernel_groups = microkernel_groups,
+    .skinny_group = skinny_group,
+    .unpack_float = unpack_float,
+    .microkernel_float = microkernel_float,
+    .row_float = row_float,
+    .flush_float = flush_float,
+    .rows = &int4mm_rows_avx512,
     .combine_a = combine_a,
     .combine_b = combine_b,
     .expand = expand,

@@ -1,4 +1,4 @@
-/* AVX-VNNI: vpdpbusd on 256 bits in its VEX form. Needs -mavx2 -mf16c -mavxvnni. */
+/* AVX-VNNI: vpdpbusd on 256 bits in its VEX form. Needs -mavx2 -mfma -mf16c -mavxvnni. */
 #ifndef __AVXVNNI__
 #error "compile this file with the flags that flags.mk gives it"
 #endif

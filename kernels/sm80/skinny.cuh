@@ -1,0 +1,403 @@
+/*
+ * skinny: few rows, the weights streamed once through registers (sm_80 on).
+ *
+ * With few rows the product is bound by reading B, so what matters is enough bytes in flight: a warp owns 32 columns
+ * and a share of K, and copies what it will itself read into its own stages of shared memory with cp.async, each lane
+ * 16 bytes of a row of B at a time. Stages are private to a warp, so there is no barrier in the mainloop, and shared
+ * memory serves as a deep register file for loads in flight (Little's law asks for some 26 KB per SM on an H200).
+ *
+ * Consecutive calls overlap (programmatic dependent launch, sm_90): dependents are launched when the last copies have
+ * been issued, and the next grid prefetches its first rows of B into L2 before it waits for this one.
+ *
+ * A k-block is 16 words (128 values). mma m16n8k32 wants, per lane, one register of four k at column lane / 4: the even
+ * nibbles of one word of B give its first register, the odd ones its second, so slice j of a k-block takes the words
+ * 4t + j of lane-in-quad t (see unpack.cuh), and the four columns of a 16-byte load go to four mmas, whose column c is
+ * column 4c + i of the stripe.
+ *
+ * Where B is [N, K/8], each of four 16-byte loads of a lane has its words of all slices for the column of one mma, and
+ * the quad has the k-block's 64 bytes of that column.
+ *
+ * K is split over the warps of a CTA and, where columns are few, over a cluster (sm_90); int32 partial sums are added
+ * in shared memory, which is exact in any order.
+ *
+ * This file is the kernel, and W4A4 with a scale for each column; skinny_general.cuh is what else there is: other
+ * activations, group scales, factors and zero points.
+ */
+#ifndef INT4MM_SKINNY_CUH
+#define INT4MM_SKINNY_CUH
+
+#include "common/epilogue.cuh"
+#include "common/launch.cuh"
+#include "common/ptx.cuh"
+#include "common/shapes.h"
+#include "common/unpack.cuh"
+#include "sm80/skinny_quantize.cuh"
+
+namespace {
+
+constexpr int BLOCK_WORDS = INT4MM_BLOCK_WORDS; /* packed words of k in a k-block */
+constexpr int COLUMNS = INT4MM_SKINNY_COLUMNS;  /* of a warp's stripe */
+constexpr int CHUNK_WORDS = 4;                  /* a lane's part of a copy: 16 bytes */
+constexpr int CHUNK_BYTES = 32 * 16;            /* a chunk of all lanes */
+
+struct SkinnyArguments {
+  const uint32_t *a, *b;
+  int64_t lda, ldb;
+  int M, N, words;      /* words of k: K / 8 */
+  int warps_n, warps_k; /* of a CTA: along the columns, along K */
+  int split;            /* CTAs of a cluster that share K */
+  uint32_t xor_a, xor_b;
+  int rotation_length; /* k-blocks that every warp has, times the warps that share K */
+  int rotation_starts; /* a power of two up to what a warp has of them: the number of places where CTAs begin */
+  EpilogueArguments epilogue;
+  OwnRows own; /* of a shape with OWN_CHUNKS */
+};
+
+/* Lengths that a launcher finds from a plan: K is rotated over the k-blocks that every warp has. */
+inline void set_rotation(SkinnyArguments *p) {
+  int stride = p->split * p->warps_k, rounds = (p->words + BLOCK_WORDS - 1) / BLOCK_WORDS / stride;
+  p->rotation_length = rounds * stride;
+  for (p->rotation_starts = 1; 2 * p->rotation_starts <= rounds;) p->rotation_starts *= 2;
+}
+
+/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual. NK: B
+ * is [N, K/8], else [K/8, N]. ALIGNED: rows of A and B start on 16 bytes. ROTATED: neighbouring CTAs begin K at
+ * different k-blocks; a CTA has one stripe. OWN_CHUNKS: not 0, a CTA makes its A itself, each warp of so many chunks.
+ */
+template <int ROWS_, int STAGES_, bool LAYER_, bool NK_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false,
+          int OWN_CHUNKS_ = 0>
+struct Shape {
+  typedef SkinnyArguments Arguments;
+  typedef int32_t Sum;
+  static constexpr int ROWS = ROWS_, STAGES = STAGES_;
+  static constexpr bool LAYER = LAYER_, NK = NK_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
+  static constexpr bool ONE_STRIPE = ROTATED, GENERAL = false, CHAINS = false;
+  static constexpr int OWN_CHUNKS = OWN_CHUNKS_;
+  static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
+  static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
+  static constexpr int CHUNKS = 4 + A_CHUNKS;        /* B's first */
+  static constexpr int CTAS = ROWS <= 16 && ALIGNED && !OWN_CHUNKS_ ? 2 : 1;
+  static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES, WARP_BYTES = STAGES * STAGE_BYTES;
+  static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
+  static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
+  static constexpr float UNSCALE = Unpacker<WIDE>::UNSCALE;
+  struct Sums {
+    int32_t acc[ROW_TILES][4][4];
+  }; /* of a lane: of each mma */
+  struct Waiting {};
+  struct Source { /* there is nothing that a shape of few rows would keep */
+    __device__ __forceinline__ Source(const Arguments &, int, int) {}
+  };
+  static constexpr __device__ int stage_bytes(const Arguments &) { return STAGE_BYTES; }
+  static constexpr __device__ int stages(const Arguments &) { return STAGES; }
+  static __device__ __forceinline__ bool more(const Arguments &, int, int k_block, int k_blocks) {
+    return k_block < k_blocks;
+  }
+  static __device__ __forceinline__ void wait(const Source &) { ptx::cp_async_wait_group<STAGES - 1>(); }
+};
+
+/* Warps of a CTA along the columns. */
+template <class S> __device__ __forceinline__ int warps_n(const SkinnyArguments &p) {
+  return S::ONE_STRIPE ? 1 : p.warps_n;
+}
+
+/* Bytes of shared memory that a warp has for its stages. */
+template <class S> __device__ __forceinline__ int warp_bytes(const typename S::Arguments &p) {
+  return S::stages(p) * S::stage_bytes(p);
+}
+
+/* ---- mainloop ---- */
+
+/* Copies the first `valid` of four words (may be negative or above 4); the rest of the chunk is undefined. LINES: the
+ * rest of the 128-byte line will be read as well. */
+template <bool ALIGNED, bool THROUGH_L1, bool LINES = false>
+__device__ __forceinline__ void copy_words(uint32_t shared, const uint32_t *from, int valid) {
+  if (ALIGNED) {
+    if (valid <= 0) return;
+    if (LINES)
+      ptx::cp_async16_line(shared, from, 4 * min(valid, CHUNK_WORDS));
+    else if (THROUGH_L1)
+      ptx::cp_async16_l1(shared, from, 4 * min(valid, CHUNK_WORDS));
+    else
+      ptx::cp_async16(shared, from, 4 * min(valid, CHUNK_WORDS));
+  } else {
+#pragma unroll
+    for (int i = 0; i < CHUNK_WORDS; i++)
+      if (i < valid) ptx::cp_async4(shared + 4 * i, from + i);
+  }
+}
+
+/* Where in a row-times-column block of chunks the one of quad row t and column group g lies: swizzled, so that both the
+ * copying lanes (a quad row after the other) and the reading ones (t fastest) are free of bank conflicts. */
+__device__ __forceinline__ uint32_t chunk_offset(int t, int g) {
+  return (8 * t + (g ^ 2 * t)) * 16;
+}
+
+/* Issues this warp's copies of a k-block to the stage at `stage`. B: lanes along a row of B first, since a copy past L1
+ * goes to L2 in whole sectors of a quarter-warp's neighbours only; with NK column 4g + i, words 4t .. for the lane
+ * itself. A: row g + 8r, words 4t .. for the lane itself. Rows and columns outside the matrices are not copied: their
+ * sums are never stored. */
+template <class S>
+__device__ __forceinline__ void copy_k_block(const SkinnyArguments &p, uint32_t stage, int k_block, int first_row,
+                                             int first_column) {
+  int lane = threadIdx.x % 32;
+  if (!S::NK) {
+    int t = lane / 8, g = lane % 8, word = k_block * BLOCK_WORDS + 4 * t, column = first_column + 4 * g;
+    const uint32_t *b = p.b + word * p.ldb + column;
+    uint32_t chunk = stage + chunk_offset(t, g);
+#pragma unroll
+    for (int j = 0; j < 4; j++, b += p.ldb)
+      if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
+  }
+  if (S::OWN_CHUNKS) return;
+  int g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
+  if (S::NK) {
+    constexpr int UNROLL = S::ALIGNED ? 4 : 1; /* word by word registers are few */
+    int column = first_column + 4 * g;
+    const uint32_t *b = p.b + column * p.ldb + word;
+#pragma unroll UNROLL
+    for (int i = 0; i < 4; i++, b += p.ldb)
+      if (column + i < p.N) copy_words<S::ALIGNED, false, true>(stage + i * CHUNK_BYTES + lane * 16, b, p.words - word);
+  }
+#pragma unroll
+  for (int r = 0; r < S::A_CHUNKS; r++) {
+    int row = first_row + g + 8 * r;
+    if (row < p.M)
+      copy_words<S::ALIGNED, true>(stage + (4 + r) * CHUNK_BYTES + lane * 16, p.a + row * p.lda + word, p.words - word);
+  }
+}
+
+/* The products of a k-block from this lane's chunks. */
+template <class S>
+__device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4][4], const SkinnyArguments &p,
+                                                 uint32_t stage, int k_block, const OwnWords &own,
+                                                 const Unpacker<S::WIDE> &unpack_a, const Unpacker<S::WIDE> &unpack_b) {
+  int lane = threadIdx.x % 32;
+  uint4 b[4], a[2 * S::ROW_TILES];
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    b[i] = ptx::ld_shared_v4(stage + (S::NK ? lane * 16 : chunk_offset(lane % 4, lane / 4)) + i * CHUNK_BYTES);
+#pragma unroll
+  for (int r = 0; r < 2 * S::ROW_TILES; r++)
+    a[r] = r < S::A_CHUNKS && !S::OWN_CHUNKS ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16)
+                                             : make_uint4(0, 0, 0, 0);
+  if (S::OWN_CHUNKS && lane / 4 < p.M)
+    a[0] = *(const uint4 *)(own.words + lane / 4 * own.stride + k_block * BLOCK_WORDS + lane % 4 * 4);
+  int valid = p.words - k_block * BLOCK_WORDS - lane % 4 * 4;
+  if (valid < 4) { /* past K: zeros in B, so that the undefined words of A do not count */
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (S::NK) {
+        b[j].x = valid > 0 ? b[j].x : p.xor_b, b[j].y = valid > 1 ? b[j].y : p.xor_b;
+        b[j].z = valid > 2 ? b[j].z : p.xor_b, b[j].w = p.xor_b;
+      } else if (j >= valid) {
+        b[j] = make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
+      }
+  }
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    uint32_t fragments[S::ROW_TILES][4];
+#pragma unroll
+    for (int m = 0; m < S::ROW_TILES; m++) {
+      uint32_t x = element(a[2 * m], j), y = element(a[2 * m + 1], j);
+      fragments[m][0] = unpack_a.even(x), fragments[m][1] = unpack_a.even(y);
+      fragments[m][2] = unpack_a.odd(x), fragments[m][3] = unpack_a.odd(y);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t w = S::NK ? element(b[i], j) : element(b[j], i), even = unpack_b.even(w), odd = unpack_b.odd(w);
+#pragma unroll
+      for (int m = 0; m < S::ROW_TILES; m++) ptx::mma_m16n8k32(acc[m][i], fragments[m], even, odd);
+    }
+  }
+}
+
+/* ---- reduction over the warps and CTAs that share K ---- */
+
+/* This lane's partial sums as a [ROWS, COLUMNS] matrix in shared memory. */
+template <class S>
+__device__ __forceinline__ void store_partial(uint32_t matrix, const int32_t (&acc)[S::ROW_TILES][4][4]) {
+  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int r = 0; r < S::A_CHUNKS; r++) {
+    uint32_t row = matrix + ((g + 8 * r) * COLUMNS + 8 * t) * 4;
+    const int32_t(&c)[4][4] = acc[r / 2];
+    int lower = r % 2 * 2;
+    ptx::st_shared_v4(row, c[0][lower], c[1][lower], c[2][lower], c[3][lower]);
+    ptx::st_shared_v4(row + 16, c[0][lower + 1], c[1][lower + 1], c[2][lower + 1], c[3][lower + 1]);
+  }
+}
+
+/* sum += x, of int32 or of float32 by their bits. */
+template <class Sum> __device__ __forceinline__ void add_sums(int4 &sum, const int4 &x) {
+  if constexpr (std::is_same<Sum, float>::value) {
+    sum.x = __float_as_int(__fadd_rn(__int_as_float(sum.x), __int_as_float(x.x)));
+    sum.y = __float_as_int(__fadd_rn(__int_as_float(sum.y), __int_as_float(x.y)));
+    sum.z = __float_as_int(__fadd_rn(__int_as_float(sum.z), __int_as_float(x.z)));
+    sum.w = __float_as_int(__fadd_rn(__int_as_float(sum.w), __int_as_float(x.w)));
+  } else {
+    sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+  }
+}
+
+/* Scales and finishes four columns of a row. */
+template <class S>
+__device__ __forceinline__ void finish_sums(const SkinnyArguments &p, int row, int column, const float &scale_a,
+                                            const float (&scale_b)[CHUNK_WORDS], const float (&bias)[CHUNK_WORDS],
+                                            const int4 &sum) {
+  const int32_t acc[CHUNK_WORDS] = {sum.x, sum.y, sum.z, sum.w};
+  if constexpr (std::is_same<typename S::Sum, float>::value) {
+    float x[CHUNK_WORDS];
+#pragma unroll
+    for (int i = 0; i < CHUNK_WORDS; i++) x[i] = __fmul_rn(__int_as_float(acc[i]), scale_b[i]);
+    int4mm_finish_scaled<S::LAYER>(p.epilogue, row, column, p.N, bias, x);
+  } else {
+    int4mm_finish<S::LAYER>(p.epilogue, row, column, p.N, S::UNSCALE, scale_a, scale_b, bias, acc);
+  }
+}
+
+/* Adds the partial sums of the warps that share columns, then the cluster's, and finishes. A thread has the same 4
+ * columns in every row that it takes: the threads of a CTA are whole rows of the stripe. Sums of floats are added in
+ * the order of the warps and CTAs. */
+template <class S>
+__device__ __forceinline__ void reduce(const typename S::Arguments &p, uint32_t base, int first_row, int first_column,
+                                       const float (&scale_b)[CHUNK_WORDS], const float (&bias)[CHUNK_WORDS],
+                                       const OwnWords &own) {
+  const int bytes = warp_bytes<S>(p);
+  int lanes = warps_n<S>(p) * COLUMNS / CHUNK_WORDS, column = threadIdx.x % lanes * CHUNK_WORDS;
+  int rows = min(S::ROWS, p.M - first_row), step = blockDim.x / lanes, rank = blockIdx.y;
+  uint32_t partial = base + column / COLUMNS * bytes + column % COLUMNS * 4; /* of the first warp with it */
+  auto finish = [&](int row, const int4 &sum) {
+    if (first_column + column >= p.N) return;
+    float scale_a = S::OWN_CHUNKS                                 ? own.scales[row]
+                    : std::is_same<typename S::Sum, float>::value ? 1
+                                                                  : __ldg(p.epilogue.scale_a + first_row + row);
+    finish_sums<S>(p, first_row + row, first_column + column, scale_a, scale_b, bias, sum);
+  };
+
+  for (int row = threadIdx.x / lanes; row < rows; row += step) {
+    int4 sum = make_int4(0, 0, 0, 0);
+    uint32_t at = partial + row * COLUMNS * 4;
+#pragma unroll 4
+    for (int w = 0; w < p.warps_k; w++, at += warps_n<S>(p) * bytes) {
+      uint4 x = ptx::ld_shared_v4(at);
+      add_sums<typename S::Sum>(sum, make_int4(x.x, x.y, x.z, x.w));
+    }
+    if (p.split > 1)
+      ptx::st_shared_v4(partial + row * COLUMNS * 4, sum.x, sum.y, sum.z, sum.w);
+    else
+      finish(row, sum);
+  }
+  if (p.split == 1) return;
+  ptx::cluster_arrive();
+  ptx::cluster_wait();
+  for (int row = threadIdx.x / lanes * p.split + rank; row < rows; row += step * p.split) {
+    int4 sum = make_int4(0, 0, 0, 0);
+    for (int r = 0; r < p.split; r++)
+      add_sums<typename S::Sum>(sum, ptx::ld_shared_cluster_v4(ptx::mapa(partial + row * COLUMNS * 4, r)));
+    finish(row, sum);
+  }
+  ptx::cluster_arrive(); /* no CTA exits while its shared memory is being read */
+  ptx::cluster_wait();
+}
+
+/* ---- the kernel ---- */
+
+/* Prefetches B of a k-block into L2, a lane for each row: half a warp calls it, or with NK a warp. It reads nothing, so
+ * it need not wait for the prerequisite grids, and memory is busy while they end and this one starts. */
+template <class S> __device__ __forceinline__ void prefetch(const SkinnyArguments &p, int k_block, int first_column) {
+  int word = k_block * BLOCK_WORDS + (S::NK ? 0 : threadIdx.x % BLOCK_WORDS);
+  int column = first_column + (S::NK ? threadIdx.x % 32 : 0);
+  if (word < p.words && column < p.N) ptx::prefetch_l2(p.b + (S::NK ? column * p.ldb + word : word * p.ldb + column));
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
+    skinny(const __grid_constant__ typename S::Arguments p) {
+  extern __shared__ __align__(256) uint8_t memory[];
+  int warp = threadIdx.x / 32, warps = warps_n<S>(p) * p.warps_k;
+  const int stage_bytes = S::stage_bytes(p), bytes = warp_bytes<S>(p);
+  uint32_t base = ptx::smem_address(memory), stages = base + warp * bytes;
+  int first_row = blockIdx.z * S::ROWS, stripe_column = blockIdx.x * warps_n<S>(p) * COLUMNS;
+  int first_column = stripe_column + warp % warps_n<S>(p) * COLUMNS;
+  int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
+  int k_block = blockIdx.y * p.warps_k + warp / warps_n<S>(p);
+  /* The k-blocks that every warp has are rotated, so that the CTAs begin at different ones. */
+  int rotation = (blockIdx.x & (p.rotation_starts - 1)) * stride;
+  auto rotated = [&](int k_block) {
+    if (!S::ROTATED || k_block >= p.rotation_length) return k_block;
+    return k_block + rotation < p.rotation_length ? k_block + rotation : k_block + rotation - p.rotation_length;
+  };
+  Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
+  typename S::Sums sums = {};
+  const typename S::Source source(p, first_row, first_column);
+
+  auto copy = [&](uint32_t stage, int k_block) {
+    if (k_block < k_blocks) {
+      if constexpr (S::GENERAL)
+        S::copy(source, p, stage, rotated(k_block), first_row, first_column);
+      else
+        copy_k_block<S>(p, stage, rotated(k_block), first_row, first_column);
+    }
+    ptx::cp_async_commit_group();
+  };
+  auto copy_stages = [&] {
+#pragma unroll
+    for (int i = 0; i < S::stages(p); i++) copy(stages + i * stage_bytes, k_block + i * stride);
+  };
+
+  if (S::NK) {
+    prefetch<S>(p, rotated(k_block), first_column);
+    prefetch<S>(p, rotated(k_block + stride), first_column);
+  } else {
+    prefetch<S>(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
+  }
+  ptx::griddepcontrol_wait();
+  const OwnWords own(memory + warps * bytes, p.own, p.words);
+  if constexpr (S::OWN_CHUNKS > 0)
+    make_own_words<S::OWN_CHUNKS>(p.own, own, copy_stages);
+  else
+    copy_stages();
+  if constexpr (S::GENERAL) S::begin(sums, p, base + warps * bytes, first_row, first_column);
+  uint32_t stage = stages;
+  for (int round = 0; S::more(p, round, k_block, k_blocks); round++, k_block += stride) {
+    [[maybe_unused]] typename S::Waiting pending;
+    S::wait(source);
+    __syncwarp(); /* every lane's copies have landed */
+    if constexpr (!S::GENERAL)
+      multiply_k_block<S>(sums.acc, p, stage, rotated(k_block), own, unpack_a, unpack_b);
+    else if (k_block < k_blocks) /* rounds are those of the warp that has most */
+      S::multiply(sums, pending, source, p, stage, rotated(k_block), round);
+    __syncwarp(); /* every lane's loads have been used, so the stage is free */
+    copy(stage, k_block + S::stages(p) * stride);
+    stage = stage + stage_bytes == stages + bytes ? stages : stage + stage_bytes;
+    if constexpr (S::GENERAL)
+      if (k_block < k_blocks) S::add(sums, pending, source, p);
+    if constexpr (S::GENERAL) S::end_round(sums, p, round, first_row, stripe_column);
+  }
+  /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */
+  ptx::griddepcontrol_launch_dependents();
+  if constexpr (S::CHAINS) {
+    S::finish(sums, p, first_row, stripe_column);
+  } else {
+    float scale_b[CHUNK_WORDS], bias[CHUNK_WORDS]; /* of the columns that this thread will finish, loaded meanwhile */
+    int scaled = stripe_column + threadIdx.x % (warps_n<S>(p) * COLUMNS / CHUNK_WORDS) * CHUNK_WORDS;
+    bool has_scale = !S::GENERAL || p.epilogue.scale_b;
+#pragma unroll
+    for (int i = 0; i < CHUNK_WORDS; i++)
+      scale_b[i] = has_scale ? scaled + i < p.N ? __ldg(p.epilogue.scale_b + scaled + i) : 0 : 1;
+    int4mm_load_bias(bias, p.epilogue, scaled, p.N);
+
+    ptx::cp_async_wait_group<0>();
+    __syncwarp(); /* other lanes' chunks are about to be overwritten */
+    if constexpr (S::GENERAL)
+      S::store_partial(base + warp * bytes, sums);
+    else
+      store_partial<S>(base + warp * bytes, sums.acc);
+    __syncthreads();
+    reduce<S>(p, base, first_row, stripe_column, scale_b, bias, own);
+  }
+}
+
+} // namespace
+#endif

@@ -1,0 +1,153 @@
+/*
+ * What skinny_general.cuh multiplies: A as int4, int8 or 16-bit floats, and B unpacked for it.
+ *
+ * Slice j of a k-block is its words 4j .. 4j + 3 of B, 32 values; lane-in-quad t has word 4j + t of the rows and
+ * columns that an mma gives it, and what stands beside it in A: 4, 8 or 16 bytes. The values of a word go to the k of
+ * an mma in an order that unpacking B makes cheap, and A is permuted alike.
+ *
+ * A kind of A is a policy:
+ *   Sum           int32_t or float
+ *   STEPS         mma instructions for a slice: of k32 for int8, k16 for floats
+ *   WORDS         32-bit words of A beside a word of B
+ *   SHIFT         sums are 2^SHIFT times too large (unpack.cuh)
+ *   ONES_SHIFT    and so are sums over A times ones
+ *   mask          makes words of A past the `valid` ones of a k-block 0 where zeroed memory is not
+ *   fragments     an mma's registers of A for each step, from words of rows g and g + 8
+ *   B             unpacks a word of B for column i of a lane's four: two registers for each step
+ */
+#ifndef INT4MM_SKINNY_FRAGMENTS_CUH
+#define INT4MM_SKINNY_FRAGMENTS_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "common/ptx.cuh"
+#include "common/unpack.cuh"
+
+namespace {
+
+/* ---- integers ---- */
+
+/* B at 16 times its value; zero points are taken from the sums. */
+struct IntegerB {
+  Unpacker<false> unpack;
+  __device__ __forceinline__ explicit IntegerB(uint32_t xor_mask) : unpack(xor_mask) {}
+  __device__ __forceinline__ void set_zero(int, int) {}
+  __device__ __forceinline__ void operator()(uint32_t (&to)[2], uint32_t word, int) const {
+    to[0] = unpack.even(word), to[1] = unpack.odd(word);
+  }
+};
+
+struct IntegerA {
+  typedef int32_t Sum;
+  typedef IntegerB B;
+  static constexpr int STEPS = 1;
+  static __device__ __forceinline__ void mma(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    ptx::mma_m16n8k32(acc, a, b0, b1);
+  }
+};
+
+struct Int4A : IntegerA {
+  static constexpr int WORDS = 1, SHIFT = 8, ONES_SHIFT = 4;
+  Unpacker<false> unpack;
+  uint32_t zero;
+  __device__ __forceinline__ explicit Int4A(uint32_t xor_mask) : unpack(xor_mask), zero(xor_mask) {}
+  __device__ __forceinline__ void mask(uint32_t (&x)[1], uint32_t (&y)[1], int j, int valid) const {
+    if (4 * j + (int)threadIdx.x % 4 >= valid) x[0] = y[0] = zero;
+  }
+  __device__ __forceinline__ void fragments(uint32_t (&to)[1][4], const uint32_t (&x)[1],
+                                            const uint32_t (&y)[1]) const {
+    to[0][0] = unpack.even(x[0]), to[0][1] = unpack.even(y[0]);
+    to[0][2] = unpack.odd(x[0]), to[0][3] = unpack.odd(y[0]);
+  }
+};
+
+struct Int8A : IntegerA {
+  static constexpr int WORDS = 2, SHIFT = 4, ONES_SHIFT = 0;
+  __device__ __forceinline__ explicit Int8A(uint32_t) {}
+  __device__ __forceinline__ void mask(uint32_t (&)[2], uint32_t (&)[2], int, int) const {}
+  __device__ __forceinline__ void fragments(uint32_t (&to)[1][4], const uint32_t (&x)[2],
+                                            const uint32_t (&y)[2]) const {
+    to[0][0] = __byte_perm(x[0], x[1], 0x6420), to[0][1] = __byte_perm(y[0], y[1], 0x6420);
+    to[0][2] = __byte_perm(x[0], x[1], 0x7531), to[0][3] = __byte_perm(y[0], y[1], 0x7531);
+  }
+};
+
+/* ---- floats ---- */
+
+/* Pairs of b - z as floats of 16 bits, exact: values k and k + 4 of a word. A nibble beside the bits of 1024 is 1024 +
+ * u in float16, with u = b + 8; four bits higher it is 1024 + 16 u, which a multiplication turns into 64 + u. */
+struct Float16B {
+  uint32_t magic[2];  /* for a nibble at its place and four bits higher */
+  __half2 less[2][4]; /* what is to be taken away, for each column */
+  __device__ __forceinline__ explicit Float16B(uint32_t xor_mask) {
+    uint32_t fix = xor_mask ^ 0x88888888u;
+    magic[0] = 0x64006400u ^ (fix & 0x000f000fu), magic[1] = 0x64006400u ^ (fix & 0x00f000f0u);
+#pragma unroll
+    for (int i = 0; i < 4; i++) set_zero(i, 0);
+  }
+  __device__ __forceinline__ void set_zero(int i, int zero) {
+    less[0][i] = __float2half2_rn((float)(-1032 - zero)), less[1][i] = __float2half2_rn((float)(-72 - zero));
+  }
+  __device__ __forceinline__ uint32_t pair(uint32_t word, int i, int place) const {
+    uint32_t bits = (word & (place ? 0x00f000f0u : 0x000f000fu)) ^ magic[place];
+    __half2 x;
+    memcpy(&x, &bits, sizeof x);
+    x = place ? __hfma2(x, __float2half2_rn(0.0625f), less[1][i]) : __hadd2(x, less[0][i]);
+    memcpy(&bits, &x, sizeof x);
+    return bits;
+  }
+  __device__ __forceinline__ void operator()(uint32_t (&to)[4], uint32_t word, int i) const {
+    to[0] = pair(word, i, 0), to[1] = pair(word, i, 1);
+    word >>= 8;
+    to[2] = pair(word, i, 0), to[3] = pair(word, i, 1);
+  }
+};
+
+/* The same in bfloat16, whose mantissa has room for a nibble at its place alone: 128 + u. */
+struct Bfloat16B {
+  uint32_t magic;
+  __nv_bfloat162 less[4];
+  __device__ __forceinline__ explicit Bfloat16B(uint32_t xor_mask) {
+    magic = 0x43004300u ^ ((xor_mask ^ 0x88888888u) & 0x000f000fu);
+#pragma unroll
+    for (int i = 0; i < 4; i++) set_zero(i, 0);
+  }
+  __device__ __forceinline__ void set_zero(int i, int zero) {
+    less[i] = __float2bfloat162_rn((float)(-136 - zero));
+  }
+  __device__ __forceinline__ void operator()(uint32_t (&to)[4], uint32_t word, int i) const {
+#pragma unroll
+    for (int place = 0; place < 4; place++) {
+      uint32_t bits = (word >> 4 * place & 0x000f000fu) ^ magic;
+      __nv_bfloat162 x;
+      memcpy(&x, &bits, sizeof x);
+      x = __hfma2(x, __float2bfloat162_rn(1.0f), less[i]);
+      memcpy(&bits, &x, sizeof x);
+      to[place] = bits;
+    }
+  }
+};
+
+template <bool BFLOAT16> struct FloatA {
+  typedef float Sum;
+  typedef typename std::conditional<BFLOAT16, Bfloat16B, Float16B>::type B;
+  static constexpr int STEPS = 2, WORDS = 4, SHIFT = 0, ONES_SHIFT = 0;
+  __device__ __forceinline__ explicit FloatA(uint32_t) {}
+  __device__ __forceinline__ void mask(uint32_t (&)[4], uint32_t (&)[4], int, int) const {}
+  static __device__ __forceinline__ void mma(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    ptx::mma_m16n8k16<BFLOAT16>(acc, a, b0, b1);
+  }
+  /* Values k and k + 4 of the eight beside a word of B, for k = 0 and 1, then 2 and 3. */
+  __device__ __forceinline__ void fragments(uint32_t (&to)[2][4], const uint32_t (&x)[4],
+                                            const uint32_t (&y)[4]) const {
+#pragma unroll
+    for (int step = 0; step < 2; step++) {
+      to[step][0] = __byte_perm(x[step], x[step + 2], 0x5410), to[step][1] = __byte_perm(y[step], y[step + 2], 0x5410);
+      to[step][2] = __byte_perm(x[step], x[step + 2], 0x7632), to[step][3] = __byte_perm(y[step], y[step + 2], 0x7632);
+    }
+  }
+};
+
+} // namespace
+#endif

@@ -1,0 +1,129 @@
+/*
+ * Launching skinny for operands of every kind but W4A4 with a scale for each column.
+ */
+#include <limits.h>
+
+#include "sm80/skinny_general.cuh"
+#include "sm80/skinny_general.h"
+
+namespace {
+
+/* A row of scales, zero points or factors for each group; one row serves all. */
+inline uint32_t group_stride(const int4mm_matrix &m, int64_t size) {
+  return m.rows > 1 ? (uint32_t)(m.stride * size) : 0;
+}
+
+inline bool is_vectors(const void *data, int64_t stride) {
+  return ((uint64_t)data | (uint64_t)stride) % 16 == 0;
+}
+
+/* Segments, and the scales and bytes of groups. */
+void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
+  const int4mm_operand *b = &problem->b;
+  const int4mm_matrix &bytes = b->factors.data ? b->factors : b->zeros;
+  int64_t scale_size = b->group_scales.dtype == INT4MM_FLOAT32 ? 4 : 2;
+  p->slices = b->groups == 1 || b->group % 128 == 0 ? 4 : b->group % 64 == 0 ? 2 : 1;
+  p->segments = 4 / p->slices;
+  p->all_segments = (int)((problem->K + 32 * p->slices - 1) / (32 * p->slices));
+  p->group = b->groups > 1 ? (int)(b->group / (32 * p->slices)) : p->all_segments > 1 ? INT_MAX : 1;
+  p->scales = (const char *)b->group_scales.data, p->scale_dtype = b->group_scales.dtype;
+  p->scales_stride = group_stride(b->group_scales, scale_size);
+  p->bytes = (const char *)bytes.data, p->bytes_stride = group_stride(bytes, 1), p->factors = b->factors.data;
+  p->scale_bytes = p->scales ? COLUMNS * (uint32_t)scale_size : 0;
+  p->group_reciprocal = p->group >= p->all_segments ? 0 : (uint32_t)(((1ull << 31) + p->group - 1) / p->group);
+  bool vectors = is_vectors(p->scales, p->scales_stride) && is_vectors(p->bytes, p->bytes_stride);
+  p->whole_blocks = vectors ? (int)(problem->K / INT4MM_BLOCK_K) : 0;
+  p->b_block_bytes = (uint32_t)(b->stride * BLOCK_WORDS * 4);
+}
+
+/* Windows of a chain: all of K where it fits beside the stages, else two of as many rounds as do. With a cluster it is
+ * all of K. `left`: bytes of shared memory. False: there is no place. */
+bool set_windows(GeneralArguments *p, int64_t left, int rows) {
+  p->slot_rows = p->M < rows ? p->M : rows, p->slot_bytes = (p->slot_rows + 1) * COLUMNS * 4;
+  p->block_slot_bytes = p->segments * p->slot_bytes;
+  int64_t round = (int64_t)p->warps_k * p->segments * p->slot_bytes, fit = left / (p->warps_n * round);
+  bool whole = p->rounds <= fit;
+  p->window = whole ? p->rounds : (int)(fit / 2);
+  p->stripe_bytes = (int)((whole ? 1 : 2) * p->window * round);
+  if (!whole) p->rotation_length = 0; /* K in order */
+  return p->window > 0 && (whole || p->split == 1);
+}
+
+template <class S> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  GeneralArguments p = {};
+  int64_t value_bits = problem->a.dtype == INT4MM_INT32 ? 4 : S::A::WORDS * 4;
+  p.rows = (const char *)problem->a.data, p.row_bytes = (int)(problem->K * value_bits / 8);
+  p.row_stride = problem->a.stride * (problem->a.dtype == INT4MM_INT32 ? 4 : value_bits / 8);
+  p.b = problem->b.words, p.ldb = problem->b.stride;
+  p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)int4mm_words_of_k(problem);
+  p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / INT4MM_BLOCK_K, p.split = plan->split_k;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
+  p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
+  set_groups(&p, problem);
+  set_rotation(&p);
+  if (p.split > 1 || p.warps_n > 1) p.rotation_length = 0;
+  int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
+  p.rounds = (k_blocks + stride - 1) / stride;
+  p.stages = plan->stages;
+  p.stage_bytes = S::PARAMETERS;
+  if (S::MODE == PLAIN)
+    p.whole_blocks = (int)(problem->K / INT4MM_BLOCK_K); /* wherever the zero points lie: stages do not have them */
+  else if (p.scales || p.bytes)
+    p.stage_bytes += (p.segments * 160 + 255) / 256 * 256;
+
+  int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS, most;
+  size_t shared = (size_t)warps * p.stages * p.stage_bytes;
+  if (S::CHAINS) {
+    cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
+    if (error != cudaSuccess) return error;
+    if (p.warps_k < S::CHAIN_WARPS || (S::ONLY_128 && (p.group > 1 || p.split > 1)) ||
+        !set_windows(&p, most - (int64_t)shared, S::ROWS))
+      return cudaErrorNotSupported;
+    shared += (size_t)p.warps_n * p.stripe_bytes;
+  }
+  dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);
+  if (p.split == 1) { /* clusters find no place otherwise */
+    cudaError_t error = int4mm_one_cta_per_sm(plan->device, (int64_t)grid.x * grid.z, &shared);
+    if (error != cudaSuccess) return error;
+  }
+  return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, shared, cluster, stream, p);
+}
+
+template <int ROWS, class A>
+cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (problem->b.group_scales.data) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+  if (problem->b.factors.data || problem->K >= INT4MM_WIDE_K)
+    return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
+  return launch<GeneralShape<ROWS, A, PLAIN>>(problem, plan, stream);
+}
+
+template <int ROWS>
+cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  const int4mm_operand *b = &problem->b;
+  if (b->layout == INT4MM_K_MAJOR || b->stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE ||
+      b->group_scales.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE || b->zeros.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE ||
+      b->factors.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE)
+    return cudaErrorNotSupported;
+  switch (problem->a.dtype) {
+  case INT4MM_INT32:
+    return launch_integers<ROWS, Int4A>(problem, plan, stream);
+  case INT4MM_INT8:
+    return launch_integers<ROWS, Int8A>(problem, plan, stream);
+  case INT4MM_FLOAT16:
+    return launch<GeneralShape<ROWS, FloatA<false>, SUMS>>(problem, plan, stream);
+  case INT4MM_BFLOAT16:
+    return launch<GeneralShape<ROWS, FloatA<true>, SUMS>>(problem, plan, stream);
+  default:
+    return cudaErrorNotSupported;
+  }
+}
+
+} // namespace
+
+cudaError_t int4mm_launch_skinny_general(int rows, const int4mm_problem *problem, const int4mm_plan *plan,
+                                         cudaStream_t stream) {
+  return rows == 8    ? launch_rows<8>(problem, plan, stream)
+         : rows == 16 ? launch_rows<16>(problem, plan, stream)
+         : rows == 64 ? launch_rows<64>(problem, plan, stream)
+                      : cudaErrorNotSupported;
+}

@@ -1,0 +1,712 @@
+/*
+ * skinny for operands of every kind: A of int4, int8, float16 or bfloat16 (skinny_fragments.cuh), group scales, factors
+ * and zero points of B. The mainloop is skinny.cuh's; this is what it calls for a k-block.
+ *
+ * Sums are formed over segments: the longest of 32, 64 or 128 values that no group's border divides. A stage has the
+ * scales and the zero points or factors of its segments beside A and B. What becomes of a segment's sums:
+ *
+ * A is floats: t = fma(sum, scale, t) in registers, for the segments that a warp has. Warps and CTAs that share K add
+ * their t in a fixed order.
+ *
+ * Integers without group scales: they are added, times the factor. A zero point is taken away times the sum of A's
+ * values, which is one mma more with a B of ones; where it is a column's, once at the end.
+ *
+ * Integers with group scales, whose chain t = fma(float(acc_g), scale, t) has an order: a segment's sums and scales go
+ * to its slot in shared memory, and after a window of rounds the threads that will finish outputs take them from there
+ * in order. The window is all of K where that fits, else there are two, of which one is filled while the other is read.
+ * With a cluster it is all of K, and the slots of all CTAs are read.
+ */
+#ifndef INT4MM_SKINNY_GENERAL_CUH
+#define INT4MM_SKINNY_GENERAL_CUH
+
+#include "sm80/skinny.cuh"
+#include "sm80/skinny_fragments.cuh"
+
+namespace {
+
+constexpr int B_BYTES = INT4MM_SKINNY_B_BYTES;
+
+struct GeneralArguments : SkinnyArguments {
+  const char *rows; /* A */
+  int64_t row_stride;
+  int row_bytes; /* of K values */
+  int stages, stage_bytes;
+  int segments, slices; /* segments of a k-block, slices of a segment */
+  int group;            /* in segments */
+  int all_segments;     /* of K */
+  /* Of each group: scales, and zero points or factors; NULL: none. */
+  const char *scales, *bytes;
+  uint32_t scales_stride, bytes_stride; /* from group to group, in bytes */
+  uint32_t scale_bytes;                 /* of a warp's columns, 0 without scales */
+  uint32_t group_reciprocal;            /* 2^31 over `group`, rounded up */
+  uint32_t b_block_bytes;               /* from a k-block of B to the next */
+  int whole_blocks;                     /* k-blocks that are copied as a whole */
+  bool factors;                         /* the bytes are factors */
+  int scale_dtype;
+  int rounds, window; /* rounds of k-blocks, and those of a window */
+  /* A slot: rows of sums, then the scales; a k-block's slots, a stripe's. */
+  int slot_rows, slot_bytes, block_slot_bytes, stripe_bytes;
+};
+
+/* What a kernel does with sums of integers; with floats it is SUMS. */
+enum Mode {
+  PLAIN, /* a scale and a zero point for each column, K below INT4MM_WIDE_K: they stay in the accumulators */
+  SUMS,  /* no group scales: they are added segment by segment */
+  CHAIN  /* group scales */
+};
+
+/* What a lane sums over a segment: the mmas, and A alone in every column of one more. */
+template <class S> struct Segment {
+  typename S::Sum acc[S::ROW_TILES][4][4];
+  int32_t ones[S::FLOAT ? 1 : S::ROW_TILES][4];
+};
+
+/* A segment that has been multiplied but not added yet, with what a stage has for it. */
+template <class S> struct Pending {
+  Segment<S> sum;
+  uint2 bytes;                    /* of eight columns */
+  float scales[S::FLOAT ? 8 : 1]; /* of eight columns; of the lane's column for a slot */
+  uint32_t slot;
+};
+
+/* A lane's sums. PLAIN: of each mma. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. */
+template <class S> struct GeneralSums {
+  Segment<S> plain;
+  int32_t zeros[8]; /* PLAIN: of columns 8 t + c */
+  int32_t state[S::ROWS];
+};
+
+/* CHAIN: of each output of this thread, some columns of a row, t and the sum of a group so far. */
+template <class S> struct ChainSums {
+  float t[S::ITEMS][S::CHAIN_COLUMNS];
+  int32_t sum[S::ITEMS][S::CHAIN_COLUMNS];
+  float scale_a[S::ITEMS], bias[S::CHAIN_COLUMNS];
+  int stripe, column;            /* of the CTA, of the stripe */
+  int first_row, row, step;      /* of the warp's first output and of this thread's; from one to the next */
+  int first, half;               /* a window's first round; which of two it is */
+  int items;                     /* outputs that a lane of the warp has */
+  uint32_t at[S::ITEMS], scales; /* in the window's first slot: sums of each output and their scales */
+  uint32_t slot;                 /* of k-block 0, were it in the window; with a cluster of this warp's first */
+};
+
+template <class S> struct GeneralSource;
+
+template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
+  typedef GeneralArguments Arguments;
+  typedef A_ A;
+  typedef typename A::Sum Sum;
+  typedef typename std::conditional<MODE_ == CHAIN, ChainSums<GeneralShape>, GeneralSums<GeneralShape>>::type Sums;
+  typedef GeneralSource<GeneralShape> Source;
+  typedef Pending<GeneralShape> Waiting;
+  static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
+  static constexpr Mode MODE = MODE_;
+  static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
+  static constexpr bool GENERAL = true, CHAINS = MODE == CHAIN, FLOAT = std::is_same<Sum, float>::value;
+  static constexpr float UNSCALE = 1;
+  static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
+  static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
+  static constexpr int PARAMETERS = B_BYTES + EIGHTS * EIGHT_BYTES; /* where they lie in a stage */
+  /* In a chain: the warps that share K at least; columns of an output of a thread, and its outputs at most. */
+  static constexpr int CHAIN_WARPS = ROWS == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
+  static constexpr bool ONLY_128 = ROWS == 64; /* groups of 128 alone, no cluster: registers are few */
+  static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (CHAIN_WARPS * CHAIN_COLUMNS);
+
+  static __device__ __forceinline__ int stage_bytes(const Arguments &p) { return p.stage_bytes; }
+  static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
+  static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
+  static __device__ void wait(const Source &source);
+  static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots, int first_row, int first_column);
+  static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int k_block, int first_row,
+                              int first_column);
+  static __device__ void multiply(Sums &sums, Waiting &pending, const Source &source, const Arguments &p,
+                                  uint32_t stage, int k_block, int round);
+  static __device__ void add(Sums &sums, const Waiting &pending, const Source &source, const Arguments &p);
+  static __device__ void end_round(Sums &sums, const Arguments &p, int round, int first_row, int first_column);
+  static __device__ void finish(Sums &sums, const Arguments &p, int first_row, int first_column);
+  static __device__ void store_partial(uint32_t matrix, const Sums &sums);
+};
+
+/* ---- copies ---- */
+
+/* Where chunk c (16 bytes) of a row of a stage's A lies in it: swizzled so that a slice is read without bank conflicts.
+ */
+template <int WORDS> __device__ __forceinline__ int swizzled(int row, int c) {
+  return WORDS == 1 ? c ^ (row / 2 & 3) : WORDS == 2 ? c ^ 2 * (row & 3) : c ^ 4 * (row & 1);
+}
+
+/* Where words of slice 0 of lane (g, t) lie in eight rows; those of slice j are at an exclusive or with 16 WORDS j. */
+template <int WORDS> __device__ __forceinline__ uint32_t first_slice(int g, int t) {
+  int swizzle = WORDS == 1 ? g / 2 & 3 : WORDS == 2 ? g & 3 : g & 1;
+  return g * 64 * WORDS + 4 * WORDS * t + 16 * WORDS * swizzle;
+}
+
+__device__ __forceinline__ int size_of_scale(const GeneralArguments &p) {
+  return p.scale_dtype == INT4MM_FLOAT32 ? 4 : 2;
+}
+
+/* The group of a segment. */
+__device__ __forceinline__ uint32_t group_of(const GeneralArguments &p, uint32_t segment) {
+  return __umulhi(2 * segment, p.group_reciprocal);
+}
+
+/* x, in a register for as long as it is used: what a shuffle gives, ptxas cannot compute anew, which for constants
+ * takes a load and its latency each time. */
+template <class T> __device__ __forceinline__ T kept(T x) {
+  if constexpr (sizeof(T) == 8)
+    return (T)__shfl_sync(0xffffffffu, (unsigned long long)x, threadIdx.x % 32);
+  else
+    return __shfl_sync(0xffffffffu, x, threadIdx.x % 32);
+}
+
+/* Where this lane copies from, at K's beginning: B, A, scales, and zero points or factors. Of B a lane takes four
+ * columns of words t, t + 4, ...; of A chunk c of every ROWS_STEP-th row; of the others eight lanes take a segment. */
+template <class S> struct GeneralSource {
+  static constexpr int CHUNKS = S::A_ROW_BYTES / 16, ROWS_STEP = 32 / CHUNKS; /* chunks of a row, rows at a time */
+  const char *b, *rows, *scales, *bytes;
+  bool inside;                                     /* of the warp's columns */
+  uint32_t b_to, rows_to;                          /* in a stage: where it copies to */
+  uint32_t b_at, rows_at;                          /* and where it loads the words of slice 0 from */
+  int copies_scales, copies_bytes;                 /* of a segment */
+  int slices, stages, zeros, factors, scale_dtype; /* of the arguments; scale_dtype is -1 without scales */
+
+  __device__ __forceinline__ GeneralSource(const GeneralArguments &p, int first_row, int first_column) {
+    int lane = threadIdx.x % 32, row = lane / CHUNKS, c = lane % CHUNKS, g = lane / 4, t = lane % 4;
+    b = (const char *)(p.b + lane / 8 * p.ldb + first_column + lane % 8 * 4);
+    rows = p.rows + (first_row + row) * p.row_stride + c * 16;
+    scales = p.scales + first_column * size_of_scale(p) + lane % 8 * 16;
+    bytes = p.bytes + first_column + lane % 8 * 16;
+    inside = first_column + COLUMNS <= p.N;
+    b_to = chunk_offset(lane / 8, lane % 8), b_at = chunk_offset(t, g);
+    rows_to = B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
+    rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
+    b = kept(b), rows = kept(rows), b_to = kept(b_to), rows_to = kept(rows_to), b_at = kept(b_at);
+    rows_at = kept(rows_at), stages = kept(p.stages);
+    zeros = kept(p.bytes && !p.factors ? 1 : 0);
+    if (S::MODE == PLAIN) return;
+    scales = kept(scales), bytes = kept(bytes), slices = kept(p.slices), factors = kept((int)p.factors);
+    scale_dtype = kept(p.scales ? p.scale_dtype : -1);
+    copies_scales = kept(lane / 8 < p.segments && lane % 8 * 16 < (int)p.scale_bytes ? 1 : 0);
+    copies_bytes = kept(lane / 8 < p.segments && p.bytes && lane % 8 < 2 ? 1 : 0);
+  }
+};
+
+/* A k-block that is whole, of columns inside the matrix. */
+template <class S>
+__device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const GeneralArguments &p, uint32_t stage,
+                                           uint32_t k_block, int first_row) {
+  typedef GeneralSource<S> Source;
+  /* a lane's rows have one swizzle */
+  static_assert(Source::ROWS_STEP % (S::A::WORDS == 1 ? 8 : S::A::WORDS == 2 ? 4 : 2) == 0, "swizzles differ");
+  const int lane = threadIdx.x % 32, row = first_row + lane / Source::CHUNKS;
+  const char *b = from.b + (uint64_t)k_block * p.b_block_bytes;
+  const char *rows = from.rows + (uint64_t)k_block * S::A_ROW_BYTES;
+  uint32_t chunk = stage + from.b_to, to = stage + from.rows_to;
+#pragma unroll
+  for (int j = 0; j < 4; j++, b += p.b_block_bytes / 4) ptx::cp_async16(chunk + j * CHUNK_BYTES, b, 16);
+#pragma unroll
+  for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += Source::ROWS_STEP * p.row_stride)
+    ptx::cp_async16_l1_if(to + i * S::A_ROW_BYTES, rows, row + i < p.M);
+  if (S::MODE == PLAIN) return;
+  const uint32_t s = lane / 8, in_segment = lane % 8 * 16, parameters = stage + S::PARAMETERS;
+  const uint32_t group = group_of(p, k_block * p.segments + s);
+  ptx::cp_async16_if(parameters + s * 128 + in_segment, from.scales + (uint64_t)group * p.scales_stride,
+                     from.copies_scales);
+  ptx::cp_async16_if(parameters + p.segments * 128 + s * 32 + in_segment, from.bytes + (uint64_t)group * p.bytes_stride,
+                     from.copies_bytes);
+}
+
+/* Waits for the oldest stage. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::wait(const Source &source) {
+  if (source.stages == 2)
+    ptx::cp_async_wait_group<1>();
+  else if (source.stages == 3)
+    ptx::cp_async_wait_group<2>();
+  else
+    ptx::cp_async_wait_group<3>();
+}
+
+/* A row of `size` bytes for each of 32 columns to shared memory, by any alignment. */
+__device__ __forceinline__ void copy_columns(uint32_t to, const char *from, int size, int valid) {
+  int lane = threadIdx.x % 32;
+  if (lane >= valid) return;
+  from += lane * size;
+  if (size == 4)
+    ptx::st_shared(to + 4 * lane, *(const uint32_t *)from);
+  else if (size == 2)
+    ptx::st_shared_u16(to + 2 * lane, *(const uint16_t *)from);
+  else
+    ptx::st_shared_u8(to + lane, *(const uint8_t *)from);
+}
+
+/* Any k-block: past K come zeros in A, what is past the edges of B is not copied, and scales, zero points and factors
+ * may start anywhere. */
+template <class S>
+__device__ __noinline__ void copy_any(const GeneralArguments &p, uint32_t stage, int k_block, int first_row,
+                                      int first_column) {
+  constexpr int CHUNKS = S::A_ROW_BYTES / 16;
+  int lane = threadIdx.x % 32, word = k_block * BLOCK_WORDS + lane / 8, column = first_column + lane % 8 * 4;
+  for (int j = 0; j < 4; j++)
+    if (word + 4 * j < p.words)
+      copy_words<true, false>(stage + chunk_offset(lane / 8, lane % 8) + j * CHUNK_BYTES,
+                              p.b + (word + 4 * j) * p.ldb + column, p.N - column);
+  for (int at = lane; at < S::ROWS * CHUNKS; at += 32) {
+    int row = at / CHUNKS, c = at % CHUNKS, byte = k_block * S::A_ROW_BYTES + 16 * c;
+    int valid = min(max(p.row_bytes - byte, 0), 16);
+    const char *from = p.rows + (first_row + row) * p.row_stride + (valid > 0 ? byte : 0);
+    uint32_t to = stage + B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
+    if (first_row + row < p.M) ptx::cp_async16_l1(to, from, valid);
+  }
+  if (S::MODE == PLAIN) return; /* whose stages have no place for these */
+  int size = size_of_scale(p), valid = p.N - first_column;
+  for (int s = 0; s < p.segments; s++) {
+    uint32_t group = group_of(p, min(k_block * p.segments + s, p.all_segments - 1)), to = stage + S::PARAMETERS;
+    if (p.scales)
+      copy_columns(to + s * 128, p.scales + (uint64_t)group * p.scales_stride + first_column * size, size, valid);
+    if (p.bytes)
+      copy_columns(to + p.segments * 128 + s * 32, p.bytes + (uint64_t)group * p.bytes_stride + first_column, 1, valid);
+  }
+}
+
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::copy(const Source &source, const Arguments &p,
+                                                                  uint32_t stage, int k_block, int first_row,
+                                                                  int first_column) {
+  if (k_block < p.whole_blocks && source.inside)
+    copy_whole<GeneralShape>(source, p, stage, k_block, first_row);
+  else
+    copy_any<GeneralShape>(p, stage, k_block, first_row, first_column);
+}
+
+/* ---- products ---- */
+
+/* The words of this lane in slice j of eight rows of A, from those of slice 0. */
+template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t rows, int j) {
+  uint32_t at = rows ^ 16 * WORDS * j;
+  if constexpr (WORDS == 1) {
+    x[0] = ptx::ld_shared(at);
+  } else if constexpr (WORDS == 2) {
+    uint2 v = ptx::ld_shared_v2(at);
+    x[0] = v.x, x[1] = v.y;
+  } else {
+    uint4 v = ptx::ld_shared_v4(at);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_at, uint32_t rows, int j,
+                                               const typename S::A &a, const typename S::A::B &b, bool with_ones,
+                                               int valid) {
+  typedef typename S::A A;
+  uint32_t fragments[S::ROW_TILES][A::STEPS][4];
+  uint4 words = ptx::ld_shared_v4(words_at + j * CHUNK_BYTES);
+#pragma unroll
+  for (int m = 0; m < S::ROW_TILES; m++) {
+    uint32_t x[A::WORDS], y[A::WORDS] = {};
+    load_slice<A::WORDS>(x, rows + 2 * m * S::EIGHT_BYTES, j);
+    if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, rows + (2 * m + 1) * S::EIGHT_BYTES, j);
+    a.mask(x, y, j, valid);
+    a.fragments(fragments[m], x, y);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    uint32_t unpacked[2 * A::STEPS];
+    b(unpacked, element(words, i), i);
+#pragma unroll
+    for (int step = 0; step < A::STEPS; step++)
+#pragma unroll
+      for (int m = 0; m < S::ROW_TILES; m++)
+        A::mma(sum.acc[m][i], fragments[m][step], unpacked[2 * step], unpacked[2 * step + 1]);
+  }
+  if constexpr (!S::FLOAT)
+    if (with_ones)
+#pragma unroll
+      for (int m = 0; m < S::ROW_TILES; m++) A::mma(sum.ones[m], fragments[m][0], 0x01010101u, 0x01010101u);
+}
+
+/* The scale of lane l's column, or of eight columns from 8t on, of a stage's segment. */
+__device__ __forceinline__ float load_scale(int dtype, uint32_t scales, int l) {
+  if (dtype == INT4MM_FLOAT32) return __uint_as_float(ptx::ld_shared(scales + 4 * l));
+  uint32_t bits = ptx::ld_shared(scales + l / 2 * 4) >> l % 2 * 16;
+  return dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>((uint16_t)bits)
+                                 : int4mm_widen<INT4MM_BFLOAT16>((uint16_t)bits);
+}
+__device__ __forceinline__ void load_scales(float (&to)[8], int dtype, uint32_t scales) {
+  int t = threadIdx.x % 4;
+  if (dtype == INT4MM_FLOAT32) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      uint4 v = ptx::ld_shared_v4(scales + 32 * t + 16 * h);
+#pragma unroll
+      for (int i = 0; i < 4; i++) to[4 * h + i] = __uint_as_float(element(v, i));
+    }
+    return;
+  }
+  uint4 v = ptx::ld_shared_v4(scales + 16 * t);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    uint16_t bits = (uint16_t)(element(v, i / 2) >> i % 2 * 16);
+    to[i] = dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>(bits) : int4mm_widen<INT4MM_BFLOAT16>(bits);
+  }
+}
+
+/* Byte c of eight, signed. */
+__device__ __forceinline__ int signed_byte(const uint2 &v, int c) {
+  return (int32_t)((c < 4 ? v.x : v.y) << (24 - c % 4 * 8)) >> 24;
+}
+
+/* A segment of floats: t = fma(sum, scale, t). */
+template <class S> __device__ __forceinline__ void add_floats(int32_t (&state)[S::ROWS], const Pending<S> &pending) {
+#pragma unroll
+  for (int r = 0; r < S::EIGHTS; r++)
+#pragma unroll
+    for (int c = 0; c < 8; c++) {
+      float x = pending.sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4], t = __int_as_float(state[8 * r + c]);
+      state[8 * r + c] = __float_as_int(__fmaf_rn(x, pending.scales[c], t));
+    }
+}
+
+/* The integers of eight rows of a segment, their true values, and these less the zero points. */
+template <class S> __device__ __forceinline__ void true_sums(int32_t (&x)[8], const Segment<S> &sum, int r) {
+#pragma unroll
+  for (int c = 0; c < 8; c++) x[c] = sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4] >> S::A::SHIFT;
+}
+template <class S>
+__device__ __forceinline__ void take_zeros(int32_t (&x)[8], const Segment<S> &sum, int r, const int32_t (&zeros)[8]) {
+  int32_t ones = sum.ones[r / 2][r % 2 * 2] >> S::A::ONES_SHIFT;
+#pragma unroll
+  for (int c = 0; c < 8; c++) x[c] -= zeros[c] * ones;
+}
+
+/* The same of a pending segment. */
+template <class S>
+__device__ __forceinline__ void pending_sums(int32_t (&x)[8], const GeneralSource<S> &source, const Pending<S> &pending,
+                                             int r) {
+  true_sums<S>(x, pending.sum, r);
+  if (!source.zeros) return;
+  asm volatile(""); /* a branch: the instructions are too many to be done in vain */
+  int32_t zeros[8];
+#pragma unroll
+  for (int c = 0; c < 8; c++) zeros[c] = signed_byte(pending.bytes, c);
+  take_zeros<S>(x, pending.sum, r, zeros);
+}
+
+/* A segment of integers without group scales. */
+template <class S>
+__device__ __forceinline__ void add_integers(int32_t (&state)[S::ROWS], const GeneralSource<S> &source,
+                                             const Pending<S> &pending) {
+#pragma unroll
+  for (int r = 0; r < S::EIGHTS; r++) {
+    int32_t x[8];
+    pending_sums<S>(x, source, pending, r);
+#pragma unroll
+    for (int c = 0; c < 8; c++) {
+      int32_t factor = signed_byte(pending.bytes, c);
+      state[8 * r + c] += source.factors ? x[c] * factor : x[c];
+    }
+  }
+}
+
+/* A segment with group scales to its slot: [slot_rows, 32] sums, chunk c of a row at c ^ (row & 1), then the scales. */
+template <class S>
+__device__ __forceinline__ void store_slot(const GeneralArguments &p, const GeneralSource<S> &source,
+                                           const Pending<S> &pending) {
+  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int r = 0; r < S::EIGHTS; r++) {
+    int row = g + 8 * r;
+    int32_t x[8];
+    pending_sums<S>(x, source, pending, r);
+    if (row >= p.slot_rows) continue;
+    uint32_t at = pending.slot + row * COLUMNS * 4;
+    ptx::st_shared_v4(at + ((2 * t) ^ (row & 1)) * 16, x[0], x[1], x[2], x[3]);
+    ptx::st_shared_v4(at + ((2 * t + 1) ^ (row & 1)) * 16, x[4], x[5], x[6], x[7]);
+  }
+  ptx::st_shared(pending.slot + p.slot_rows * COLUMNS * 4 + 4 * lane, __float_as_uint(pending.scales[0]));
+}
+
+/* What a stage has for a segment, where `scales` and `bytes` are. */
+template <class S>
+__device__ __forceinline__ void load_parameters(Pending<S> &pending, const GeneralSource<S> &source, uint32_t scales,
+                                                uint32_t bytes) {
+  const int lane = threadIdx.x % 32;
+  pending.bytes = make_uint2(0, 0);
+  if (source.factors || (!S::FLOAT && source.zeros)) pending.bytes = ptx::ld_shared_v2(bytes + lane % 4 * 8);
+  if constexpr (S::MODE == CHAIN) pending.scales[0] = load_scale(source.scale_dtype, scales, lane);
+  if constexpr (S::FLOAT) {
+    if (source.scale_dtype >= 0)
+      load_scales(pending.scales, source.scale_dtype, scales);
+    else
+#pragma unroll
+      for (int c = 0; c < 8; c++) pending.scales[c] = source.factors ? (float)signed_byte(pending.bytes, c) : 1;
+  }
+}
+
+/* The last segment's sums, once they are there. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::add(Sums &sums, const Waiting &pending,
+                                                                 const Source &source, const Arguments &p) {
+  if constexpr (FLOAT)
+    add_floats<GeneralShape>(sums.state, pending);
+  else if constexpr (MODE == CHAIN)
+    store_slot<GeneralShape>(p, source, pending);
+  else if constexpr (MODE == SUMS)
+    add_integers<GeneralShape>(sums.state, source, pending);
+}
+
+/* The products of a k-block. The last segment is left pending: its stage is free and the next copies are issued before
+ * its sums are there. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums, Waiting &pending,
+                                                                      const Source &source, const Arguments &p,
+                                                                      uint32_t stage, int k_block, int round) {
+  const A a(p.xor_a);
+  typename A::B b(p.xor_b);
+  /* past K the int4 of A are made 0, which zeroed memory is not in every encoding */
+  const int valid = p.words - k_block * BLOCK_WORDS;
+  const uint32_t words_at = stage + source.b_at, rows = stage + source.rows_at;
+  if constexpr (MODE == PLAIN) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sums.plain, words_at, rows, i, a, b, source.zeros, valid);
+    return;
+  }
+  const bool zeros = source.zeros;
+  uint32_t scales = stage + PARAMETERS, bytes = scales + p.segments * 128;
+  if constexpr (MODE == CHAIN)
+    pending.slot = sums.slot + (p.split == 1 ? k_block : round * p.warps_k) * p.block_slot_bytes;
+#pragma unroll 1
+  for (int j = 0; j < 4; j += source.slices, scales += 128, bytes += 32) {
+    if (j > 0) {
+      add(sums, pending, source, p);
+      pending.slot += p.slot_bytes;
+    }
+    pending.sum = {};
+    if (FLOAT && zeros) {
+      uint2 of_columns = make_uint2(ptx::ld_shared(bytes + threadIdx.x % 32 / 4 * 4), 0);
+#pragma unroll
+      for (int i = 0; i < 4; i++) b.set_zero(i, signed_byte(of_columns, i));
+    }
+    if (source.slices == 4) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(pending.sum, words_at, rows, i, a, b, zeros, valid);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < source.slices; i++)
+        multiply_slice<GeneralShape>(pending.sum, words_at, rows, j + i, a, b, zeros, valid);
+    }
+    load_parameters<GeneralShape>(pending, source, scales, bytes);
+  }
+}
+
+/* ---- the chain ---- */
+
+/* COUNT neighbouring words of shared memory. */
+template <int COUNT> __device__ __forceinline__ void load_words(uint32_t (&x)[COUNT], uint32_t at) {
+  if constexpr (COUNT == 4) {
+    uint4 v = ptx::ld_shared_v4(at);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  } else if constexpr (COUNT == 2) {
+    uint2 v = ptx::ld_shared_v2(at);
+    x[0] = v.x, x[1] = v.y;
+  } else {
+    x[0] = ptx::ld_shared(at);
+  }
+}
+
+/* The first ITEMS outputs of a thread, some columns of a row each, over a run of slots in order, each a group: the
+ * addresses are those of their sums and scales in the first. */
+template <int ITEMS, int ALL, int COUNT>
+__device__ __forceinline__ void chain_groups(float (&t)[ALL][COUNT], const GeneralArguments &p,
+                                             const uint32_t (&sums)[ALL], uint32_t scales, int count) {
+  constexpr int UNROLL = ITEMS == 1 ? 8 : ITEMS == 2 ? 4 : 2;
+#pragma unroll UNROLL
+  for (int i = 0, offset = 0; i < count; i++, offset += p.slot_bytes) {
+    uint32_t s[COUNT];
+    load_words(s, scales + offset);
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++) {
+      uint32_t x[COUNT];
+      load_words(x, sums[item] + offset);
+#pragma unroll
+      for (int c = 0; c < COUNT; c++) t[item][c] = int4mm_next_group(t[item][c], (int32_t)x[c], __uint_as_float(s[c]));
+    }
+  }
+}
+
+/* A column from segment `segment` on, where a group is several or the slots are another CTA's of the cluster. */
+struct ChainState {
+  float t;
+  int32_t sum; /* of the group so far */
+};
+__device__ __noinline__ ChainState chain_segments(ChainState state, const GeneralArguments &p, uint32_t sums,
+                                                  uint32_t scales, int segment, int count) {
+  int in_group = segment - (int)group_of(p, segment) * p.group;
+  for (int i = 0; i < count; i++, sums += p.slot_bytes, scales += p.slot_bytes) {
+    state.sum += (int32_t)ptx::ld_shared_cluster(sums);
+    if (++in_group == p.group || segment + i + 1 == p.all_segments) {
+      state.t = int4mm_next_group(state.t, state.sum, __uint_as_float(ptx::ld_shared_cluster(scales)));
+      state.sum = in_group = 0;
+    }
+  }
+  return state;
+}
+
+/* The same for an output over a window, from the addresses in the first CTA's first slot. */
+template <int COUNT>
+__device__ __forceinline__ void chain_any(float (&t)[COUNT], int32_t (&sum)[COUNT], const GeneralArguments &p,
+                                          uint32_t sums, uint32_t scales, int segment, int rounds) {
+  int length = (p.split == 1 ? rounds : 1) * p.warps_k * p.segments, runs = p.split == 1 ? 1 : rounds * p.split;
+  for (int run = 0, rank = 0; run < runs; run++, segment += length) {
+    int count = min(length, p.all_segments - segment);
+#pragma unroll
+    for (int c = 0; c < COUNT; c++) {
+      ChainState state = {t[c], sum[c]};
+      uint32_t at = p.split > 1 ? ptx::mapa(sums + 4 * c, rank) : sums + 4 * c;
+      uint32_t scale = p.split > 1 ? ptx::mapa(scales + 4 * c, rank) : scales + 4 * c;
+      state = chain_segments(state, p, at, scale, segment, count);
+      t[c] = state.t, sum[c] = state.sum;
+    }
+    if (++rank == p.split) rank = 0, sums += length * p.slot_bytes, scales += length * p.slot_bytes;
+  }
+}
+
+/* The chains of this thread's outputs over a window's slots. */
+template <class S>
+__device__ __forceinline__ void chain_window(typename S::Sums &sums, const GeneralArguments &p, int rounds) {
+  constexpr int ITEMS = S::ITEMS;
+  if (!sums.items) return;
+  const int items = sums.items;
+  if (!S::ONLY_128 && (p.split > 1 || p.group > 1)) {
+    int segment = sums.first * p.split * p.warps_k * p.segments;
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++)
+      if (item < items) chain_any(sums.t[item], sums.sum[item], p, sums.at[item], sums.scales, segment, rounds);
+    return;
+  }
+  int count = min(rounds * p.warps_k * p.segments, p.all_segments - sums.first * p.warps_k * p.segments);
+  if (items == 1)
+    chain_groups<1>(sums.t, p, sums.at, sums.scales, count);
+  else if (ITEMS == 2 || items == 2)
+    chain_groups<2>(sums.t, p, sums.at, sums.scales, count);
+  else
+    chain_groups<ITEMS>(sums.t, p, sums.at, sums.scales, count);
+}
+
+/* PLAIN: loads the zero points. CHAIN: where this warp's slots and this thread's outputs are: the warps of a stripe
+ * share out its rows, a warp takes whole ones; with a cluster its CTAs take rows in turn. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots,
+                                                                   int first_row, int first_column) {
+  if constexpr (MODE == PLAIN) {
+    int column = first_column + threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int c = 0; c < 8; c++)
+      sums.zeros[c] = p.bytes && column + c < p.N ? __ldg((const signed char *)p.bytes + column + c) : 0;
+  }
+  if constexpr (MODE == CHAIN) {
+    constexpr int LANES = COLUMNS / CHAIN_COLUMNS; /* for a row */
+    int warp = threadIdx.x / 32, along_k = warp / p.warps_n, lane = threadIdx.x % 32;
+    sums.stripe = warp - along_k * p.warps_n, sums.column = lane % LANES * CHAIN_COLUMNS;
+    sums.step = p.warps_k * CHAIN_COLUMNS * p.split;
+    sums.first_row = along_k * CHAIN_COLUMNS * p.split + blockIdx.y;
+    sums.row = sums.first_row + lane / LANES * p.split;
+    slots += sums.stripe * p.stripe_bytes;
+    sums.scales = kept(slots + p.slot_rows * COLUMNS * 4 + sums.column * 4);
+    const int rows = min(ROWS, p.M - first_row);
+    int items = 0;
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++) { /* chunk c of 16 bytes of a row is at c ^ (row & 1) */
+      int row = min(sums.row + item * sums.step, rows - 1);
+      sums.at[item] = kept((slots + row * COLUMNS * 4 + sums.column * 4) ^ (row & 1) * 16);
+      if (sums.first_row + item * sums.step < rows) items = item + 1;
+    }
+    sums.items = kept(items);
+    sums.slot = slots + (p.split == 1 ? 0 : along_k * p.block_slot_bytes);
+  }
+}
+
+/* After a round: the chains, where it has filled a window or is the last. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sums, const Arguments &p, int round,
+                                                                       int first_row, int first_column) {
+  if constexpr (MODE == CHAIN) {
+    const bool last = round + 1 == p.rounds;
+    if (!last && round + 1 < sums.first + p.window) return;
+    const int rows = min(ROWS, p.M - first_row);
+    if (last) {
+      ptx::griddepcontrol_launch_dependents(); /* as after the mainloop */
+      int column = first_column + sums.stripe * COLUMNS + sums.column;
+      int4mm_load_bias(sums.bias, p.epilogue, column, p.N);
+#pragma unroll
+      for (int item = 0; item < ITEMS; item++) {
+        int row = sums.row + item * sums.step;
+        sums.scale_a[item] = row < rows ? __ldg(p.epilogue.scale_a + first_row + row) : 0;
+      }
+    }
+    /* All of the window is stored, and all of the one before it has been read. */
+    if (p.split > 1) {
+      ptx::cluster_arrive();
+      ptx::cluster_wait();
+    } else {
+      ptx::named_barrier_sync(1 + sums.stripe, 32 * p.warps_k);
+    }
+    chain_window<GeneralShape>(sums, p, round + 1 - sums.first);
+    sums.first = round + 1, sums.half ^= 1;
+    const int bytes = p.window * p.warps_k * p.block_slot_bytes, moved = sums.half ? bytes : -bytes;
+    sums.slot += moved - bytes, sums.scales += moved;
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++) sums.at[item] += moved;
+  }
+}
+
+/* The outputs of a chain. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::finish(Sums &sums, const Arguments &p, int first_row,
+                                                                    int first_column) {
+  constexpr int COUNT = CHAIN_COLUMNS == 4 ? 4 : 1; /* that are stored at once */
+  const int rows = min(ROWS, p.M - first_row);
+  if (p.split > 1) { /* no CTA exits while its shared memory is being read */
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
+#pragma unroll
+  for (int item = 0; item < ITEMS; item++) {
+    int row = sums.row + item * sums.step;
+    if (row >= rows) continue;
+#pragma unroll
+    for (int c = 0; c < CHAIN_COLUMNS; c += COUNT) {
+      int column = first_column + sums.stripe * COLUMNS + sums.column + c;
+      float x[COUNT], bias[COUNT];
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) {
+        x[i] = __fmul_rn(sums.t[item][c + i], sums.scale_a[item]);
+        bias[i] = sums.bias[c + i];
+      }
+      if (column < p.N) int4mm_finish_scaled<LAYER>(p.epilogue, first_row + row, column, p.N, bias, x);
+    }
+  }
+}
+
+/* Without a chain: this lane's sums as store_partial of skinny.cuh has them. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::store_partial(uint32_t matrix, const Sums &sums) {
+  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int r = 0; r < EIGHTS; r++) {
+    uint32_t row = matrix + ((g + 8 * r) * COLUMNS + 8 * t) * 4;
+    int32_t x[8];
+    if constexpr (MODE == PLAIN) {
+      true_sums<GeneralShape>(x, sums.plain, r);
+      take_zeros<GeneralShape>(x, sums.plain, r, sums.zeros);
+    } else {
+#pragma unroll
+      for (int c = 0; c < 8; c++) x[c] = sums.state[8 * r + c];
+    }
+    ptx::st_shared_v4(row, x[0], x[1], x[2], x[3]);
+    ptx::st_shared_v4(row + 16, x[4], x[5], x[6], x[7]);
+  }
+}
+
+} // namespace
+#endif

@@ -1,0 +1,675 @@
+/*
+ * grouped: middle and large M on Hopper (sm_90a) where sums over groups of k are scaled one by one, and W4A16.
+ *
+ *   t = 0, t = fma(float(acc_g), scale_b[g, n], t) for the groups in order; out = round(t * scale_a[m] + bias[n])
+ *
+ * The operands change roles: wgmma's A, from registers, are 64 columns of B, and its B, from shared memory, is a tile
+ * of activations. So the two rows of a thread's fragments are two columns of the output, and it needs two scales for
+ * all of its sums. Persistent CTAs, each computing tiles of BM rows and BN columns of the output:
+ *
+ *   producers   a warpgroup: bulk tensor copies of packed B [16 words, BN] and activations [BM, 128]; scales and zero
+ *               points, in the form that consumers want; for W4A4 it unpacks activations, which lie in shared memory as
+ *               int8 or 16-bit floats, K-major in the 128-byte swizzle
+ *   consumers   two warpgroups of BLOCKS blocks of 64 columns each: packed B -> fragments in registers, wgmma,
+ *               promotion to float32 sums, epilogue straight from registers
+ *
+ * A k-block is 128 values of k. Its products are done in chains: CHAIN rows of the output and the values of k of one
+ * group. A chain's wgmmas leave their sums in accumulators which are then promoted: converted, and added by an fma to
+ * the float32 sums of the tile, DeepGEMM's way with fp8. With two sets of accumulators that happens while the next
+ * chain is under way. With one, for W4A16, consumers take turns, so that one multiplies while the other promotes: in
+ * step with each other they would leave the tensor cores idle.
+ *
+ * What bounds it is that promotion, and in W4A16 the card's power.
+ */
+#ifndef INT4MM_GROUPED_CUH
+#define INT4MM_GROUPED_CUH
+
+#include "common/epilogue.cuh"
+#include "common/kernels.h"
+#include "common/launch.cuh"
+#include "common/shapes.h"
+#include "sm90/grouped_b.cuh"
+#include "sm90/pipeline.cuh"
+
+namespace {
+
+constexpr int BLOCK_WORDS = INT4MM_BLOCK_WORDS; /* packed words of k in a k-block */
+constexpr int BLOCK_K = INT4MM_BLOCK_K;
+constexpr int BOX_COLUMNS = 32; /* of packed B in a copy: 128 bytes */
+constexpr int BOX_BYTES = BOX_COLUMNS * BLOCK_WORDS * 4;
+constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
+
+/* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
+ * block and as many chains as sets of accumulators; ZEROS: B has zero points; BM rows; BLOCKS of 64 columns to a
+ * consumer; rows to a CHAIN; sets of accumulators; pipeline depth. */
+template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_> struct Tile {
+  static constexpr int KIND = KIND_, GROUP = GROUP_, BM = BM_, BLOCKS = BLOCKS_;
+  static constexpr bool ZEROS = ZEROS_, FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, UNPACKS_A = KIND == W4A4;
+  typedef typename PolicyB<KIND, ZEROS>::type B;
+  static constexpr int CONSUMERS = 2, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
+
+  static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
+  static constexpr int PARTS = SLICES / 4;                    /* of a k-block: 128 bytes of a row of activations */
+  static constexpr int GROUPS = GROUP == 0 ? 1 : 128 / GROUP; /* of a k-block */
+  static constexpr int GROUP_SLICES = SLICES / GROUPS;
+  static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
+  static constexpr int ACCS = ACCS_;
+  static constexpr bool AHEAD = !FLOAT || BM * BLOCKS < 256; /* words are loaded ahead: there are registers for them */
+  static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
+  static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
+
+  /* A stage: activations, packed B, packed activations, and for each group a row of scales and of zero points; and its
+   * barriers. There are as many as fit, at most those asked for. */
+  static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
+                       PACKED_BYTES = UNPACKS_A ? BM * BLOCK_WORDS * 4 : 0, SCALE_BYTES = GROUPS * BN * 4,
+                       ZERO_BYTES = ZEROS || FLOAT ? SCALE_BYTES : 0, STAGE_BARRIERS = UNPACKS_A ? 3 : 2;
+  static constexpr int FITTING =
+      SHARED_LIMIT / (A_BYTES + B_BYTES + PACKED_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
+  static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
+  static constexpr int B_OFFSET = STAGES * A_BYTES, PACKED_OFFSET = B_OFFSET + STAGES * B_BYTES,
+                       SCALE_OFFSET = PACKED_OFFSET + STAGES * PACKED_BYTES,
+                       ZERO_OFFSET = SCALE_OFFSET + STAGES * SCALE_BYTES,
+                       BARRIER_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIERS = STAGE_BARRIERS * STAGES,
+                       SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
+
+  /* Registers per thread, of the 504 that the launch gives the three warpgroups. */
+  static constexpr int PRODUCER_REGISTERS = UNPACKS_A || CHAIN < 128 ? 40 : 24;
+  static constexpr int CONSUMER_REGISTERS = (504 - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
+};
+
+struct Arguments {
+  int M, N, K, k_blocks, tiles_m, tiles_n;
+  int box_rows; /* of activations in a copy: a tile's, or M where that is less */
+  bool boxes;   /* map_b has a dimension of boxes: all of a tile's in one copy */
+  uint32_t xor_a, xor_b;
+  int group; /* K where one scale serves a column */
+  const void *scales;
+  int64_t scales_stride;
+  int32_t scales_dtype;
+  const int8_t *zeros; /* or NULL */
+  int64_t zeros_stride;
+  EpilogueArguments epilogue;
+};
+
+/* Stages and barriers. full: all that consumers need is there; landed: of W4A4, the copies are. */
+template <class T> struct Shared {
+  uint32_t base;
+  __device__ __forceinline__ uint32_t a(int stage) const { return base + stage * T::A_BYTES; }
+  __device__ __forceinline__ uint32_t b(int stage) const { return base + T::B_OFFSET + stage * T::B_BYTES; }
+  __device__ __forceinline__ uint32_t packed(int stage) const {
+    return base + T::PACKED_OFFSET + stage * T::PACKED_BYTES;
+  }
+  __device__ __forceinline__ uint32_t scales(int stage) const {
+    return base + T::SCALE_OFFSET + stage * T::SCALE_BYTES;
+  }
+  __device__ __forceinline__ uint32_t zeros(int stage) const { return base + T::ZERO_OFFSET + stage * T::SCALE_BYTES; }
+  __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
+  __device__ __forceinline__ uint32_t full(int stage) const { return barrier(stage); }
+  __device__ __forceinline__ uint32_t empty(int stage) const { return barrier(T::STAGES + stage); }
+  __device__ __forceinline__ uint32_t landed(int stage) const {
+    return T::UNPACKS_A ? barrier(2 * T::STAGES + stage) : full(stage);
+  }
+  __device__ __forceinline__ int arrivals(int i) const {
+    if (i < T::STAGES) return 2; /* the copies' and the scales', or the two warps that unpack it */
+    return i < 2 * T::STAGES ? 4 * T::CONSUMERS : 1;
+  }
+};
+
+/* A CTA's way through the k-blocks of its tiles, every gridDim.x-th. Tiles are walked in bands of BAND rows of the
+ * output, down a band's columns. Its place is worked out once a tile: that takes a hundred instructions. */
+template <class T> struct Walk {
+  static constexpr int BAND = 2048 / T::BM;
+  int tile, k_block = 0;
+  TileCoord at;
+  const Arguments &p;
+  __device__ __forceinline__ explicit Walk(const Arguments &p, int tile = blockIdx.x) : tile(tile), p(p) { find(); }
+
+  __device__ __forceinline__ void find() {
+    int band = tile / (BAND * p.tiles_n), rows = min(p.tiles_m - band * BAND, BAND), i = tile % (BAND * p.tiles_n);
+    at = {band * BAND + i % rows, i / rows};
+  }
+  __device__ __forceinline__ bool done() const { return tile >= p.tiles_m * p.tiles_n; }
+  __device__ __forceinline__ void advance(int by = 1) {
+    for (k_block += by; k_block >= p.k_blocks; k_block -= p.k_blocks) {
+      tile += gridDim.x;
+      if (done()) return;
+      if (k_block < 2 * p.k_blocks) find();
+    }
+  }
+};
+
+/* ---- producers ---- */
+
+/* The copies of a k-block into a stage that is empty. Boxes of B are 32 columns, 128 bytes of a row; where N is no
+ * multiple of that each has a copy of its own. A warp calls it. */
+template <class T>
+__device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
+                                     const Arguments &p, const Walk<T> &walk, int stage) {
+  constexpr int BOXES = T::BN / BOX_COLUMNS, A_ROW = T::UNPACKS_A ? BLOCK_WORDS * 4 : ROW_BYTES;
+  int lane = threadIdx.x % 32, row = walk.k_block * BLOCK_WORDS;
+  uint32_t landed = shared.landed(stage);
+  if (lane == 0) {
+    ptx::mbarrier_arrive_expect_tx(landed, T::B_BYTES + p.box_rows * A_ROW * T::PARTS);
+    if (p.boxes) ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map_b, 0, row, walk.at.n * BOXES, landed);
+#pragma unroll
+    for (int part = 0; part < T::PARTS; part++)
+      ptx::cp_async_bulk_tensor_2d(T::UNPACKS_A ? shared.packed(stage) : shared.a(stage) + part * T::BM * ROW_BYTES,
+                                   &map_a, T::UNPACKS_A ? row : walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS),
+                                   walk.at.m * T::BM, landed);
+  }
+  __syncwarp();
+  if (!p.boxes && lane < BOXES)
+    ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS,
+                                 row, landed);
+}
+
+/* Scales and zero points of COUNT columns of a group, 32 apart, on their way to a stage. Beyond N and K scales are 0:
+ * there the sums are 0 as well. */
+template <class T, int COUNT> struct GroupRow {
+  float scale[COUNT];
+  int zero[COUNT];
+
+  __device__ __forceinline__ void load(const Arguments &p, int k, int column) {
+    int g = T::GROUP > 0 && p.group == T::GROUP ? k / max(T::GROUP, 1) : k / p.group;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      bool inside = k < p.K && column + 32 * i < p.N;
+      scale[i] = 0, zero[i] = 0;
+      if (inside) scale[i] = int4mm_load_float(p.scales, p.scales_dtype, g * p.scales_stride + column + 32 * i);
+      if ((T::ZEROS || T::FLOAT) && inside && p.zeros) zero[i] = p.zeros[g * p.zeros_stride + column + 32 * i];
+    }
+  }
+  /* UNSCALE is a power of two: exact for scales from 2^-118 on, or 0. */
+  __device__ __forceinline__ void store(const Shared<T> &shared, int stage, int row, int column) const {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      uint32_t at = (row * T::BN + column + 32 * i) * 4;
+      ptx::st_shared(shared.scales(stage) + at, __float_as_uint(__fmul_rn(scale[i], T::B::UNSCALE)));
+      if (T::ZEROS || T::FLOAT) ptx::st_shared(shared.zeros(stage) + at, prepare_zero<T::KIND>(zero[i]));
+    }
+  }
+};
+
+/* W4A8 and W4A16: a warp that copies. */
+template <class T>
+__device__ __forceinline__ void produce(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
+                                        const Arguments &p) {
+  PipelineState<T::STAGES> state;
+#pragma unroll 1
+  for (Walk<T> walk(p); !walk.done(); walk.advance(), state.advance()) {
+    ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
+    copy(shared, map_a, map_b, p, walk, state.index);
+  }
+}
+
+/* And three that bring scales, each those of every third k-block: they wait for memory. */
+template <class T>
+__device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
+  constexpr int WARPS = 3, COUNT = 4;
+  static_assert(T::STAGES >= WARPS, "a warp may not skip a phase of a stage");
+  PipelineState<T::STAGES> state;
+  Walk<T> walk(p);
+  walk.advance(warp), state.advance(warp);
+#pragma unroll 1
+  for (; !walk.done(); walk.advance(WARPS), state.advance(WARPS)) {
+#pragma unroll 1
+    for (int i = 0; i < T::GROUPS * T::BN / (32 * COUNT); i++) {
+      int row = i % T::GROUPS, column = i / T::GROUPS * 32 * COUNT + threadIdx.x % 32;
+      GroupRow<T, COUNT> loads;
+      loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column);
+      if (i == 0) ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
+      loads.store(shared, state.index, row, column);
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.full(state.index));
+  }
+}
+
+/* W4A4: packed activations of a k-block to int8, a half of the rows for each of two warps. Four lanes share a row, a
+ * slice each: its 16 even values of k, then its 16 odd ones. TAIL: words past K are made such as mean 0. */
+template <class T, bool TAIL>
+__device__ __forceinline__ void unpack_a(const Shared<T> &shared, const Arguments &p, const Unpacker<false> &unpack,
+                                         int k_block, int stage, int half) {
+  int lane = threadIdx.x % 32, slice = lane % 4, row = half * (T::BM / 2) + lane / 4;
+  int valid = p.K / 8 - k_block * BLOCK_WORDS - 4 * slice; /* of the slice's four words */
+  uint32_t from = shared.packed(stage) + row * BLOCK_WORDS * 4 + slice * 16;
+  uint32_t to = shared.a(stage) + row * ROW_BYTES + ((2 * slice ^ (row & 7)) << 4);
+#pragma unroll 4
+  for (int i = 0; i < T::BM / 16; i++) {
+    uint4 words = ptx::ld_shared_v4(from + i * 8 * BLOCK_WORDS * 4);
+    uint32_t even[4], odd[4];
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+      uint32_t word = TAIL && t >= valid ? p.xor_a : element(words, t);
+      even[t] = unpack.even(word), odd[t] = unpack.odd(word);
+    }
+    ptx::st_shared_v4(to + i * 8 * ROW_BYTES, even[0], even[1], even[2], even[3]);
+    ptx::st_shared_v4((to ^ 16) + i * 8 * ROW_BYTES, odd[0], odd[1], odd[2], odd[3]);
+  }
+}
+
+/* W4A4: two pairs of warps, each of which unpacks every second k-block and brings its scales: the way of one through
+ * shared memory and the fence takes longer than its products. The first warp copies, AHEAD k-blocks ahead; it waits for
+ * an empty stage only when it has unpacked. */
+template <class T>
+__device__ __forceinline__ void feed(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
+                                     const Arguments &p, int warp) {
+  constexpr int PAIRS = 2, AHEAD = 3, COUNT = T::BN / 64;
+  static_assert(AHEAD < T::STAGES, "copies run ahead into stages that were released");
+  int pair = warp / 2, column = warp % 2 * (T::BN / 2) + threadIdx.x % 32;
+  Unpacker<false> unpack(p.xor_a);
+  unpack.fix = in_register(unpack.fix);
+  PipelineState<T::STAGES> state, state_copy;
+  Walk<T> walk(p), walk_copy(p);
+  auto copy_next = [&](int count) {
+#pragma unroll 1
+    for (; count > 0 && !walk_copy.done(); count--, walk_copy.advance(), state_copy.advance()) {
+      ptx::mbarrier_wait(shared.empty(state_copy.index), state_copy.phase ^ 1);
+      copy(shared, map_a, map_b, p, walk_copy, state_copy.index);
+    }
+  };
+  GroupRow<T, COUNT> loads;
+  auto load = [&](int row) { loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column); };
+  if (warp == 0) copy_next(AHEAD);
+  walk.advance(pair), state.advance(pair);
+  if (!walk.done()) load(0);
+#pragma unroll 1
+  while (!walk.done()) {
+    int stage = state.index, k_block = walk.k_block;
+    ptx::mbarrier_wait(shared.landed(stage), state.phase);
+#pragma unroll 1
+    for (int row = 0;; load(row)) {
+      loads.store(shared, stage, row, column);
+      if (++row == T::GROUPS) break;
+    }
+    walk.advance(PAIRS), state.advance(PAIRS);
+    if (!walk.done()) load(0); /* of its next k-block: they arrive meanwhile */
+    if ((k_block + 1) * BLOCK_K > p.K)
+      unpack_a<T, true>(shared, p, unpack, k_block, stage, warp % 2);
+    else
+      unpack_a<T, false>(shared, p, unpack, k_block, stage, warp % 2);
+    ptx::fence_proxy_async();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.full(stage));
+    if (warp == 0) copy_next(PAIRS);
+  }
+}
+
+/* ---- consumers ---- */
+
+template <bool FLOAT> struct Accumulator { typedef int32_t type; };
+template <> struct Accumulator<true> { typedef float type; };
+
+template <int N> __device__ __forceinline__ void keep_in_registers(float (&r)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(r[i])::"memory");
+}
+
+template <class T> struct Consumer {
+  const Shared<T> &shared;
+  const Arguments &p;
+  typename T::B policy;
+  int index;         /* of the two consumers */
+  uint32_t b_offset; /* of this lane's words in its first row of packed B */
+  int column; /* in the tile: that of fragment row g in block 0; row g + 8 is the next, block 1 four further on */
+  PipelineState<T::STAGES> state;
+  uint2 words[T::SLICES]; /* of a k-block, as the policy loads them */
+  uint32_t fragments[T::SLICES][4];
+  typename Accumulator<T::FLOAT>::type acc[T::ACCS][T::CHAIN / 2];
+  float sums[T::BLOCKS][T::BM / 2];
+
+  /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
+   * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
+  __device__ __forceinline__ Consumer(const Shared<T> &shared, const Arguments &p, int index)
+      : shared(shared), p(p), policy(p.xor_b), index(index) {
+    int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
+    int warp = index * 4 + threadIdx.x % 128 / 32;
+    column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
+    int row = policy.first_row();
+    b_offset = column / BOX_COLUMNS * BOX_BYTES + row * (BOX_COLUMNS * 4) + (column % BOX_COLUMNS * 4 ^ row << 4);
+  }
+
+  __device__ __forceinline__ void load_words(int block, int stage) {
+    uint32_t at = (shared.b(stage) + b_offset) ^ block << 4;
+#pragma unroll
+    for (int j = 0; j < T::SLICES; j++)
+      words[j] = policy.load(j, [&](int row) { return (at ^ (row & 7) << 4) + row * (BOX_COLUMNS * 4); });
+    if constexpr (T::AHEAD)
+#pragma unroll
+      for (int j = 0; j < T::SLICES; j++) asm volatile("" : "+r"(words[j].x), "+r"(words[j].y)::"memory");
+  }
+
+  /* Two neighbouring columns' words of a row of scales or zero points. */
+  __device__ __forceinline__ uint2 load_pair(uint32_t from, int block, int row) const {
+    return ptx::ld_shared_v2(from + (row * T::BN + column + 4 * block) * 4);
+  }
+
+  __device__ __forceinline__ void make_fragments(int block, int stage) {
+    uint2 zero = make_uint2(0, 0);
+#pragma unroll
+    for (int j = 0; j < T::SLICES; j++) {
+      if ((T::ZEROS || T::FLOAT) && j % T::GROUP_SLICES == 0)
+        zero = load_pair(shared.zeros(stage), block, j / T::GROUP_SLICES);
+      policy.unpack(fragments[j], words[j].x, words[j].y, zero);
+    }
+    keep_in_registers(fragments);
+  }
+
+  /* The turns of the consumers; each passes its own on once it has issued a chain. */
+  __device__ __forceinline__ void wait_for_turn() const {
+    ptx::named_barrier_sync(1 + index, 128 * T::CONSUMERS);
+  }
+  __device__ __forceinline__ void pass_turn() const {
+    ptx::named_barrier_arrive(1 + (index ^ 1), 128 * T::CONSUMERS);
+  }
+
+  /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
+   * nothing. */
+  template <int ITEM> __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
+    constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
+    auto &to = acc[ITEM % T::ACCS];
+    keep_in_registers(to);
+    if (T::ACCS == 1) wait_for_turn();
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int j = FIRST; j < FIRST + T::GROUP_SLICES; j++) {
+      uint64_t operand = a + (j / 4 * T::BM + CHAIN * T::CHAIN) * (ROW_BYTES / 16) + 2 * (j % 4);
+      if constexpr (T::FLOAT)
+        ptx::wgmma_f32<T::CHAIN, T::KIND == W4A16_BFLOAT>(to, fragments[j], operand, !starts || j > FIRST);
+      else
+        ptx::wgmma<T::CHAIN>(to, fragments[j], operand, !starts || j > FIRST);
+    }
+    ptx::wgmma_commit_group();
+    if (T::ACCS == 1) pass_turn();
+  }
+
+  /* Adds a chain's sums to those of the tile. */
+  template <int ITEM> __device__ __forceinline__ void promote(int block, float2 scale) {
+    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
+    keep_in_registers(acc[ITEM % T::ACCS]);
+#pragma unroll
+    for (int i = 0; i < T::CHAIN / 2; i++)
+      sums[block][FIRST + i] =
+          __fmaf_rn((float)acc[ITEM % T::ACCS][i], i & 2 ? scale.y : scale.x, sums[block][FIRST + i]);
+  }
+
+  __device__ __forceinline__ float2 load_scale(int block, int stage, int group) const {
+    uint2 s = load_pair(shared.scales(stage), block, group);
+    return make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
+  }
+
+  /* From ITEM on: waits for a chain, promotes its sums and starts the one that takes its accumulators. next() is called
+   * while a last chain is under way. */
+  template <int ITEM, class Next> __device__ __forceinline__ void finish(int block, int stage, uint64_t a, Next next) {
+    constexpr int AFTER = ITEM + T::ACCS;
+    float2 scale = load_scale(block, stage, ITEM / T::CHAINS);
+    if (T::ACCS == 1 && ITEM == 0) next();
+    ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
+    promote<ITEM>(block, scale);
+    if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
+    if (T::ACCS == 2 && AFTER == T::ITEMS) next();
+    if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, next);
+  }
+
+  /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. `starts` and `ends`
+   * count where a group has several k-blocks: it starts, or ends, here. */
+  template <class Next>
+  __device__ __forceinline__ void multiply_block(int block, int stage, bool starts, bool ends, Next next) {
+    if (!T::AHEAD) load_words(block, stage);
+    make_fragments(block, stage);
+    uint64_t a = ptx::make_smem_desc(shared.a(stage));
+    multiply<0>(a, T::GROUP > 0 || starts);
+    if constexpr (T::ACCS == 2) multiply<1>(a, T::GROUP > 0 || starts);
+    if constexpr (T::GROUP > 0) {
+      finish<0>(block, stage, a, next);
+    } else {
+      next();
+      ptx::wgmma_wait_group<0>();
+      for (auto &set : acc) keep_in_registers(set);
+      if (!ends) return;
+      float2 scale = load_scale(block, stage, 0);
+      promote<0>(block, scale);
+      if constexpr (T::ACCS == 2) promote<1>(block, scale);
+    }
+  }
+
+  /* Waits for a k-block and loads its first words. */
+  __device__ __forceinline__ void begin_k_block() {
+    ptx::mbarrier_wait(shared.landed(state.index), state.phase);
+    if (T::AHEAD) load_words(0, state.index);
+    if (T::UNPACKS_A) ptx::mbarrier_wait(shared.full(state.index), state.phase);
+  }
+
+  /* A k-block's products. The words of the next block are loaded while wgmmas are under way. All lanes of a warp do the
+   * same: branches there would have ptxas serialise them (C7513). */
+  __device__ __forceinline__ void multiply_k_block(bool starts, bool ends, bool more) {
+    int stage = state.index;
+    auto advance = [&] {
+      state.advance();
+      if (more) begin_k_block();
+    };
+#pragma unroll
+    for (int block = 0; block < T::BLOCKS; block++)
+      multiply_block(block, stage, starts, ends, [&] {
+        if (block + 1 == T::BLOCKS)
+          advance();
+        else if (T::AHEAD)
+          load_words(block + 1, stage);
+      });
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.empty(stage));
+  }
+
+  __device__ __forceinline__ void multiply_tile(bool last_tile) {
+#pragma unroll
+    for (int i = 0; i < T::BLOCKS * T::BM / 2; i++) sums[i / (T::BM / 2)][i % (T::BM / 2)] = 0;
+    int left = 0; /* k-blocks of the group */
+#pragma unroll 1
+    for (int k_block = 0; k_block < p.k_blocks; k_block++) {
+      bool last = k_block + 1 == p.k_blocks, starts = left == 0;
+      if (T::GROUP == 0) left = starts ? (p.group - 1) / BLOCK_K : left - 1;
+      multiply_k_block(starts, left == 0 || last, !last || !last_tile);
+    }
+  }
+
+  /* ---- the epilogue ---- */
+
+  /* COUNT neighbouring columns of a row: of rows 8q + 2t and the next one, lanes l = 0 and 1 exchange halves. */
+  static constexpr int COUNT = 4 * T::BLOCKS;
+  __device__ __forceinline__ void gather(float (&x)[COUNT], int q) const {
+    int l = threadIdx.x >> 2 & 1;
+#pragma unroll
+    for (int block = 0; block < T::BLOCKS; block++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        float first = sums[block][4 * q + 2 * r], second = sums[block][4 * q + 2 * r + 1];
+        float kept = l ? second : first, got = __shfl_xor_sync(0xffffffffu, l ? first : second, 4);
+        x[4 * block + r] = l ? got : kept, x[4 * block + 2 + r] = l ? kept : got;
+      }
+  }
+
+  /* A tile that lies whole inside an output of aligned rows, without activation and residual: straight-line code. */
+  template <int DTYPE>
+  __device__ __forceinline__ void finish_full(int row, int first_column, const float (&bias)[COUNT]) const {
+    typedef typename int4mm_out_word<DTYPE>::type Word;
+    Word *out = (Word *)p.epilogue.out + row * p.epilogue.ldo + first_column;
+#pragma unroll
+    for (int q = 0; q < T::BM / 8; q++) {
+      float x[COUNT], scale = T::FLOAT ? 1 : __ldg(p.epilogue.scale_a + row + 8 * q);
+      gather(x, q);
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) x[i] = T::FLOAT ? x[i] : __fmul_rn(x[i], scale);
+      int4mm_add_bias(x, p.epilogue, bias);
+      int4mm_store_vector<DTYPE>(out + 8 * q * p.epilogue.ldo, x);
+    }
+  }
+
+  __device__ __forceinline__ void finish_tile(const TileCoord &at) const;
+};
+
+/* A call, not inlined: a thread of a large tile has many units. */
+template <int COUNT>
+__device__ __noinline__ void call_finish_sums(const Arguments &p, int row, int column, int4mm_floats<COUNT> bias,
+                                              int4mm_floats<COUNT> sums) {
+  if (row < p.M && column < p.N) int4mm_finish_sums<true>(p.epilogue, row, column, p.N, bias.x, sums.x);
+}
+
+template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(const TileCoord &at) const {
+  int t = threadIdx.x % 4, l = threadIdx.x >> 2 & 1;
+  int row = at.m * T::BM + 2 * t + l, first_column = at.n * T::BN + column - 2 * l;
+  int4mm_floats<COUNT> bias;
+  int4mm_load_bias(bias.x, p.epilogue, first_column, p.N);
+  bool inside = p.epilogue.vector_store && !p.epilogue.layer && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
+  if (inside)
+    return int4mm_for_out_dtype(p.epilogue.out_dtype,
+                                [&](auto dtype) { finish_full<decltype(dtype)::value>(row, first_column, bias.x); });
+#pragma unroll
+  for (int q = 0; q < T::BM / 8; q++) {
+    int4mm_floats<COUNT> x;
+    gather(x.x, q);
+    call_finish_sums<COUNT>(p, row + 8 * q, first_column, bias, x);
+  }
+}
+
+template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
+  int tiles = p.tiles_m * p.tiles_n;
+  if ((int)blockIdx.x >= tiles) return;
+  Consumer<T> consumer(shared, p, index);
+  if (T::ACCS == 1 && index == 1) consumer.pass_turn();
+  consumer.begin_k_block();
+#pragma unroll 1
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    consumer.multiply_tile(tile + (int)gridDim.x >= tiles);
+    Walk<T> walk(p, tile);
+    consumer.finish_tile(walk.at);
+  }
+  if (T::ACCS == 1 && index == 0) consumer.wait_for_turn(); /* so that the barrier is left empty */
+}
+
+/* ---- the kernel ---- */
+
+template <class T>
+__global__ void __launch_bounds__(T::THREADS, 1)
+    grouped(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
+            const __grid_constant__ Arguments p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) uint8_t memory[];
+  Shared<T> shared{ptx::smem_address(memory)};
+  init_barriers<T>(shared);
+  if (threadIdx.x == 32) ptx::prefetch_tensormap(&map_a), ptx::prefetch_tensormap(&map_b);
+  __syncthreads();
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();
+  int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
+  if (group == 0) {
+    ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
+    int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    if constexpr (T::UNPACKS_A)
+      feed<T>(shared, map_a, map_b, p, warp);
+    else if (warp == 0)
+      produce<T>(shared, map_a, map_b, p);
+    else
+      produce_scales<T>(shared, p, warp - 1);
+  } else {
+    ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
+    consume<T>(shared, p, group - 1);
+  }
+#endif
+}
+
+/* ---- host ---- */
+
+/* A map of a row-major matrix that copies boxes of rows x columns. */
+cudaError_t map_matrix(CUtensorMap *map, const int4mm_operand &o, CUtensorMapDataType type, int element, int64_t rows,
+                       int64_t columns, int box_rows, int box_columns, CUtensorMapSwizzle swizzle) {
+  EncodeTiled encode;
+  cudaError_t error = find_encoder(&encode);
+  if (error != cudaSuccess) return error;
+  cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)o.stride * element};
+  cuuint32_t box[2] = {(cuuint32_t)box_columns, (cuuint32_t)box_rows}, step[2] = {1, 1};
+  CUresult result = encode(map, type, 2, (void *)o.data, size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+/* Packed B as [N / 32][K / 8][32], so that one copy brings several boxes, or as it is. */
+cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes, int count) {
+  int64_t words = int4mm_words_of_k(&problem);
+  if (!boxes)
+    return map_matrix(map, problem.b, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, words, problem.N, BLOCK_WORDS, BOX_COLUMNS,
+                      CU_TENSOR_MAP_SWIZZLE_128B);
+  EncodeTiled encode;
+  cudaError_t error = find_encoder(&encode);
+  if (error != cudaSuccess) return error;
+  cuuint64_t size[3] = {BOX_COLUMNS, (cuuint64_t)words, (cuuint64_t)problem.N / BOX_COLUMNS};
+  cuuint64_t pitch[2] = {(cuuint64_t)problem.b.stride * 4, BOX_COLUMNS * 4};
+  cuuint32_t box[3] = {BOX_COLUMNS, BLOCK_WORDS, (cuuint32_t)count}, step[3] = {1, 1, 1};
+  CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 3, (void *)problem.b.words, size, pitch, box, step,
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+template <class T> cudaError_t map_a_of(CUtensorMap *map, const int4mm_problem &problem, const Arguments &p) {
+  if (T::KIND == W4A4)
+    return map_matrix(map, problem.a, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, p.M, p.K / 8, p.box_rows, BLOCK_WORDS,
+                      CU_TENSOR_MAP_SWIZZLE_NONE);
+  CUtensorMapDataType type = T::KIND == W4A8         ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                             : T::KIND == W4A16_HALF ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                     : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return map_matrix(map, problem.a, type, T::FLOAT ? 2 : 1, p.M, p.K, p.box_rows, BLOCK_K / T::PARTS,
+                    CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+template <class T> Arguments make_arguments(const int4mm_problem &problem) {
+  Arguments p = {};
+  const int4mm_operand &b = problem.b;
+  p.M = (int)problem.M, p.N = (int)problem.N, p.K = (int)problem.K;
+  p.k_blocks = (p.K + BLOCK_K - 1) / BLOCK_K;
+  p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
+  p.box_rows = p.M < T::BM ? p.M : T::BM;
+  p.boxes = p.N % BOX_COLUMNS == 0;
+  p.xor_a = problem.a.xor_mask, p.xor_b = b.xor_mask;
+  p.group = b.group < p.K ? (int)b.group : p.K;
+  p.scales = b.group_scales.data, p.scales_stride = b.group_scales.stride, p.scales_dtype = b.group_scales.dtype;
+  if (!p.scales) p.scales = b.scales, p.scales_stride = 0, p.scales_dtype = INT4MM_FLOAT32;
+  p.zeros = (const int8_t *)b.zeros.data, p.zeros_stride = b.zeros.stride;
+  p.epilogue = int4mm_epilogue_arguments(&problem, Consumer<T>::COUNT);
+  if (T::FLOAT) p.epilogue.scale_a = nullptr;
+  return p;
+}
+
+template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  CUtensorMap map_a, map_b;
+  Arguments p = make_arguments<T>(*problem);
+  cudaError_t error = map_a_of<T>(&map_a, *problem, p);
+  if (error == cudaSuccess) error = map_b_of(&map_b, *problem, p.boxes, T::BN / BOX_COLUMNS);
+  if (error != cudaSuccess) return error;
+  return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
+                                   p);
+}
+
+/* The instance for a problem's groups and zero points. With several groups to a k-block there are fewer registers for
+ * accumulators. */
+template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES>
+cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
+  auto with_zeros = [&](auto group) {
+    constexpr int GROUP = decltype(group)::value, ROWS = GROUP == 32 || (GROUP == 64 && !FLOAT) ? 64 : CHAIN;
+    if constexpr (!FLOAT) /* floats take zero points in any case */
+      if (problem->b.zeros.data)
+        return launch<Tile<KIND, GROUP, true, BM, BLOCKS, ROWS, 1, STAGES>>(problem, plan, stream);
+    return launch<Tile<KIND, GROUP, false, BM, BLOCKS, ROWS, 1, STAGES>>(problem, plan, stream);
+  };
+  int64_t group = problem->b.group, K = problem->K;
+  if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))
+    return with_zeros(int4mm_constant<128>());
+  if (group == 64) return with_zeros(int4mm_constant<64>());
+  if constexpr (!FLOAT || BM < 256) /* where it fits into shared memory in some depth */
+    if (group == 32) return with_zeros(int4mm_constant<32>());
+  if constexpr (!FLOAT && BLOCKS == 1 && BM == CHAIN) return with_zeros(int4mm_constant<0>());
+  return cudaErrorNotSupported;
+}
+
+} // namespace
+#endif

@@ -1,0 +1,11 @@
+/* W4A4 with group scales: grouped.cuh for packed int4 activations. */
+#include "sm90/grouped.cuh"
+#include "sm90/grouped_kinds.h"
+
+cudaError_t int4mm_grouped_w4a4(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (plan->tile_m == 128)
+    return launch_tile<W4A4, 128, 2, 128, INT4MM_TILE(grouped_128x256, STAGES)>(problem, plan, stream);
+  if (plan->tile_m == 64)
+    return launch_tile<W4A4, 64, 1, 64, INT4MM_TILE(grouped_64x128, STAGES)>(problem, plan, stream);
+  return cudaErrorNotSupported;
+}

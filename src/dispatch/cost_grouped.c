@@ -1,0 +1,91 @@
+/*
+ * grouped: products with group scales and W4A16 by the wgmma kernels of sm_90. The constants are fitted to measurements
+ * on an H100 (132 SMs); times are in ns, of calls that follow each other.
+ */
+#include <stdio.h>
+
+#include "core/dtype.h"
+#include "core/problem.h"
+#include "dispatch/registry.h"
+
+enum {
+  CALL_TIME = 3500,      /* a call, beside its tiles */
+  READ_RATE = 2800,      /* bytes a ns */
+  LONGEST_GROUP = 131071 /* of integers: bytes of both operands may be 16 times their values */
+};
+
+static const int64_t max_extent = (int64_t)INT32_MAX - 1023, max_stride = ((int64_t)1 << 36) - 1;
+
+static bool is_float(const int4mm_gpu_problem *p) {
+  return p->dtype_a == INT4MM_FLOAT16 || p->dtype_a == INT4MM_BFLOAT16;
+}
+
+/* Values of k that share a scale. */
+static int64_t group_of(const int4mm_gpu_problem *p) {
+  return p->scaling == INT4MM_GROUP_SCALES && p->group < p->K ? p->group : p->K;
+}
+
+static const char *kind_unsupported(const int4mm_gpu_problem *p) {
+  if (p->dtype_a == INT4MM_FLOAT32) return "is not for float32 activations";
+  if (p->scaling == INT4MM_GROUP_FACTORS) return "is not for integer group scales";
+  if (!is_float(p) && p->scaling != INT4MM_GROUP_SCALES) return "is for group scales and W4A16";
+  return NULL;
+}
+
+static const char *group_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  int64_t group = group_of(p);
+  if (group == 32 && is_float(p) && kernel->tile_m > 64 && p->K > INT4MM_BLOCK_K)
+    return "needs groups of at least 64 values with float activations";
+  if (group == 32 || group == 64 || group == 128 || p->K <= INT4MM_BLOCK_K) return NULL;
+  if (group % 128 && group < p->K) return "needs groups of 32, 64 or a multiple of 128 values";
+  if (is_float(p)) return NULL;
+  if (kernel->tile_m > 64) return "needs groups of 32, 64 or 128 values with integer activations";
+  return group > LONGEST_GROUP ? "needs groups below 131072 values with integer activations" : NULL;
+}
+
+static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  const char *reason = kind_unsupported(p);
+  if (reason) return reason;
+  if (kernel->tile_m > 64 && (kernel->tile_m == 128) != (p->dtype_a == INT4MM_INT32))
+    return kernel->tile_m == 128 ? "is for W4A4" : "is for W4A8 and W4A16";
+  if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
+  if (p->M > max_extent || p->N > max_extent || p->K > max_extent) return "needs an M, N and K below 2147482625";
+  if (p->lda > max_stride || p->ldb > max_stride) return "needs strides of a_packed and b_packed below 2^36";
+  if (p->layout_b != INT4MM_B_KN) return "needs a b_packed that is [K/8, N]";
+  if (!int4mm_plan_aligned16(p)) return "needs rows of a_packed and b_packed that start on 16 bytes";
+  if (int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8) return "has too many tiles";
+  return group_unsupported(kernel, p);
+}
+
+/* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile, for
+ * W4A4, W4A8 and W4A16. 1024 x 4096 x 14336 with groups of 128, 64 and 32 takes 162, 222 and 368 us in W4A4, 127, 196
+ * and 302 in W4A8, and in W4A16 196 and 220; the smaller tile, for 256 x 4096 x 4096, 21.3, 32.8 and 54, 14.6, 24.5 and
+ * 43, 19.0, 27.5 and 46. */
+typedef struct grouped_cost {
+  int64_t k_block, group, tile;
+} grouped_cost;
+
+static const grouped_cost large[] = {{560, 530, 3500}, {420, 450, 3500}, {1150, 230, 3500}},
+                          small[] = {{180, 345, 1200}, {20, 297, 1200}, {165, 280, 1200}};
+
+static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
+  int kind = is_float(p) ? 2 : p->dtype_a == INT4MM_INT8 ? 1 : 0;
+  const grouped_cost *cost = (kernel->tile_m > 64 ? large : small) + kind;
+  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), group = group_of(p);
+  int64_t groups = group < INT4MM_BLOCK_K && group ? INT4MM_BLOCK_K / group : 1; /* of a k-block */
+  plan->tile_k = INT4MM_BLOCK_K;
+  plan->ctas = int4mm_plan_ctas(tiles < p->sms ? tiles : p->sms);
+  int64_t tile_time =
+      int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), cost->k_block + groups * cost->group), cost->tile);
+  int64_t time = int4mm_plan_add(CALL_TIME, int4mm_plan_mul(int4mm_plan_ceil_div(tiles, p->sms), tile_time));
+  int64_t reading = CALL_TIME + int4mm_plan_mul(p->K / 2, p->N) / READ_RATE;
+  return time > reading ? time : reading;
+}
+
+static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
+  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, groups of %lld promoted to float32",
+           (long long)int4mm_plan_tiles(p, plan->tile_m, plan->tile_n), plan->tile_m, plan->tile_n, plan->ctas,
+           (int)p->sms, (long long)group_of(p));
+}
+
+const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, false};
