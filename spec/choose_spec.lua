@@ -213,12 +213,13 @@ describe("int4mm_choose_cuda", function()
     end)
   end)
 
-  it("gives hopper and narrow kernels to sm_90 alone, and skinny kernels from sm_80 on", function()
+  it("gives hopper and narrow kernels to sm_90 alone, and skinny and mma kernels from sm_80 on", function()
     for _, name in ipairs(KERNELS) do
       for _, arch in ipairs(ARCHITECTURES) do
         local status = choose(problem(arch, 4096, 4096, 4096), name)
         local small = choose(problem(arch, 1, 4096, 4096), name)
-        if wgmma(name) and arch ~= 90 or name:find "^skinny" and arch < 80 then
+        local sm80 = name:find "^skinny" or name:find "^mma"
+        if wgmma(name) and arch ~= 90 or sm80 and arch < 80 then
           assert.equal(UNSUPPORTED, status, name .. " on sm_" .. arch)
           assert.equal(UNSUPPORTED, small, name .. " on sm_" .. arch)
         end
@@ -229,6 +230,46 @@ describe("int4mm_choose_cuda", function()
       assert(not wgmma(plan.name) or p.arch == 90, describe_problem(p) .. ": " .. plan.name)
       assert(not plan.name:find "^skinny" or p.arch >= 80, describe_problem(p) .. ": " .. plan.name)
     end)
+  end)
+
+  it("gives mma kernels from sm_80 on what is neither small nor for wgmma", function()
+    for _, arch in ipairs(ARCHITECTURES) do
+      for _, shape in ipairs { { 128, 4096, 4096 }, { 512, 4096, 4096 }, { 1024, 1024, 1024 }, { 4096, 4096, 4096 } } do
+        for layout_b = 0, 1 do
+          local p = problem(arch, shape[1], shape[3], shape[2], { layout_b = layout_b,
+            ldb = layout_b == 1 and shape[2] / 8 or shape[3] })
+          local _, plan = choose(p)
+          local mma = plan.name:find "^mma" ~= nil
+          assert(mma == (arch >= 80 and arch ~= 90), describe_problem(p) .. ": " .. plan.name)
+          if arch >= 80 then -- int4 tensor cores by what the code was compiled for, not by the device
+            for _, code_arch in ipairs { 80, 86, 89, 90, 100, 120 } do
+              p.code_arch = code_arch
+              local _, forced = choose(p, "mma_128x128")
+              assert.matches(code_arch < 90 and "by int4 mma.sync" or "by int8 mma.sync", forced.reason, 1, true)
+            end
+          end
+        end
+      end
+    end
+  end)
+
+  it("gives mma kernels aligned rows alone, and int8 ones no wide K", function()
+    local function refused(set, pattern, K)
+      local status, message = choose(problem(89, 300, 640, K or 512, set), "mma_128x128")
+      assert.equal(UNSUPPORTED, status)
+      assert.matches("mma_128x128 " .. pattern, message, 1, true)
+    end
+    local p = problem(89, 300, 640, 512)
+    assert.equal(OK, (choose(p, "mma_128x128")))
+    refused({ lda = 65 }, "needs rows of a_packed and b_packed that start on 16 bytes")
+    refused({ align_b = 8 }, "needs rows of a_packed and b_packed that start on 16 bytes")
+    refused({ ldb = 641 }, "needs rows of a_packed and b_packed that start on 16 bytes")
+    refused({ N = 639 }, "needs an N that is a multiple of 4")
+    refused({ lda = 68 }, "needs a K that is a multiple of 32", 520)
+    refused({ code_arch = 90 }, "needs a K below 131072", 131072)
+    refused({ code_arch = 75 }, "needs code for sm_80 or later")
+    refused({ dtype_a = 1, lda = 512 }, "is for W4A4")
+    assert.equal(OK, (choose(problem(89, 300, 640, 131072), "mma_128x128")))
   end)
 
   it("can take every kernel that it lists, somewhere", function()

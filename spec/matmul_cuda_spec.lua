@@ -186,7 +186,7 @@ describe("rows that start anywhere", function()
     local kernel = KERNELS[i]
     on_gpu("agree with the CPU backend, with " .. (kernel or "its own choice"), function()
       local r, served = cases.random(6), 0
-      local skinny = kernel and kernel:find "^skinny"
+      local skinny, mma = kernel and kernel:find "^skinny", kernel and kernel:find "^mma" -- below
       for _, layout_b in ipairs { "kn", "nk" } do
         for _, M in ipairs { 1, 16, 65, 128, 1000 } do
           for _, shape in ipairs { { 257, 520 }, { 130, 1032 }, { 324, 512 }, { 64, 264 }, { 3, 40 }, { 131, 8 } } do
@@ -198,9 +198,24 @@ describe("rows that start anywhere", function()
           end
         end
       end
-      assert(served > 150 or served == 0 and kernel, ("%d cases"):format(served))
+      assert(served > 150 or (served == 0 or mma) and kernel, ("%d cases"):format(served))
     end)
   end
+
+  on_gpu("on 16 bytes, with the kernels that want that", function()
+    local r, served = cases.random(8), 0
+    for _, kernel in ipairs(KERNELS) do
+      for _, layout_b in ipairs { "kn", "nk" } do
+        for _, M in ipairs { 1, 64, 65, 300 } do
+          for _, shape in ipairs { { 4, 32 }, { 60, 96 }, { 128, 512 }, { 324, 2080 }, { 520, 256 } } do
+            local set = { layout_b = layout_b, pad_a = r:range(0, 2) * 4, pad_b = r:range(0, 2) * 4 }
+            if kernel:find "^mma" and compare(r, kernel, M, shape[1], shape[2], set) then served = served + 1 end
+          end
+        end
+      end
+    end
+    assert(served == 160 or q.device_info().arch < 80, ("%d cases"):format(served))
+  end)
 
   on_gpu("of few rows and columns, and of a wide K", function()
     local r = cases.random(7)

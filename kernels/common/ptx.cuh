@@ -80,7 +80,15 @@ __device__ __forceinline__ void cp_async16(uint32_t shared, const void *global, 
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
 
-/* The same, and brings the whole 128-byte line to L2, where others will read the rest of it. */
+/* 16 bytes past L1 where `valid`, else zeros; costs less than a number of bytes. */
+__device__ __forceinline__ void cp_async16_if(bool valid, uint32_t shared, const void *global) {
+  asm volatile("{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\n"
+               "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, p;\n}" ::"r"(shared),
+               "l"(global), "r"((int)valid)
+               : "memory");
+}
+
+/* The same as cp_async16, and brings the whole 128-byte line to L2, where others will read the rest of it. */
 __device__ __forceinline__ void cp_async16_line(uint32_t shared, const void *global, uint32_t bytes) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
                : "memory");
@@ -129,6 +137,32 @@ __device__ __forceinline__ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (
                "{%0, %1, %2, %3};"
                : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* The same where the compiler may choose the place among loads and stores, for mainloops of many mma. */
+__device__ __forceinline__ void mma_m16n8k32_movable(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                     uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* The same of int4, 16 x 64 by 64 x 8: native on sm_80, 86, 87 and 89, made of other instructions on later ones. */
+__device__ __forceinline__ void mma_m16n8k64_movable(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                     uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Four matrices of 8 rows of 16 bytes: lane 8i + r gives the address of row r of matrix i, and receives word lane % 4
+ * of row lane / 4 of each. */
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
 }
 
 /* acc += A * B for a 16 x 16 by 16 x 8 product of float16, or of bfloat16, over a warp. */

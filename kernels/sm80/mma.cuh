@@ -1,0 +1,138 @@
+/*
+ * mma.sync products of large tiles: what a tile is, and the policies that tell int4 tensor cores from int8 ones.
+ *
+ * A lane of mma holds, of a row of A or a column of B, neighbours along k at lane % 4. k may be permuted as long as
+ * both operands are permuted alike, so lane-in-quad t gets word 4i + t of either, i counting chunks of 32 values:
+ *
+ *   Int4   m16n8k64 (sm_80, 86, 87, 89; later ones emulate it): the words are the fragments as they lie, and the offset
+ *          encoding is one XOR.
+ *   Int8   m16n8k32 (everywhere): the even nibbles of a word are a lane's first register of k, the odd ones its second,
+ *          kept at 16 times their value: two ANDs and a shift for eight values. The shift is a multiplication, which
+ *          another pipe does than the ANDs; as a shift it costs 3 % on an H100. An AND that takes in the XOR of the
+ *          offset encoding reads one register more, and that 9 %, so the plain encoding has code of its own. (A of int8
+ *          in shared memory, unpacked once for all warps of a CTA, was 6 % slower: loads from there cost more than the
+ *          instructions that they save.)
+ */
+#ifndef INT4MM_MMA_CUH
+#define INT4MM_MMA_CUH
+
+#include "common/ptx.cuh"
+#include "common/unpack.cuh"
+
+namespace {
+
+/* Whether the architecture that is compiled for has int4 tensor cores. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool HAS_INT4 = true;
+#else
+constexpr bool HAS_INT4 = false;
+#endif
+
+/* What puts the encodings right, made by the host: as computed here it would be computed again for every word. */
+struct Encodings {
+  uint32_t a, b;    /* Int4: XOR masks; Int8: as Unpacker has them */
+  uint32_t sixteen; /* 16, which the compiler must not know, or it shifts */
+};
+static inline Encodings make_encodings(bool int4, uint32_t xor_a, uint32_t xor_b) {
+  uint32_t bits = int4 ? 0xffffffffu : 0x80808080u;
+  return {xor_a & bits, xor_b & bits, 16};
+}
+
+/* A policy takes a unit of k at a time, UNIT values: A_WORDS words of a lane for 16 rows of A, B_WORDS for 8 columns of
+ * B. Sums are SCALE times too large. multiply() adds the products of a unit; one that UNPACKS takes the fragments of A
+ * that it made in the unit before, f, and makes the words of the next unit, a, into its own. XORS: a mask is not 0. */
+template <bool XORS> struct Int4 {
+  static constexpr bool UNPACKS = false;
+  static constexpr int UNIT = 64, A_WORDS = 4, B_WORDS = 2, SCALE = 1;
+  uint32_t xor_a, xor_b;
+  __device__ __forceinline__ explicit Int4(const Encodings &e) : xor_a(e.a), xor_b(e.b) {}
+
+  template <int MT, int NT>
+  __device__ __forceinline__ void multiply(int32_t (&acc)[MT][NT][4], const uint32_t (&a)[MT][4],
+                                           const uint32_t (&b)[2][NT]) const {
+    uint32_t f[MT][4];
+#pragma unroll
+    for (int i = 0; i < 4 * MT; i++) f[i / 4][i % 4] = XORS ? a[i / 4][i % 4] ^ xor_a : a[i / 4][i % 4];
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const uint32_t b0 = XORS ? b[0][n] ^ xor_b : b[0][n], b1 = XORS ? b[1][n] ^ xor_b : b[1][n];
+#pragma unroll
+      for (int m = 0; m < MT; m++) ptx::mma_m16n8k64_movable(acc[m][n], f[m], b0, b1);
+    }
+  }
+};
+
+template <bool XORS> struct Int8 {
+  static constexpr bool UNPACKS = true;
+  static constexpr int UNIT = 32, A_WORDS = 2, B_WORDS = 1, SCALE = 256;
+  uint32_t fix_a, fix_b, sixteen;
+  __device__ __forceinline__ explicit Int8(const Encodings &e) : fix_a(e.a), fix_b(e.b), sixteen(e.sixteen) {}
+  __device__ __forceinline__ uint32_t even(uint32_t word, uint32_t fix) const {
+    return XORS ? (word * sixteen & 0xf0f0f0f0u) ^ fix : word * sixteen & 0xf0f0f0f0u;
+  }
+  __device__ __forceinline__ uint32_t odd(uint32_t word, uint32_t fix) const {
+    return XORS ? (word & 0xf0f0f0f0u) ^ fix : word & 0xf0f0f0f0u;
+  }
+
+  /* Word i of A: of row i % 2 * 8 + g of m tile i / 2. */
+  template <int MT>
+  __device__ __forceinline__ void fragment(uint32_t (&f)[MT][4], const uint32_t (&a)[MT][2], int i) const {
+    const uint32_t w = a[i / 2][i % 2];
+    f[i / 2][i % 2] = even(w, fix_a), f[i / 2][i % 2 + 2] = odd(w, fix_a);
+  }
+  template <int MT, int NT>
+  __device__ __forceinline__ void multiply(int32_t (&acc)[MT][NT][4], const uint32_t (&f)[MT][4],
+                                           const uint32_t (&b)[1][NT], uint32_t (&next)[MT][4],
+                                           const uint32_t (&a)[MT][2]) const {
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const uint32_t b0 = even(b[0][n], fix_b), b1 = odd(b[0][n], fix_b);
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+        ptx::mma_m16n8k32_movable(acc[m][n], f[m], b0, b1);
+        if (m != MT / 2 - 1) continue;
+#pragma unroll
+        for (int i = n * 2 * MT / NT; i < (n + 1) * 2 * MT / NT; i++) fragment(next, a, i);
+      }
+    }
+  }
+};
+
+/* BM x BN outputs of a CTA by warps of WM x WN; WARPS_K warps share a warp's outputs, each with every WARPS_Kth unit
+ * of k. BK values of k a stage, STAGES of them; CTAS for each SM. NK: B is [N, K/8], else [K/8, N]. */
+template <class POLICY_, int BM_, int BN_, int WM_, int WN_, int WARPS_K_, int BK_, int STAGES_, int CTAS_, bool NK_>
+struct Tile {
+  typedef POLICY_ POLICY;
+  static constexpr int BM = BM_, BN = BN_, WM = WM_, WN = WN_, WARPS_K = WARPS_K_, BK = BK_, STAGES = STAGES_;
+  static constexpr int CTAS = CTAS_;
+  static constexpr bool NK = NK_;
+  static constexpr int MT = WM / 16, NT = WN / 8; /* tiles of an mma in a warp's */
+  static constexpr int WARPS_M = BM / WM, WARPS_N = BN / WN, THREADS = 32 * WARPS_M * WARPS_N * WARPS_K;
+  static constexpr int UNITS = BK / POLICY::UNIT / WARPS_K; /* of a warp in a stage */
+  static constexpr int CHUNKS = BK / 32; /* of 16 bytes, 32 values, that a row or column has along k in a stage */
+
+  /* A stage in shared memory: rows of A; then word rows of B, or with NK columns of B. */
+  static constexpr int A_PITCH = CHUNKS * 16, A_BYTES = BM * A_PITCH;
+  static constexpr int B_PITCH = NK ? CHUNKS * 16 : BN * 4, B_BYTES = BN * CHUNKS * 16;
+  static constexpr int STAGE_BYTES = A_BYTES + B_BYTES, RING_BYTES = STAGES * STAGE_BYTES;
+  static constexpr int REDUCE_BYTES = (WARPS_K - 1) * BM * BN * 4;
+  static constexpr int SHARED_BYTES = RING_BYTES > REDUCE_BYTES ? RING_BYTES : REDUCE_BYTES;
+
+  /* Copies of a stage, in passes of all threads, 16 bytes each; and the units of a stage in which they are issued:
+   * early ones, and few, since on sm_90 ptxas puts idle instructions before each group of them. */
+  static constexpr int A_PASSES = BM * CHUNKS / THREADS, B_PASSES = BN * CHUNKS / THREADS, PASSES = A_PASSES + B_PASSES;
+  static constexpr int COPY_UNITS = UNITS <= 4 ? UNITS / 2 : 3;
+  static_assert(CTAS * (SHARED_BYTES + 1024) <= 100 << 10, "an SM of sm_86, 89 and 120 has no room for it");
+  static_assert(BM * CHUNKS % THREADS == 0 && BN * CHUNKS % THREADS == 0, "a pass would be broken off");
+  static_assert(UNITS % 2 == 0 && WM % 32 == 0 && WN % 32 == 0 && MT % WARPS_K == 0,
+                "fragments alternate between two buffers");
+};
+
+/* Where 16-byte chunk c of a row along k lies among the row's: at c ^ swizzle, so that 8 neighbouring rows, one chunk
+ * of each, are in different banks. */
+template <int PITCH> __device__ __forceinline__ uint32_t swizzle(int row) {
+  return PITCH == 64 ? row >> 1 & 3 : row & 7;
+}
+
+} // namespace
+#endif
