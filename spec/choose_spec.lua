@@ -536,9 +536,9 @@ describe("the grouped kernels", function()
 
   it("serve group scales and W4A16 of a large M, the larger tile where it fills the GPU", function()
     for _, case in ipairs {
-      { 4096, 4096, 4096, WORDS, 128, "grouped_128x256" }, { 4096, 4096, 4096, INT8, 128, "grouped_256x128" },
+      { 4096, 4096, 4096, WORDS, 128, "grouped_256x128" }, { 4096, 4096, 4096, INT8, 128, "grouped_256x128" },
       { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
-      { 1024, 4096, 14336, INT8, 32, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_128x256" },
+      { 1024, 4096, 14336, INT8, 32, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
       { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 128, 4096, 4096, BFLOAT16, 64, "grouped_64x128" },
       { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
     } do
@@ -547,18 +547,19 @@ describe("the grouped kernels", function()
       local status, plan = choose(p)
       assert.equal(OK, status)
       assert(plan.name == expected, ("%s: %s, expected %s"):format(describe_problem(p), plan.name, expected))
+      assert.equal(dtype_a == WORDS and 1 or 0, plan.widened)
     end
   end)
 
   it("say what they do not serve", function()
     local function refuses(p, reason)
-      for _, kernel in ipairs { "grouped_128x256", "grouped_256x128", "grouped_64x128" } do
+      for _, kernel in ipairs { "grouped_256x128", "grouped_64x128" } do
         local status, message = choose(p, kernel)
         assert.equal(UNSUPPORTED, status)
         assert.matches(reason, message, 1, true)
       end
     end
-    refuses(problem(90, 256, 256, 256), "is for group scales and W4A16")
+    refuses(problem(90, 256, 256, 256), "is not for int4 activations")
     refuses(grouped(256, 256, 256, INT8, nil), "is for group scales and W4A16")
     refuses(grouped(256, 256, 256, FLOAT32, 128), "is not for float32 activations")
     refuses(grouped(256, 256, 256, INT8, 128, { scaling = FACTORS }), "is not for integer group scales")
@@ -581,9 +582,9 @@ describe("the grouped kernels", function()
     assert.equal(OK, (choose(grouped(256, 262144, 256, BFLOAT16, 131072), "grouped_64x128")))
   end)
 
-  it("leave groups that they do not serve to a kernel that serves all", function()
+  it("leave groups that they do not serve to another kernel", function()
     local status, plan = choose(grouped(1024, 4096, 4096, INT8, 96))
     assert.equal(OK, status)
-    assert.equal("tiled", plan.name)
+    assert.equal("skinny_16", plan.name)
   end)
 end)

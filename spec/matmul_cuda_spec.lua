@@ -156,6 +156,7 @@ describe("a thousand shapes agree with the CPU backend", function()
       local here = q.device_info().arch
       local hopper = kernel:find "^hopper" or kernel:find "^narrow"
       local possible = not (hopper and here ~= 90) and not (skinny and here < 80)
+        and not kernel:find "^grouped" -- which serve what has group scales or floats
       assert(served >= count / 10 or not possible, ("%s served %d of %d shapes"):format(kernel, served, drawn))
     end)
   end

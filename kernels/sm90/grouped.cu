@@ -7,14 +7,8 @@
 namespace {
 
 cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  switch (problem->a.dtype) {
-  case INT4MM_INT32:
-    return int4mm_grouped_w4a4(problem, plan, stream);
-  case INT4MM_INT8:
-    return int4mm_grouped_w4a8(problem, plan, stream);
-  default:
-    return int4mm_grouped_w4a16(problem, plan, stream);
-  }
+  if (problem->a.dtype == INT4MM_INT8) return int4mm_grouped_w4a8(problem, plan, stream);
+  return int4mm_grouped_w4a16(problem, plan, stream);
 }
 
 } // namespace
@@ -24,6 +18,5 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
                                               cudaStream_t stream) {                                                   \
     return launch(problem, plan, stream);                                                                              \
   }
-LAUNCHER(grouped_128x256)
 LAUNCHER(grouped_256x128)
 LAUNCHER(grouped_64x128)

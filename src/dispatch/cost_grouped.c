@@ -26,6 +26,7 @@ static int64_t group_of(const int4mm_gpu_problem *p) {
 }
 
 static const char *kind_unsupported(const int4mm_gpu_problem *p) {
+  if (p->dtype_a == INT4MM_INT32) return "is not for int4 activations";
   if (p->dtype_a == INT4MM_FLOAT32) return "is not for float32 activations";
   if (p->scaling == INT4MM_GROUP_FACTORS) return "is not for integer group scales";
   if (!is_float(p) && p->scaling != INT4MM_GROUP_SCALES) return "is for group scales and W4A16";
@@ -46,8 +47,6 @@ static const char *group_unsupported(const int4mm_kernel *kernel, const int4mm_g
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const char *reason = kind_unsupported(p);
   if (reason) return reason;
-  if (kernel->tile_m > 64 && (kernel->tile_m == 128) != (p->dtype_a == INT4MM_INT32))
-    return kernel->tile_m == 128 ? "is for W4A4" : "is for W4A8 and W4A16";
   if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (p->M > max_extent || p->N > max_extent || p->K > max_extent) return "needs an M, N and K below 2147482625";
   if (p->lda > max_stride || p->ldb > max_stride) return "needs strides of a_packed and b_packed below 2^36";
@@ -58,19 +57,17 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
 }
 
 /* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile, for
- * W4A4, W4A8 and W4A16. 1024 x 4096 x 14336 with groups of 128, 64 and 32 takes 162, 222 and 368 us in W4A4, 127, 196
- * and 302 in W4A8, and in W4A16 196 and 220; the smaller tile, for 256 x 4096 x 4096, 21.3, 32.8 and 54, 14.6, 24.5 and
- * 43, 19.0, 27.5 and 46. */
+ * W4A8 and W4A16. 1024 x 4096 x 14336 with groups of 128, 64 and 32 takes 127, 196 and 302 us in W4A8, and in W4A16 196
+ * and 220. */
 typedef struct grouped_cost {
   int64_t k_block, group, tile;
 } grouped_cost;
 
-static const grouped_cost large[] = {{560, 530, 3500}, {420, 450, 3500}, {1150, 230, 3500}},
-                          small[] = {{180, 345, 1200}, {20, 297, 1200}, {165, 280, 1200}};
+static const grouped_cost large[] = {{420, 450, 3500}, {1150, 230, 3500}},
+                          small[] = {{400, 300, 1200}, {450, 300, 1200}};
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
-  int kind = is_float(p) ? 2 : p->dtype_a == INT4MM_INT8 ? 1 : 0;
-  const grouped_cost *cost = (kernel->tile_m > 64 ? large : small) + kind;
+  const grouped_cost *cost = (kernel->tile_m > 64 ? large : small) + is_float(p);
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), group = group_of(p);
   int64_t groups = group < INT4MM_BLOCK_K && group ? INT4MM_BLOCK_K / group : 1; /* of a k-block */
   plan->tile_k = INT4MM_BLOCK_K;
