@@ -39,7 +39,7 @@ local function choose(p, kernel)
   if status ~= OK then return status, ffi.string(lib.int4mm_last_error()) end
   return OK, { name = ffi.string(plan.name), kernel = plan.kernel, tile_m = plan.tile_m, tile_n = plan.tile_n,
     tile_k = plan.tile_k, stages = plan.stages, split_k = plan.split_k, ctas = plan.ctas,
-    reason = ffi.string(plan.reason) }
+    reason = ffi.string(plan.reason), widened = plan.widened }
 end
 
 local EXTENTS = { 1, 2, 3, 7, 8, 16, 17, 31, 33, 63, 64, 65, 100, 128, 129, 255, 256, 500, 512, 1000, 1024, 2048, 4095,
@@ -133,7 +133,7 @@ describe("int4mm_choose_cuda", function()
     for _, case in ipairs {
       { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "hopper_128x128" },
       { 1024, a8, "hopper_256x128" }, { 4096, a8, "hopper_256x128" }, { 1024, f128, "hopper_256x128" },
-      { 4096, zeros, "hopper_256x128" }, { 4096, f32, "hopper_128x128" },
+      { 4096, zeros, "hopper_256x128" }, { 256, f32, "hopper_128x128" }, { 4096, f32, "hopper_256x128" },
     } do
       local p = problem(90, case[1], 4096, 4096, case[2])
       if p.dtype_a == INT8 then p.lda = 4096 end
@@ -142,7 +142,7 @@ describe("int4mm_choose_cuda", function()
       assert.equal(case[3], plan.name, describe_problem(p))
     end
     for kernel, set in pairs {
-      hopper_128x128 = { scaling = GROUP_SCALES, group = 128 }, hopper_256x128 = f32, narrow_128x64 = f32,
+      hopper_128x128 = { scaling = GROUP_SCALES, group = 128 }, narrow_128x64 = f32,
       narrow_64x64 = { dtype_a = 2, lda = 4096 },
     } do
       local status, message = choose(problem(90, 512, 4096, 4096, set), kernel)
