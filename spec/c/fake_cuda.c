@@ -475,13 +475,20 @@ typedef struct words_job {
 
 static void run_align_rows(const void *job) {
   const words_job *a = job;
+  if (a->to.dtype == INT4MM_INT8) {
+    int4mm_pack_job widen = {.packed = a->from, .plain = a->to, .dim = 1, .xor_mask = a->xor_mask};
+    int4mm_cpu_unpack(&widen);
+    return;
+  }
   for (int64_t r = 0; r < a->from.rows; r++)
-    memcpy((uint32_t *)a->to.data + r * a->to.stride, (const uint32_t *)a->from.data + r * a->from.stride,
-           (size_t)a->from.cols * 4);
+    for (int64_t c = 0; c < a->from.cols; c++)
+      ((uint32_t *)a->to.data)[r * a->to.stride + c] =
+          ((const uint32_t *)a->from.data)[r * a->from.stride + c] ^ a->xor_mask;
 }
 
-static int32_t fake_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, void *stream) {
-  words_job job = {host_matrix(device, *dst), host_matrix(device, *src), 0};
+static int32_t fake_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
+                               void *stream) {
+  words_job job = {host_matrix(device, *dst), host_matrix(device, *src), xor_mask};
   enqueue(stream, run_align_rows, &job, sizeof job);
   return INT4MM_OK;
 }

@@ -196,11 +196,12 @@ int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *s
   return finish(&scope, device, error, "fill with random numbers on the device", stream);
 }
 
-int32_t int4mm_cuda_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, void *stream) {
+int32_t int4mm_cuda_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
+                               void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  cudaError_t error = int4mm_launch_align_rows(device, dst, src, int4mm_cuda_stream(stream));
+  cudaError_t error = int4mm_launch_align_rows(device, dst, src, xor_mask, int4mm_cuda_stream(stream));
   return finish(&scope, device, error, "copy rows on the device", stream);
 }
 

@@ -73,8 +73,10 @@ typedef struct int4mm_cuda_backend {
   int32_t (*transpose)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                        void *stream);
   int32_t (*gather)(int32_t device, const int4mm_gather_job *job, void *stream);
-  /* dst = src, for int32 words of which a product follows: quicker than copy. */
-  int32_t (*align_rows)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, void *stream);
+  /* dst = src ^ xor_mask, for int32 words of which a product follows: quicker than copy. An int8 dst, whose rows start
+   * on 8 bytes, gets the values of the words. */
+  int32_t (*align_rows)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
+                        void *stream);
   /* Stream-ordered scratch memory for one call (a layer's workspace, a copy of A). Inside a graph capture it becomes
    * the graph's, which takes a device with memory pools. */
   int32_t (*scratch)(int32_t device, size_t bytes, void **data, void *stream);

@@ -117,11 +117,8 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
 static int32_t copy_a(const int4mm_dispatch_target *target, const int4mm_problem *p, int4mm_matrix *dst, void *stream) {
   const int4mm_cuda_backend *cuda = target->cuda;
   int4mm_matrix src = {(void *)p->a.data, p->M, p->a.cols, p->a.stride, p->a.dtype};
-  if (dst->dtype != src.dtype) {
-    int4mm_pack_job job = {.packed = src, .plain = *dst, .dim = 1, .xor_mask = p->a.xor_mask};
-    return cuda->unpack(target->device, &job, stream);
-  }
-  if (src.dtype == INT4MM_INT32) return cuda->align_rows(target->device, dst, &src, stream);
+  if (src.dtype == INT4MM_INT32)
+    return cuda->align_rows(target->device, dst, &src, dst->dtype == src.dtype ? 0 : p->a.xor_mask, stream);
   size_t size = int4mm_dtype_size(src.dtype);
   return cuda->copy(target->device, dst->data, (size_t)dst->stride * size, target->device, src.data,
                     (size_t)src.stride * size, (size_t)src.cols * size, (size_t)p->M, stream);
