@@ -539,7 +539,7 @@ describe("the grouped kernels", function()
       { 4096, 4096, 4096, WORDS, 128, "grouped_256x128" }, { 4096, 4096, 4096, INT8, 128, "grouped_256x128" },
       { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
       { 1024, 4096, 14336, INT8, 32, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
-      { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 128, 4096, 4096, BFLOAT16, 64, "grouped_64x128" },
+      { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 192, 4096, 4096, BFLOAT16, 64, "grouped_64x128" },
       { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
     } do
       local M, K, N, dtype_a, group, expected = unpack(case, 1, 6)
