@@ -181,6 +181,28 @@ describe("on the GPU as on the CPU:", function()
     end
   end)
 
+  on_gpu("quantising rows to places where sixteen values are aligned, and where they are not", function()
+    for _, columns in ipairs { 15, 16, 40, 48, 1040, 4096 } do
+      local source = halves(33, columns, "bfloat16", 2)
+      for _, dtype in ipairs { "int4", "int8" } do
+        local int8 = dtype == "int8"
+        local width = int8 and columns or math.ceil(columns / 8)
+        for _, place in ipairs { { 1, 0 }, { 1, 1 }, { 2, 1 }, { 3, 2 }, { 5, 4 }, { 9, 8 }, { 17, 16 } } do
+          for _, rotate in ipairs { false, columns % 16 == 0 and 16 or nil } do
+            local function quantized(x)
+              local whole = q.empty { 33, width + place[2], dtype = int8 and "int8" or "int32", device = x.device }
+              whole:fill_bytes_(0x5a)
+              q.quantize(x, { dtype = dtype, rotate = rotate or nil, out = whole:narrow(2, place[1], width) })
+              return whole
+            end
+            assert.same_bits(quantized(source), quantized(source:to "cuda"),
+              ("%s, %d values from %d of %d on, rotate %s"):format(dtype, columns, place[1], width + place[2], rotate))
+          end
+        end
+      end
+    end
+  end)
+
   for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
     for dim = 1, 2 do
       on_gpu(("rotating, and quantising with rotation and clip, %s along dim %d"):format(dtype, dim), function()

@@ -31,6 +31,7 @@ struct Arguments {
   int copied;              /* bytes that columns are copied by: 16, 4 or one element */
   bool scales_given;       /* by a kernel before */
   bool vector_load, vector_store;
+  bool chunk_store; /* of rows: the words of a chunk are there together, and aligned to their size */
 };
 
 /* ---- scales ---- */
@@ -72,6 +73,36 @@ __device__ __forceinline__ void store_floats(const int4mm_matrix &dst, int64_t a
         int k = first_value(c, strided) + (strided ? CHUNK : 1) * i;
         if (k < count) to[k] = int4mm_round<DTYPE>(__fmul_rn(x[c][i], factor));
       }
+  });
+}
+
+/* Stores a warp's words in a row, of which `to` is where the warp's first goes. Words that are in order go a chunk at a
+ * time: a lane's one by one would have a warp write a quarter of each sector, or half, in every store. */
+template <bool INT8, int C>
+__device__ __forceinline__ void store_row(uint8_t *to, uint32_t (&words)[C][WORDS<INT8>], int count,
+                                          const Arguments &a) {
+  typedef std::conditional_t<INT8, uint4, uint2> Vector;
+  const bool strided = a.job.rotate > CHUNK;
+  const uint32_t mask = INT8 ? 0 : a.job.xor_mask;
+  if (!strided && a.chunk_store) {
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+      const int at = first_value(c, false);
+#pragma unroll
+      for (int i = 0; i < WORDS<INT8>; i++) words[c][i] ^= mask;
+      Vector vector;
+      memcpy(&vector, words[c], sizeof vector);
+      if (at < count) *(Vector *)(to + at * 4 / PER_WORD<INT8>) = vector;
+    }
+    return;
+  }
+  const bool whole = !INT8 || a.vector_store;
+  for_words<INT8>(words, strided, [&](uint32_t word, int at) {
+    if (at >= count) return;
+    if (whole)
+      *(uint32_t *)(to + at * 4 / PER_WORD<INT8>) = word ^ mask;
+    else
+      for (int k = 0; k < 4 && at + k < count; k++) to[at + k] = (uint8_t)(word >> 8 * k);
   });
 }
 
@@ -120,14 +151,7 @@ __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_const
     for (int c = 0; c < C; c++) quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
     uint8_t *to = static_cast<uint8_t *>(job.packed.data);
     to += INT8 ? row * job.packed.stride + first : row * job.packed.stride * 4 + first / 2;
-    const bool whole = !INT8 || a.vector_store;
-    for_words<INT8>(words, block > CHUNK, [&](uint32_t word, int at) {
-      if (at >= line.count) return;
-      if (whole)
-        *(uint32_t *)(to + at * 4 / PER_WORD<INT8>) = word ^ (INT8 ? 0 : job.xor_mask);
-      else
-        for (int k = 0; k < 4 && at + k < line.count; k++) to[at + k] = (uint8_t)(word >> 8 * k);
-    });
+    store_row<INT8>(to, words, line.count, a);
   }
 }
 
@@ -799,9 +823,11 @@ bool uses_memory(const Arguments &a) {
 /* The warps of a CTA that has a row, or a piece of one where it cannot hold all. */
 void divide_rows(Arguments *a, int most, int shared_bytes) {
   if (uses_memory(*a) && (shared_bytes - 1024) / WARP_BYTES < most) most = (shared_bytes - 1024) / WARP_BYTES;
-  constexpr int FEW_ROWS = 512, FEW_VALUES = WARP_VALUES / 2; /* more rows keep an SM busy with longer ones */
-  const int64_t few_warps = ceil_div(a->job.plain.cols, FEW_VALUES);
-  a->few_rows = a->job.packed.data && a->job.plain.rows <= FEW_ROWS && a->job.rotate <= FEW_VALUES && few_warps <= most;
+  constexpr int FEW_ROWS = 512, FEW_VALUES = WARP_VALUES / 2; /* more rows keep an SM busy with longer ones, */
+  constexpr int FEW_WARPS = 6144;                             /* unless they are short: 46 warps for an SM of an H100 */
+  const int64_t few_warps = ceil_div(a->job.plain.cols, FEW_VALUES), rows = a->job.plain.rows;
+  a->few_rows = a->job.packed.data && (rows <= FEW_ROWS || rows * few_warps <= FEW_WARPS) &&
+                a->job.rotate <= FEW_VALUES && few_warps <= most;
   const int64_t warps = !a->job.plain.cols ? 1 : a->few_rows ? few_warps : ceil_div(a->job.plain.cols, WARP_VALUES);
   a->row_warps = warps <= most ? (int)warps : 8;
   a->pieces = (int)ceil_div(warps, a->row_warps);
@@ -897,6 +923,8 @@ cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long lon
   const int loaded = job->dim ? CHUNK : 2, stored = job->dim ? 4 : 2;
   a.vector_load = is_whole_vectors(job->plain, loaded, loaded * element_bytes(job->plain));
   a.vector_store = is_whole_vectors(job->packed, stored, stored * element_bytes(job->packed));
+  const bool int8 = job->packed.dtype == INT4MM_INT8;
+  a.chunk_store = job->dim && is_whole_vectors(job->packed, int8 ? CHUNK : CHUNK / 8, int8 ? CHUNK : CHUNK / 2);
   if (!lines) return cudaSuccess;
   cudaError_t error = divide(&a, MAX_WARPS);
   if (error != cudaSuccess) return error;

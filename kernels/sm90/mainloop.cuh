@@ -290,9 +290,34 @@ template <class T> struct Scales {
 
   /* Those of this lane's 8 columns in a column group. All lanes of the warp call it. */
   __device__ __forceinline__ void gather(float (&to)[COLUMNS], int group) const {
+    gather_columns(to, column, group);
+  }
+
+  static __device__ __forceinline__ void gather_columns(float (&to)[COLUMNS], const float (&from)[4], int group) {
 #pragma unroll
     for (int i = 0; i < COLUMNS; i++)
-      to[i] = __shfl_sync(0xffffffffu, column[i % 4], group * 8 + threadIdx.x % 4 * 2 + i / 4);
+      to[i] = __shfl_sync(0xffffffffu, from[i % 4], group * 8 + threadIdx.x % 4 * 2 + i / 4);
+  }
+};
+
+/* The bias of a tile that lies whole inside the output, where there is one: lane l holds that of the columns 4l ..
+ * 4l + 3, loaded once. Each row's loads would wait for L2: stores go between them. */
+template <class T> struct Bias {
+  bool any;
+  float column[4];
+
+  __device__ __forceinline__ Bias(const Arguments &p, const TileCoord &at) : any(p.epilogue.bias != nullptr), column() {
+    if (!any || threadIdx.x % 32 >= T::UNPACK_LANES) return;
+#pragma unroll
+    for (int i = 0; i < 4; i++) column[i] = __ldg(p.epilogue.bias + at.n * T::BN + threadIdx.x % 32 * 4 + i);
+  }
+  __device__ __forceinline__ void gather(float (&to)[COLUMNS], int group) const {
+    if (any) Scales<T>::gather_columns(to, column, group);
+  }
+  __device__ __forceinline__ void add(float (&x)[COLUMNS], const float (&mine)[COLUMNS]) const {
+    if (!any) return;
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++) x[i] = __fadd_rn(x[i], mine[i]);
   }
 };
 
@@ -303,7 +328,7 @@ __device__ __forceinline__ void gather(int32_t (&to)[COLUMNS], const int32_t (&a
   for (int i = 0; i < COLUMNS; i++) to[i] = acc[(i % 4 * T::COLUMN_GROUPS + group) * 4 + lower * 2 + i / 4];
 }
 
-/* 8 neighbouring columns of a row, scaled. `row_scale` has UNSCALE in it. */
+/* 8 neighbouring columns of a row, scaled, and their bias, or NULL, added. `row_scale` has UNSCALE in it. */
 template <class T>
 __device__ __forceinline__ void scale_columns(float (&x)[COLUMNS], const int32_t (&acc)[T::BN / 2], int lower,
                                               int group, float row_scale, const float (&scale_b)[COLUMNS],
@@ -328,12 +353,14 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
   constexpr bool TIGHT = (T::NK || T::Kind::AFFINE) && T::ROW_BLOCKS == 2;
   int first_column = at.n * T::BN + threadIdx.x % 4 * COLUMNS;
   Word *out = (Word *)p.epilogue.out + first_row * p.epilogue.ldo + first_column;
+  const Bias<T> bias(p, at);
 #pragma unroll
   for (int group = 0; group < T::COLUMN_GROUPS; group++) {
     if (!owns(group)) continue;
-    if (T::ROW_BLOCKS == 1 || TIGHT) __syncwarp(); /* or the compiler works on several groups at once, and spills */
-    float scale_b[COLUMNS];
+    __syncwarp(); /* or the compiler works on several groups at once, and spills */
+    float scale_b[COLUMNS], bias_b[COLUMNS] = {};
     scales.gather(scale_b, group);
+    if (!TIGHT) bias.gather(bias_b, group);
 #pragma unroll
     for (int b = 0; b < T::ROW_BLOCKS; b++)
 #pragma unroll
@@ -343,8 +370,9 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
           scales.gather(scale_b, group);
         }
         float x[COLUMNS];
-        scale_columns<T>(x, acc[b], lower, group, row_scale[b][lower], scale_b,
-                         p.epilogue.bias ? p.epilogue.bias + first_column + group * 32 : nullptr);
+        scale_columns<T>(x, acc[b], lower, group, row_scale[b][lower], scale_b, nullptr);
+        if (TIGHT) bias.gather(bias_b, group);
+        bias.add(x, bias_b);
         int4mm_store_vector<DTYPE>(out + (b * 64 + lower * 8) * p.epilogue.ldo + group * 32, x);
       }
   }
