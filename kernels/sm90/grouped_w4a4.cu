@@ -5,6 +5,8 @@
 cudaError_t int4mm_grouped_w4a4(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   if (plan->tile_m == 128)
     return launch_tile<W4A4, 128, 2, 128, INT4MM_TILE(grouped_128x256, STAGES)>(problem, plan, stream);
+  if (plan->tile_n == 64)
+    return launch_tile<W4A4, 64, 1, 64, INT4MM_TILE(grouped_64x64, STAGES), 1>(problem, plan, stream);
   if (plan->tile_m == 64)
     return launch_tile<W4A4, 64, 1, 64, INT4MM_TILE(grouped_64x128, STAGES)>(problem, plan, stream);
   return cudaErrorNotSupported;
