@@ -538,8 +538,8 @@ describe("the grouped kernels", function()
     for _, case in ipairs {
       { 4096, 4096, 4096, WORDS, 128, "grouped_256x128" }, { 4096, 4096, 4096, INT8, 128, "grouped_256x128" },
       { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
-      { 1024, 4096, 14336, INT8, 32, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
-      { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 192, 4096, 4096, BFLOAT16, 64, "grouped_64x128" },
+      { 1024, 4096, 14336, INT8, 128, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
+      { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 64, 4096, 4096, INT8, 128, "grouped_64x64" },
       { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
     } do
       local M, K, N, dtype_a, group, expected = unpack(case, 1, 6)
@@ -553,7 +553,7 @@ describe("the grouped kernels", function()
 
   it("say what they do not serve", function()
     local function refuses(p, reason)
-      for _, kernel in ipairs { "grouped_256x128", "grouped_64x128" } do
+      for _, kernel in ipairs { "grouped_256x128", "grouped_64x128", "grouped_64x64" } do
         local status, message = choose(p, kernel)
         assert.equal(UNSUPPORTED, status)
         assert.matches(reason, message, 1, true)
@@ -576,6 +576,7 @@ describe("the grouped kernels", function()
       "needs rows of a_packed and b_packed that start on 16 bytes")
     refuses(grouped(256, 256, 257, INT8, 128), "needs rows of a_packed and b_packed that start on 16 bytes")
     refuses(grouped(256, 512, 256, INT8, 96), "needs groups of 32, 64 or a multiple of 128 values")
+    refuses(grouped(5, 128, 96, INT8, 96), "needs groups of 32, 64 or a multiple of 128 values")
     refuses(grouped(256, 512, 256, BFLOAT16, 160), "needs groups of 32, 64 or a multiple of 128 values")
     refuses(grouped(256, 262144, 256, INT8, 131072),
       "needs groups below 131072 values with integer activations")

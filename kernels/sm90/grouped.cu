@@ -20,3 +20,4 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   }
 LAUNCHER(grouped_256x128)
 LAUNCHER(grouped_64x128)
+LAUNCHER(grouped_64x64)

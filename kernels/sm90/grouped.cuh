@@ -41,12 +41,14 @@ constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
  * block and as many chains as sets of accumulators; ZEROS: B has zero points; BM rows; BLOCKS of 64 columns to a
- * consumer; rows to a CHAIN; sets of accumulators; pipeline depth. */
-template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_> struct Tile {
+ * consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM. */
+template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_>
+struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool ZEROS = ZEROS_, FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, UNPACKS_A = KIND == W4A4;
   typedef typename PolicyB<KIND, ZEROS>::type B;
-  static constexpr int CONSUMERS = 2, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
+  static constexpr int CONSUMERS = CONSUMERS_, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
+  static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
   static constexpr int PARTS = SLICES / 4;                    /* of a k-block: 128 bytes of a row of activations */
@@ -55,6 +57,7 @@ template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, 
   static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
   static constexpr int ACCS = ACCS_;
   static constexpr bool AHEAD = !FLOAT || BM * BLOCKS < 256; /* words are loaded ahead: there are registers for them */
+  static constexpr bool TURNS = ACCS == 1 && BM > 64;        /* the small tile is bound by latency */
   static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
 
@@ -63,8 +66,8 @@ template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, 
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
                        PACKED_BYTES = UNPACKS_A ? BM * BLOCK_WORDS * 4 : 0, SCALE_BYTES = GROUPS * BN * 4,
                        ZERO_BYTES = ZEROS || FLOAT ? SCALE_BYTES : 0, STAGE_BARRIERS = UNPACKS_A ? 3 : 2;
-  static constexpr int FITTING =
-      SHARED_LIMIT / (A_BYTES + B_BYTES + PACKED_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
+  static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0)) /
+                                 (A_BYTES + B_BYTES + PACKED_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
   static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
   static constexpr int B_OFFSET = STAGES * A_BYTES, PACKED_OFFSET = B_OFFSET + STAGES * B_BYTES,
                        SCALE_OFFSET = PACKED_OFFSET + STAGES * PACKED_BYTES,
@@ -72,9 +75,9 @@ template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, 
                        BARRIER_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIERS = STAGE_BARRIERS * STAGES,
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
 
-  /* Registers per thread, of the 504 that the launch gives the three warpgroups. */
-  static constexpr int PRODUCER_REGISTERS = UNPACKS_A || CHAIN < 128 ? 40 : 24;
-  static constexpr int CONSUMER_REGISTERS = (504 - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
+  /* Registers per thread, of the 504 (256) that the launch gives the three (two) warpgroups. */
+  static constexpr int PRODUCER_REGISTERS = BM == 64 ? 72 : UNPACKS_A || CHAIN < 128 ? 40 : 24;
+  static constexpr int CONSUMER_REGISTERS = ((CONSUMERS == 1 ? 256 : 504) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
 struct Arguments {
@@ -164,27 +167,43 @@ __device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap 
 }
 
 /* Scales and zero points of COUNT columns of a group, 32 apart, on their way to a stage. Beyond N and K scales are 0:
- * there the sums are 0 as well. */
+ * there the sums are 0 as well. All are loaded before one is looked at. */
 template <class T, int COUNT> struct GroupRow {
-  float scale[COUNT];
+  uint32_t scale[COUNT]; /* as they lie in memory */
   int zero[COUNT];
 
-  __device__ __forceinline__ void load(const Arguments &p, int k, int column) {
-    int g = T::GROUP > 0 && p.group == T::GROUP ? k / max(T::GROUP, 1) : k / p.group;
+  template <class E> __device__ __forceinline__ void load_scales(const E *from, int columns) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-      bool inside = k < p.K && column + 32 * i < p.N;
-      scale[i] = 0, zero[i] = 0;
-      if (inside) scale[i] = int4mm_load_float(p.scales, p.scales_dtype, g * p.scales_stride + column + 32 * i);
-      if ((T::ZEROS || T::FLOAT) && inside && p.zeros) zero[i] = p.zeros[g * p.zeros_stride + column + 32 * i];
+      scale[i] = 0;
+      if (32 * i < columns) scale[i] = __ldg(from + 32 * i);
     }
   }
-  /* UNSCALE is a power of two: exact for scales from 2^-118 on, or 0. */
-  __device__ __forceinline__ void store(const Shared<T> &shared, int stage, int row, int column) const {
+  __device__ __forceinline__ void load(const Arguments &p, int k, int column) {
+    int g = T::GROUP > 0 && p.group == T::GROUP ? k / max(T::GROUP, 1) : k / p.group;
+    int columns = k < p.K ? p.N - column : 0;
+    int64_t at = g * p.scales_stride + column;
+    if (p.scales_dtype == INT4MM_FLOAT32)
+      load_scales((const uint32_t *)p.scales + at, columns);
+    else
+      load_scales((const uint16_t *)p.scales + at, columns);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      zero[i] = 0;
+      if ((T::ZEROS || T::FLOAT) && p.zeros && 32 * i < columns)
+        zero[i] = __ldg(p.zeros + g * p.zeros_stride + column + 32 * i);
+    }
+  }
+  static __device__ __forceinline__ uint32_t widen(uint32_t bits, int32_t dtype) {
+    if (dtype == INT4MM_FLOAT32) return bits;
+    return dtype == INT4MM_BFLOAT16 ? bits << 16 : __float_as_uint(__half2float(__ushort_as_half((uint16_t)bits)));
+  }
+  __device__ __forceinline__ void store(const Shared<T> &shared, const Arguments &p, int stage, int row,
+                                        int column) const {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       uint32_t at = (row * T::BN + column + 32 * i) * 4;
-      ptx::st_shared(shared.scales(stage) + at, __float_as_uint(__fmul_rn(scale[i], T::B::UNSCALE)));
+      ptx::st_shared(shared.scales(stage) + at, widen(scale[i], p.scales_dtype));
       if (T::ZEROS || T::FLOAT) ptx::st_shared(shared.zeros(stage) + at, prepare_zero<T::KIND>(zero[i]));
     }
   }
@@ -202,26 +221,41 @@ __device__ __forceinline__ void produce(const Shared<T> &shared, const CUtensorM
   }
 }
 
-/* And three that bring scales, each those of every third k-block: they wait for memory. */
+/* And three that bring scales, each those of every third k-block, ROWS groups of it at once: they wait for memory, and
+ * where there are registers for it (EARLY) load those of the next one before. */
 template <class T>
 __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = 3, COUNT = 4;
+  constexpr int WARPS = 3, COUNT = T::BN / 32, ROWS = T::BM == 64 ? T::GROUPS : 1;
+  constexpr bool EARLY = T::GROUPS == 1 && T::BM == 64;
   static_assert(T::STAGES >= WARPS, "a warp may not skip a phase of a stage");
+  typedef GroupRow<T, COUNT> Rows[ROWS];
+  int lane = threadIdx.x % 32;
   PipelineState<T::STAGES> state;
   Walk<T> walk(p);
   walk.advance(warp), state.advance(warp);
+  auto load = [&](Rows &rows, int first) {
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+      rows[i].load(p, walk.k_block * BLOCK_K + (first + i) * T::GROUP, walk.at.n * T::BN + lane);
+  };
+  Rows rows, next;
+  if (EARLY && !walk.done()) load(rows, 0);
 #pragma unroll 1
-  for (; !walk.done(); walk.advance(WARPS), state.advance(WARPS)) {
+  for (; !walk.done(); state.advance(WARPS)) {
 #pragma unroll 1
-    for (int i = 0; i < T::GROUPS * T::BN / (32 * COUNT); i++) {
-      int row = i % T::GROUPS, column = i / T::GROUPS * 32 * COUNT + threadIdx.x % 32;
-      GroupRow<T, COUNT> loads;
-      loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column);
-      if (i == 0) ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
-      loads.store(shared, state.index, row, column);
+    for (int first = 0; first < T::GROUPS; first += ROWS) {
+      if (!EARLY) load(rows, first);
+      if (first + ROWS == T::GROUPS) walk.advance(WARPS);
+      if (EARLY && !walk.done()) load(next, 0);
+      if (first == 0) ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
+#pragma unroll
+      for (int i = 0; i < ROWS; i++) rows[i].store(shared, p, state.index, first + i, lane);
     }
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.full(state.index));
+    if (lane == 0) ptx::mbarrier_arrive(shared.full(state.index));
+    if (EARLY)
+#pragma unroll
+      for (int i = 0; i < ROWS; i++) rows[i] = next[i];
   }
 }
 
@@ -279,7 +313,7 @@ __device__ __forceinline__ void feed(const Shared<T> &shared, const CUtensorMap 
     ptx::mbarrier_wait(shared.landed(stage), state.phase);
 #pragma unroll 1
     for (int row = 0;; load(row)) {
-      loads.store(shared, stage, row, column);
+      loads.store(shared, p, stage, row, column);
       if (++row == T::GROUPS) break;
     }
     walk.advance(PAIRS), state.advance(PAIRS);
@@ -304,6 +338,12 @@ template <int N> __device__ __forceinline__ void keep_in_registers(float (&r)[N]
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(r[i])::"memory");
 }
+
+/* Of two neighbouring columns, and whether UNSCALE is in it. */
+struct GroupScale {
+  float2 of;
+  bool folded;
+};
 
 template <class T> struct Consumer {
   const Shared<T> &shared;
@@ -369,7 +409,7 @@ template <class T> struct Consumer {
     constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
     auto &to = acc[ITEM % T::ACCS];
     keep_in_registers(to);
-    if (T::ACCS == 1) wait_for_turn();
+    if (T::TURNS) wait_for_turn();
     ptx::wgmma_fence();
 #pragma unroll
     for (int j = FIRST; j < FIRST + T::GROUP_SLICES; j++) {
@@ -380,29 +420,43 @@ template <class T> struct Consumer {
         ptx::wgmma<T::CHAIN>(to, fragments[j], operand, !starts || j > FIRST);
     }
     ptx::wgmma_commit_group();
-    if (T::ACCS == 1) pass_turn();
+    if (T::TURNS) pass_turn();
   }
 
   /* Adds a chain's sums to those of the tile. */
-  template <int ITEM> __device__ __forceinline__ void promote(int block, float2 scale) {
-    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
+  template <int ITEM> __device__ __forceinline__ void promote(int block, const GroupScale &scale) {
     keep_in_registers(acc[ITEM % T::ACCS]);
+    if (scale.folded)
+      add<ITEM>(block, scale.of, [](float x) { return x; });
+    else
+      add<ITEM>(block, scale.of, [](float x) { return __fmul_rn(x, T::B::UNSCALE); });
+  }
+  template <int ITEM, class Sum> __device__ __forceinline__ void add(int block, float2 scale, Sum sum) {
+    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
 #pragma unroll
     for (int i = 0; i < T::CHAIN / 2; i++)
       sums[block][FIRST + i] =
-          __fmaf_rn((float)acc[ITEM % T::ACCS][i], i & 2 ? scale.y : scale.x, sums[block][FIRST + i]);
+          __fmaf_rn(sum((float)acc[ITEM % T::ACCS][i]), i & 2 ? scale.y : scale.x, sums[block][FIRST + i]);
   }
 
-  __device__ __forceinline__ float2 load_scale(int block, int stage, int group) const {
+  /* UNSCALE goes into the scales, unless a warp has one that it would round: then, rarely, into the sums, whose
+   * conversion it does not change. */
+  __device__ __forceinline__ GroupScale load_scale(int block, int stage, int group) const {
+    constexpr float UNSCALE = T::B::UNSCALE;
     uint2 s = load_pair(shared.scales(stage), block, group);
-    return make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
+    float2 of = make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
+    float2 folded = make_float2(__fmul_rn(of.x, UNSCALE), __fmul_rn(of.y, UNSCALE));
+    if constexpr (T::FLOAT || UNSCALE == 1) return {folded, true};
+    bool rounded = __fmul_rn(folded.x, 1 / UNSCALE) != of.x || __fmul_rn(folded.y, 1 / UNSCALE) != of.y;
+    bool any = __any_sync(0xffffffffu, rounded);
+    return {any ? of : folded, !any};
   }
 
   /* From ITEM on: waits for a chain, promotes its sums and starts the one that takes its accumulators. next() is called
    * while a last chain is under way. */
   template <int ITEM, class Next> __device__ __forceinline__ void finish(int block, int stage, uint64_t a, Next next) {
     constexpr int AFTER = ITEM + T::ACCS;
-    float2 scale = load_scale(block, stage, ITEM / T::CHAINS);
+    GroupScale scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
     ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
     promote<ITEM>(block, scale);
@@ -427,7 +481,7 @@ template <class T> struct Consumer {
       ptx::wgmma_wait_group<0>();
       for (auto &set : acc) keep_in_registers(set);
       if (!ends) return;
-      float2 scale = load_scale(block, stage, 0);
+      GroupScale scale = load_scale(block, stage, 0);
       promote<0>(block, scale);
       if constexpr (T::ACCS == 2) promote<1>(block, scale);
     }
@@ -535,7 +589,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
   int tiles = p.tiles_m * p.tiles_n;
   if ((int)blockIdx.x >= tiles) return;
   Consumer<T> consumer(shared, p, index);
-  if (T::ACCS == 1 && index == 1) consumer.pass_turn();
+  if (T::TURNS && index == 1) consumer.pass_turn();
   consumer.begin_k_block();
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -543,13 +597,13 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
     Walk<T> walk(p, tile);
     consumer.finish_tile(walk.at);
   }
-  if (T::ACCS == 1 && index == 0) consumer.wait_for_turn(); /* so that the barrier is left empty */
+  if (T::TURNS && index == 0) consumer.wait_for_turn(); /* so that the barrier is left empty */
 }
 
 /* ---- the kernel ---- */
 
 template <class T>
-__global__ void __launch_bounds__(T::THREADS, 1)
+__global__ void __launch_bounds__(T::THREADS, T::CTAS)
     grouped(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
             const __grid_constant__ Arguments p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -651,15 +705,16 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
 
 /* The instance for a problem's groups and zero points. With several groups to a k-block there are fewer registers for
  * accumulators. */
-template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES>
+template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int CONSUMERS = 2>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
   auto with_zeros = [&](auto group) {
-    constexpr int GROUP = decltype(group)::value, ROWS = GROUP == 32 || (GROUP == 64 && !FLOAT) ? 64 : CHAIN;
+    constexpr int GROUP = decltype(group)::value,
+                  ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN;
     if constexpr (!FLOAT) /* floats take zero points in any case */
       if (problem->b.zeros.data)
-        return launch<Tile<KIND, GROUP, true, BM, BLOCKS, ROWS, 1, STAGES>>(problem, plan, stream);
-    return launch<Tile<KIND, GROUP, false, BM, BLOCKS, ROWS, 1, STAGES>>(problem, plan, stream);
+        return launch<Tile<KIND, GROUP, true, BM, BLOCKS, ROWS, 1, STAGES, CONSUMERS>>(problem, plan, stream);
+    return launch<Tile<KIND, GROUP, false, BM, BLOCKS, ROWS, 1, STAGES, CONSUMERS>>(problem, plan, stream);
   };
   int64_t group = problem->b.group, K = problem->K;
   if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))
@@ -667,7 +722,7 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   if (group == 64) return with_zeros(int4mm_constant<64>());
   if constexpr (!FLOAT || BM < 256) /* where it fits into shared memory in some depth */
     if (group == 32) return with_zeros(int4mm_constant<32>());
-  if constexpr (!FLOAT && BLOCKS == 1 && BM == CHAIN) return with_zeros(int4mm_constant<0>());
+  if constexpr (!FLOAT && BLOCKS == 1 && BM == 64) return with_zeros(int4mm_constant<0>());
   return cudaErrorNotSupported;
 }
 

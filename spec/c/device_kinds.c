@@ -53,8 +53,10 @@ static void group_shape(const kinds *p, int64_t columns, int64_t shape[2]) {
 static void draw_scales(kinds *p, bool grouped, bool factors) {
   int64_t shape[2];
   group_shape(p, p->N, shape);
-  p->t[SCALE_B] = grouped ? draw_floats(shape[0], shape[1], floats[draw(3)], .001f, .01f)
-                          : draw_floats(p->N, VECTOR, INT4MM_FLOAT32, .001f, .01f);
+  bool tiny = grouped && draw(10) == 0; /* a sixteenth of them would be rounded */
+  p->t[SCALE_B] = tiny      ? draw_floats(shape[0], shape[1], floats[1 + draw(2)], 0x1p-126f, 0x1p-120f)
+                  : grouped ? draw_floats(shape[0], shape[1], floats[draw(3)], .001f, .01f)
+                            : draw_floats(p->N, VECTOR, INT4MM_FLOAT32, .001f, .01f);
   group_shape(p, p->N, shape);
   if (factors) p->t[FACTOR_B] = draw_bytes(shape[0], shape[1], 1, 15);
   if (factors || draw(2)) return;

@@ -35,9 +35,9 @@ static const char *kind_unsupported(const int4mm_gpu_problem *p) {
 
 static const char *group_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   int64_t group = group_of(p);
-  if (group == 32 && is_float(p) && kernel->tile_m > 64 && p->K > INT4MM_BLOCK_K)
+  if (group == 32 && is_float(p) && kernel->tile_m > 64 && group < p->K)
     return "needs groups of at least 64 values with float activations";
-  if (group == 32 || group == 64 || group == 128 || p->K <= INT4MM_BLOCK_K) return NULL;
+  if (group == 32 || group == 64 || group == 128 || (group == p->K && p->K <= INT4MM_BLOCK_K)) return NULL;
   if (group % 128 && group < p->K) return "needs groups of 32, 64 or a multiple of 128 values";
   if (is_float(p)) return NULL;
   if (kernel->tile_m > 64) return "needs groups of 32, 64 or 128 values with integer activations";
@@ -57,24 +57,37 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
 }
 
 /* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile, for
- * W4A8 and W4A16. 1024 x 4096 x 14336 with groups of 128, 64 and 32 takes 127, 196 and 302 us in W4A8, and in W4A16 196
- * and 220. */
+ * W4A8 and W4A16. 1024 x 4096 x 14336 with groups of 128 takes 142 us in W4A8, 413 with groups of 32, and 196 in
+ * W4A16. For the smaller tiles all of it is latency: 64 x 128 takes 15 and 19 us for up to 132 tiles
+ * of K = 4096, in W4A8 30 with groups of 32; 64 x 64 takes 13 and 15, and a quarter more with two CTAs to an SM. */
 typedef struct grouped_cost {
   int64_t k_block, group, tile;
 } grouped_cost;
 
-static const grouped_cost large[] = {{420, 450, 3500}, {1150, 230, 3500}},
-                          small[] = {{400, 300, 1200}, {450, 300, 1200}};
+static const grouped_cost large[] = {{150, 740, 3500}, {1150, 230, 3500}},
+                          small[] = {{183, 151, 1200}, {285, 180, 1200}},
+                          smallest[] = {{165, 135, 1200}, {220, 140, 1200}};
+
+/* The time of all tiles, and how many CTAs compute them. */
+static int64_t tiles_time(const int4mm_gpu_problem *p, const grouped_cost *cost, int64_t tiles, bool pairable,
+                          int64_t *ctas) {
+  int64_t group = group_of(p), groups = group < INT4MM_BLOCK_K && group ? INT4MM_BLOCK_K / group : 1; /* of a k-block */
+  bool pairs = pairable && tiles > p->sms;
+  int64_t resident = pairs ? p->sms * 2 : p->sms;
+  *ctas = tiles < resident ? tiles : resident;
+  int64_t k_block = cost->k_block + groups * cost->group;
+  int64_t time =
+      int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), pairs ? k_block * 5 / 4 : k_block), cost->tile);
+  return int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time);
+}
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
-  const grouped_cost *cost = (kernel->tile_m > 64 ? large : small) + is_float(p);
-  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), group = group_of(p);
-  int64_t groups = group < INT4MM_BLOCK_K && group ? INT4MM_BLOCK_K / group : 1; /* of a k-block */
+  const grouped_cost *cost = (kernel->tile_m > 64 ? large : kernel->tile_n > 64 ? small : smallest) + is_float(p);
+  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), ctas;
+  int64_t time = tiles_time(p, cost, tiles, kernel->tile_n == 64, &ctas);
   plan->tile_k = INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(tiles < p->sms ? tiles : p->sms);
-  int64_t tile_time =
-      int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), cost->k_block + groups * cost->group), cost->tile);
-  int64_t time = int4mm_plan_add(CALL_TIME, int4mm_plan_mul(int4mm_plan_ceil_div(tiles, p->sms), tile_time));
+  plan->ctas = int4mm_plan_ctas(ctas);
+  time = int4mm_plan_add(CALL_TIME, time);
   int64_t reading = CALL_TIME + int4mm_plan_mul(p->K / 2, p->N) / READ_RATE;
   return time > reading ? time : reading;
 }
