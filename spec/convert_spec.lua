@@ -231,6 +231,33 @@ with safetensors.safe_open("%s", "np") as f:
   end)
 end)
 
+describe("config.json", function()
+  it("is not written where the conversion fails, and has to be an object", function()
+    helper.shell(("mkdir %s %s"):format(quoted(at "bad"), quoted(at "out")))
+    assert(q.save_safetensors(at "bad/nan.safetensors", { ["a.weight"] = q.full({ 8, 64 }, 0 / 0) }))
+    assert(q.save_safetensors(at "bad/good.safetensors", { ["a.weight"] = q.ones { 8, 64 } }))
+    local function run(input)
+      return convert(input, "--format compressed-tensors --output " .. quoted(at "out/x.safetensors"))
+    end
+    write("bad/config.json", "{}")
+    local output, status = run "bad/nan.safetensors"
+    assert.equal(1, status)
+    assert.matches("convert.lua: layer a of .*: quantize: ", output)
+    assert.equal("", helper.shell("ls " .. quoted(at "out")))
+    for _, text in ipairs { "[]", "{", "" } do
+      write("bad/config.json", text)
+      output, status = run "bad/good.safetensors"
+      assert.equal(1, status)
+      assert.matches("bad/config.json: it is not JSON with an object\n", output, 1, true)
+      assert.equal("", helper.shell("ls " .. quoted(at "out")))
+    end
+    write("bad/config.json", "{ }")
+    output, status = run "bad/good.safetensors"
+    assert.equal(0, status, output)
+    assert.same({}, json.decode(read "out/config.json").quantization_config.ignore)
+  end)
+end)
+
 describe("save_safetensors", function()
   it("refuses entries that are not what they say", function()
     for message, entry in pairs {
