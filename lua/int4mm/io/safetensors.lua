@@ -14,6 +14,7 @@ local check = require "int4mm.internal.check"
 local enums = require "int4mm.enums"
 local file = require "int4mm.io.file"
 local json = require "int4mm.io.json"
+local tensor = require "int4mm.tensor"
 
 local quote = file.quote
 local safetensors = {}
@@ -448,6 +449,39 @@ local function check_metadata_option(name, metadata)
   end
 end
 
+-- An entry of the file that is given as { dtype =, shape =, data = }, checked: what it is and how many bytes.
+local function described(name, what, given)
+  local info = DTYPES[given.dtype]
+  if not info then
+    check.raise(name, "%s has the dtype %s, expected one of safetensors, such as \"I64\"", what,
+      check.describe(given.dtype))
+  end
+  local elements = is_list(given.shape) and file.elements(given.shape)
+  if not elements or elements * info.bits % 8 ~= 0 then
+    check.raise(name, "%s has the shape %s, expected a table of whole numbers that fill whole bytes", what,
+      describe(given.shape))
+  end
+  local data = given.data
+  if type(data) ~= "string" and type(data) ~= "function" and not tensor.is_tensor(data) then
+    check.raise(name, "%s has the data %s, expected a string, a tensor or a function that gives one", what,
+      check.describe(data))
+  end
+  return { dtype = given.dtype, shape = given.shape, data = data, size = info.bits / 8,
+    bytes = elements * info.bits / 8 }
+end
+
+-- Checks data that is there by now against its entry.
+local function check_data(name, item, data)
+  local what = "tensor " .. quote(item.name)
+  if type(data) ~= "string" then file.check_tensor(name, what, data) end
+  local bytes = type(data) == "string" and #data or data:bytes()
+  if bytes ~= item.bytes then
+    check.raise(name, "%s has data of %.0f bytes, expected %.0f for %s %s", what, bytes, item.bytes,
+      describe(item.shape), item.dtype)
+  end
+  return data
+end
+
 -- The tensors as they will lie in the file: those of larger elements first, so that all are aligned, by name among
 -- equals.
 local function arrange(name, tensors)
@@ -459,8 +493,17 @@ local function arrange(name, tensors)
     elseif not json.is_utf8(key) then
       check.raise(name, "the name %s is not UTF-8, which JSON is written in", quote(key))
     end
-    file.check_tensor(name, "tensor " .. quote(key), t)
-    list[#list + 1] = { name = key, tensor = t, size = enums.dtypes[t.dtype].bytes }
+    local what, item = "tensor " .. quote(key)
+    if type(t) == "table" and not tensor.is_tensor(t) and t.dtype ~= nil then
+      item = described(name, what, t)
+    else
+      file.check_tensor(name, what, t)
+      item = { dtype = NAMES[t.c.dtype], shape = t.shape, data = t, size = enums.dtypes[t.dtype].bytes,
+        bytes = t:bytes() }
+    end
+    item.name = key
+    if type(item.data) ~= "function" then check_data(name, item, item.data) end
+    list[#list + 1] = item
   end
   table.sort(list, function(x, y)
     if x.size ~= y.size then return x.size > y.size end
@@ -473,13 +516,22 @@ local function header_of(list, metadata)
   local parts, position = {}, 0
   if metadata and next(metadata) ~= nil then parts[1] = '"__metadata__":' .. json.encode(metadata) end
   for _, item in ipairs(list) do
-    local last = position + item.tensor:bytes()
+    local last, shape = position + item.bytes, {}
+    for i, extent in ipairs(item.shape) do shape[i] = ("%.0f"):format(extent) end
     parts[#parts + 1] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(json.encode(item.name),
-      NAMES[item.tensor.c.dtype], table.concat(item.tensor.shape, ","), position, last)
+      item.dtype, table.concat(shape, ","), position, last)
     position = last
   end
   local header = "{" .. table.concat(parts, ",") .. "}"
   return header .. (" "):rep(-#header % 8)
+end
+
+-- Writes one entry; what a function gives is let go of when it is written.
+local function put_item(name, put, item)
+  local data = item.data
+  if type(data) == "function" then data = check_data(name, item, data()) end
+  if type(data) == "string" then return put(data, #data) end
+  file.put_tensor(name, put, data)
 end
 
 local function little_endian(number, bytes)
@@ -496,7 +548,9 @@ end
 -- temporary file beside it takes its name), and stays as it was where writing fails. What @{int4mm.tensor|marks} say of
 -- packed words is not kept; @{int4mm.io.layers.save} keeps it.
 -- @tparam string path
--- @tparam table tensors by name, which is UTF-8; on the CPU or a GPU, not prepacked
+-- @tparam table tensors by name, which is UTF-8; on the CPU or a GPU, not prepacked. For one of a dtype or a shape that
+--   tensors do not have, or that is made only when it is written, a table `{ dtype = "I64", shape = { 2 }, data = }`,
+--   whose data is a string of its bytes, a tensor of as many, or a function that gives one of these
 -- @tparam[opt] table opts `metadata`: a table of strings
 -- @treturn ?boolean true
 -- @treturn ?string why the file could not be written
@@ -520,7 +574,7 @@ function safetensors.save_as(name, path, tensors, opts)
   return file.replace(path, function(put)
     put(little_endian(#header, 8), 8)
     put(header, #header)
-    for _, item in ipairs(list) do file.put_tensor(name, put, item.tensor) end
+    for _, item in ipairs(list) do put_item(name, put, item) end
   end)
 end
 

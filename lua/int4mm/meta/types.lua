@@ -763,6 +763,12 @@ function int4mm.rms_norm(src, weight, opts) end
 ---@return int4mm.tensor int32
 function int4mm.argmax(src, opts) end
 
+---What is written to a file in place of a tensor: of any dtype of safetensors, or made when it is written.
+---@class int4mm.safetensors_entry
+---@field dtype string as safetensors calls it ("I64")
+---@field shape number[]
+---@field data string|int4mm.tensor|fun(): string|int4mm.tensor
+
 ---@class int4mm.save_safetensors_options
 ---@field metadata? table<string, string>
 
@@ -791,7 +797,7 @@ function int4mm.argmax(src, opts) end
 function int4mm.open_safetensors(path) end
 
 ---@param path string
----@param tensors table<string, int4mm.tensor>
+---@param tensors table<string, int4mm.tensor|int4mm.safetensors_entry>
 ---@param opts? int4mm.save_safetensors_options
 ---@return true?
 ---@return string? reason
