@@ -308,7 +308,7 @@ describe("load_linear", function()
       list[#list + 1] = stream:read "*a"
       stream:close()
     end
-    for round = 1, 1500 do
+    for round = 1, tonumber(os.getenv "INT4MM_FUZZ" or 1500) do
       local bytes = list[round % #list + 1]
       for _ = 1, r:range(1, 4) do
         local place = r:chance(0.5) and r:range(9, 600) or r:range(1, #bytes)

@@ -1092,7 +1092,7 @@ local function damaged(r, bytes)
 end
 
 describe("a damaged file", function()
-  local ROUNDS = 1500
+  local ROUNDS = tonumber(os.getenv "INT4MM_FUZZ" or 1500) -- of each format
 
   -- A result, or a sentence that begins with the path; anything else is a fault of int4mm.
   local function survives(path, ok, result, reason)
