@@ -7,11 +7,11 @@
  * of activations. So the two rows of a thread's fragments are two columns of the output, and it needs two scales for
  * all of its sums. Persistent CTAs, each computing tiles of BM rows and BN columns of the output:
  *
- *   producers   a warpgroup: bulk tensor copies of packed B [16 words, BN] and activations [BM, 128]; scales and zero
- *               points, in the form that consumers want; for W4A4 it unpacks activations, which lie in shared memory as
- *               int8 or 16-bit floats, K-major in the 128-byte swizzle
- *   consumers   two warpgroups of BLOCKS blocks of 64 columns each: packed B -> fragments in registers, wgmma,
- *               promotion to float32 sums, epilogue straight from registers
+ *   producers   a warpgroup: bulk tensor copies of packed B [16 words, BN] and activations [BM, 128], which lie in
+ * shared memory as int8 or 16-bit floats, K-major in the 128-byte swizzle; scales and zero points, in the form that
+ * consumers want. An int4 A comes widened to int8 (src/dispatch/choose.c) consumers   two warpgroups of BLOCKS blocks
+ * of 64 columns each: packed B -> fragments in registers, wgmma, promotion to float32 sums, epilogue straight from
+ * registers
  *
  * A k-block is 128 values of k. Its products are done in chains: CHAIN rows of the output and the values of k of one
  * group. A chain's wgmmas leave their sums in accumulators which are then promoted: converted, and added by an fma to
@@ -45,7 +45,7 @@ constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_>
 struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, BM = BM_, BLOCKS = BLOCKS_;
-  static constexpr bool ZEROS = ZEROS_, FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, UNPACKS_A = KIND == W4A4;
+  static constexpr bool ZEROS = ZEROS_, FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
   typedef typename PolicyB<KIND, ZEROS>::type B;
   static constexpr int CONSUMERS = CONSUMERS_, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
@@ -61,22 +61,20 @@ struct Tile {
   static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
 
-  /* A stage: activations, packed B, packed activations, and for each group a row of scales and of zero points; and its
-   * barriers. There are as many as fit, at most those asked for. */
-  static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
-                       PACKED_BYTES = UNPACKS_A ? BM * BLOCK_WORDS * 4 : 0, SCALE_BYTES = GROUPS * BN * 4,
-                       ZERO_BYTES = ZEROS || FLOAT ? SCALE_BYTES : 0, STAGE_BARRIERS = UNPACKS_A ? 3 : 2;
+  /* A stage: activations, packed B, and for each group a row of scales and of zero points; and its barriers. There are
+   * as many as fit, at most those asked for. */
+  static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4, SCALE_BYTES = GROUPS * BN * 4,
+                       ZERO_BYTES = ZEROS || FLOAT ? SCALE_BYTES : 0, STAGE_BARRIERS = 2;
   static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0)) /
-                                 (A_BYTES + B_BYTES + PACKED_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
+                                 (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
   static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
-  static constexpr int B_OFFSET = STAGES * A_BYTES, PACKED_OFFSET = B_OFFSET + STAGES * B_BYTES,
-                       SCALE_OFFSET = PACKED_OFFSET + STAGES * PACKED_BYTES,
+  static constexpr int B_OFFSET = STAGES * A_BYTES, SCALE_OFFSET = B_OFFSET + STAGES * B_BYTES,
                        ZERO_OFFSET = SCALE_OFFSET + STAGES * SCALE_BYTES,
                        BARRIER_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIERS = STAGE_BARRIERS * STAGES,
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
 
   /* Registers per thread, of the 504 (256) that the launch gives the three (two) warpgroups. */
-  static constexpr int PRODUCER_REGISTERS = BM == 64 ? 72 : UNPACKS_A || CHAIN < 128 ? 40 : 24;
+  static constexpr int PRODUCER_REGISTERS = BM == 64 ? 72 : CHAIN < 128 ? 40 : 24;
   static constexpr int CONSUMER_REGISTERS = ((CONSUMERS == 1 ? 256 : 504) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
@@ -84,7 +82,7 @@ struct Arguments {
   int M, N, K, k_blocks, tiles_m, tiles_n;
   int box_rows; /* of activations in a copy: a tile's, or M where that is less */
   bool boxes;   /* map_b has a dimension of boxes: all of a tile's in one copy */
-  uint32_t xor_a, xor_b;
+  uint32_t xor_b;
   int group; /* K where one scale serves a column */
   const void *scales;
   int64_t scales_stride;
@@ -94,14 +92,11 @@ struct Arguments {
   EpilogueArguments epilogue;
 };
 
-/* Stages and barriers. full: all that consumers need is there; landed: of W4A4, the copies are. */
+/* Stages and barriers. full: all that consumers need is there. */
 template <class T> struct Shared {
   uint32_t base;
   __device__ __forceinline__ uint32_t a(int stage) const { return base + stage * T::A_BYTES; }
   __device__ __forceinline__ uint32_t b(int stage) const { return base + T::B_OFFSET + stage * T::B_BYTES; }
-  __device__ __forceinline__ uint32_t packed(int stage) const {
-    return base + T::PACKED_OFFSET + stage * T::PACKED_BYTES;
-  }
   __device__ __forceinline__ uint32_t scales(int stage) const {
     return base + T::SCALE_OFFSET + stage * T::SCALE_BYTES;
   }
@@ -109,12 +104,8 @@ template <class T> struct Shared {
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
   __device__ __forceinline__ uint32_t full(int stage) const { return barrier(stage); }
   __device__ __forceinline__ uint32_t empty(int stage) const { return barrier(T::STAGES + stage); }
-  __device__ __forceinline__ uint32_t landed(int stage) const {
-    return T::UNPACKS_A ? barrier(2 * T::STAGES + stage) : full(stage);
-  }
   __device__ __forceinline__ int arrivals(int i) const {
-    if (i < T::STAGES) return 2; /* the copies' and the scales', or the two warps that unpack it */
-    return i < 2 * T::STAGES ? 4 * T::CONSUMERS : 1;
+    return i < T::STAGES ? 2 : 4 * T::CONSUMERS; /* the copies' and the scales' */
   }
 };
 
@@ -148,22 +139,21 @@ template <class T> struct Walk {
 template <class T>
 __device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
                                      const Arguments &p, const Walk<T> &walk, int stage) {
-  constexpr int BOXES = T::BN / BOX_COLUMNS, A_ROW = T::UNPACKS_A ? BLOCK_WORDS * 4 : ROW_BYTES;
+  constexpr int BOXES = T::BN / BOX_COLUMNS;
   int lane = threadIdx.x % 32, row = walk.k_block * BLOCK_WORDS;
-  uint32_t landed = shared.landed(stage);
+  uint32_t full = shared.full(stage);
   if (lane == 0) {
-    ptx::mbarrier_arrive_expect_tx(landed, T::B_BYTES + p.box_rows * A_ROW * T::PARTS);
-    if (p.boxes) ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map_b, 0, row, walk.at.n * BOXES, landed);
+    ptx::mbarrier_arrive_expect_tx(full, T::B_BYTES + p.box_rows * ROW_BYTES * T::PARTS);
+    if (p.boxes) ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map_b, 0, row, walk.at.n * BOXES, full);
 #pragma unroll
     for (int part = 0; part < T::PARTS; part++)
-      ptx::cp_async_bulk_tensor_2d(T::UNPACKS_A ? shared.packed(stage) : shared.a(stage) + part * T::BM * ROW_BYTES,
-                                   &map_a, T::UNPACKS_A ? row : walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS),
-                                   walk.at.m * T::BM, landed);
+      ptx::cp_async_bulk_tensor_2d(shared.a(stage) + part * T::BM * ROW_BYTES, &map_a,
+                                   walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS), walk.at.m * T::BM, full);
   }
   __syncwarp();
   if (!p.boxes && lane < BOXES)
     ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS,
-                                 row, landed);
+                                 row, full);
 }
 
 /* Scales and zero points of COUNT columns of a group, 32 apart, on their way to a stage. Beyond N and K scales are 0:
@@ -256,76 +246,6 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
     if (EARLY)
 #pragma unroll
       for (int i = 0; i < ROWS; i++) rows[i] = next[i];
-  }
-}
-
-/* W4A4: packed activations of a k-block to int8, a half of the rows for each of two warps. Four lanes share a row, a
- * slice each: its 16 even values of k, then its 16 odd ones. TAIL: words past K are made such as mean 0. */
-template <class T, bool TAIL>
-__device__ __forceinline__ void unpack_a(const Shared<T> &shared, const Arguments &p, const Unpacker<false> &unpack,
-                                         int k_block, int stage, int half) {
-  int lane = threadIdx.x % 32, slice = lane % 4, row = half * (T::BM / 2) + lane / 4;
-  int valid = p.K / 8 - k_block * BLOCK_WORDS - 4 * slice; /* of the slice's four words */
-  uint32_t from = shared.packed(stage) + row * BLOCK_WORDS * 4 + slice * 16;
-  uint32_t to = shared.a(stage) + row * ROW_BYTES + ((2 * slice ^ (row & 7)) << 4);
-#pragma unroll 4
-  for (int i = 0; i < T::BM / 16; i++) {
-    uint4 words = ptx::ld_shared_v4(from + i * 8 * BLOCK_WORDS * 4);
-    uint32_t even[4], odd[4];
-#pragma unroll
-    for (int t = 0; t < 4; t++) {
-      uint32_t word = TAIL && t >= valid ? p.xor_a : element(words, t);
-      even[t] = unpack.even(word), odd[t] = unpack.odd(word);
-    }
-    ptx::st_shared_v4(to + i * 8 * ROW_BYTES, even[0], even[1], even[2], even[3]);
-    ptx::st_shared_v4((to ^ 16) + i * 8 * ROW_BYTES, odd[0], odd[1], odd[2], odd[3]);
-  }
-}
-
-/* W4A4: two pairs of warps, each of which unpacks every second k-block and brings its scales: the way of one through
- * shared memory and the fence takes longer than its products. The first warp copies, AHEAD k-blocks ahead; it waits for
- * an empty stage only when it has unpacked. */
-template <class T>
-__device__ __forceinline__ void feed(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
-                                     const Arguments &p, int warp) {
-  constexpr int PAIRS = 2, AHEAD = 3, COUNT = T::BN / 64;
-  static_assert(AHEAD < T::STAGES, "copies run ahead into stages that were released");
-  int pair = warp / 2, column = warp % 2 * (T::BN / 2) + threadIdx.x % 32;
-  Unpacker<false> unpack(p.xor_a);
-  unpack.fix = in_register(unpack.fix);
-  PipelineState<T::STAGES> state, state_copy;
-  Walk<T> walk(p), walk_copy(p);
-  auto copy_next = [&](int count) {
-#pragma unroll 1
-    for (; count > 0 && !walk_copy.done(); count--, walk_copy.advance(), state_copy.advance()) {
-      ptx::mbarrier_wait(shared.empty(state_copy.index), state_copy.phase ^ 1);
-      copy(shared, map_a, map_b, p, walk_copy, state_copy.index);
-    }
-  };
-  GroupRow<T, COUNT> loads;
-  auto load = [&](int row) { loads.load(p, walk.k_block * BLOCK_K + row * T::GROUP, walk.at.n * T::BN + column); };
-  if (warp == 0) copy_next(AHEAD);
-  walk.advance(pair), state.advance(pair);
-  if (!walk.done()) load(0);
-#pragma unroll 1
-  while (!walk.done()) {
-    int stage = state.index, k_block = walk.k_block;
-    ptx::mbarrier_wait(shared.landed(stage), state.phase);
-#pragma unroll 1
-    for (int row = 0;; load(row)) {
-      loads.store(shared, p, stage, row, column);
-      if (++row == T::GROUPS) break;
-    }
-    walk.advance(PAIRS), state.advance(PAIRS);
-    if (!walk.done()) load(0); /* of its next k-block: they arrive meanwhile */
-    if ((k_block + 1) * BLOCK_K > p.K)
-      unpack_a<T, true>(shared, p, unpack, k_block, stage, warp % 2);
-    else
-      unpack_a<T, false>(shared, p, unpack, k_block, stage, warp % 2);
-    ptx::fence_proxy_async();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.full(stage));
-    if (warp == 0) copy_next(PAIRS);
   }
 }
 
@@ -489,9 +409,8 @@ template <class T> struct Consumer {
 
   /* Waits for a k-block and loads its first words. */
   __device__ __forceinline__ void begin_k_block() {
-    ptx::mbarrier_wait(shared.landed(state.index), state.phase);
+    ptx::mbarrier_wait(shared.full(state.index), state.phase);
     if (T::AHEAD) load_words(0, state.index);
-    if (T::UNPACKS_A) ptx::mbarrier_wait(shared.full(state.index), state.phase);
   }
 
   /* A k-block's products. The words of the next block are loaded while wgmmas are under way. All lanes of a warp do the
@@ -618,9 +537,7 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS)
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
-    if constexpr (T::UNPACKS_A)
-      feed<T>(shared, map_a, map_b, p, warp);
-    else if (warp == 0)
+    if (warp == 0)
       produce<T>(shared, map_a, map_b, p);
     else
       produce_scales<T>(shared, p, warp - 1);
@@ -665,9 +582,6 @@ cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes
 }
 
 template <class T> cudaError_t map_a_of(CUtensorMap *map, const int4mm_problem &problem, const Arguments &p) {
-  if (T::KIND == W4A4)
-    return map_matrix(map, problem.a, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, p.M, p.K / 8, p.box_rows, BLOCK_WORDS,
-                      CU_TENSOR_MAP_SWIZZLE_NONE);
   CUtensorMapDataType type = T::KIND == W4A8         ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                              : T::KIND == W4A16_HALF ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
@@ -683,7 +597,7 @@ template <class T> Arguments make_arguments(const int4mm_problem &problem) {
   p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
   p.box_rows = p.M < T::BM ? p.M : T::BM;
   p.boxes = p.N % BOX_COLUMNS == 0;
-  p.xor_a = problem.a.xor_mask, p.xor_b = b.xor_mask;
+  p.xor_b = b.xor_mask;
   p.group = b.group < p.K ? (int)b.group : p.K;
   p.scales = b.group_scales.data, p.scales_stride = b.group_scales.stride, p.scales_dtype = b.group_scales.dtype;
   if (!p.scales) p.scales = b.scales, p.scales_stride = 0, p.scales_dtype = INT4MM_FLOAT32;

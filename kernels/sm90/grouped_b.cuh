@@ -2,8 +2,6 @@
  * How grouped.cuh's consumers make fragments of packed weights, for each kind of activations. A slice is what
  * one wgmma takes of k; a lane's rows of a fragment, g and g + 8, are neighbouring columns of B.
  *
- *   WordsB   W4A4: slice j is the words 4j + t for t = 0..3, their even nibbles first, then their odd ones; a lane
- *            unpacks the whole of one word
  *   BytesB   W4A8: k in its order, 32j + 4t .. + 3 and 16 further on: halves of the words 4j + t / 2 and two further on
  *   FloatsB  W4A16: k in its order, 16j + 2t, 2t + 1 and 8 further on: byte t of the words 2j and 2j + 1
  *
@@ -23,7 +21,7 @@
 namespace {
 
 /* What activations are. */
-enum Kind { W4A4, W4A8, W4A16_HALF, W4A16_BFLOAT };
+enum Kind { W4A8, W4A16_HALF, W4A16_BFLOAT };
 
 /* A uniform value in an ordinary register: instructions that take it from a uniform one need a move each. */
 __device__ __forceinline__ uint32_t in_register(uint32_t x) {
@@ -38,29 +36,6 @@ __device__ __forceinline__ uint32_t subtract_zero(uint32_t u, uint32_t zero) {
 
 /* ZEROS: with zero points. `at(row)` is the address of a lane's two words in a row of packed B, where its rows begin
  * with first_row(), of a k-block's. */
-template <bool ZEROS> struct WordsB {
-  static constexpr float UNSCALE = ZEROS ? 1.0f / 16 : 1.0f / 256;
-  uint32_t fix;
-  __device__ __forceinline__ explicit WordsB(uint32_t xor_mask)
-      : fix(in_register(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)) {}
-
-  static __device__ __forceinline__ int first_row() { return threadIdx.x % 4; }
-  /* Words of slice j for rows g and g + 8. */
-  template <class At> __device__ __forceinline__ uint2 load(int j, At at) const { return ptx::ld_shared_v2(at(4 * j)); }
-  __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 zero) const {
-    to[0] = even(low, zero.x), to[1] = even(high, zero.y);
-    to[2] = odd(low, zero.x), to[3] = odd(high, zero.y);
-  }
-
-private:
-  __device__ __forceinline__ uint32_t even(uint32_t w, uint32_t zero) const {
-    return ZEROS ? subtract_zero((w & 0x0f0f0f0fu) ^ fix, zero) : (w << 4 & 0xf0f0f0f0u) ^ fix;
-  }
-  __device__ __forceinline__ uint32_t odd(uint32_t w, uint32_t zero) const {
-    return ZEROS ? subtract_zero((w >> 4 & 0x0f0f0f0fu) ^ fix, zero) : (w & 0xf0f0f0f0u) ^ fix;
-  }
-};
-
 template <bool ZEROS> struct BytesB {
   static constexpr float UNSCALE = ZEROS ? 1.0f : 1.0f / 16;
   uint32_t fix, halves; /* a selector for prmt: this lane's half of two words */
@@ -117,12 +92,11 @@ private:
 };
 
 template <int KIND, bool ZEROS> struct PolicyB { typedef FloatsB<KIND == W4A16_BFLOAT> type; };
-template <bool ZEROS> struct PolicyB<W4A4, ZEROS> { typedef WordsB<ZEROS> type; };
 template <bool ZEROS> struct PolicyB<W4A8, ZEROS> { typedef BytesB<ZEROS> type; };
 
 /* A zero point as the policies take it, twice or four times. */
 template <int KIND> __device__ __forceinline__ uint32_t prepare_zero(int z) {
-  if (KIND == W4A4 || KIND == W4A8) return (uint32_t)(120 - z) * 0x01010101u;
+  if (KIND == W4A8) return (uint32_t)(120 - z) * 0x01010101u;
   float x = (float)(-8 - z) * FloatsB<KIND == W4A16_BFLOAT>::SCALE;
   return KIND == W4A16_BFLOAT ? int4mm_round2<INT4MM_BFLOAT16>(x, x) : int4mm_round2<INT4MM_FLOAT16>(x, x);
 }
