@@ -10,7 +10,7 @@ local q = require "int4mm"
 
 local folder
 
-setup(function() folder = helper.shell("mktemp -d"):gsub("%s+$", "") end)
+setup(function() folder = helper.temporary_folder() end)
 
 teardown(function() helper.shell("rm -r '" .. folder .. "'") end)
 

@@ -37,7 +37,7 @@ local function random(seed, rows, columns, dtype)
 end
 
 setup(function()
-  folder = helper.shell("mktemp -d"):gsub("%s+$", "")
+  folder = helper.temporary_folder()
   tensors = {
     ["model.a.weight"] = random(1, N, K, "float16"), ["model.a.bias"] = q.random(q.empty { N }, { seed = 2 }),
     ["model.b.weight"] = random(3, N, K, "bfloat16"), ["model.c.weight"] = random(4, N, K, "float32"),

@@ -56,7 +56,7 @@ describe("the pages of make docs #make", function()
   setup(function()
     if os.execute "command -v ldoc >/dev/null 2>&1 && luajit -e 'require \"discount\"' 2>/dev/null" ~= 0 then return end
     objects.file = open_file()
-    folder = helper.shell("mktemp -d"):gsub("\n", "")
+    folder = helper.temporary_folder()
     local output, status = helper.shell(("unset LD_PRELOAD MAKEFLAGS MAKELEVEL; make docs APT=0 BUILD='%s'")
       :format(folder))
     assert.equal(0, status, output)

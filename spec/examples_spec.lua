@@ -5,6 +5,15 @@ local json = require "cjson"
 local helper = require "spec.helper"
 local q = require "int4mm"
 
+-- That a program given these arguments fails with these words.
+local function refuses(script, cases)
+  for arguments, words in pairs(cases) do
+    local output, status = helper.script(script, arguments)
+    assert.not_equal(0, status, arguments)
+    assert.matches(words, output, 1, true)
+  end
+end
+
 describe("examples/quickstart.lua", function()
   it("multiplies, prints and checks", function()
     local output, status = helper.script("examples/quickstart.lua", "40 64 56")
@@ -122,7 +131,7 @@ describe("examples/bench/int4_matmul_benchmark.lua", function()
   end)
 
   it("refuses what it does not know", function()
-    for arguments, words in pairs {
+    refuses(script, {
       ["--bogus"] = "unknown option '--bogus'",
       ["--shapes 64"] = "a shape is MxKxN",
       ["--shapes 64x12x64"] = "K is 12 in 64x12x64, expected a multiple of 8",
@@ -130,11 +139,7 @@ describe("examples/bench/int4_matmul_benchmark.lua", function()
       ["--only ''"] = 'contenders are of cpu, prepacked, cuda; "" names none',
       ["--seconds x"] = '"x" is not a number of seconds',
       ["--threads 0"] = '"0" is not a whole number from 1',
-    } do
-      local output, status = helper.script(script, arguments)
-      assert.not_equal(0, status, arguments)
-      assert.matches(words, output, 1, true)
-    end
+    })
   end)
 
   it("ends with an error where nothing that was asked for is there", function()
@@ -161,14 +166,10 @@ describe("examples/bench/layer_benchmark.lua", function()
     for _, option in ipairs { "--shapes", "--only", "--rounds", "--json" } do
       assert.matches(option, output, 1, true)
     end
-    for arguments, words in pairs {
+    refuses(script, {
       ["--shapes 8x128x8"] = "K is 128 in 8x128x8, expected a multiple of 256",
       ["--shapes ''"] = "shapes are MxKxN,...", ["--only w4a2"] = 'a contender is one of w4a4, w4a8',
-    } do
-      output, status = helper.script(script, arguments)
-      assert.not_equal(0, status)
-      assert.matches(words, output, 1, true)
-    end
+    })
   end)
 
   it("says why nothing was timed where there is no GPU", function()
@@ -192,14 +193,10 @@ describe("examples/bench/gpu_peers.lua", function()
     output, status = helper.script(script, "--bogus")
     assert.not_equal(0, status)
     assert.matches("unknown option '--bogus'", output, 1, true)
-    for arguments, words in pairs {
+    refuses(script, {
       ["--shapes ''"] = "shapes are MxKxN,...", ["--shapes 8x8x8,"] = "shapes are MxKxN,...",
       ["--shapes 0x8x8"] = "0x8x8 is empty", ["--only fp4"] = "a contender is one of int4mm, fp16, int8, fp8",
-    } do
-      output, status = helper.script(script, arguments)
-      assert.not_equal(0, status)
-      assert.matches(words, output, 1, true)
-    end
+    })
   end)
 
   it("says why nothing was timed where there is no GPU", function()

@@ -166,6 +166,13 @@ local function with_environment(env)
   return table.concat(unset, " ") .. " " .. table.concat(set, " ")
 end
 
+--- A new empty folder for a spec's files, which the spec removes.
+function helper.temporary_folder()
+  local folder = helper.shell("mktemp -d"):gsub("%s+$", "")
+  assert(folder:find "^/", folder)
+  return folder
+end
+
 --- Runs Lua code in a LuaJIT of its own. `env` holds environment variables; false unsets one.
 function helper.luajit(code, env, arguments)
   return helper.shell(with_environment(env) .. " luajit -e " .. quote(code) .. " " .. (arguments or ""))

@@ -63,7 +63,7 @@ describe("the installed build #make", function()
   local folder, lib
 
   setup(function()
-    folder = shell("mktemp -d"):gsub("\n", "")
+    folder = helper.temporary_folder()
     lib = folder .. "/lib"
     -- nothing is built: `all` is taken to be there
     shell(("make -s -o all install CUDA=0 BUILD='%s' PREFIX='%s'"):format(BUILD:gsub("^%./", ""), folder))
@@ -126,7 +126,7 @@ describe("the rock #make", function()
 
   it("is made with a version and a checksum, of an archive that builds", function()
     if os.execute "command -v zip >/dev/null 2>&1" ~= 0 then return pending "no zip here" end
-    local folder = shell("mktemp -d"):gsub("\n", "")
+    local folder = helper.temporary_folder()
     local name = "int4mm-" .. q._VERSION
     local url = "https://example.org/" .. name .. ".tar.gz"
     shell(("make -s rock BUILD='%s' URL='%s'"):format(folder, url))

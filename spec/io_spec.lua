@@ -14,10 +14,7 @@ local q = require "int4mm"
 
 local folder
 
-setup(function()
-  folder = helper.shell("mktemp -d"):gsub("%s+$", "")
-  assert(folder:find "^/")
-end)
+setup(function() folder = helper.temporary_folder() end)
 
 teardown(function() helper.shell("rm -rf '" .. folder .. "'") end)
 

@@ -338,7 +338,7 @@ describe("examples/minilm.lua", function()
   end
 
   setup(function()
-    folder = helper.shell("mktemp -d"):gsub("%s+$", "")
+    folder = helper.temporary_folder()
     assert(q.save_safetensors(folder .. "/model.safetensors", TENSORS))
     write(folder .. "/vocab.txt", table.concat(VOCABULARY, "\n") .. "\n")
     write(folder .. "/sentences.txt", table.concat(SENTENCES, "\r\n") .. "\n\n")

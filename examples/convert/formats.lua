@@ -10,7 +10,7 @@ local cjson = require "cjson"
 
 local formats = { names = { "convrot_w4a4", "compressed-tensors" } }
 
--- Results of `quantize()`, which is called for the first of them that is asked for; each is let go of when taken.
+-- Results of `quantize()`, which is called for the first of them that is asked for; none is referenced once taken.
 local function shared(quantize)
   local made
   return function(what)

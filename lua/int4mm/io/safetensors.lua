@@ -526,7 +526,7 @@ local function header_of(list, metadata)
   return header .. (" "):rep(-#header % 8)
 end
 
--- Writes one entry; what a function gives is let go of when it is written.
+-- Writes one entry; what a function gives is not referenced once it is written.
 local function put_item(name, put, item)
   local data = item.data
   if type(data) == "function" then data = check_data(name, item, data()) end
