@@ -18,6 +18,7 @@
 #include "cpu/backend.h"
 #include "cpu/cpu.h"
 #include "cuda/table.h"
+#include "memory.h"
 #include "random.h"
 
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
@@ -25,15 +26,6 @@ enum { CASES = 600 };
 #else
 enum { CASES = 60 }; /* what an emulator or ThreadSanitizer does in a minute */
 #endif
-
-static void *allocate(int64_t bytes) {
-  void *p = malloc((size_t)(bytes > 0 ? bytes : 1));
-  if (!p) {
-    fprintf(stderr, "no memory for %" PRId64 " bytes\n", bytes);
-    exit(2);
-  }
-  return p;
-}
 
 static float some_scale(void) {
   static const uint32_t odd[] = {0x00000000, 0x80000000, 0x00000001, 0x80012345, 0x007fffff, 0x7f7fffff, 0xff7fffff,

@@ -17,6 +17,7 @@
 #include "core/numeric.h"
 #include "cpu/backend.h"
 #include "cpu/cpu.h"
+#include "memory.h"
 #include "random.h"
 
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
@@ -24,15 +25,6 @@ enum { CASES = 1500 };
 #else
 enum { CASES = 150 };
 #endif
-
-static void *allocate(int64_t bytes) {
-  void *p = malloc((size_t)(bytes > 0 ? bytes : 1));
-  if (!p) {
-    fprintf(stderr, "no memory for %" PRId64 " bytes\n", bytes);
-    exit(2);
-  }
-  return p;
-}
 
 static void *random_bytes(int64_t bytes) {
   uint8_t *p = allocate(bytes);
