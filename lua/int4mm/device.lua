@@ -38,8 +38,9 @@ local function cuda_version(number) return ("%d.%d"):format(math.floor(number / 
 --- What there is to know of a device.
 -- @tparam[opt="cuda"] string which "cpu" or "cuda:0"
 -- @treturn table for a GPU `device`, `name`, `arch` (90 for compute capability 9.0), `sms`, `total_memory`,
---   `free_memory` and `l2_bytes` in bytes, `runtime_version`, `driver_version`; for the CPU `device`, `isa`, `isas`,
---   `threads`. Or nil where CUDA cannot be used
+--   `free_memory`, `l2_bytes` and `shared` (what a CTA may have of shared memory) in bytes, `clock` (MHz, the highest),
+--   `memory` (GB/s), `runtime_version`, `driver_version`; clock, memory and shared are 0 where the driver does not say.
+--   For the CPU `device`, `isa`, `isas`, `threads`. Or nil where CUDA cannot be used
 -- @treturn ?string then the reason
 -- @raise for a GPU number that does not exist
 function device.device_info(which)
@@ -59,6 +60,9 @@ function device.device_info(which)
     total_memory = tonumber(info.total_memory),
     free_memory = tonumber(info.free_memory),
     l2_bytes = info.l2_bytes,
+    clock = info.clock,
+    memory = info.memory,
+    shared = info.shared,
     runtime_version = cuda_version(info.runtime_version),
     driver_version = cuda_version(info.driver_version),
   }

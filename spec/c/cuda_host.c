@@ -117,8 +117,12 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
   (void)device;
   *value = attribute == cudaDevAttrMemoryPoolsSupported     ? pools
            : attribute == cudaDevAttrComputeCapabilityMinor ? 0
+           : attribute == cudaDevAttrClockRate              ? 1980000
+           : attribute == cudaDevAttrGlobalMemoryBusWidth   ? 5120
                                                             : 9;
-  return cudaSuccess;
+  if (attribute != cudaDevAttrMemoryClockRate) return cudaSuccess;
+  *value = 2619000;
+  return device == 0 ? cudaSuccess : cudaErrorInvalidValue; /* the second does not tell */
 }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
   (void)device;
@@ -413,10 +417,10 @@ static cudaStream_t make_stream(unsigned flags) {
 static void test_half_ready_device(void) {
   static const char *const steps[] = {"cuDevicePrimaryCtxRetain", "cudaEventCreateWithFlags", "cudaMemPoolCreate",
                                       "cudaMemPoolSetAttribute", "cudaThreadExchangeStreamCaptureMode"};
-  int32_t arch, sms;
+  int4mm_gpu_traits traits;
   for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
     fail_in(steps[i], NULL, cudaErrorLaunchFailure);
-    FAILS(cuda->arch(1, &arch, &sms), INT4MM_ERR_CUDA, "told to fail");
+    FAILS(cuda->traits(1, &traits), INT4MM_ERR_CUDA, "told to fail");
     CHECK(events == 0 && live_pools == 0 && context == NO_CONTEXT && mode == cudaStreamCaptureModeGlobal);
   }
   fail_in(NULL, NULL, cudaSuccess);
@@ -442,9 +446,12 @@ static void test_contexts(void) {
   CHECK(!devices_made[0] && devices_made[1] && context == NO_CONTEXT && mode == cudaStreamCaptureModeGlobal);
   CHECK(host[15] == 1 && blocks == 0 && live_streams == 0);
 
-  int32_t arch, sms;
+  int4mm_gpu_traits traits;
   context = 1; /* the caller's own */
-  OK(cuda->arch(0, &arch, &sms));
+  OK(cuda->traits(0, &traits));
+  CHECK(traits.arch == 90 && traits.sms == 9 && traits.shared == 9 && traits.clock == 1980 && traits.memory == 3352);
+  OK(cuda->traits(1, &traits));
+  CHECK(traits.clock == 1980 && traits.memory == 0);
   OK(cuda->alloc(0, 16, NULL, &data));
   cuda->free(0, data, false);
   CHECK(devices_made[0] && context == 1 && blocks == 0);

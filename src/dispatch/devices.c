@@ -10,6 +10,7 @@
 #include "core/host_memory.h"
 #include "core/storage.h"
 #include "cuda/table.h"
+#include "dispatch/gpu.h"
 
 /* ---- the host ---- */
 
@@ -40,8 +41,8 @@ static int32_t host_check_pointer(int32_t device, const void *data) {
 
 static int32_t gpu_check(int32_t device) {
   const int4mm_cuda_backend *cuda = int4mm_cuda();
-  int32_t arch, sms;
-  return cuda ? cuda->arch(device, &arch, &sms) : INT4MM_ERR_UNAVAILABLE;
+  int4mm_gpu_traits gpu;
+  return cuda ? int4mm_gpu_traits_of(cuda, device, &gpu) : INT4MM_ERR_UNAVAILABLE;
 }
 
 static void gpu_release(int4mm_storage *s) {
