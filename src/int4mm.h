@@ -234,16 +234,21 @@ typedef struct int4mm_gpu_info {
   int32_t l2_bytes;
   int32_t runtime_version; /* 13000 for 13.0 */
   int32_t driver_version;
-  int32_t clock;  /* MHz, the highest; 0 where the driver does not say, as in the next two */
-  int32_t memory; /* GB/s of its memory, by its clock and bus width */
-  int32_t shared; /* bytes of shared memory that a CTA may have */
-  int64_t reserved[3];
+  int32_t clock;       /* MHz, the highest; 0 where the driver does not say, as in the next two */
+  int32_t memory;      /* GB/s of its memory, by its clock and bus width */
+  int32_t shared;      /* bytes of shared memory that a CTA may have */
+  int32_t kernel_arch; /* that kernels are chosen for: INT4MM_CUDA_ARCH where it is set, else arch */
+  int64_t reserved[2];
 } int4mm_gpu_info;
 
 /* OK, or INT4MM_ERR_UNAVAILABLE with the reason: no CUDA build, no driver, a driver too old, no device. The first call
  * opens the CUDA library and the driver; nothing before it does. */
 INT4MM_API int32_t int4mm_cuda_available(void) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_count(int32_t *count) INT4MM_CHECK;
+/* The environment's INT4MM_CUDA_ARCH, 80 or sm_80 of int4mm_architecture_at and read once, makes the choice of kernels
+ * that of an older architecture: the kernels of newer ones are hidden, from being forced as well. Which code runs the
+ * others is the driver's choice among what the library was built with. Where it is no such architecture, or newer than
+ * the device, the calls on a GPU are INT4MM_ERR_UNAVAILABLE. */
 INT4MM_API int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) INT4MM_CHECK;
 /* Streams are cudaStream_t handles; ones made elsewhere serve as well. Work on a non-blocking stream is ordered after
  * the default stream's once for each tensor and stream, at the tensor's first use there: that covers its allocation and

@@ -113,6 +113,10 @@ cudaError_t cudaGetDeviceCount(int *count) {
   *count = DEVICES;
   return cudaSuccess;
 }
+cudaError_t cudaGetDevice(int *device) {
+  *device = 0;
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
   (void)device;
   *value = attribute == cudaDevAttrMemoryPoolsSupported     ? pools
@@ -733,7 +737,10 @@ static void test_failures(void) {
   cuda->free(0, data, false);
   CHECK(blocks == 0);
 
-  FAILS(int4mm_cuda_check(cudaErrorNoKernelImageForDevice, "launch"), INT4MM_ERR_UNAVAILABLE, "cannot launch");
+  const char *no_code = "cannot launch: this build has no code that cuda:0, an sm_90, can run; it was built with "
+                        "CUDA_ARCHS=\"80 90a\"";
+  FAILS(int4mm_cuda_check(cudaErrorNoKernelImageForDevice, "launch"), INT4MM_ERR_UNAVAILABLE, no_code);
+  FAILS(int4mm_cuda_check(cudaErrorInvalidDeviceFunction, "launch"), INT4MM_ERR_UNAVAILABLE, no_code);
   FAILS(int4mm_cuda_check(cudaErrorUnsupportedPtxVersion, "launch"), INT4MM_ERR_UNAVAILABLE, "cannot launch");
   FAILS(int4mm_cuda_check(cudaErrorLaunchFailure, "launch"), INT4MM_ERR_CUDA, "cannot launch");
 }

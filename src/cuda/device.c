@@ -22,8 +22,6 @@ static int32_t status_of(cudaError_t error) {
   switch (error) {
   case cudaErrorMemoryAllocation:
     return INT4MM_ERR_MEMORY;
-  case cudaErrorNoKernelImageForDevice:
-  case cudaErrorInvalidDeviceFunction: /* what setting a kernel's attributes says of the same */
   case cudaErrorInvalidKernelImage:
   case cudaErrorInvalidPtx:
   case cudaErrorUnsupportedPtxVersion:
@@ -36,9 +34,29 @@ static int32_t status_of(cudaError_t error) {
   }
 }
 
+/* Neither machine code that this GPU runs nor PTX that the driver could compile for it; the second is what setting a
+ * kernel's attributes says of that. */
+static bool is_code_missing(cudaError_t error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
+}
+
+static int32_t fail_for_code(const char *doing) {
+  int device = 0, major = 0, minor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  (void)int4mm_cuda_fail(INT4MM_ERR_UNAVAILABLE,
+                         "cannot %s: this build has no code that cuda:%d, an sm_%d%d, can run; it was built with "
+                         "CUDA_ARCHS=\"%s\"",
+                         doing, device, major, minor, INT4MM_CUDA_ARCHS);
+  return INT4MM_ERR_UNAVAILABLE;
+}
+
 int32_t int4mm_cuda_check(cudaError_t error, const char *doing) {
   if (error == cudaSuccess) return INT4MM_OK;
   (void)cudaGetLastError(); /* returns and clears it */
+  if (is_code_missing(error)) return fail_for_code(doing);
   int32_t status = status_of(error);
   return int4mm_cuda_fail(status, "cannot %s: %s (%s)", doing, cudaGetErrorString(error), cudaGetErrorName(error));
 }

@@ -93,6 +93,20 @@ __attribute__((constructor)) static void register_devices(void) {
   int4mm_register_devices(&host, &gpu);
 }
 
+int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) {
+  const int4mm_cuda_backend *cuda;
+  int4mm_gpu_info made;
+  int4mm_gpu_traits traits;
+  if (!info) return int4mm_fail(INT4MM_ERR_ARGUMENT, "info is NULL");
+  int32_t status = int4mm_cuda_for(device, &cuda);
+  if (!status) status = cuda->device_info(device, &made);
+  if (!status) status = int4mm_gpu_traits_of(cuda, device, &traits);
+  if (status) return status;
+  made.kernel_arch = traits.arch;
+  *info = made;
+  return INT4MM_OK;
+}
+
 /* ---- streams ---- */
 
 /* The storage of a tensor, if it is one of this device's. */
