@@ -71,6 +71,7 @@ OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 # Programs that are OpenMP's themselves: a peer's threads, and a caller whose own threads make the calls.
 FLAGS_examples/bench/cpu_peers.c := -fopenmp
 FLAGS_spec/c/cpu_threads.c := -fopenmp
+FLAGS_spec/c/cuda_host.c := -DINT4MM_CUDA_ARCHS='"80 90a"'
 # As the CPU backend's loops are compiled, which become SIMD.
 FLAGS_spec/c/activation.c := $(CPU_FLAGS)
 # A CUDA library that refuses, or plays a GPU in host memory, for the specs; everything else in spec/c is a program.

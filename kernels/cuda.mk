@@ -129,6 +129,7 @@ $(BUILD)/kernels/%.o: kernels/%.cu kernels/cuda.mk $(BUILD)/cuda_flags.txt
 
 $(CUDA_C:%.c=$(BUILD)/%.o): PROJECT_CFLAGS += $(CUDA_INCLUDE)
 $(CUDA_C:%.c=$(BUILD)/%.o): $(BUILD)/cuda_flags.txt
+$(BUILD)/src/cuda/device.o: PROJECT_CFLAGS += -DINT4MM_CUDA_ARCHS='"$(ARCHS)"' # for the words of an error
 
 # The runtimes of CUDA and C++ are linked in and their symbols kept inside: the library needs nothing but the driver.
 $(CUDA_LIB): $(CU_OBJ)

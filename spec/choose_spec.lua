@@ -406,7 +406,9 @@ describe("int4mm_choose_cuda", function()
       { "align_b is 24, expected", { align_b = 24 } }, { "align_out is -16, expected", { align_out = -16 } },
       { "out_dtype is int8, expected", { out_dtype = 1 } },
       { "out_dtype is unknown dtype, expected", { out_dtype = 77 } },
-      { "sms is 0, expected", { sms = 0 } }, { "sms is -5, expected", { sms = -5 } },
+      { "sms is 65537, expected", { sms = 65537 } }, { "sms is -5, expected", { sms = -5 } },
+      { "clock is -1, expected", { clock = -1 } }, { "memory is 1000001, expected", { memory = 1000001 } },
+      { "shared is -1, expected", { shared = -1 } }, { "shared is 49151, expected", { shared = 49151 } },
     }
     for _, case in ipairs(cases) do
       for _, kernel in ipairs { false, "simple", "skinny_64", "hopper_256x128" } do
@@ -505,11 +507,17 @@ describe("q.choose_cuda", function()
     assert.fails_with("choose_cuda: K is 9, expected a multiple of 8", function() q.choose_cuda(with { K = 9 }) end)
     assert.fails_with({ pattern = '^choose_cuda: unknown option "m"' }, function() q.choose_cuda(with { m = 1 }) end)
     assert.fails_with({ pattern = '^choose_cuda: .*"wgmma"' }, function() q.choose_cuda(with { kernel = "wgmma" }) end)
-    for _, sms in ipairs { 0, 65537 } do
-      for _, arch in ipairs { 75, 80, 90 } do
-        assert.fails_with(("choose_cuda: sms is %d, expected from 1 to 65536"):format(sms),
-          function() q.choose_cuda(with { arch = arch, sms = sms }) end)
+    for _, arch in ipairs { 75, 80, 90 } do
+      assert.fails_with("choose_cuda: sms is 65537, expected from 1 to 65536",
+        function() q.choose_cuda(with { arch = arch, sms = 65537 }) end)
+      for _, key in ipairs { "sms", "clock", "memory", "shared" } do
+        assert.fails_with({ pattern = "^choose_cuda: " .. key .. " is 0, expected a whole number from 1" },
+          function() q.choose_cuda(with { arch = arch, [key] = 0 }) end)
       end
+    end
+    for _, arch in ipairs { "sm90", "90", "ampere", 80.5, -1, {} } do
+      assert.fails_with({ pattern = '^choose_cuda: arch is .*, expected an architecture such as 86 or "sm_86"$' },
+        function() q.choose_cuda(with { arch = arch }) end)
     end
     assert.fails_with({ pattern = "^choose_cuda: the problem is nil, expected a table" },
       function() q.choose_cuda() end)
@@ -587,5 +595,112 @@ describe("the grouped kernels", function()
     local status, plan = choose(grouped(1024, 4096, 4096, INT8, 96))
     assert.equal(OK, status)
     assert.equal("skinny_16", plan.name)
+  end)
+end)
+
+describe("the choice by architecture", function()
+  local KINDS = {
+    W4A4 = {}, ["W4A4, groups of 128"] = { scaling = "group_scales", group_size = 128 },
+    ["W4A4, integer group scales"] = { scaling = "group_factors", group_size = 128 },
+    W4A8 = { dtype_a = "int8" }, ["W4A8, groups of 128"] = { dtype_a = "int8", scaling = "group_scales",
+      group_size = 128 },
+    W4A16 = { dtype_a = "float16" }, ["W4A16, groups of 64"] = { dtype_a = "bfloat16", scaling = "group_scales",
+      group_size = 64 },
+  }
+
+  it("has one table of architectures, each with a card", function()
+    local list, before = q.architectures(), 0
+    for _, a in ipairs(list) do
+      assert(a.arch > before and #a.card > 0, a.arch)
+      for _, key in ipairs { "sms", "clock", "memory", "l2", "shared", "int4_macs", "int8_macs", "fp16_macs" } do
+        assert(a[key] > 0, a.card .. " has no " .. key)
+      end
+      -- native int4 tensor cores, twice int8's rate, are those of Turing, Ampere and Ada
+      assert.equal(a.arch < 90, a.int4_macs == 2 * a.int8_macs, a.card)
+      before = a.arch
+    end
+    for _, arch in ipairs(ARCHITECTURES) do
+      local found = false
+      for _, a in ipairs(list) do found = found or a.arch == arch end
+      assert(found, arch)
+    end
+    assert(lib.int4mm_architecture_at(-1) == nil and lib.int4mm_architecture_at(#list) == nil)
+  end)
+
+  it("is explained for each of them and every kind of operands", function()
+    for _, a in ipairs(q.architectures()) do
+      for kind, set in pairs(KINDS) do
+        for _, M in ipairs { 1, 16, 64, 300, 4096 } do
+          local shape = { arch = "sm_" .. a.arch, M = M, K = 4096, N = 4096 }
+          for key, value in pairs(set) do shape[key] = value end
+          local plan = q.explain(shape)
+          local what = ("%s on sm_%d, M = %d: %s"):format(kind, a.arch, M, plan.reason)
+          assert(#plan.reason < 207, what .. " is cut off")
+          local elementary = plan.kernel == "simple" or plan.kernel == "tiled"
+          assert(elementary == (plan.reason:find "; by times " == nil), what)
+          if a.arch == 90 and not elementary then
+            assert.matches("; by times measured on sm_90", plan.reason, 1, true)
+          elseif not elementary then
+            assert.matches(("; by times scaled from sm_90 to %d MHz and %d GB/s of %s"):format(a.clock, a.memory,
+              a.card), plan.reason, 1, true)
+          end
+        end
+      end
+    end
+  end)
+
+  it("takes the device's own clock and memory before the card's", function()
+    local shape = { arch = 86, sms = 84, clock = 1800, memory = 768, M = 4096, K = 4096, N = 4096 }
+    assert.matches("by times scaled from sm_90 to 1800 MHz and 768 GB/s$", q.explain(shape).reason)
+    assert.matches("on 84 SMs", q.explain(shape).reason, 1, true)
+    shape.memory = nil
+    assert.matches("to 1800 MHz and 936 GB/s of RTX 3090$", q.explain(shape).reason)
+    shape.sms = nil
+    assert.matches("on 82 SMs", q.explain(shape).reason, 1, true)
+  end)
+
+  -- 16 rows read the weight once: memory bounds them; where tensor cores are slow beside it, tiles of many rows are
+  it("weighs memory against tensor cores", function()
+    local function kernel(set)
+      local shape = { arch = 86, M = 48, K = 4096, N = 4096 }
+      for key, value in pairs(set) do shape[key] = value end
+      return q.explain(shape).kernel
+    end
+    local few = kernel { M = 4 }
+    assert.matches("^skinny_8", few)
+    assert.matches("^mma", kernel { M = 512 })
+    for _, a in ipairs(q.architectures()) do
+      if a.arch >= 80 and a.arch ~= 90 then
+        assert.matches("^skinny", kernel { arch = a.arch, M = 1 })
+        assert.matches("^mma", kernel { arch = a.arch, M = 4096 })
+      end
+    end
+  end)
+
+  -- Code of sm_80 on an sm_90, where int4 mma.sync is emulated: 49 TOPS, of 1,320 by int8.
+  it("knows what an emulated instruction costs", function()
+    local shape = { arch = 90, code_arch = 80, M = 4096, K = 4096, N = 4096, dtype_a = "int32" }
+    local _, plan = choose(problem(90, 512, 4096, 4096, { code_arch = 80 }), "mma_128x128")
+    assert.matches("by int4 mma.sync", plan.reason, 1, true)
+    shape.arch = 100
+    assert.matches("^skinny", q.explain(shape).kernel)
+    shape.code_arch = 100
+    assert.matches("^mma", q.explain(shape).kernel)
+  end)
+
+  it("lets a CTA have no more shared memory than there is", function()
+    local function stages(shared)
+      local _, plan = choose(problem(80, 64, 4096, 4096, { dtype_a = 2, lda = 4096, shared = shared }), "skinny_64")
+      return type(plan) == "table" and plan.tile_n * plan.tile_k * plan.stages or 0
+    end
+    assert(stages(163 * 1024) > stages(48 * 1024))
+    assert.equal(stages(163 * 1024), stages(0))
+  end)
+
+  it("splits K over a cluster only on architectures that have them", function()
+    local _, plan = choose(problem(80, 1, 256, 16384, { code_arch = 90 }), "skinny_8")
+    assert.equal(1, plan.split_k)
+    _, plan = choose(problem(90, 1, 256, 16384, { code_arch = 90 }), "skinny_8")
+    assert(plan.split_k > 1)
   end)
 end)

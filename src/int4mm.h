@@ -234,13 +234,21 @@ typedef struct int4mm_gpu_info {
   int32_t l2_bytes;
   int32_t runtime_version; /* 13000 for 13.0 */
   int32_t driver_version;
-  int64_t reserved[4];
+  int32_t clock;       /* MHz, the highest; 0 where the driver does not say, as in the next two */
+  int32_t memory;      /* GB/s of its memory, by its clock and bus width */
+  int32_t shared;      /* bytes of shared memory that a CTA may have */
+  int32_t kernel_arch; /* that kernels are chosen for: INT4MM_CUDA_ARCH where it is set, else arch */
+  int64_t reserved[2];
 } int4mm_gpu_info;
 
 /* OK, or INT4MM_ERR_UNAVAILABLE with the reason: no CUDA build, no driver, a driver too old, no device. The first call
  * opens the CUDA library and the driver; nothing before it does. */
 INT4MM_API int32_t int4mm_cuda_available(void) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_count(int32_t *count) INT4MM_CHECK;
+/* The environment's INT4MM_CUDA_ARCH, 80 or sm_80 of int4mm_architecture_at and read once, makes the choice of kernels
+ * that of an older architecture: the kernels of newer ones are hidden, from being forced as well. Which code runs the
+ * others is the driver's choice among what the library was built with. Where it is no such architecture, or newer than
+ * the device, the calls on a GPU are INT4MM_ERR_UNAVAILABLE. */
 INT4MM_API int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) INT4MM_CHECK;
 /* Streams are cudaStream_t handles; ones made elsewhere serve as well. Work on a non-blocking stream is ordered after
  * the default stream's once for each tensor and stream, at the tensor's first use there: that covers its allocation and
@@ -618,12 +626,29 @@ INT4MM_API int32_t int4mm_linear(const int4mm_linear_args *args) INT4MM_CHECK;
  * INT4MM_ACTIVATIONS_FLOAT it is as much as a rotated float32 x takes. */
 INT4MM_API int64_t int4mm_linear_workspace(int64_t M, int64_t K, int32_t activations);
 
+/* An architecture as the estimates know it: one card of it, by its datasheet. */
+typedef struct int4mm_architecture {
+  int32_t arch;      /* 90 for sm_90 */
+  int32_t sms;       /* of the card */
+  int32_t clock;     /* MHz, its boost clock */
+  int32_t memory;    /* GB/s */
+  int32_t l2;        /* MiB */
+  int32_t shared;    /* KiB that a CTA may have */
+  int32_t int4_macs; /* multiply-adds of an SM a clock by mma.sync: from sm_90 on int4 is emulated */
+  int32_t int8_macs;
+  int32_t fp16_macs; /* float16 and bfloat16 with float32 sums */
+  const char *card;
+} int4mm_architecture;
+
+/* The architectures that kernels serve, oldest first; NULL past the last. */
+INT4MM_API const int4mm_architecture *int4mm_architecture_at(int32_t index);
+
 /* A problem as the choice of a CUDA kernel sees it. */
 typedef struct int4mm_gpu_problem {
   int32_t arch;      /* 90 for sm_90 */
   int32_t code_arch; /* that the kernels for every architecture were compiled for: 80 where PTX of sm_80 runs on a newer
                         GPU; 0 the same as arch */
-  int32_t sms;       /* at least 1 */
+  int32_t sms;       /* 0: those of the architecture's card, as in clock, memory and shared */
   int64_t M, N, K;
   int64_t lda, ldb; /* strides in elements: words, but for an A of another dtype */
   int64_t ldo;      /* stride in elements */
@@ -637,7 +662,10 @@ typedef struct int4mm_gpu_problem {
   int32_t scaling;     /* int4mm_scaling of B */
   int64_t group;       /* values of k to a group, where there are groups */
   int32_t zeros;       /* 1: B has zero points */
-  int64_t reserved[4]; /* 0 */
+  int32_t clock;       /* MHz */
+  int32_t memory;      /* GB/s */
+  int32_t shared;      /* bytes that a CTA may have */
+  int64_t reserved[3]; /* 0 */
 } int4mm_gpu_problem;
 
 /* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that

@@ -13,7 +13,7 @@
 --   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference} and what it holds others to with floats,
 --   @{int4mm.reference.int4_matmul_bound|int4_matmul_bound}; @{int4mm.ops.prepack|prepack}
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
---   @{int4mm.ops.cuda_kernels|cuda_kernels}
+--   @{int4mm.ops.cuda_kernels|cuda_kernels}, @{int4mm.ops.architectures|architectures}
 -- - layers: @{int4mm.linear.linear|linear}, @{int4mm.linear.int4_linear|int4_linear},
 --   @{int4mm.linear.linear_workspace|linear_workspace}, the oracle
 --   @{int4mm.reference.int4_linear_reference|int4_linear_reference}
@@ -92,6 +92,7 @@ return {
   explain = ops.explain,
   choose_cuda = ops.choose_cuda,
   cuda_kernels = ops.cuda_kernels,
+  architectures = ops.architectures,
 
   -- layers
   linear = linear.linear,

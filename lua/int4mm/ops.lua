@@ -516,34 +516,10 @@ local function plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, 
   return plan
 end
 
---- What @{int4_matmul} would do with these arguments, without doing it.
--- @treturn table `{ device = "cuda:0", kernel = "tiled", tile = { m =, n =, k = }, stages =, split_k =, ctas =, reason
---   = }` that tostring makes a sentence of; `a_packed` and `b_packed` in it say how these are packed, where they know
--- @raise as int4_matmul
-function ops.explain(a_packed, b_packed, scale_a, scale_b, opts)
-  opts = check.options("explain", opts, MATMUL_OPTIONS)
-  local plan = plan_table(plan_matmul("explain", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
-  plan.a_packed, plan.b_packed = tensor.packing_text(a_packed), tensor.packing_text(b_packed)
-  return plan
-end
-
--- Raises as a product of these operands would; for the oracle. `known` are the options that there are; returns them as
--- a table, never nil.
-function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known)
-  opts = check.options(name, opts, known)
-  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= enums.ROWS then
-    check.raise(name, "b_packed is prepacked; the oracle reads the words it was made from")
-  end
-  -- nothing of CUDA is opened for operands on the CPU
-  local function on_gpu(t) return tensor.is_tensor(t) and t.c.rank > 0 and t.c.device >= 0 end
-  local backend = (on_gpu(a_packed) or on_gpu(opts.out)) and AUTO or USE_CPU
-  plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
-  return opts
-end
-
 local PROBLEM_OPTIONS = {
-  "arch", "sms", "M", "N", "K", "lda", "ldb", "ldo", "align_a", "align_b", "align_out", "out_dtype", "encoding_a",
-  "encoding_b", "layout_b", "dtype_a", "scaling", "group_size", "zeros", "kernel",
+  "arch", "code_arch", "sms", "clock", "memory", "shared", "M", "N", "K", "lda", "ldb", "ldo", "align_a", "align_b",
+  "align_out", "out_dtype", "encoding_a", "encoding_b", "layout_b", "dtype_a", "scaling", "group_size", "zeros",
+  "kernel",
 }
 
 -- What A and the scales of B are, in the problem's fields.
@@ -561,24 +537,28 @@ local function set_kind(name, p, problem)
   p.zeros = check.boolean(name, "zeros", problem.zeros, false) and 1 or 0
 end
 
---- The choice of a CUDA kernel: a pure function, which needs no GPU.
--- @tparam table problem `arch` (90 for compute capability 9.0), `sms`, `M`, `N`, `K`; and where they are not those of
---   fresh contiguous operands `lda` and `ldb` (words from row to row), `ldo` (elements), `align_a`, `align_b`,
---   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`,
---   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
---   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
---   `kernel` to force one
--- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
--- @treturn ?string then the reason
-function ops.choose_cuda(problem)
-  local name = "choose_cuda"
+-- 86 for 86 or "sm_86"
+local function check_arch(name, what, value)
+  local number = type(value) == "string" and tonumber(value:match "^sm_(%d+)$") or value
+  if type(number) ~= "number" or number % 1 ~= 0 or number < 0 or number > MAX_INT32 then
+    check.raise(name, '%s is %s, expected an architecture such as 86 or "sm_86"', what, check.describe(value))
+  end
+  return number
+end
+
+-- @{choose_cuda} for the function `name`.
+local function choose_cuda(name, problem)
   if type(problem) ~= "table" then
-    check.raise(name, "the problem is %s, expected a table { arch =, sms =, M =, N =, K = }", check.describe(problem))
+    check.raise(name, "the problem is %s, expected a table { arch =, M =, N =, K = }", check.describe(problem))
   end
   problem = check.options(name, problem, PROBLEM_OPTIONS)
   local p = ffi.new("int4mm_gpu_problem")
   for _, key in ipairs { "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
-  for _, key in ipairs { "arch", "sms" } do p[key] = check.integer(name, key, problem[key], 0, MAX_INT32) end
+  p.arch = check_arch(name, "arch", problem.arch)
+  if problem.code_arch ~= nil then p.code_arch = check_arch(name, "code_arch", problem.code_arch) end
+  for _, key in ipairs { "sms", "clock", "memory", "shared" } do
+    if problem[key] ~= nil then p[key] = check.integer(name, key, problem[key], 1, MAX_INT32) end
+  end
   set_kind(name, p, problem)
   p.layout_b = check.choice(name, "layout_b", problem.layout_b, enums.layouts_b, "kn")
   local words = math.ceil(problem.K / 8)
@@ -600,6 +580,66 @@ function ops.choose_cuda(problem)
   if status == enums.status.unsupported then return nil, binding.last_error() end
   binding.check(name, status)
   return plan_table(plan)
+end
+
+--- What @{int4_matmul} would do with these arguments, without doing it. With one table in place of tensors, such as
+-- `{ arch = "sm_86", M = 1, K = 4096, N = 4096 }`, it is @{choose_cuda}: what would run on any architecture.
+-- @treturn table `{ device = "cuda:0", kernel = "tiled", tile = { m =, n =, k = }, stages =, split_k =, ctas =, reason
+--   = }` that tostring makes a sentence of; `a_packed` and `b_packed` in it say how these are packed, where they know
+-- @raise as int4_matmul
+function ops.explain(a_packed, b_packed, scale_a, scale_b, opts)
+  if type(a_packed) == "table" and not tensor.is_tensor(a_packed) and b_packed == nil then
+    return choose_cuda("explain", a_packed)
+  end
+  opts = check.options("explain", opts, MATMUL_OPTIONS)
+  local plan = plan_table(plan_matmul("explain", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
+  plan.a_packed, plan.b_packed = tensor.packing_text(a_packed), tensor.packing_text(b_packed)
+  return plan
+end
+
+-- Raises as a product of these operands would; for the oracle. `known` are the options that there are; returns them as
+-- a table, never nil.
+function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known)
+  opts = check.options(name, opts, known)
+  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= enums.ROWS then
+    check.raise(name, "b_packed is prepacked; the oracle reads the words it was made from")
+  end
+  -- nothing of CUDA is opened for operands on the CPU
+  local function on_gpu(t) return tensor.is_tensor(t) and t.c.rank > 0 and t.c.device >= 0 end
+  local backend = (on_gpu(a_packed) or on_gpu(opts.out)) and AUTO or USE_CPU
+  plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
+  return opts
+end
+
+--- The choice of a CUDA kernel: a pure function, which needs no GPU.
+-- @tparam table problem `arch` (90 or "sm_90" for compute capability 9.0), `M`, `N`, `K`; where they are not those of
+--   the architecture's card (see @{architectures}) `sms`, `clock` (MHz), `memory` (GB/s), `shared` (bytes that a CTA
+--   may have), and `code_arch`, what the kernels for every architecture were compiled for; where they are not those of
+--   fresh contiguous operands `lda` and `ldb` (words from row to row), `ldo` (elements), `align_a`, `align_b`,
+--   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`,
+--   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
+--   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
+--   `kernel` to force one
+-- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
+-- @treturn ?string then the reason
+function ops.choose_cuda(problem) return choose_cuda("choose_cuda", problem) end
+
+--- The architectures that the CUDA kernels serve, and what the estimates behind the choice take from the datasheet of
+-- a card of each.
+-- @treturn table array, oldest first, of `{ arch = 86, card =, sms =, clock =, memory =, l2 =, shared =, int4_macs =,
+--   int8_macs =, fp16_macs = }`: clock in MHz, memory in GB/s, l2 and shared (what a CTA may have) in bytes, the last
+--   three in multiply-adds of an SM a clock by mma.sync
+function ops.architectures()
+  local list = {}
+  local a = lib.int4mm_architecture_at(0)
+  while a ~= nil do
+    list[#list + 1] = {
+      arch = a.arch, card = ffi.string(a.card), sms = a.sms, clock = a.clock, memory = a.memory, l2 = a.l2 * 2 ^ 20,
+      shared = a.shared * 2 ^ 10, int4_macs = a.int4_macs, int8_macs = a.int8_macs, fp16_macs = a.fp16_macs,
+    }
+    a = lib.int4mm_architecture_at(#list)
+  end
+  return list
 end
 
 --- The names of the CUDA kernels, for the option `kernel`.

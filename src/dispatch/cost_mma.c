@@ -1,18 +1,19 @@
 /*
  * mma: large M on GPUs that have no kernel of their own. The constants are fitted to an H100 (132 SMs), where the int8
- * tensor cores of mma.sync give 1,325 TOPS, and stand in for the other architectures until they are measured, as those
- * of skinny do. Code for an architecture below 90 multiplies int4, which by the datasheets of sm_80, 86, 87 and 89 is
- * twice as fast as int8: that is derived, not measured. Times are in ns, of calls that follow each other.
+ * tensor cores of mma.sync give 1,325 TOPS; on other GPUs they are scaled (dispatch/gpu.h). Code for an architecture
+ * below 90 multiplies int4. Times are in ns, of calls that follow each other.
  */
 #include <stdio.h>
 
 #include "core/problem.h"
+#include "dispatch/gpu.h"
 #include "dispatch/registry.h"
 
 enum {
   FIRST_INT8_ARCH = 90, /* from here on code multiplies int8 (kernels/sm80/mma.cuh) */
   CALL_TIME = 2200,     /* a call, beside its tiles */
-  WEIGHT_RATE = 1500    /* bytes of B a ns: 64 x 4096 x 14336 takes 21 us */
+  WEIGHT_RATE = 1500,   /* bytes of B a ns: 64 x 4096 x 14336 takes 21 us, */
+  FITTED_MEMORY = 3350  /* with a memory of so many GB/s */
 };
 
 /* The time of a k-block of a tile by int8 and of what else there is to a tile, for a CTA alone on its SM and, where an
@@ -55,9 +56,10 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
 
 /* Tiles go over the SMs in waves, with two CTAs for each of them as long as there are enough. */
 static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles) {
-  int64_t k_blocks = int4mm_plan_k_blocks(p), faster = is_int8(p) ? 1 : 2;
-  int64_t one = k_blocks * cost->k_block_one / faster + cost->tile_one;
-  int64_t two = k_blocks * cost->k_block_two / faster + cost->tile_two;
+  int4mm_mma mma = is_int8(p) ? INT4MM_MMA_INT8 : INT4MM_MMA_INT4;
+  int64_t k_blocks = int4mm_plan_k_blocks(p);
+  int64_t one = int4mm_gpu_mma_time(p, mma, k_blocks * cost->k_block_one) + int4mm_gpu_clock_time(p, cost->tile_one);
+  int64_t two = int4mm_gpu_mma_time(p, mma, k_blocks * cost->k_block_two) + int4mm_gpu_clock_time(p, cost->tile_two);
   if (!cost->pairs) return int4mm_plan_mul(int4mm_plan_ceil_div(tiles, p->sms), one);
   int64_t rest = tiles % (2 * p->sms);
   return int4mm_plan_add(int4mm_plan_mul(tiles / (2 * p->sms), two), rest > p->sms ? two : rest ? one : 0);
@@ -66,7 +68,8 @@ static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  int64_t time = waves_time(cost_of(kernel), p, tiles), reading = int4mm_plan_mul(p->K / 2, p->N) / WEIGHT_RATE;
+  int64_t time = waves_time(cost_of(kernel), p, tiles);
+  int64_t reading = int4mm_plan_mul(p->K / 2, p->N) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
   if (time < reading) time = reading;
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
   plan->tile_k = INT4MM_BLOCK_K;

@@ -4,6 +4,7 @@
 #include "cpu/backend.h"
 #include "dispatch/choose.h"
 #include "dispatch/devices.h"
+#include "dispatch/gpu.h"
 #include "ops/copy.h"
 #include "ops/matmul.h"
 
@@ -98,8 +99,11 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
                           .scaling = int4mm_scaling_of(p),
                           .group = p->b.group,
                           .zeros = p->b.zeros.data != NULL};
-  int32_t status = target->cuda->arch(target->device, &g.arch, &g.sms);
-  if (!status) status = target->cuda->code_arch(target->device, &g.code_arch);
+  int4mm_gpu_traits gpu;
+  int32_t status = int4mm_gpu_traits_of(target->cuda, target->device, &gpu);
+  if (status) return status;
+  g.arch = gpu.arch, g.sms = gpu.sms, g.clock = gpu.clock, g.memory = gpu.memory, g.shared = gpu.shared;
+  status = target->cuda->code_arch(target->device, &g.code_arch);
   if (!status) status = choose(&g, kernel, plan);
   if (!status) plan->device = target->device;
   return status;

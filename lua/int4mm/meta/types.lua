@@ -370,8 +370,12 @@ local int4mm = {}
 ---@field b_packed? string
 
 ---@class int4mm.gpu_problem
----@field arch number 90 for compute capability 9.0
----@field sms number
+---@field arch number|string 90 or "sm_90" for compute capability 9.0
+---@field code_arch? number|string what the kernels for every architecture were compiled for
+---@field sms? number that of the architecture's card by default, as the next three
+---@field clock? number MHz
+---@field memory? number GB/s
+---@field shared? number bytes that a CTA may have
 ---@field M number
 ---@field N number
 ---@field K number
@@ -442,7 +446,8 @@ function int4mm.int4_matmul_bound(a, b_packed, scale_b, opts) end
 ---@return int4mm.tensor
 function int4mm.prepack(b_packed, opts) end
 
----What q.int4_matmul would do with these arguments.
+---What q.int4_matmul would do with these arguments, or with one int4mm.gpu_problem in their place, what a GPU would.
+---@overload fun(problem: int4mm.gpu_problem): int4mm.plan?, string?
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
 ---@param scale_a int4mm.tensor|nil
@@ -459,6 +464,22 @@ function int4mm.choose_cuda(problem) end
 
 ---@return string[]
 function int4mm.cuda_kernels() end
+
+---@class int4mm.architecture
+---@field arch number
+---@field card string
+---@field sms number
+---@field clock number MHz
+---@field memory number GB/s
+---@field l2 number bytes
+---@field shared number bytes that a CTA may have
+---@field int4_macs number multiply-adds of an SM a clock by mma.sync
+---@field int8_macs number
+---@field fp16_macs number
+
+---The architectures that the CUDA kernels serve, oldest first.
+---@return int4mm.architecture[]
+function int4mm.architectures() end
 
 ---@class int4mm.linear_options
 ---@field bias? int4mm.tensor # [N] float32
