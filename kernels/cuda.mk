@@ -80,9 +80,11 @@ CHECKED := sm80 sm90
 
 folder  = $(patsubst kernels/%/,%,$(dir $1))
 archs   = $(or $(archs_$(call folder,$1)),$(error kernels/cuda.mk has no archs_$(call folder,$1) for $1))
-# Machine code for each, and PTX of the newest without a letter, from which drivers compile for GPUs still to come.
+# Machine code for each, which runs on later ones of the same major version, and PTX of one, from which drivers compile
+# for any later GPU: of the newest without a letter, but of 100 where that is among them, since 110 takes none of 120.
+ptx     = $(or $(filter 100,$1),$(lastword $(filter-out %a %f,$1)))
 gencode = $(foreach a,$1,-gencode arch=compute_$a$(comma)code=sm_$a) \
-          $(foreach a,$(lastword $(filter-out %a %f,$1)),-gencode arch=compute_$a$(comma)code=compute_$a)
+          $(foreach a,$(ptx),-gencode arch=compute_$a$(comma)code=compute_$a)
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
@@ -139,6 +141,7 @@ $(CUDA_LIB): $(CU_OBJ)
 	$(if $(Q),@echo "LINK $@")
 	$(Q)g++ $(LIBFLAG) $(CFLAGS) $(LDFLAGS) -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -o $@ $^ \
 	  $(CUDA_LIBPATH) -lcudart_static -lrt $(PROJECT_LDLIBS)
+	@echo "$@ has $$(($$(wc -c < $@) / 1000000)) MB, with code for $(ARCHS)"
 
 -include $(CU_OBJ:.o=.d)
 endif

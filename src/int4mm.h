@@ -673,6 +673,18 @@ typedef struct int4mm_gpu_problem {
  * kernel serves it is INT4MM_ERR_UNSUPPORTED. */
 INT4MM_API int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel,
                                       int4mm_plan *plan) INT4MM_CHECK;
+/* A product, as int4mm_gpu_problem has it, and the kernel that was found the fastest for it. */
+typedef struct int4mm_tuned {
+  int64_t M, N, K, group; /* group has no meaning without groups */
+  int32_t dtype_a, scaling, zeros, layout_b;
+  const char *kernel; /* read during the call alone */
+} int4mm_tuned;
+
+/* From now on products of exactly these sizes and kinds, on GPUs of this name and architecture (the name and
+ * kernel_arch of int4mm_gpu_info), take the kernel that is named here, where it serves them. Replaces what was set
+ * before; count 0 leaves nothing. Touches no GPU. */
+INT4MM_API int32_t int4mm_set_tuning(const char *device, int32_t arch, const int4mm_tuned *tuned,
+                                     int64_t count) INT4MM_CHECK;
 /* The name of the index-th CUDA kernel that can be forced; NULL past the last. */
 INT4MM_API const char *int4mm_cuda_kernel_at(int32_t index);
 

@@ -254,7 +254,8 @@ static int32_t fake_device_count(int32_t *count) {
 }
 
 static int32_t fake_traits(int32_t device, int4mm_gpu_traits *traits) {
-  *traits = (int4mm_gpu_traits){.arch = 90, .sms = 132, .clock = 1980, .memory = 3350, .shared = 227 << 10};
+  *traits = (int4mm_gpu_traits){
+      .name = "host memory", .arch = 90, .sms = 132, .clock = 1980, .memory = 3350, .shared = 227 << 10};
   return check_device(device);
 }
 

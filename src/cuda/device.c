@@ -102,19 +102,17 @@ int32_t int4mm_cuda_device_in_use(void) {
 
 /* A pool of our own, so that what it keeps does not depend on others in the process. It keeps up to an eighth of the
  * device's memory over synchronisations; the default of 0 would give everything back to the system each time. */
-static int32_t make_pool(int device, cudaMemPool_t *pool) {
+static int32_t make_pool(int device, size_t memory, cudaMemPool_t *pool) {
   struct cudaMemPoolProps properties = {.allocType = cudaMemAllocationTypePinned,
                                         .location = {.type = cudaMemLocationTypeDevice, .id = device}};
-  struct cudaDeviceProp device_properties;
   int supported = 0;
   *pool = NULL;
   int32_t status = int4mm_cuda_check(cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device),
                                      "ask for memory pools");
   if (status || !supported) return status;
-  status = int4mm_cuda_check(cudaGetDeviceProperties(&device_properties, device), "read the device's properties");
-  if (!status) status = int4mm_cuda_check(cudaMemPoolCreate(pool, &properties), "create a memory pool");
+  status = int4mm_cuda_check(cudaMemPoolCreate(pool, &properties), "create a memory pool");
   if (status) return status;
-  uint64_t keep = device_properties.totalGlobalMem / 8;
+  uint64_t keep = memory / 8;
   status =
       int4mm_cuda_check(cudaMemPoolSetAttribute(*pool, cudaMemPoolAttrReleaseThreshold, &keep), "set up a memory pool");
   if (status) {
@@ -150,20 +148,23 @@ static int32_t read_traits(int device, int4mm_gpu_traits *traits) {
 /* Fills devices[device], which is the current one. */
 static int32_t prepare(int device) {
   int4mm_cuda_device *d = &devices[device];
+  struct cudaDeviceProp properties;
   int4mm_gpu_traits traits;
   int32_t status = read_traits(device, &traits);
+  if (!status) status = int4mm_cuda_check(cudaGetDeviceProperties(&properties, device), "read the device's properties");
   if (status) return status;
   if (traits.arch < INT4MM_CUDA_OLDEST_ARCH)
     return int4mm_cuda_fail(INT4MM_ERR_UNAVAILABLE, "cuda:%d has compute capability %d.%d; 7.5 is the oldest served",
                             device, (int)traits.arch / 10, (int)traits.arch % 10);
   status = int4mm_cuda_check(cudaEventCreateWithFlags(&d->default_event, cudaEventDisableTiming), "create an event");
   if (status) return status;
-  status = make_pool(device, &d->pool);
+  status = make_pool(device, properties.totalGlobalMem, &d->pool);
   if (status) {
     (void)cudaEventDestroy(d->default_event);
     return status;
   }
-  d->traits = traits;
+  snprintf(d->name, sizeof d->name, "%.*s", (int)sizeof d->name - 1, properties.name);
+  d->traits = traits, d->traits.name = d->name;
   return INT4MM_OK;
 }
 
@@ -212,7 +213,7 @@ static int32_t device_info(int32_t device, int4mm_gpu_info *info) {
   int4mm_cuda_leave(&scope);
   if (status) return status;
   int4mm_gpu_traits traits = devices[device].traits;
-  snprintf(made.name, sizeof made.name, "%.*s", (int)sizeof made.name - 1, properties.name);
+  snprintf(made.name, sizeof made.name, "%s", traits.name);
   made.arch = traits.arch, made.sms = traits.sms;
   made.clock = traits.clock, made.memory = traits.memory, made.shared = traits.shared;
   made.total_memory = (int64_t)total, made.free_memory = (int64_t)unused_bytes;

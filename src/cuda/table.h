@@ -27,6 +27,7 @@ typedef struct int4mm_location {
 
 /* What the choice of a kernel wants to know of a device; clock, memory and shared are as in int4mm_gpu_info. */
 typedef struct int4mm_gpu_traits {
+  const char *name; /* lasts */
   int32_t arch, sms, clock, memory, shared;
 } int4mm_gpu_traits;
 

@@ -192,7 +192,7 @@ int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel
   size_t used = strlen(plan->reason);
   if (plan->widened)
     used += (size_t)snprintf(plan->reason + used, sizeof plan->reason - used, "; A is widened to int8 first");
-  if (int4mm_kernels_cuda[plan->kernel].family != &int4mm_family_elementary)
+  if (!kernel && int4mm_kernels_cuda[plan->kernel].family != &int4mm_family_elementary)
     explain_estimate(&p, plan->reason + used, sizeof plan->reason - used);
   return INT4MM_OK;
 }

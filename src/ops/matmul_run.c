@@ -1,10 +1,14 @@
 /*
  * A valid product on its target: the problem as backends see it, and the steps around their kernels.
  */
+#include <stdio.h>
+#include <string.h>
+
 #include "cpu/backend.h"
 #include "dispatch/choose.h"
 #include "dispatch/devices.h"
 #include "dispatch/gpu.h"
+#include "dispatch/tuning.h"
 #include "ops/copy.h"
 #include "ops/matmul.h"
 
@@ -80,6 +84,21 @@ static int32_t alignment_of(const void *address) {
 
 typedef int32_t chooser(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan);
 
+/* The choice, of the tuned kernel where there is one that serves the problem. */
+static int32_t choose_tuned(const int4mm_gpu_traits *gpu, const int4mm_gpu_problem *g, const char *kernel,
+                            chooser *choose, int4mm_plan *plan) {
+  const char *tuned = kernel ? NULL : int4mm_tuned_kernel(gpu, g);
+  int4mm_hold_error();
+  int32_t status = tuned ? choose(g, tuned, plan) : INT4MM_ERR_UNSUPPORTED;
+  int4mm_unhold_error();
+  const char *why = status ? "" : "; the fastest when it was tuned";
+  if (status) status = choose(g, kernel, plan);
+  size_t used = status ? 0 : strlen(plan->reason); /* none, where nobody reads it */
+  if (used && !kernel && int4mm_is_tuned_elsewhere(gpu)) why = "; the tuning is of another GPU";
+  if (used) snprintf(plan->reason + used, sizeof plan->reason - used, "%s", why);
+  return status;
+}
+
 static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_problem *p, const char *kernel,
                          chooser *choose, int4mm_plan *plan) {
   int4mm_gpu_problem g = {.M = p->M,
@@ -104,7 +123,7 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
   if (status) return status;
   g.arch = gpu.arch, g.sms = gpu.sms, g.clock = gpu.clock, g.memory = gpu.memory, g.shared = gpu.shared;
   status = target->cuda->code_arch(target->device, &g.code_arch);
-  if (!status) status = choose(&g, kernel, plan);
+  if (!status) status = choose_tuned(&gpu, &g, kernel, choose, plan);
   if (!status) plan->device = target->device;
   return status;
 }

@@ -481,6 +481,44 @@ function int4mm.cuda_kernels() end
 ---@return int4mm.architecture[]
 function int4mm.architectures() end
 
+---@class int4mm.tuned_product
+---@field M number
+---@field K number
+---@field N number
+---@field dtype_a? "int32"|"int8"|int4mm.float_dtype words of int4 by default
+---@field scaling? "per_column"|"group_scales"|"group_factors"
+---@field group_size? number
+---@field zeros? boolean
+---@field layout_b? int4mm.layout
+
+---@class int4mm.tune_options
+---@field device? string "cuda" by default
+---@field path? string the file to write
+---@field seconds? number for each kernel and product, 0.05 by default
+
+---@class int4mm.tuning
+---@field format string
+---@field version string
+---@field device string the GPU's name
+---@field arch number
+---@field entries table[]
+
+---Times the kernels that can serve each product.
+---@param shapes int4mm.tuned_product[]
+---@param opts? int4mm.tune_options
+---@return int4mm.tuning
+function int4mm.tune(shapes, opts) end
+
+---@class int4mm.load_tuning_options
+---@field device? string "cuda" by default
+
+---Has products take the kernels that q.tune found; nil: nothing is tuned any more.
+---@param source string|int4mm.tuning|nil
+---@param opts? int4mm.load_tuning_options
+---@return number? products
+---@return string? reason
+function int4mm.load_tuning(source, opts) end
+
 ---@class int4mm.linear_options
 ---@field bias? int4mm.tensor # [N] float32
 ---@field scales? int4mm.tensor of packed words: [N] float32, or [G, N] or [N, G] of floats
