@@ -90,8 +90,11 @@ gencode = $(foreach a,$1,-gencode arch=compute_$a$(comma)code=sm_$a) \
 
 # -lineinfo, which profilers want, would double the library.
 NVCCFLAGS ?= -O3
+# Machine code in a fifth of the bytes, for 9 ms once when a process first multiplies (H100). Every driver that runs
+# CUDA 13 unpacks it; older compilers may serve drivers that do not.
+COMPRESS := $(shell printf '%s\n' 13.0 $(NVCC_VERSION) | sort -C -V && echo --compress-mode=size)
 PROJECT_NVCCFLAGS := -std=c++17 -Isrc -Ikernels \
-                     -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra \
+                     -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra $(COMPRESS) \
                      $(if $(WERROR),-Werror all-warnings -Xcompiler -Werror)
 
 # nvcc defines no macro that would tell these to the code; -Xcompiler's are refused by core/exact.h.
