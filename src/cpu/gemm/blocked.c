@@ -25,8 +25,7 @@ enum {
   L2_WHOLE_BYTES = 512 << 10, /* the same where one block is all of A */
   PIECE_WORDS = 32768,        /* of B in a piece of packing it */
   PIECE_K8 = 16,              /* words of K in such a piece: long reads along the rows are the fastest */
-  PIECE_K8_K_MAJOR = 512,     /* the same where rows lie along K */
-  PREFETCH_ROWS = 16 /* rows of a raw weight: each may be on another page, which no hardware prefetcher follows */
+  PIECE_K8_K_MAJOR = 512      /* the same where rows lie along K */
 };
 
 /* A range of blocks with an atomic counter. Each thread has one; one whose queue is empty takes from the others'. */
@@ -114,18 +113,6 @@ static void load_columns(worker *w, int64_t n) {
   w->columns.ld = INT4MM_PANEL;
 }
 
-static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask) {
-  for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
-    __builtin_prefetch(src + PREFETCH_ROWS * ld);
-    __builtin_prefetch(src + PREFETCH_ROWS * ld + INT4MM_PANEL - 1);
-    if (columns == INT4MM_PANEL) {
-      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = src[i] ^ xor_mask;
-    } else {
-      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = i < columns ? src[i] ^ xor_mask : 0;
-    }
-  }
-}
-
 static int64_t bytes_of_panel(const gemm *g, int64_t k8) {
   return 4 * INT4MM_PANEL * k8 * b_width(g);
 }
@@ -148,7 +135,7 @@ static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t
   if (int4mm_is_k_major(&p->b)) {
     g->k->transpose(dst, INT4MM_PANEL, src, ld, columns, k8, p->b.xor_mask);
   } else {
-    copy_words(dst, src, ld, columns, k8, p->b.xor_mask);
+    g->k->copy_words(dst, src, ld, columns, k8, p->b.xor_mask);
   }
 }
 

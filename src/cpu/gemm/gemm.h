@@ -127,6 +127,9 @@ struct int4mm_kernels {
   void (*pack_b)(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                  int32_t offset);
   int4mm_transpose_words *transpose;
+  /* dst[j, c] = src[j, c] ^ xor_mask for j < k8 and c < columns, 0 for columns <= c < INT4MM_PANEL, which is dst's
+   * width. NULL with bytes_b. */
+  void (*copy_words)(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask);
   int4mm_microkernel *microkernel;
   /* For Strassen: A any signed bytes, B any unsigned ones. NULL without it. */
   int4mm_microkernel *microkernel_bytes;

@@ -128,13 +128,9 @@ static void multiply_part(const raw_gemm *g, const raw_part *part) {
   const uint32_t *row = b->words + part->j * b->stride + part->n;
   for (; c + nr <= part->columns; c += nr) multiply_columns(g, part, c, row + c, b->stride, b->xor_mask);
   if (c == part->columns) return;
-  uint32_t words[MAX_GROUP8 * INT4MM_PANEL]; /* the last columns, with zeros for those that are missing */
-  for (int64_t i = 0; i < part->k8; i++) {
-    for (int64_t n = 0; n < nr; n++) {
-      words[i * nr + n] = c + n < part->columns ? row[i * b->stride + c + n] ^ b->xor_mask : 0;
-    }
-  }
-  multiply_columns(g, part, c, words, nr, 0);
+  uint32_t words[MAX_GROUP8 * INT4MM_PANEL]; /* the last columns: reading beyond N would be out of bounds */
+  g->k->copy_words(words, row + c, b->stride, part->columns - c, part->k8, b->xor_mask);
+  multiply_columns(g, part, c, words, INT4MM_PANEL, 0);
 }
 
 static void piece(void *context, int64_t index, int32_t slot) {

@@ -351,6 +351,19 @@ INLINE void transpose_square(uint32_t *dst, int64_t width, const uint32_t *src, 
   }
 }
 
+/* int4mm_kernels.copy_words. */
+static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask) {
+  enum { AHEAD = 16 }; /* rows: each may be on another page, which no hardware prefetcher follows */
+  const __m512i mask = _mm512_set1_epi32((int32_t)xor_mask);
+  for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
+    UNROLL for (int64_t c = 0; c < INT4MM_PANEL; c += LANES) {
+      __mmask16 there = (__mmask16)((1u << int4mm_max64(0, int4mm_min64(LANES, columns - c))) - 1);
+      __builtin_prefetch(src + AHEAD * ld + c);
+      _mm512_storeu_si512(dst + c, _mm512_maskz_xor_epi32(there, _mm512_maskz_loadu_epi32(there, src + c), mask));
+    }
+  }
+}
+
 static void transpose(uint32_t *dst, int64_t width, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8,
                       uint32_t xor_mask) {
   const __m512i mask = _mm512_set1_epi32((int32_t)xor_mask);
@@ -589,7 +602,10 @@ INLINE f32_vector f32_sub(f32_vector x, f32_vector y) {
 }
 
 typedef __m512 nibble_table; /* the values of the 16 nibbles */
-enum { ROW_AHEAD = 8 };      /* words of K ahead of which a row of B is prefetched */
+enum {
+  ROW_AHEAD = 8, /* words of K ahead of which a row of B is prefetched */
+  ROW_WIDE = 4   /* vectors of columns in step */
+};
 
 INLINE nibble_table nibble_table_of(uint32_t xor_mask) {
   float values[16];
@@ -664,6 +680,7 @@ static const int4mm_kernels kernels = {
     .pack_a_int8 = pack_a_int8,
     .pack_b = pack_b,
     .transpose = transpose,
+    .copy_words = copy_words,
     .microkernel = microkernel_words,
     .microkernel_bytes = microkernel_bytes,
     .microkernel_groups = microkernel_groups,
