@@ -44,14 +44,15 @@ static bool has_groups(const int4mm_problem *p) {
   return p->b.group_scales.data || p->b.factors.data || p->b.zeros.data;
 }
 
-/* A tile takes as long with fewer rows: by measurements on Zen 5, as long as the skinny driver for 0.85 times as many,
- * or 0.6 times where that flushes groups. */
+/* A tile takes as long with fewer rows. By measurements on Zen 5 and Sapphire Rapids it beats the skinny driver from
+ * 0.6 times its rows on where that flushes groups row by row, else from 0.85 times two tiles on. */
 bool int4mm_is_raw(const int4mm_kernels *kernels, const int4mm_problem *p, bool skinny) {
-  int64_t rows = int4mm_round_up(p->M, kernels->mr), percent = has_groups(p) ? 60 : 85;
+  int64_t mr = kernels->mr, rows = int4mm_round_up(p->M, mr);
   if (p->M > kernels->raw_max_m || p->b.layout != INT4MM_MN_MAJOR) return false;
   if (rows * 8 * int4mm_words_of_k(p) > PACKED_A_BYTES || (has_groups(p) && int4mm_group8(p) > MAX_GROUP8))
     return false;
-  return !skinny || 100 * p->M >= percent * rows;
+  if (!skinny) return p->M > mr;
+  return has_groups(p) ? 10 * p->M >= 6 * rows : rows > mr && 100 * p->M >= 85 * rows;
 }
 
 /* Packs a part of a tile of A, by groups. */
