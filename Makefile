@@ -19,7 +19,7 @@ write_if_changed = mkdir -p $(@D); printf '%s\n' $(call quoted,$1) | cmp -s - $@
 
 # The goals given that compile something themselves: those of the first line do not, those of the second run make again.
 BUILDS := $(filter-out help clean lint format docs uninstall deps-dev env dist rock \
-            demo minilm run test bench peers-cpu peers-gpu kernel-table,$(or $(MAKECMDGOALS),all))
+            demo minilm run test bench peers-cpu peers-gpu verify-gpu kernel-table,$(or $(MAKECMDGOALS),all))
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -109,7 +109,8 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo minilm run env test ctest bench bench-threads peers-cpu peers-gpu kernel-table lint format docs clean help deps-dev
+.PHONY: all demo minilm run env test ctest bench bench-threads peers-cpu peers-gpu verify-gpu kernel-table
+.PHONY: lint format docs clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -255,6 +256,14 @@ peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" fo
 	@$(call need,cc headers luajit argparse cjson)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/bench/gpu_peers.lua $(ARGS)
+
+# The specs may fail: the files say so.
+verify-gpu: ## run the specs and time this GPU, into two files to send back (ARGS="--help" for the options)
+	@$(call need,cc headers luajit busted argparse cjson)
+	+@$(BUILD_IT) $(FAKE_CUDA)
+	@$(RUN_LUA) examples/bench/verify_gpu.lua --check
+	+-@$(MAKE) --no-print-directory test ARGS=
+	@$(RUN_LUA) examples/bench/verify_gpu.lua --log $(BUILD)/test.log $(ARGS)
 
 kernel-table: ## print what the CUDA kernels were compiled to, and the bounds of their loops (ARGS="--help")
 	@$(call need,cc headers luajit argparse)
