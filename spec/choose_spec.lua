@@ -253,23 +253,51 @@ describe("int4mm_choose_cuda", function()
     end
   end)
 
-  it("gives mma kernels aligned rows alone, and int8 ones no wide K", function()
+  it("gives mma kernels rows of B that are aligned, and int8 ones no wide K", function()
     local function refused(set, pattern, K)
       local status, message = choose(problem(89, 300, 640, K or 512, set), "mma_128x128")
       assert.equal(UNSUPPORTED, status)
       assert.matches("mma_128x128 " .. pattern, message, 1, true)
     end
-    local p = problem(89, 300, 640, 512)
-    assert.equal(OK, (choose(p, "mma_128x128")))
-    refused({ lda = 65 }, "needs rows of a_packed and b_packed that start on 16 bytes")
-    refused({ align_b = 8 }, "needs rows of a_packed and b_packed that start on 16 bytes")
-    refused({ ldb = 641 }, "needs rows of a_packed and b_packed that start on 16 bytes")
+    assert.equal(OK, (choose(problem(89, 300, 640, 512), "mma_128x128")))
+    local _, plan = choose(problem(89, 300, 640, 512, { lda = 65 }), "mma_128x128")
+    assert.matches("A copied", plan.reason, 1, true)
+    refused({ align_b = 8 }, "needs rows of b_packed that start on 16 bytes")
+    refused({ ldb = 641 }, "needs rows of b_packed that start on 16 bytes")
     refused({ N = 639 }, "needs an N that is a multiple of 4")
     refused({ lda = 68 }, "needs a K that is a multiple of 32", 520)
     refused({ code_arch = 90 }, "needs a K below 131072", 131072)
     refused({ code_arch = 75 }, "needs code for sm_80 or later")
-    refused({ dtype_a = 1, lda = 512 }, "is for W4A4")
+    refused({ dtype_a = 4, lda = 512 }, "has no code for an A of float32")
     assert.equal(OK, (choose(problem(89, 300, 640, 131072), "mma_128x128")))
+  end)
+
+  it("gives mma kernels every kind of operands, int4 activations with group scales where int4 is native", function()
+    local int8, half = ffi.C.INT4MM_INT8, ffi.C.INT4MM_FLOAT16
+    local function planned(code_arch, dtype_a, scaling, group, zeros)
+      local status, plan = choose(problem(89, 300, 640, 1024, { code_arch = code_arch, dtype_a = dtype_a,
+        lda = dtype_a == ffi.C.INT4MM_INT32 and 128 or 1024, scaling = scaling, group = group, zeros = zeros }),
+        "mma_128x128")
+      assert(status == OK, plan)
+      return plan
+    end
+    for _, code_arch in ipairs { 80, 89, 90, 120 } do
+      for scaling = 0, 2 do
+        for zeros = 0, scaling == 2 and 0 or 1 do
+          assert.matches("int8 mma.sync", planned(code_arch, int8, scaling, 128, zeros).reason, 1, true)
+          if scaling < 2 then
+            assert.matches("float16 mma.sync", planned(code_arch, half, scaling, 128, zeros).reason, 1, true)
+          end
+          local words = planned(code_arch, ffi.C.INT4MM_INT32, scaling, 128, zeros)
+          local native = zeros == 0 and (scaling == 0 or (scaling == 1 and code_arch < 90))
+          assert.equal(native and 0 or 1, words.widened)
+          assert.matches(native and code_arch < 90 and "int4 mma.sync" or "int8 mma.sync", words.reason, 1, true)
+        end
+      end
+      assert.equal(1, planned(code_arch, ffi.C.INT4MM_INT32, 1, 96, 0).widened)
+    end
+    assert.equal(UNSUPPORTED, (choose(problem(89, 300, 640, 1024, { dtype_a = int8, lda = 1024, scaling = 1,
+      group = 288 }), "mma_128x128")))
   end)
 
   it("can take every kernel that it lists, somewhere", function()
@@ -594,7 +622,7 @@ describe("the grouped kernels", function()
   it("leave groups that they do not serve to another kernel", function()
     local status, plan = choose(grouped(1024, 4096, 4096, INT8, 96))
     assert.equal(OK, status)
-    assert.equal("skinny_16", plan.name)
+    assert.equal("mma_128x128", plan.name)
   end)
 end)
 

@@ -23,7 +23,12 @@ enum {
   INT4MM_SKINNY_GENERAL_MAX_STRIDE = 1 << 24,
   /* Warps that share K at least with group scales of integers, and where a CTA has 8 rows. */
   INT4MM_SKINNY_CHAIN_WARPS = 4,
-  INT4MM_SKINNY_CHAIN_WARPS_8 = 2
+  INT4MM_SKINNY_CHAIN_WARPS_8 = 2,
+
+  /* mma: the longest K whose products of floats are summed by tensor cores alone, which round towards zero at each
+   * addition; a longer one is cut into groups of so many values, which are added with float32's own rounding. */
+  INT4MM_MMA_LONG_K = 8192,
+  INT4MM_MMA_LONG_GROUP = 1024
 };
 
 /* INT4MM_TILE(hopper_256x128, M) and the like: what common/kernels.inc says. */

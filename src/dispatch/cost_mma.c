@@ -1,62 +1,127 @@
 /*
- * mma: large M on GPUs that have no kernel of their own. The constants are fitted to an H100 (132 SMs), where the int8
- * tensor cores of mma.sync give 1,325 TOPS; on other GPUs they are scaled (dispatch/gpu.h). Code for an architecture
- * below 90 multiplies int4. Times are in ns, of calls that follow each other.
+ * mma: large M on GPUs that have no kernel of their own, and operands for which these have none. The constants are
+ * fitted to an H100 (132 SMs), where the int8 tensor cores of mma.sync give 1,325 TOPS; on other GPUs they are scaled
+ * (dispatch/gpu.h). Code for an architecture below 90 multiplies int4. Times are in ns, of calls that follow each
+ * other.
  */
 #include <stdio.h>
 
+#include "core/dtype.h"
 #include "core/problem.h"
 #include "dispatch/gpu.h"
 #include "dispatch/registry.h"
 
 enum {
-  FIRST_INT8_ARCH = 90, /* from here on code multiplies int8 (kernels/sm80/mma.cuh) */
-  CALL_TIME = 2200,     /* a call, beside its tiles */
-  WEIGHT_RATE = 1500,   /* bytes of B a ns: 64 x 4096 x 14336 takes 21 us, */
-  FITTED_MEMORY = 3350  /* with a memory of so many GB/s */
+  FIRST_INT8_ARCH = 90,   /* from here on code multiplies int8 where it can (kernels/sm80/mma.cuh) */
+  CALL_TIME = 2200,       /* a call, beside its tiles */
+  WEIGHT_RATE = 1500,     /* bytes of B a ns: 64 x 4096 x 14336 takes 21 us, */
+  COPY_RATE = 1000,       /* and of a copy of A, */
+  FITTED_MEMORY = 3350,   /* with a memory of so many GB/s; */
+  COPY_TIME = 2000,       /* of the copy's call */
+  MAX_GROUPED_K = 1 << 20 /* where a group is found by a multiplication */
 };
 
-/* The time of a k-block of a tile by int8 and of what else there is to a tile, for a CTA alone on its SM and, where an
- * SM has two, for two side by side. M x K x N take, with each tile in this order: 8192^3 1117 and 1140 us; 4096^3 149,
- * 146, - and 234; 2048^3 21.7 and 21.5; 1024^3 11.8, 7.0, 5.4 and 7.9; 512 x 4096 x 4096 37, 21.4, - and 32; 256 x
- * 4096 x 4096 37, 20.8, 12.9 and 15.8; 128 x 4096 x 4096 37, 20.7, 12.5 and 8.5. */
+/* What a kernel multiplies and what becomes of its sums: packed words, int8 and floats, each with a scale for each
+ * column or for each group; int8 also with weights b - z or b f. */
+typedef enum mma_kind { WORDS, WORDS_GROUPS, BYTES, BYTES_AFFINE, BYTES_GROUPS, REALS, REALS_GROUPS } mma_kind;
+
+static mma_kind kind_of(const int4mm_gpu_problem *p) {
+  const bool groups = p->scaling == INT4MM_GROUP_SCALES, affine = p->scaling == INT4MM_GROUP_FACTORS || p->zeros;
+  if (p->dtype_a == INT4MM_INT32) return groups ? WORDS_GROUPS : WORDS;
+  if (p->dtype_a == INT4MM_INT8) return groups ? BYTES_GROUPS : affine ? BYTES_AFFINE : BYTES;
+  return groups || p->K > INT4MM_MMA_LONG_K ? REALS_GROUPS : REALS;
+}
+
+/* The time of a k-block of a tile and of what else there is to a tile, for a CTA alone on its SM and, where an SM has
+ * two, for two side by side. W4A4 by int8: M x K x N take, with each tile in this order: 8192^3 1117 and 1140 us;
+ * 4096^3 149, 146, - and 234; 2048^3 21.7 and 21.5; 1024^3 11.8, 7.0, 5.4 and 7.9; 512 x 4096 x 4096 37, 21.4, - and
+ * 32; 256 x 4096 x 4096 37, 20.8, 12.9 and 15.8; 128 x 4096 x 4096 37, 20.7, 12.5 and 8.5. */
 typedef struct mma_cost {
+  mma_kind kind;
   int32_t tile_m, tile_n;
   bool pairs;
   int64_t k_block_one, tile_one, k_block_two, tile_two;
 } mma_cost;
 
-static const mma_cost costs[] = {{128, 256, false, 1016, 4300, 0, 0},
-                                 {128, 128, true, 599, 0, 1081, 2000},
-                                 {128, 64, false, 312, 670, 0, 0},
-                                 {64, 64, false, 175, 900, 0, 0}};
+static const mma_cost costs[] = {{WORDS, 128, 256, false, 1016, 4300, 0, 0},
+                                 {WORDS, 128, 128, true, 599, 0, 1081, 2000},
+                                 {WORDS, 128, 64, false, 312, 670, 0, 0},
+                                 {WORDS, 64, 64, false, 175, 900, 0, 0},
+                                 {WORDS_GROUPS, 128, 128, false, 1900, 3000, 0, 0},
+                                 {WORDS_GROUPS, 64, 64, true, 1000, 1000, 1100, 1500},
+                                 {BYTES, 128, 256, false, 1390, 4300, 0, 0},
+                                 {BYTES, 128, 128, true, 1150, 2000, 1450, 2000},
+                                 {BYTES, 64, 64, true, 400, 1000, 470, 1500},
+                                 {BYTES_AFFINE, 128, 128, false, 1060, 1300, 0, 0},
+                                 {BYTES_AFFINE, 64, 64, true, 720, 1000, 740, 1000},
+                                 {BYTES_GROUPS, 128, 128, false, 1900, 1500, 0, 0},
+                                 {BYTES_GROUPS, 64, 64, true, 1100, 1000, 1130, 1000},
+                                 {REALS, 128, 256, false, 2580, 2500, 0, 0},
+                                 {REALS, 128, 128, true, 1740, 1000, 2800, 2000},
+                                 {REALS, 64, 64, true, 560, 1000, 920, 1500},
+                                 {REALS_GROUPS, 128, 128, false, 2070, 1500, 0, 0},
+                                 {REALS_GROUPS, 64, 64, true, 1080, 1000, 1280, 1500}};
 
-static const mma_cost *cost_of(const int4mm_kernel *kernel) {
-  const mma_cost *cost = costs;
-  while (cost->tile_m != kernel->tile_m || cost->tile_n != kernel->tile_n) cost++;
-  return cost;
+/* NULL: there is no code for that kind with that tile. */
+static const mma_cost *cost_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  const mma_kind kind = kind_of(p);
+  for (size_t i = 0; i < sizeof costs / sizeof costs[0]; i++)
+    if (costs[i].kind == kind && costs[i].tile_m == kernel->tile_m && costs[i].tile_n == kernel->tile_n)
+      return &costs[i];
+  return NULL;
 }
 
 static bool is_int8(const int4mm_gpu_problem *p) {
-  return p->code_arch >= FIRST_INT8_ARCH;
+  return p->code_arch >= FIRST_INT8_ARCH || p->dtype_a == INT4MM_INT8;
+}
+
+/* Values of k that share a scale. */
+static int64_t group_of(const int4mm_gpu_problem *p) {
+  return p->scaling != INT4MM_PER_COLUMN && p->group < p->K ? p->group : p->K;
+}
+
+static bool is_a_aligned(const int4mm_gpu_problem *p) {
+  return p->align_a >= 16 && p->lda * (int64_t)int4mm_dtype_size(p->dtype_a) % 16 == 0;
+}
+
+static const char *kind_unsupported(const int4mm_gpu_problem *p) {
+  const bool real = kind_of(p) >= REALS;
+  if (p->dtype_a == INT4MM_FLOAT32) return "has no code for an A of float32";
+  if (real && p->scaling == INT4MM_GROUP_FACTORS) return "has no code for floats with integer group scales";
+  if (p->dtype_a == INT4MM_INT32 && !int4mm_plan_is_elementary(p)) {
+    if (is_int8(p) || p->scaling == INT4MM_GROUP_FACTORS || p->zeros) return "needs int8 activations for such weights";
+    if (p->group % 64 && p->group < p->K) return "needs groups of a multiple of 64 values with int4 activations";
+    if (group_of(p) >= 65536) return "needs groups below 65536 values with int4 activations";
+  }
+  if (kind_of(p) == BYTES_GROUPS && group_of(p) >= 256 && p->group % 128 && p->group < p->K)
+    return "needs groups below 256 or of a multiple of 128 values";
+  if (p->scaling != INT4MM_PER_COLUMN && p->K > MAX_GROUPED_K) return "needs a K of at most 2^20 with groups";
+  if (!real && is_int8(p) && (p->scaling == INT4MM_GROUP_SCALES ? group_of(p) : p->K) >= INT4MM_WIDE_K)
+    return p->scaling == INT4MM_GROUP_SCALES ? "needs groups below 131072" : "needs a K below 131072";
+  return NULL;
 }
 
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const int64_t max_extent = INT32_MAX - 1023; /* rows and columns are counted in 32 bits */
-  if (!int4mm_plan_is_elementary(p)) return "is for W4A4 with a scale for each column";
+  const bool words = p->dtype_a == INT4MM_INT32;
   if (p->code_arch < 80) return "needs code for sm_80 or later";
-  if (p->M < 1 || p->N < 1 || p->K < 32) return "needs an M and N above 0 and a K of at least 32";
+  const char *reason = kind_unsupported(p);
+  if (reason) return reason;
+  if (!cost_of(kernel, p)) return "has no code for this kind of operands";
+  if (p->M < 1 || p->N < 1 || p->K < (words ? 32 : 1)) return "needs an M and N above 0 and a K of at least 32";
   if (p->M > max_extent || p->N > max_extent) return "needs an M and N below 2147482625";
-  if (p->K % 32) return "needs a K that is a multiple of 32";
-  if (is_int8(p) && p->K >= INT4MM_WIDE_K) return "needs a K below 131072";
-  if (!int4mm_plan_aligned16(p)) return "needs rows of a_packed and b_packed that start on 16 bytes";
+  if (p->K > INT4MM_MAX_K) return "needs a K below 2^25";
+  if (words && p->K % 32) return "needs a K that is a multiple of 32";
+  if (p->align_b < 16 || p->ldb % 4) return "needs rows of b_packed that start on 16 bytes";
   if (p->layout_b == INT4MM_B_KN && p->N % 4) return "needs an N that is a multiple of 4";
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX ? "has too many tiles" : NULL;
 }
 
 /* Tiles go over the SMs in waves, with two CTAs for each of them as long as there are enough. */
 static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles) {
-  int4mm_mma mma = is_int8(p) ? INT4MM_MMA_INT8 : INT4MM_MMA_INT4;
+  int4mm_mma mma = p->dtype_a == INT4MM_INT32 && !is_int8(p)                 ? INT4MM_MMA_INT4
+                   : p->dtype_a == INT4MM_INT32 || p->dtype_a == INT4MM_INT8 ? INT4MM_MMA_INT8
+                                                                             : INT4MM_MMA_FP16;
   int64_t k_blocks = int4mm_plan_k_blocks(p);
   int64_t one = int4mm_gpu_mma_time(p, mma, k_blocks * cost->k_block_one) + int4mm_gpu_clock_time(p, cost->tile_one);
   int64_t two = int4mm_gpu_mma_time(p, mma, k_blocks * cost->k_block_two) + int4mm_gpu_clock_time(p, cost->tile_two);
@@ -68,18 +133,28 @@ static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  int64_t time = waves_time(cost_of(kernel), p, tiles);
+  int64_t time = waves_time(cost_of(kernel, p), p, tiles);
   int64_t reading = int4mm_plan_mul(p->K / 2, p->N) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
   if (time < reading) time = reading;
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
+  if (!is_a_aligned(p)) {
+    int64_t bytes = int4mm_plan_mul(int4mm_plan_mul(p->M, p->K), (int64_t)int4mm_dtype_size(p->dtype_a));
+    time = int4mm_plan_add(time, COPY_TIME + bytes / (p->dtype_a == INT4MM_INT32 ? 8 : 1) /
+                                                 int4mm_gpu_memory_rate(p, FITTED_MEMORY, COPY_RATE));
+  }
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles);
   return int4mm_plan_add(CALL_TIME, time);
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
-  snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s", plan->ctas, plan->tile_m, plan->tile_n,
-           (int)p->sms, is_int8(p) ? "int8" : "int4", p->layout_b == INT4MM_B_NK ? ", B along k" : "");
+  const bool real = kind_of(p) >= REALS;
+  const char *type = real ? int4mm_dtype_name(p->dtype_a) : is_int8(p) ? "int8" : "int4";
+  int used =
+      snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s", plan->ctas, plan->tile_m, plan->tile_n,
+               (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "", is_a_aligned(p) ? "" : ", A copied");
+  if (p->scaling == INT4MM_GROUP_SCALES && used > 0 && (size_t)used < size)
+    snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }
 
-const int4mm_family int4mm_family_mma = {unsupported, plan, explain, false};
+const int4mm_family int4mm_family_mma = {unsupported, plan, explain, true};

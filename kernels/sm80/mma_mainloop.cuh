@@ -1,0 +1,739 @@
+/*
+ * mma: large M on every GPU from sm_80 on that has no kernel of its own, by cp.async, ldmatrix and mma.sync alone.
+ *
+ *   A  [M, K/8] or [M, K]     --cp.async--> stages --ldmatrix------> words --policy--> mma
+ *   B  [K/8, N] or [N, K/8]   --cp.async--> stages --128-bit loads-> words --policy--> mma
+ *
+ * A CTA makes a tile. Stages go around a ring in shared memory; what is copied in a stage's turn goes to the slot that
+ * was read in the turn before. Where tiles are few, the warps of a CTA share K and add their sums in shared memory,
+ * exact in any order.
+ *
+ * There is no branch in a stage's body: copies are predicated and stand between the mma. Fragments are loaded one unit
+ * ahead.
+ *
+ * Columns: of a 16-byte load of B along N, columns 4c .. 4c+3 of a word row, word i goes to n tile i, whose column c is
+ * then column 4c + i of the warp's group of 32. Of a row of sums a lane so has 8 neighbouring columns, 8t .. 8t+7. With
+ * B along k the columns are put into shared memory in that order.
+ *
+ * Groups: k is cut into segments that no group's border divides. After a group's last segment a warp adds its sums to
+ * totals in float32, t = fma(sum, scale, t), in the order of k (CHAIN).
+ */
+#ifndef INT4MM_MMA_MAINLOOP_CUH
+#define INT4MM_MMA_MAINLOOP_CUH
+
+#include "common/epilogue.cuh"
+#include "common/kernels.h"
+#include "common/launch.cuh"
+#include "common/ptx.cuh"
+#include "common/shapes.h"
+#include "sm80/mma.cuh"
+
+namespace {
+
+constexpr int BAND = 8;    /* rows of tiles that neighbouring CTAs go through together, for the sake of L2 */
+constexpr int COLUMNS = 8; /* neighbours that a lane finishes together */
+
+struct Arguments {
+  const uint32_t *a, *b;
+  int64_t lda, ldb; /* words of 32 bits, of A too */
+  int M, N;
+  int a_bytes, b_bytes; /* of k: of a row of A, of a column of B */
+  int stages;           /* of K */
+  int past;             /* packed A: values of k past K in the last stage */
+  int tiles_m, tiles_n;
+  Encodings encodings;
+  EpilogueArguments epilogue;
+  /* Groups: rows of scales, and of factors or zero points; strides of 0 for one row that serves all. */
+  const void *scales;
+  const int8_t *bytes; /* NULL: no zero points */
+  int64_t scales_stride, bytes_stride;
+  int32_t scale_dtype;
+  bool factors;
+  int group, segments; /* in segments: a group; K */
+  bool large;          /* a group's sums may be 2^22 and more */
+  uint32_t reciprocal; /* 2^31 over `group`, rounded up; 0 where there is one group */
+};
+
+/* First row and column of this CTA's tile. */
+struct TileCoord {
+  int row, column;
+};
+template <class T> __device__ __forceinline__ TileCoord tile_coord(const Arguments &p) {
+  int per_band = BAND * p.tiles_n, band = blockIdx.x / per_band, inside = blockIdx.x % per_band;
+  int height = min(BAND, p.tiles_m - band * BAND);
+  return {(band * BAND + inside % height) * T::BM, inside / height * T::BN};
+}
+
+/* ---- copies ---- */
+
+/* A thread's part of the copies of an operand whose rows lie along k, A or with NK the columns of B: in pass i, 16
+ * bytes of row + i * ROWS of the tile. PERMUTED: row 8i + c of each 32 in shared memory is 4c + i in memory. EXACT: a
+ * row ends anywhere in 16 bytes, else between them. */
+template <class T, int OFFSET, int PITCH, bool PERMUTED> struct CopyKMajor {
+  static constexpr bool EXACT = T::POLICY::NEIGHBOURS;
+  static constexpr int CHUNKS = PITCH / 16, ROWS = T::THREADS / CHUNKS;
+  static_assert(ROWS == 8 || ROWS == 16 || ROWS % 32 == 0, "order and swizzle would change from pass to pass");
+  const uint32_t *from;
+  int64_t ld;
+  int bytes_left, rows_left; /* from here on */
+  uint32_t to;               /* in a slot */
+
+  __device__ __forceinline__ CopyKMajor(const uint32_t *words, int64_t ld, int bytes, int rows, int first_row)
+      : ld(ld) {
+    int chunk = threadIdx.x % CHUNKS, row = threadIdx.x / CHUNKS;
+    to = OFFSET + row * PITCH + (chunk ^ swizzle<PITCH>(row)) * 16;
+    if (PERMUTED) row = row / 32 * 32 + row % 8 * 4 + row / 8 % 4;
+    from = words + (first_row + row) * ld + chunk * 4;
+    bytes_left = bytes - chunk * 16, rows_left = rows - first_row - row;
+  }
+  __device__ __forceinline__ void copy(uint32_t slot, int pass) const {
+    const int rows = PERMUTED ? pass * ROWS / 32 * 32 + pass * ROWS % 32 / 8 : pass * ROWS; /* in memory */
+    int64_t step = ld;
+    if (T::CHAIN) asm volatile("" : "+l"(step)); /* else the products are kept in registers, which are few */
+    if constexpr (EXACT)
+      ptx::cp_async16_line(slot + to + pass * ROWS * PITCH, from + rows * step,
+                           rows < rows_left ? min(max(bytes_left, 0), 16) : 0);
+    else
+      ptx::cp_async16_if(bytes_left > 0 && rows < rows_left, slot + to + pass * ROWS * PITCH, from + rows * step);
+  }
+  __device__ __forceinline__ void advance() { from += PITCH / 4, bytes_left -= PITCH; }
+};
+
+/* The same of B [K/8, N]. Chunk c of a word row lies at c ^ 2 (row % 4), since 8 lanes read 2 chunks of 4 word rows
+ * together. */
+template <class T> struct CopyNMajor {
+  static constexpr int ROW_CHUNKS = T::BN / 4, ROWS = T::THREADS / ROW_CHUNKS;
+  static_assert(ROWS % 4 == 0, "the swizzle would change from pass to pass");
+  const uint32_t *from;
+  int64_t ld;
+  int words_left, columns_left;
+  uint32_t to;
+
+  __device__ __forceinline__ CopyNMajor(const uint32_t *words, int64_t ld, int bytes, int columns, int first_column)
+      : ld(ld) {
+    int chunk = threadIdx.x % ROW_CHUNKS, row = threadIdx.x / ROW_CHUNKS;
+    to = T::A_BYTES + row * T::B_PITCH + (chunk ^ 2 * (row & 3)) * 16;
+    from = words + row * ld + first_column + chunk * 4;
+    words_left = bytes / 4 - row, columns_left = columns - first_column - chunk * 4;
+  }
+  __device__ __forceinline__ void copy(uint32_t slot, int pass) const {
+    int64_t step = ld;
+    if (T::CHAIN) asm volatile("" : "+l"(step));
+    ptx::cp_async16_if(pass * ROWS < words_left && columns_left > 0, slot + to + pass * ROWS * T::B_PITCH,
+                       from + pass * ROWS * step);
+  }
+  __device__ __forceinline__ void advance() { from += T::BK / 8 * ld, words_left -= T::BK / 8; }
+};
+
+template <class T> using CopyA = CopyKMajor<T, 0, T::A_PITCH, false>;
+template <class T>
+using CopyB = typename std::conditional<T::NK, CopyKMajor<T, T::A_BYTES, T::NK_PITCH, true>, CopyNMajor<T>>::type;
+
+/* One pass of a stage's copies. */
+template <class T>
+__device__ __forceinline__ void copy_pass(const CopyA<T> &copy_a, const CopyB<T> &copy_b, uint32_t slot, int pass) {
+  if (pass < T::A_PASSES)
+    copy_a.copy(slot, pass);
+  else
+    copy_b.copy(slot, pass - T::A_PASSES);
+}
+
+/* ---- fragments ---- */
+
+/* Where this lane's words of a unit of A lie in a slot. ldmatrix has four times 8 rows of 16 bytes: 32 rows, or 16 and
+ * two chunks. */
+template <class T> struct WordsOfA {
+  typedef typename T::POLICY POLICY;
+  static constexpr int CHUNKS = POLICY::UNIT * POLICY::A_BITS / 128; /* of a row in a unit */
+  uint32_t at, swizzled;
+
+  __device__ __forceinline__ WordsOfA(int warp_m, int warp_k) {
+    int lane = threadIdx.x % 32, row = warp_m * T::WM + (CHUNKS == 1 ? lane : lane % 16);
+    at = row * T::A_PITCH;
+    swizzled = ((CHUNKS == 1 ? 0 : lane / 16) ^ swizzle<T::A_PITCH>(row) ^ CHUNKS * warp_k) * 16;
+  }
+  /* Of this warp's unit i of the slot. */
+  __device__ __forceinline__ void load(uint32_t (&w)[T::MT][POLICY::A_WORDS], uint32_t slot, int i) const {
+    uint32_t from = slot + at + (swizzled ^ i * T::WARPS_K * CHUNKS * 16);
+#pragma unroll
+    for (int m = 0; m < T::MT; m += 4 / POLICY::A_WORDS) {
+      uint32_t r[4];
+      ptx::ldmatrix_x4(r, from + m * 16 * T::A_PITCH);
+#pragma unroll
+      for (int j = 0; j < 4; j++) w[m + j / POLICY::A_WORDS][j % POLICY::A_WORDS] = r[j];
+    }
+  }
+};
+
+/* The same of B for lanes that take word t of each 32 values. */
+template <class T> struct WordsOfB {
+  typedef typename T::POLICY POLICY;
+  static constexpr int CHUNKS = POLICY::UNIT / 32;
+  uint32_t at, swizzled;
+
+  __device__ __forceinline__ WordsOfB(int warp_n, int warp_k) {
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = warp_n * T::WN + lane;
+    at = T::A_BYTES + (T::NK ? row * T::B_PITCH
+                             : (t + warp_k * (POLICY::UNIT / 8)) * T::B_PITCH + warp_n * T::WN * 4 + (g ^ 2 * t) * 16);
+    swizzled = (swizzle<T::B_PITCH>(row) ^ CHUNKS * warp_k) * 16;
+  }
+  __device__ __forceinline__ void load(uint32_t (&w)[POLICY::B_WORDS][T::NT], uint32_t slot, int i) const {
+#pragma unroll
+    for (int h = 0; h < POLICY::B_WORDS; h++)
+#pragma unroll
+      for (int n = 0; n < T::NT; n += 4) {
+        uint32_t r[4];
+        if (T::NK) {
+          uint32_t chunk = swizzled ^ (i * T::WARPS_K * CHUNKS + h) * 16;
+          ptx::ldmatrix_x4(r, slot + at + n * 8 * T::B_PITCH + chunk);
+        } else {
+          int word = i * T::WARPS_K * (POLICY::UNIT / 8) + h * 4;
+          uint4 v = ptx::ld_shared_v4(slot + at + word * T::B_PITCH + n * 32);
+          r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w;
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) w[h][n + j] = r[j];
+      }
+  }
+};
+
+/* The same for Bytes and Floats: two words of a unit for each column. */
+template <class T> struct NeighboursOfB {
+  typedef typename T::POLICY POLICY;
+  static constexpr bool FLOATS = POLICY::UNIT == 16; /* words 0 and 1 of two, else t / 2 and t / 2 + 2 of four */
+  static constexpr int WORDS = POLICY::UNIT / 8, STEP = FLOATS ? 1 : 2;
+  uint32_t at, swizzled;
+
+  __device__ __forceinline__ NeighboursOfB(int warp_n, int) {
+    int lane = threadIdx.x % 32, g = lane / 4, first = FLOATS ? 0 : lane % 4 / 2;
+    if (T::NK) {
+      at = T::A_BYTES + (warp_n * T::WN + g) * T::B_PITCH + first * 4;
+      swizzled = swizzle<T::B_PITCH>(g) * 16;
+    } else {
+      at = T::A_BYTES + first * T::B_PITCH + warp_n * T::WN * 4 + (g ^ 2 * first) * 16;
+    }
+  }
+  __device__ __forceinline__ void load(uint32_t (&w)[2][T::NT], uint32_t slot, int i) const {
+    if constexpr (T::NK) {
+      uint32_t from = slot + at + (swizzled ^ i * WORDS / 4 * 16) + i * WORDS % 4 * 4;
+#pragma unroll
+      for (int n = 0; n < T::NT; n++) {
+        uint32_t column = from + n * 8 * T::B_PITCH;
+        if (FLOATS) {
+          uint2 v = ptx::ld_shared_v2(column);
+          w[0][n] = v.x, w[1][n] = v.y;
+        } else {
+          w[0][n] = ptx::ld_shared(column), w[1][n] = ptx::ld_shared(column + 8);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int row =
+            i * WORDS + h * STEP; /* its chunks lie at an exclusive or with 2 (row % 4), slots at 128 bytes */
+        uint32_t from = ((slot + at) ^ (row & 3) * 32) + row * T::B_PITCH;
+#pragma unroll
+        for (int n = 0; n < T::NT; n += 4) {
+          uint4 v = ptx::ld_shared_v4(from + n * 32);
+          w[h][n] = v.x, w[h][n + 1] = v.y, w[h][n + 2] = v.z, w[h][n + 3] = v.w;
+        }
+      }
+    }
+  }
+};
+
+template <class T> using LoadB = typename std::conditional<T::POLICY::NEIGHBOURS, NeighboursOfB<T>, WordsOfB<T>>::type;
+
+/* ---- groups ---- */
+
+/* This thread's scales, and factors or zero points, of the segments of a stage, on their way to shared memory: loaded a
+ * stage ahead. */
+template <class T> struct CopyGroups {
+  static constexpr int ALL = T::SEGMENTS * T::BN, ITEMS = (ALL + T::THREADS - 1) / T::THREADS;
+  static constexpr int ROWS = T::THREADS / T::BN;
+  static_assert(!T::GROUPS || (T::THREADS % T::BN == 0 && (ITEMS == 1 || ALL % T::THREADS == 0)),
+                "a thread has a column of its own");
+  const Arguments &p;
+  int segment, column;
+  bool inside;
+  uint32_t scales[ITEMS]; /* as they lie in memory */
+  int bytes[ITEMS];
+
+  __device__ __forceinline__ CopyGroups(const Arguments &p, int first_column)
+      : p(p), segment(threadIdx.x / T::BN), column(first_column + threadIdx.x % T::BN),
+        inside(column < p.N && (int)threadIdx.x < ALL) {}
+  /* Of the next stage; past K those of the last segment. */
+  __device__ __forceinline__ void load() {
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+      int64_t group = __umulhi(2 * min(segment + i * ROWS, p.segments - 1), p.reciprocal);
+      int64_t at = group * p.scales_stride + column;
+      scales[i] = 0, bytes[i] = 0;
+      if (T::CHAIN && inside)
+        scales[i] = p.scale_dtype == INT4MM_FLOAT32 ? __ldg((const uint32_t *)p.scales + at)
+                                                    : __ldg((const uint16_t *)p.scales + at);
+      if (T::COLUMN_WORDS && inside && p.bytes) bytes[i] = __ldg(p.bytes + group * p.bytes_stride + column);
+    }
+    segment += T::SEGMENTS;
+  }
+  __device__ __forceinline__ void store(uint32_t slot) const {
+    if (ALL < T::THREADS && (int)threadIdx.x >= ALL) return;
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+      uint32_t to = slot + (threadIdx.x + i * T::THREADS) * 4;
+      if constexpr (T::CHAIN) ptx::st_shared(to, __float_as_uint(scale(scales[i])));
+      if constexpr (T::COLUMN_WORDS) ptx::st_shared(to + T::SCALE_BYTES, T::POLICY::prepare(bytes[i], p.factors));
+    }
+  }
+
+private:
+  __device__ __forceinline__ float scale(uint32_t bits) const {
+    float x = p.scale_dtype == INT4MM_FLOAT32    ? __uint_as_float(bits)
+              : p.scale_dtype == INT4MM_BFLOAT16 ? int4mm_widen<INT4MM_BFLOAT16>((uint16_t)bits)
+                                                 : int4mm_widen<INT4MM_FLOAT16>((uint16_t)bits);
+    if constexpr (T::POLICY::FLOAT) x *= T::POLICY::UNSCALE;
+    return x;
+  }
+};
+
+/* What the weights take for the columns that a lane unpacks: of a segment, or where there are no groups of all K. */
+template <class T> struct ColumnWords {
+  static constexpr bool ALTERNATE = T::COLUMN_WORDS && T::SEGMENTS > 1;
+  uint32_t of[ALTERNATE ? 2 : 1][T::NT];
+
+  __device__ __forceinline__ ColumnWords(const Arguments &p, int first_column) {
+    if constexpr (!T::COLUMN_WORDS && T::POLICY::WEIGHTS == ZEROS)
+#pragma unroll
+      for (int n = 0; n < T::NT; n++) {
+        int column = first_column + n / 4 * 32 + threadIdx.x % 32 / 4 * 4 + n % 4;
+        of[0][n] = T::POLICY::prepare(p.bytes && column < p.N ? __ldg(p.bytes + column) : 0, false);
+      }
+  }
+  /* Of a segment of a slot of groups. Where a stage has several they alternate. */
+  __device__ __forceinline__ void load(uint32_t slot, int segment, int warp_n) {
+    if constexpr (T::COLUMN_WORDS) {
+      uint32_t from = slot + T::SCALE_BYTES + (segment * T::BN + warp_n * T::WN + threadIdx.x % 32 / 4 * 4) * 4;
+#pragma unroll
+      for (int n = 0; n < T::NT; n += 4) {
+        uint4 v = ptx::ld_shared_v4(from + n * 32);
+        uint32_t(&to)[T::NT] = of[ALTERNATE ? segment % 2 : 0];
+        to[n] = v.x, to[n + 1] = v.y, to[n + 2] = v.z, to[n + 3] = v.w;
+      }
+    }
+  }
+  __device__ __forceinline__ const uint32_t (&words(int segment) const)[T::NT] {
+    return of[ALTERNATE ? segment % 2 : 0];
+  }
+};
+
+/* What accumulators begin with, and their sum as a float. An int32 beside the bits of 1.5 * 2^23 is that number plus
+ * it, as long as it is below 2^22: an addition where a conversion costs more. */
+template <class Sum> struct Accumulator {
+  static __device__ __forceinline__ float zero() { return 0; }
+  static __device__ __forceinline__ float sum(float acc) { return acc; }
+};
+template <> struct Accumulator<int32_t> {
+  static constexpr int32_t BITS = 0x4b400000;
+  static __device__ __forceinline__ int32_t zero() { return BITS; }
+  static __device__ __forceinline__ float sum(int32_t acc) { return __int_as_float(acc) - 12582912.0f; }
+  /* Of any int32: its halves, each a float, added with one rounding. */
+  static __device__ __forceinline__ float large_sum(int32_t acc) {
+    acc -= BITS;
+    float upper = __int_as_float((acc >> 16) + BITS) - 12582912.0f, lower = __int_as_float((acc & 0xffff) + BITS);
+    return __fmaf_rn(upper, 65536, lower - 12582912.0f);
+  }
+};
+
+/* A warp's outputs so far, of the groups whose products are done. */
+template <class T> struct Totals {
+  typedef typename T::POLICY::Sum Sum;
+  typedef Accumulator<Sum> Acc;
+  static constexpr bool MAY_BE_LARGE = !T::POLICY::FLOAT && T::SEGMENTS == 1;
+  float t[T::MT][T::NT][4];
+  int segment, next; /* segments done, and that after which a group ends */
+
+  __device__ __forceinline__ explicit Totals(const Arguments &p) : segment(0), next(min(p.group, p.segments)) {
+#pragma unroll
+    for (int m = 0; m < T::MT; m++)
+#pragma unroll
+      for (int n = 0; n < T::NT; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) t[m][n][i] = 0;
+  }
+  /* After a segment, where `scales` are this lane's for columns 8t .. 8t + 7 of each 32: adds the sums of a group that
+   * ends, and clears them. */
+  __device__ __forceinline__ void end_segment(Sum (&acc)[T::MT][T::NT][4], const Arguments &p, uint32_t scales) {
+    if (++segment != next) return;
+    next = next < p.segments ? min(next + p.group, p.segments) : -1;
+    if constexpr (MAY_BE_LARGE)
+      if (p.large) return add(acc, scales, [](Sum x) { return Acc::large_sum(x); });
+    add(acc, scales, [](Sum x) { return Acc::sum(x); });
+  }
+
+private:
+  template <class F> __device__ __forceinline__ void add(Sum (&acc)[T::MT][T::NT][4], uint32_t scales, F to_float) {
+#pragma unroll
+    for (int q = 0; q < T::NT; q += 4) {
+      uint4 v[2] = {ptx::ld_shared_v4(scales + q * 32), ptx::ld_shared_v4(scales + q * 32 + 16)};
+#pragma unroll
+      for (int m = 0; m < T::MT; m++)
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            float scale = __uint_as_float(element(v[i % 2], n));
+            t[m][q + n][i] = __fmaf_rn(to_float(acc[m][q + n][i]), scale, t[m][q + n][i]);
+            acc[m][q + n][i] = Acc::zero();
+          }
+    }
+  }
+};
+template <class T> struct NoTotals {
+  __device__ __forceinline__ explicit NoTotals(const Arguments &) {}
+};
+template <class T> using TotalsOf = typename std::conditional<T::CHAIN, Totals<T>, NoTotals<T>>::type;
+
+/* ---- mainloop ---- */
+
+/* Fills the ring but for its last slot, and waits for the first stage. */
+template <class T>
+__device__ __forceinline__ void copy_first_stages(CopyA<T> &copy_a, CopyB<T> &copy_b, CopyGroups<T> &groups,
+                                                  uint32_t ring) {
+#pragma unroll
+  for (int i = 0; i < T::STAGES - 1; i++) {
+#pragma unroll
+    for (int j = 0; j < T::PASSES; j++) copy_pass<T>(copy_a, copy_b, ring + i * T::STAGE_BYTES, j);
+    copy_a.advance(), copy_b.advance();
+    ptx::cp_async_commit_group();
+  }
+  if constexpr (T::GROUPS) {
+#pragma unroll
+    for (int i = 0; i < T::STAGES - 1; i++) groups.load(), groups.store(ring + T::RING_BYTES + i * T::GROUP_BYTES);
+    groups.load();
+  }
+  ptx::cp_async_wait_group<T::STAGES - 2>();
+  __syncthreads();
+}
+
+/* Where sums begin. What is copied past K is 0, or in the offset encoding -8: where both operands have that, at what
+ * takes these products away. */
+template <class T>
+__device__ __forceinline__ void begin_sums(typename T::POLICY::Sum (&acc)[T::MT][T::NT][4], const Arguments &p,
+                                           int warp_k) {
+  const int past = warp_k == 0 && p.encodings.a && p.encodings.b ? p.past : 0;
+#pragma unroll
+  for (int m = 0; m < T::MT; m++)
+#pragma unroll
+    for (int n = 0; n < T::NT; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if constexpr (T::CHAIN)
+          acc[m][n][i] = Accumulator<typename T::POLICY::Sum>::zero();
+        else if constexpr (T::POLICY::NEIGHBOURS)
+          acc[m][n][i] = 0;
+        else
+          acc[m][n][i] = -64 * T::POLICY::SCALE * past;
+      }
+}
+
+/* A ring's slots that are read and written. */
+template <int BYTES, int SLOTS> struct Ring {
+  uint32_t read, write, first;
+  __device__ __forceinline__ Ring(uint32_t first, int ahead)
+      : read(first), write(first + ahead * BYTES), first(first) {}
+  __device__ __forceinline__ void advance() {
+    write = write + BYTES == first + SLOTS * BYTES ? first : write + BYTES;
+    read = read + BYTES == first + SLOTS * BYTES ? first : read + BYTES;
+  }
+};
+
+/* The sums of all of K. Words of A that are unpacked are loaded two units ahead and made fragments one ahead. */
+template <class T>
+__device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::MT][T::NT][4], TotalsOf<T> &totals,
+                                              const Arguments &p, const TileCoord &at, uint32_t memory, int warp_m,
+                                              int warp_n, int warp_k) {
+  typedef typename T::POLICY POLICY;
+  constexpr int SEGMENT_UNITS = T::SEGMENT / POLICY::UNIT;
+  const POLICY policy(p.encodings);
+  const WordsOfA<T> words_a(warp_m, warp_k);
+  const LoadB<T> words_b(warp_n, warp_k);
+  CopyA<T> copy_a(p.a, p.lda, p.a_bytes, p.M, at.row);
+  CopyB<T> copy_b(p.b, p.ldb, p.b_bytes, p.N, at.column);
+  CopyGroups<T> copy_groups(p, at.column);
+  ColumnWords<T> columns(p, at.column + warp_n * T::WN);
+  begin_sums<T>(acc, p, warp_k);
+  copy_first_stages<T>(copy_a, copy_b, copy_groups, memory);
+
+  Ring<T::STAGE_BYTES, T::STAGES> ring(memory, T::STAGES - 1);
+  Ring<T::GROUP_BYTES, T::SLOTS> groups(memory + T::RING_BYTES, T::STAGES - 1);
+  const uint32_t scales_at = (warp_n * T::WN + threadIdx.x % 4 * COLUMNS) * 4;
+  uint32_t a[2][T::MT][POLICY::A_WORDS], b[2][POLICY::B_WORDS][T::NT], f[2][T::MT][4];
+  words_b.load(b[0], ring.read, 0);
+  if (columns.ALTERNATE) columns.load(groups.read, 0, warp_n);
+  if constexpr (POLICY::UNPACKS) {
+    words_a.load(a[0], ring.read, 0), words_a.load(a[1], ring.read, 1);
+#pragma unroll
+    for (int i = 0; i < T::MT * POLICY::A_WORDS; i++) policy.fragment(f[0], a[0], i);
+  } else {
+    words_a.load(f[0], ring.read, 0);
+  }
+#pragma unroll 1
+  for (int stage = 0; stage < p.stages; stage++) {
+    const uint32_t scales = groups.read + scales_at;
+    if constexpr (T::GROUPS) copy_groups.store(groups.write), copy_groups.load();
+#pragma unroll
+    for (int i = 0; i < T::UNITS; i++) {
+      if (i < T::COPY_UNITS) {
+#pragma unroll
+        for (int j = i * T::PASSES / T::COPY_UNITS; j < (i + 1) * T::PASSES / T::COPY_UNITS; j++)
+          copy_pass<T>(copy_a, copy_b, ring.write, j);
+      }
+      if (i < T::UNITS - 1) words_b.load(b[(i + 1) % 2], ring.read, i + 1);
+      if (columns.ALTERNATE && i < T::UNITS - 1 && (i + 1) % SEGMENT_UNITS == 0)
+        columns.load(groups.read, (i + 1) / SEGMENT_UNITS, warp_n);
+      if (!columns.ALTERNATE && i == 0) columns.load(groups.read, 0, warp_n);
+      if constexpr (!POLICY::UNPACKS)
+        if (i < T::UNITS - 1) words_a.load(f[(i + 1) % 2], ring.read, i + 1);
+      if (i == T::UNITS - 2) { /* the next stage has landed, and all have loaded all of this one */
+        ptx::cp_async_commit_group();
+        ptx::cp_async_wait_group<T::STAGES - 2>();
+        __syncthreads();
+        ring.advance();
+        if constexpr (T::GROUPS) groups.advance();
+      }
+      if (i == T::UNITS - 1) words_b.load(b[0], ring.read, 0);
+      if (columns.ALTERNATE && i == T::UNITS - 1) columns.load(groups.read, 0, warp_n);
+      if constexpr (POLICY::UNPACKS) {
+        words_a.load(a[i % 2], ring.read, (i + 2) % T::UNITS);
+        policy.multiply(acc, f[i % 2], b[i % 2], f[(i + 1) % 2], a[(i + 1) % 2]);
+      } else {
+        if (i == T::UNITS - 1) words_a.load(f[0], ring.read, 0);
+        if constexpr (POLICY::NEIGHBOURS)
+          policy.multiply(acc, f[i % 2], b[i % 2], columns.words(i / SEGMENT_UNITS));
+        else
+          policy.multiply(acc, f[i % 2], b[i % 2]);
+      }
+      if constexpr (T::CHAIN)
+        if ((i + 1) % SEGMENT_UNITS == 0) totals.end_segment(acc, p, scales + i / SEGMENT_UNITS * T::BN * 4);
+    }
+    copy_a.advance(), copy_b.advance();
+  }
+}
+
+/* Adds the sums of the warps that share a tile, over the ring: warp_k keeps m tiles from warp_k * KEEP on and gives the
+ * others away. */
+template <class T> __device__ __forceinline__ void reduce(int32_t (&acc)[T::MT][T::NT][4], uint32_t ring, int warp_k) {
+  constexpr int KEEP = T::MT / T::WARPS_K, M_BYTES = T::NT * 512, PIECE = KEEP * M_BYTES; /* of one warp for another */
+  ptx::cp_async_wait_group<0>();
+  __syncthreads();
+  uint32_t mine = ring + threadIdx.x / 32 % (T::WARPS_M * T::WARPS_N) * (T::WARPS_K * (T::WARPS_K - 1) * PIECE) +
+                  threadIdx.x % 32 * 16;
+#pragma unroll
+  for (int m = 0; m < T::MT; m++) {
+    int to = m / KEEP;
+    if (to == warp_k) continue;
+    uint32_t at = mine + (to * (T::WARPS_K - 1) + (warp_k < to ? warp_k : warp_k - 1)) * PIECE + m % KEEP * M_BYTES;
+#pragma unroll
+    for (int n = 0; n < T::NT; n++)
+      ptx::st_shared_v4(at + n * 512, acc[m][n][0], acc[m][n][1], acc[m][n][2], acc[m][n][3]);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < T::MT; m++) {
+    if (m / KEEP != warp_k) continue;
+#pragma unroll
+    for (int from = 0; from < T::WARPS_K - 1; from++)
+#pragma unroll
+      for (int n = 0; n < T::NT; n++) {
+        uint4 v = ptx::ld_shared_v4(mine + (warp_k * (T::WARPS_K - 1) + from) * PIECE + m % KEEP * M_BYTES + n * 512);
+        acc[m][n][0] += v.x, acc[m][n][1] += v.y, acc[m][n][2] += v.z, acc[m][n][3] += v.w;
+      }
+  }
+}
+
+/* ---- epilogue ---- */
+
+/* COLUMNS neighbours of one row, as bits. */
+struct Octet {
+  int32_t sums[COLUMNS];
+};
+
+/* Scales COUNT of them. scale_b is not looked at with totals, nor scale_a with floats. */
+template <int KIND, int COUNT>
+__device__ __forceinline__ void scale_sums(float (&x)[COUNT], const int32_t (&sums)[COUNT], float unscale,
+                                           bool scaled_a, float scale_a, const float (&scale_b)[COUNT]) {
+  if constexpr (KIND == INTEGERS) {
+    int4mm_scale_sums(x, sums, unscale, scale_a, scale_b);
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      float sum = __int_as_float(sums[i]);
+      x[i] = KIND == FLOATS ? __fmul_rn(__fmul_rn(sum, unscale), scale_b[i]) : scaled_a ? __fmul_rn(sum, scale_a) : sum;
+    }
+  }
+}
+
+/* Finishes them wherever they lie, with whatever follows. A call, and half of them at a time, since a thread has many
+ * of them and a library many instances: all the activations for eight columns would be half of it. */
+template <int KIND>
+__device__ __noinline__ void finish_any(const Arguments &p, int row, int column, float unscale, Octet octet) {
+  constexpr int HALF = COLUMNS / 2;
+  const float scale_a = p.epilogue.scale_a ? __ldg(p.epilogue.scale_a + row) : 1;
+#pragma unroll 1
+  for (int half = 0; half < 2 && column < p.N; half++, column += HALF) {
+    int32_t sums[HALF];
+    float scale_b[HALF], bias[HALF], x[HALF];
+#pragma unroll
+    for (int i = 0; i < HALF; i++) {
+      sums[i] = half ? octet.sums[HALF + i] : octet.sums[i];
+      scale_b[i] = KIND != TOTALS && column + i < p.N ? __ldg(p.epilogue.scale_b + column + i) : 0;
+    }
+    int4mm_load_bias(bias, p.epilogue, column, p.N);
+    scale_sums<KIND>(x, sums, unscale, p.epilogue.scale_a, scale_a, scale_b);
+    int4mm_finish_scaled<true>(p.epilogue, row, column, p.N, bias, x);
+  }
+}
+
+__device__ __forceinline__ int32_t bits_of(int32_t x) {
+  return x;
+}
+__device__ __forceinline__ int32_t bits_of(float x) {
+  return __float_as_int(x);
+}
+
+template <class T, class Sum>
+__device__ __forceinline__ void gather(int32_t (&sums)[COLUMNS], const Sum (&acc)[T::MT][T::NT][4], int m, int lower,
+                                       int n) {
+#pragma unroll
+  for (int i = 0; i < COLUMNS; i++) sums[i] = bits_of(acc[m][n + i % 4][2 * lower + i / 4]);
+}
+
+/* Calls begin(column) and then f(m, lower, n, row, column) for this lane's octets with these columns, and so on: those
+ * of the m tiles that its warp has after reduce. */
+template <class T, class Begin, class F>
+__device__ __forceinline__ void for_octets(const TileCoord &at, int warp_m, int warp_n, int warp_k, Begin begin, F f) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < T::NT; n += 4) {
+    const int column = at.column + warp_n * T::WN + n * 8 + lane % 4 * COLUMNS;
+    begin(column);
+#pragma unroll
+    for (int m = 0; m < T::MT; m++) {
+      if (T::WARPS_K > 1 && m / (T::MT / T::WARPS_K) != warp_k) continue;
+#pragma unroll
+      for (int lower = 0; lower < 2; lower++)
+        f(m, lower, n, at.row + warp_m * T::WM + m * 16 + lower * 8 + lane / 4, column);
+    }
+  }
+}
+
+/* The octets of a tile inside the output, of 16 bits and with nothing but a bias. */
+template <class T, class Sum>
+__device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoord &at, int warp_m, int warp_n,
+                                              int warp_k, const Sum (&acc)[T::MT][T::NT][4]) {
+  constexpr int KIND = T::SUM_KIND;
+  const bool half = p.epilogue.out_dtype == INT4MM_FLOAT16, scaled_a = KIND == INTEGERS || p.epilogue.scale_a;
+  float scale_b[COLUMNS], bias[COLUMNS];
+  auto begin = [&](int column) {
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++) scale_b[i] = KIND == TOTALS ? 0 : __ldg(p.epilogue.scale_b + column + i);
+    int4mm_load_bias(bias, p.epilogue, column, p.N);
+  };
+  for_octets<T>(at, warp_m, warp_n, warp_k, begin, [&](int m, int lower, int n, int row, int column) {
+    int32_t sums[COLUMNS];
+    float x[COLUMNS];
+    uint32_t w[COLUMNS / 2];
+    gather<T>(sums, acc, m, lower, n);
+    scale_sums<KIND>(x, sums, T::POLICY::UNSCALE, scaled_a, scaled_a ? __ldg(p.epilogue.scale_a + row) : 1, scale_b);
+    int4mm_add_bias(x, p.epilogue, bias);
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; i++)
+      w[i] = half ? int4mm_round2<INT4MM_FLOAT16>(x[2 * i], x[2 * i + 1])
+                  : int4mm_round2<INT4MM_BFLOAT16>(x[2 * i], x[2 * i + 1]);
+    int4mm_store_v4((uint16_t *)p.epilogue.out + row * p.epilogue.ldo + column, w[0], w[1], w[2], w[3]);
+  });
+}
+
+template <class T, class Sum>
+__device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at, int warp_m, int warp_n, int warp_k,
+                                         const Sum (&acc)[T::MT][T::NT][4]) {
+  const bool inside = at.row + T::BM <= p.M && at.column + T::BN <= p.N && p.epilogue.vector_store;
+  if (inside && !p.epilogue.layer && p.epilogue.out_dtype != INT4MM_FLOAT32)
+    return finish_inside<T>(p, at, warp_m, warp_n, warp_k, acc);
+  for_octets<T>(
+      at, warp_m, warp_n, warp_k, [](int) {},
+      [&](int m, int lower, int n, int row, int column) {
+        Octet octet;
+        gather<T>(octet.sums, acc, m, lower, n);
+        if (row < p.M && column < p.N) finish_any<T::SUM_KIND>(p, row, column, T::POLICY::UNSCALE, octet);
+      });
+}
+
+/* ---- the kernel ---- */
+
+/* The scales that a warp will want: of A, and without groups of B. */
+template <class T>
+__device__ __forceinline__ void prefetch_scales(const Arguments &p, const TileCoord &at, int warp_m, int warp_n) {
+  const int lane = threadIdx.x % 32, row = at.row + warp_m * T::WM + lane * 8;
+  const int column = at.column + warp_n * T::WN + lane * 8;
+  if (!T::POLICY::FLOAT && lane < T::WM / 8 && row < p.M) ptx::prefetch_l1(p.epilogue.scale_a + row);
+  if (!T::CHAIN && lane < T::WN / 8 && column < p.N) ptx::prefetch_l1(p.epilogue.scale_b + column);
+}
+
+template <class T> __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
+  if constexpr (T::POLICY::AVAILABLE) {
+    extern __shared__ __align__(128) uint8_t memory[];
+    const uint32_t ring = ptx::smem_address(memory);
+    const int warp = threadIdx.x / 32;
+    const int warp_m = warp % T::WARPS_M, warp_n = warp / T::WARPS_M % T::WARPS_N;
+    const int warp_k = warp / (T::WARPS_M * T::WARPS_N);
+    const TileCoord at = tile_coord<T>(p);
+    ptx::griddepcontrol_wait();
+    prefetch_scales<T>(p, at, warp_m, warp_n);
+    typename T::POLICY::Sum acc[T::MT][T::NT][4];
+    TotalsOf<T> totals(p);
+    multiply_tile<T>(acc, totals, p, at, ring, warp_m, warp_n, warp_k);
+    ptx::griddepcontrol_launch_dependents();
+    if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
+    if constexpr (T::CHAIN)
+      epilogue<T>(p, at, warp_m, warp_n, warp_k, totals.t);
+    else
+      epilogue<T>(p, at, warp_m, warp_n, warp_k, acc);
+  }
+}
+
+/* ---- host ---- */
+
+/* Segments and groups, where k has any. */
+template <class T> void set_groups(Arguments *p, const int4mm_problem *problem) {
+  const int4mm_operand *b = &problem->b;
+  const int4mm_matrix &scales = b->group_scales, &bytes = b->factors.data ? b->factors : b->zeros;
+  p->segments = (int)((problem->K + T::SEGMENT - 1) / T::SEGMENT);
+  p->group = b->groups > 1 ? (int)(b->group / T::SEGMENT) : p->segments;
+  p->reciprocal = b->groups > 1 ? (uint32_t)(((1ull << 31) + p->group - 1) / p->group) : 0;
+  p->large = (b->groups > 1 ? b->group : problem->K) * T::POLICY::SUM_LIMIT >= 1 << 22;
+  p->scales = scales.data, p->scale_dtype = scales.dtype, p->scales_stride = scales.rows > 1 ? scales.stride : 0;
+  if (T::CHAIN && !scales.data) /* a scale for each column alone: a long K */
+    p->scales = b->scales, p->scale_dtype = INT4MM_FLOAT32, p->group = INT4MM_MMA_LONG_GROUP / T::SEGMENT;
+  p->bytes = (const int8_t *)bytes.data, p->factors = b->factors.data,
+  p->bytes_stride = bytes.rows > 1 ? bytes.stride : 0;
+}
+
+template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  Arguments p = {};
+  const int64_t element = T::POLICY::A_BITS == 4 ? 4 : T::POLICY::A_BITS / 8; /* of A's dtype, in bytes */
+  p.a = problem->a.words, p.b = problem->b.words;
+  p.lda = problem->a.stride * element / 4, p.ldb = problem->b.stride;
+  p.M = (int)problem->M, p.N = (int)problem->N;
+  p.a_bytes = (int)(problem->K * T::POLICY::A_BITS / 8), p.b_bytes = (int)(int4mm_words_of_k(problem) * 4);
+  p.stages = (int)((problem->K + T::BK - 1) / T::BK), p.past = (int)(p.stages * T::BK - problem->K);
+  p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
+  p.encodings = T::POLICY::encodings(problem->a.xor_mask, problem->b.xor_mask);
+  p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
+  if (T::GROUPS || T::POLICY::WEIGHTS == ZEROS) set_groups<T>(&p, problem);
+  return int4mm_launch<mma<T>>(plan->device, dim3(p.tiles_m * p.tiles_n), T::THREADS, T::SHARED_BYTES, dim3(1), stream,
+                               p);
+}
+
+} // namespace
+#endif
