@@ -708,13 +708,34 @@ describe("the choice by architecture", function()
 
   -- Code of sm_80 on an sm_90, where int4 mma.sync is emulated: 49 TOPS, of 1,320 by int8.
   it("knows what an emulated instruction costs", function()
-    local shape = { arch = 90, code_arch = 80, M = 4096, K = 4096, N = 4096, dtype_a = "int32" }
-    local _, plan = choose(problem(90, 512, 4096, 4096, { code_arch = 80 }), "mma_128x128")
-    assert.matches("by int4 mma.sync", plan.reason, 1, true)
-    shape.arch = 100
-    assert.matches("^skinny", q.explain(shape).kernel)
-    shape.code_arch = 100
-    assert.matches("^mma", q.explain(shape).kernel)
+    for _, arch in ipairs { 90, 100, 120 } do
+      for _, M in ipairs { 64, 512, 4096 } do
+        local p = problem(arch, M, 4096, 4096, { code_arch = 80 })
+        local _, plan = choose(p, "mma_128x128")
+        assert.matches("by int4 mma.sync", plan.reason, 1, true)
+        _, plan = choose(p) -- A made int8 first costs less, or wgmma does
+        assert(arch == 90 and wgmma(plan.name) or arch > 90 and plan.widened == 1, describe_problem(p) .. plan.reason)
+        p.code_arch = 0
+        _, plan = choose(p)
+        assert.equal(0, plan.widened)
+      end
+    end
+    for _, arch in ipairs { 80, 86, 89 } do -- where it is native
+      local _, plan = choose(problem(arch, 512, 4096, 4096))
+      assert.matches("^mma.*0$", plan.name .. plan.widened)
+    end
+  end)
+
+  -- Built for 75 and 90a, kernels/sm80 has no code that an sm_80 runs.
+  it("takes no kernel that has no code on the device", function()
+    for _, M in ipairs { 1, 64, 4096 } do
+      local p = problem(80, M, 4096, 4096, { code_arch = 75 })
+      local _, plan = choose(p)
+      assert(not plan.name:find "^skinny" and not plan.name:find "^mma", plan.name)
+      local status, message = choose(p, "skinny_8")
+      assert.equal(UNSUPPORTED, status)
+      assert.equal("the kernel skinny_8 needs code for sm_80 or later", message)
+    end
   end)
 
   it("lets a CTA have no more shared memory than there is", function()

@@ -38,7 +38,8 @@ static int32_t take(int32_t index, const int4mm_gpu_problem *p, int4mm_plan *pla
   return INT4MM_OK;
 }
 
-/* ---- an int4 A made int8, for kernels whose other operands leave them no room to unpack both ---- */
+/* ---- an int4 A made int8, for kernels whose other operands leave them no room to unpack both, and for code that would
+ * multiply int4 by an emulated instruction ---- */
 
 enum {
   WIDENING_TIME = 2200,  /* ns of a call that widens A, */
@@ -47,7 +48,8 @@ enum {
 };
 
 static bool may_widen(const int4mm_gpu_problem *p) {
-  return p->dtype_a == INT4MM_INT32 && !int4mm_plan_is_elementary(p) && p->M > 0 && p->N > 0;
+  bool pays = !int4mm_plan_is_elementary(p) || int4mm_gpu_emulates_int4(p);
+  return p->dtype_a == INT4MM_INT32 && pays && p->M > 0 && p->N > 0;
 }
 
 /* The same problem with such a copy of A, as src/ops/ makes it. */

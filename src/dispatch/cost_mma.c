@@ -12,7 +12,6 @@
 #include "dispatch/registry.h"
 
 enum {
-  FIRST_INT8_ARCH = 90,   /* from here on code multiplies int8 where it can (kernels/sm80/mma.cuh) */
   CALL_TIME = 2200,       /* a call, beside its tiles */
   WEIGHT_RATE = 1500,     /* bytes of B a ns: 64 x 4096 x 14336 takes 21 us, */
   COPY_RATE = 1000,       /* and of a copy of A, */
@@ -72,7 +71,7 @@ static const mma_cost *cost_of(const int4mm_kernel *kernel, const int4mm_gpu_pro
 }
 
 static bool is_int8(const int4mm_gpu_problem *p) {
-  return p->code_arch >= FIRST_INT8_ARCH || p->dtype_a == INT4MM_INT8;
+  return int4mm_gpu_unpacks(p) || p->dtype_a == INT4MM_INT8; /* kernels/sm80/mma.cuh */
 }
 
 /* Values of k that share a scale. */

@@ -64,7 +64,9 @@ static general_kind kind_of(const int4mm_gpu_problem *p) {
  * with at `percent` of the time. */
 static int64_t rate_of(const skinny_cost *cost, const int4mm_gpu_problem *p, int32_t percent) {
   int64_t reading = int4mm_gpu_memory_rate(p, FITTED_MEMORY, costs[0].rate), rate = cost->rate * 100 / percent;
-  int64_t mma = int4mm_gpu_mma_rate(p, kind_of(p) == FLOATS ? INT4MM_MMA_FP16 : INT4MM_MMA_INT8, rate);
+  bool int4 = p->dtype_a == INT4MM_INT32 && !int4mm_gpu_unpacks(p); /* skinny_fragments.cuh */
+  int4mm_mma type = kind_of(p) == FLOATS ? INT4MM_MMA_FP16 : int4 ? INT4MM_MMA_INT4 : INT4MM_MMA_INT8;
+  int64_t mma = int4mm_gpu_mma_rate(p, type, rate);
   return mma < reading ? mma : reading;
 }
 
@@ -138,6 +140,7 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
 /* ---- the family ---- */
 
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  if (p->code_arch < 80) return "needs code for sm_80 or later";
   if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (int4mm_plan_ceil_div(p->M, kernel->tile_m) > UINT16_MAX) return "has a grid of at most 65535 blocks of rows";
   const char *reason = int4mm_plan_is_elementary(p) ? NULL : general_unsupported(kernel, p);

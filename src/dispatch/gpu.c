@@ -107,6 +107,14 @@ int64_t int4mm_gpu_shared(const int4mm_gpu_problem *p) {
   return p->shared ? p->shared : (int64_t)int4mm_architecture_of(p->arch)->shared << 10;
 }
 
+bool int4mm_gpu_unpacks(const int4mm_gpu_problem *p) {
+  return p->code_arch >= 90;
+}
+
+bool int4mm_gpu_emulates_int4(const int4mm_gpu_problem *p) {
+  return p->arch >= 90 && !int4mm_gpu_unpacks(p);
+}
+
 bool int4mm_gpu_has_clusters(const int4mm_gpu_problem *p) {
   return p->arch >= 90 && p->code_arch >= 90;
 }

@@ -34,6 +34,10 @@ int64_t int4mm_gpu_clock_time(const int4mm_gpu_problem *p, int64_t time);
 int64_t int4mm_gpu_memory_rate(const int4mm_gpu_problem *p, int64_t fitted, int64_t rate);
 /* Bytes of shared memory that a CTA may have. */
 int64_t int4mm_gpu_shared(const int4mm_gpu_problem *p);
+/* Whether kernels for every architecture unpack int4 to int8, as those compiled for sm_90 and later do; others multiply
+ * int4, which from sm_90 on is emulated. */
+bool int4mm_gpu_unpacks(const int4mm_gpu_problem *p);
+bool int4mm_gpu_emulates_int4(const int4mm_gpu_problem *p);
 /* Whether kernels for every architecture may launch clusters: by the code and by the device. */
 bool int4mm_gpu_has_clusters(const int4mm_gpu_problem *p);
 
