@@ -129,11 +129,14 @@ describe("int4mm_choose_cuda", function()
   it("takes wgmma kernels for int8 activations, integer group scales and zero points of columns", function()
     local INT8, GROUP_SCALES, FACTORS = 1, 1, 2
     local a8, f128 = { dtype_a = INT8 }, { dtype_a = INT8, scaling = FACTORS, group = 128 }
-    local zeros, f32 = { dtype_a = INT8, zeros = 1 }, { scaling = FACTORS, group = 32 }
+    local zeros, zeros4, f32 = { dtype_a = INT8, zeros = 1 }, { zeros = 1 }, { scaling = FACTORS, group = 32 }
+    local nk = { dtype_a = INT8, layout_b = 1, ldb = 512 }
     for _, case in ipairs {
-      { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "hopper_128x128" },
-      { 1024, a8, "hopper_256x128" }, { 4096, a8, "hopper_256x128" }, { 1024, f128, "hopper_256x128" },
-      { 4096, zeros, "hopper_256x128" }, { 256, f32, "hopper_128x128" }, { 4096, f32, "hopper_256x128" },
+      { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "grouped_128x128" },
+      { 1024, a8, "grouped_256x128" }, { 4096, a8, "grouped_256x128" }, { 1024, f128, "grouped_256x128" },
+      { 512, nk, "hopper_128x128" }, { 4096, nk, "hopper_256x128" },
+      { 256, zeros, "narrow_128x64" }, { 4096, zeros, "grouped_256x128" }, { 256, zeros4, "narrow_128x64" },
+      { 4096, zeros4, "hopper_256x128" }, { 256, f32, "grouped_128x128" }, { 4096, f32, "grouped_256x128" },
     } do
       local p = problem(90, case[1], 4096, 4096, case[2])
       if p.dtype_a == INT8 then p.lda = 4096 end
@@ -576,6 +579,8 @@ describe("the grouped kernels", function()
       { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
       { 1024, 4096, 14336, INT8, 128, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
       { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 64, 4096, 4096, INT8, 128, "grouped_64x64" },
+      { 512, 4096, 4096, INT8, 128, "grouped_128x128" }, { 512, 4096, 4096, BFLOAT16, 128, "grouped_128x128" },
+      { 256, 3072, 12288, BFLOAT16, 128, "grouped_256x128" }, { 1024, 4096, 14336, BFLOAT16, 128, "grouped_256x128" },
       { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
     } do
       local M, K, N, dtype_a, group, expected = unpack(case, 1, 6)
@@ -588,17 +593,20 @@ describe("the grouped kernels", function()
   end)
 
   it("say what they do not serve", function()
-    local function refuses(p, reason)
-      for _, kernel in ipairs { "grouped_256x128", "grouped_64x128", "grouped_64x64" } do
+    local function refuses(p, reason, kernels)
+      for _, kernel in ipairs(kernels or { "grouped_256x128", "grouped_128x128", "grouped_64x128", "grouped_64x64" }) do
         local status, message = choose(p, kernel)
         assert.equal(UNSUPPORTED, status)
         assert.matches(reason, message, 1, true)
       end
     end
     refuses(problem(90, 256, 256, 256), "is not for int4 activations")
-    refuses(grouped(256, 256, 256, INT8, nil), "is for group scales and W4A16")
+    refuses(grouped(256, 256, 256, INT8, nil), "is not for integer activations with a scale for each column",
+      { "grouped_64x128", "grouped_64x64" })
+    refuses(grouped(256, 131072, 256, INT8, nil), "needs a K below 131072 with a scale for each column",
+      { "grouped_256x128", "grouped_128x128" })
     refuses(grouped(256, 256, 256, FLOAT32, 128), "is not for float32 activations")
-    refuses(grouped(256, 256, 256, INT8, 128, { scaling = FACTORS }), "is not for integer group scales")
+    refuses(grouped(256, 256, 256, BFLOAT16, 128, { scaling = FACTORS }), "is not for integer group scales")
   end)
 
   it("say which operands the smallest of them does not serve", function()

@@ -435,6 +435,24 @@ __device__ __forceinline__ void wgmma_f32(float (&acc)[N / 2], const uint32_t (&
                  INT4MM_ACC8(C, acc, 32), INT4MM_ACC8(C, acc, 40), INT4MM_ACC8(C, acc, 48), INT4MM_ACC8(C, acc, 56)    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
 
+#define INT4MM_WGMMA_256(C, SHAPE, FLAGS)                                                                              \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"                                                           \
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "           \
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "            \
+               "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "            \
+               "%56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, "            \
+               "%74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, "            \
+               "%92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, "              \
+               "%108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, "            \
+               "%123, %124, %125, %126, %127}, "                                                                       \
+               "{%128, %129, %130, %131}, %132, p" FLAGS ";\n}\n"                                                      \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24),     \
+                 INT4MM_ACC8(C, acc, 32), INT4MM_ACC8(C, acc, 40), INT4MM_ACC8(C, acc, 48), INT4MM_ACC8(C, acc, 56),   \
+                 INT4MM_ACC8(C, acc, 64), INT4MM_ACC8(C, acc, 72), INT4MM_ACC8(C, acc, 80), INT4MM_ACC8(C, acc, 88),   \
+                 INT4MM_ACC8(C, acc, 96), INT4MM_ACC8(C, acc, 104), INT4MM_ACC8(C, acc, 112), INT4MM_ACC8(C, acc, 120) \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+
 #define INT4MM_WGMMA(N)                                                                                                \
   template <>                                                                                                          \
   __device__ __forceinline__ void wgmma<N>(int32_t(&acc)[N / 2], const uint32_t(&a)[4], uint64_t b, bool accumulate) { \
@@ -453,11 +471,13 @@ __device__ __forceinline__ void wgmma_f32(float (&acc)[N / 2], const uint32_t (&
 INT4MM_WGMMA(32)
 INT4MM_WGMMA(64)
 INT4MM_WGMMA(128)
+INT4MM_WGMMA(256)
 
 #undef INT4MM_WGMMA
 #undef INT4MM_WGMMA_32
 #undef INT4MM_WGMMA_64
 #undef INT4MM_WGMMA_128
+#undef INT4MM_WGMMA_256
 #undef INT4MM_ACC8
 #undef INT4MM_ACC_S32
 #undef INT4MM_ACC_F32
