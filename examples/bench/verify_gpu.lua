@@ -141,7 +141,7 @@ end
 
 local report = {
   version = q._VERSION, gpu = gpu, specs = read_specs(arguments.log), peers = time_peers(), tuning = tune(),
-  driver = first_line "/proc/driver/nvidia/version" or "its version is not told",
+  driver = (first_line "/proc/driver/nvidia/version" or ""):match "%s(%d+%.[%d.]+)%s" or "its version is not told",
   system = ("%s %s, %s, CPU %s"):format(jit.os, first_line "/proc/sys/kernel/osrelease" or "", jit.arch, q.cpu_isa()),
 }
 

@@ -166,13 +166,16 @@ static int32_t check_problem(const int4mm_gpu_problem *p) {
   return status;
 }
 
+enum { SCALED_FROM = 80 /* for older ones there is nothing to scale: their kernels were measured nowhere */ };
+
 /* Where the times come from that a kernel was chosen by. */
 static void explain_estimate(const int4mm_gpu_problem *p, char *text, size_t size) {
   const int4mm_architecture *card = int4mm_architecture_of(p->arch);
   if (int4mm_gpu_is_measured(p))
     snprintf(text, size, "; by times measured on sm_%d", (int)p->arch);
   else
-    snprintf(text, size, "; by times scaled from sm_90 to %d MHz and %d GB/s%s%s", p->clock ? p->clock : card->clock,
+    snprintf(text, size, "; by times %s %d MHz and %d GB/s%s%s",
+             p->arch < SCALED_FROM ? "derived for" : "scaled from sm_90 to", p->clock ? p->clock : card->clock,
              p->memory ? p->memory : card->memory, p->clock && p->memory ? "" : " of ",
              p->clock && p->memory ? "" : card->card);
 }
