@@ -162,6 +162,12 @@ __device__ __forceinline__ void mma_m8n8k16(int32_t &d0, int32_t &d1, uint32_t a
       : "+r"(d0), "+r"(d1)
       : "r"(a), "r"(b));
 }
+/* The same for a 16 x 8 by 8 x 8 product of float16; row lane / 4 and 8 further on. */
+__device__ __forceinline__ void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
 #endif
 
 /* acc += A * B for a 16 x 32 by 32 x 8 int8 product over a warp. */
@@ -233,6 +239,10 @@ __device__ __forceinline__ void mma_m16n8k16(float (&acc)[4], const uint32_t (&a
 template <bool BFLOAT16>
 __device__ __forceinline__ void mma_m16n8k16_movable(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
                                                      uint32_t b1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  static_assert(!BFLOAT16, "sm_75 has no bfloat16");
+  mma_m16n8k8(acc, a[0], a[1], b0), mma_m16n8k8(acc, a[2], a[3], b1);
+#else
   if constexpr (BFLOAT16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
@@ -243,6 +253,7 @@ __device__ __forceinline__ void mma_m16n8k16_movable(float (&acc)[4], const uint
         "{%0, %1, %2, %3};"
         : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
 }
 
 /* ---- programmatic dependent launch (sm_90) ---- */
