@@ -12,7 +12,7 @@
  * A k-block is 16 words (128 values). mma m16n8k32 wants, per lane, one register of four k at column lane / 4: the even
  * nibbles of one word of B give its first register, the odd ones its second, so slice j of a k-block takes the words
  * 4t + j of lane-in-quad t (see unpack.cuh), and the four columns of a 16-byte load go to four mmas, whose column c is
- * column 4c + i of the stripe.
+ * column 4c + i of the stripe. Int4 tensor cores (sm_80 to 89) take words 4t + j and 4t + j + 1 as they lie, m16n8k64.
  *
  * Where B is [N, K/8], each of four 16-byte loads of a lane has its words of all slices for the column of one mma, and
  * the quad has the k-block's 64 bytes of that column.
