@@ -350,7 +350,8 @@ describe("int4mm_choose_cuda", function()
           for zeros = 0, scaling < 2 and 1 or 0 do
             local plan = on_turing(M, 4096, 4096, { dtype_a = dtype, lda = dtype == 0 and 512 or 4096,
               scaling = scaling, group = 128, zeros = zeros })
-            local served, what = dtype ~= FLOAT16 or scaling < 2, ("%d %d %d: %s"):format(dtype, scaling, zeros, plan.name)
+            local served, what = dtype ~= FLOAT16 or scaling < 2, ("%d %d %d: %s"):format(dtype, scaling, zeros,
+              plan.name)
             assert.equal(served, plan.name:find "^turing" ~= nil, what)
             assert.equal(dtype == 0 and (scaling == 2 or zeros == 1), plan.widened == 1)
           end
