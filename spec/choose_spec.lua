@@ -331,6 +331,56 @@ describe("int4mm_choose_cuda", function()
     end
   end)
 
+  it("takes turing kernels on sm_75, and nowhere else unless it must", function()
+    local INT8, FLOAT16, BFLOAT16 = 1, 2, 3
+    local function on_turing(M, N, K, set)
+      local status, plan = choose(problem(75, M, N, K, set))
+      assert.equal(OK, status, plan)
+      return plan
+    end
+    for shape, name in pairs {
+      [{ 1, 4096, 4096 }] = "turing_32x64", [{ 200, 1024, 4096 }] = "turing_64x64",
+      [{ 4096, 4096, 4096 }] = "turing_128x128",
+    } do
+      for layout_b = 0, 1 do
+        local p = { sms = 40, layout_b = layout_b, ldb = layout_b == 1 and shape[3] / 8 or shape[2] }
+        assert.equal(name, on_turing(shape[1], shape[2], shape[3], p).name)
+      end
+    end
+    for _, M in ipairs { 1, 16, 64, 300, 4096 } do
+      for dtype = 0, FLOAT16 do
+        for scaling = 0, 2 do
+          for zeros = 0, scaling < 2 and 1 or 0 do
+            local plan = on_turing(M, 4096, 4096, { dtype_a = dtype, lda = dtype == 0 and 512 or 4096,
+              scaling = scaling, group = 128, zeros = zeros })
+            local served, what = dtype ~= FLOAT16 or scaling < 2, ("%d %d %d: %s"):format(dtype, scaling, zeros,
+              plan.name)
+            assert.equal(served, plan.name:find "^turing" ~= nil, what)
+            assert.equal(dtype == 0 and (scaling == 2 or zeros == 1), plan.widened == 1)
+          end
+        end
+      end
+      local plan = on_turing(M, 4096, 4096, { dtype_a = BFLOAT16, lda = 4096 })
+      assert(plan.name == "tiled" or plan.name == "simple", plan.name)
+    end
+    for set, reason in pairs {
+      [{ K = 40, lda = 5 }] = "a multiple of 32", [{ N = 61, ldb = 64 }] = "a multiple of 4",
+      [{ align_b = 8 }] = "16 bytes", [{ dtype_a = INT8, lda = 131072, K = 131072 }] = "131072",
+      [{ dtype_a = BFLOAT16, lda = 64 }] = "bfloat16",
+    } do
+      local status, message = choose(problem(75, 64, 64, 64, set), "turing_32x64")
+      assert.equal(UNSUPPORTED, status, reason)
+      assert.matches(reason, message, 1, true)
+    end
+    for _, arch in ipairs { 80, 89, 90, 120 } do
+      assert.equal(OK, (choose(problem(arch, 64, 64, 64), "turing_64x64")))
+    end
+    sweep(function(p)
+      local _, plan = choose(p)
+      assert(p.arch == 75 or not plan.name:find "^turing", describe_problem(p) .. ": " .. plan.name)
+    end)
+  end)
+
   -- int8, float16, bfloat16 and words of A; scales for each column, group scales and factors; zero points.
   it("takes skinny kernels for few rows of operands of every kind from sm_80 on", function()
     local INT32, INT8, FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2, 3, 4
