@@ -1,9 +1,10 @@
 # The CUDA library: what nvcc is, for which architectures it compiles, and the rules. Included by the Makefile where
 # something is built and CUDA is not 0. The folder of a kernel says what it is compiled for:
 #
-#   archs_<folder>   the architectures of CUDA_ARCHS that kernels/<folder>/*.cu are compiled for. Each folder has one at
-#                    least, whatever CUDA_ARCHS says, so that the library links; unused ones are never launched
-#   CHECKED          the folders whose kernels are tuned to the register: what ptxas spills there is a fault
+#   archs_<folder>   the architectures of CUDA_ARCHS that kernels/<folder>/*.cu are compiled for; archs_<folder>/<name>:
+#                    those of one file. Each has one at least, whatever CUDA_ARCHS says, so that the library links;
+#                    unused ones are never launched
+#   CHECKED          the folders and files whose kernels are tuned to the register: what ptxas spills there is a fault
 #
 # Sets NO_CUDA, a reason why nothing is compiled, empty where all is there; adds to LIBS.
 
@@ -72,14 +73,18 @@ endif
 endif
 
 archs_sm75        := $(ARCHS)
+# Tuned to 75; later ones have kernels of their own.
+archs_sm75/mma    := $(or $(filter 75,$(ARCHS_KNOWN)),$(firstword $(ARCHS)))
 archs_elementwise := $(ARCHS)
 archs_sm80        := $(or $(filter-out 75,$(ARCHS)),80)
 # wgmma and bulk tensor copies of this kind exist on 90a alone.
 archs_sm90        := 90a
-CHECKED := sm80 sm90
+CHECKED := sm75/mma sm80 sm90
 
 folder  = $(patsubst kernels/%/,%,$(dir $1))
-archs   = $(or $(archs_$(call folder,$1)),$(error kernels/cuda.mk has no archs_$(call folder,$1) for $1))
+stem    = $(patsubst kernels/%.cu,%,$1)
+archs   = $(or $(archs_$(call stem,$1)),$(archs_$(call folder,$1)),$(error kernels/cuda.mk has no \
+            archs_$(call folder,$1) for $1))
 # Machine code for each, which runs on later ones of the same major version, and PTX of one, from which drivers compile
 # for any later GPU: of the newest without a letter, but of 100 where that is among them, since 110 takes none of 120.
 ptx     = $(or $(filter 100,$1),$(lastword $(filter-out %a %f,$1)))
@@ -130,7 +135,7 @@ $(BUILD)/kernels/%.o: kernels/%.cu kernels/cuda.mk $(BUILD)/cuda_flags.txt
 	$(Q)$(NVCC) $(NVCCFLAGS) $(PROJECT_NVCCFLAGS) $(call gencode,$(call archs,$<)) -Xptxas -v -MMD -MP -MF $(@:.o=.d) \
 	  -c -o $@ $< 2> $(@:.o=.log); status=$$?; \
 	  grep -Ev '^ptxas info|^ +[0-9]+ bytes stack frame' $(@:.o=.log) >&2; exit $$status
-	$(if $(filter $(CHECKED),$(call folder,$<)),$(ptxas_check))
+	$(if $(filter $(CHECKED),$(call folder,$<) $(call stem,$<)),$(ptxas_check))
 
 $(CUDA_C:%.c=$(BUILD)/%.o): PROJECT_CFLAGS += $(CUDA_INCLUDE)
 $(CUDA_C:%.c=$(BUILD)/%.o): $(BUILD)/cuda_flags.txt

@@ -129,11 +129,14 @@ describe("int4mm_choose_cuda", function()
   it("takes wgmma kernels for int8 activations, integer group scales and zero points of columns", function()
     local INT8, GROUP_SCALES, FACTORS = 1, 1, 2
     local a8, f128 = { dtype_a = INT8 }, { dtype_a = INT8, scaling = FACTORS, group = 128 }
-    local zeros, f32 = { dtype_a = INT8, zeros = 1 }, { scaling = FACTORS, group = 32 }
+    local zeros, zeros4, f32 = { dtype_a = INT8, zeros = 1 }, { zeros = 1 }, { scaling = FACTORS, group = 32 }
+    local nk = { dtype_a = INT8, layout_b = 1, ldb = 512 }
     for _, case in ipairs {
-      { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "hopper_128x128" },
-      { 1024, a8, "hopper_256x128" }, { 4096, a8, "hopper_256x128" }, { 1024, f128, "hopper_256x128" },
-      { 4096, zeros, "hopper_256x128" }, { 256, f32, "hopper_128x128" }, { 4096, f32, "hopper_256x128" },
+      { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "grouped_128x128" },
+      { 1024, a8, "grouped_256x128" }, { 4096, a8, "grouped_256x128" }, { 1024, f128, "grouped_256x128" },
+      { 512, nk, "hopper_128x128" }, { 4096, nk, "hopper_256x128" },
+      { 256, zeros, "narrow_128x64" }, { 4096, zeros, "grouped_256x128" }, { 256, zeros4, "narrow_128x64" },
+      { 4096, zeros4, "hopper_256x128" }, { 256, f32, "grouped_128x128" }, { 4096, f32, "grouped_256x128" },
     } do
       local p = problem(90, case[1], 4096, 4096, case[2])
       if p.dtype_a == INT8 then p.lda = 4096 end
@@ -326,6 +329,56 @@ describe("int4mm_choose_cuda", function()
         assert.matches(name, message, 1, true)
       end
     end
+  end)
+
+  it("takes turing kernels on sm_75, and nowhere else unless it must", function()
+    local INT8, FLOAT16, BFLOAT16 = 1, 2, 3
+    local function on_turing(M, N, K, set)
+      local status, plan = choose(problem(75, M, N, K, set))
+      assert.equal(OK, status, plan)
+      return plan
+    end
+    for shape, name in pairs {
+      [{ 1, 4096, 4096 }] = "turing_32x64", [{ 200, 1024, 4096 }] = "turing_64x64",
+      [{ 4096, 4096, 4096 }] = "turing_128x128",
+    } do
+      for layout_b = 0, 1 do
+        local p = { sms = 40, layout_b = layout_b, ldb = layout_b == 1 and shape[3] / 8 or shape[2] }
+        assert.equal(name, on_turing(shape[1], shape[2], shape[3], p).name)
+      end
+    end
+    for _, M in ipairs { 1, 16, 64, 300, 4096 } do
+      for dtype = 0, FLOAT16 do
+        for scaling = 0, 2 do
+          for zeros = 0, scaling < 2 and 1 or 0 do
+            local plan = on_turing(M, 4096, 4096, { dtype_a = dtype, lda = dtype == 0 and 512 or 4096,
+              scaling = scaling, group = 128, zeros = zeros })
+            local served, what = dtype ~= FLOAT16 or scaling < 2, ("%d %d %d: %s"):format(dtype, scaling, zeros,
+              plan.name)
+            assert.equal(served, plan.name:find "^turing" ~= nil, what)
+            assert.equal(dtype == 0 and (scaling == 2 or zeros == 1), plan.widened == 1)
+          end
+        end
+      end
+      local plan = on_turing(M, 4096, 4096, { dtype_a = BFLOAT16, lda = 4096 })
+      assert(plan.name == "tiled" or plan.name == "simple", plan.name)
+    end
+    for set, reason in pairs {
+      [{ K = 40, lda = 5 }] = "a multiple of 32", [{ N = 61, ldb = 64 }] = "a multiple of 4",
+      [{ align_b = 8 }] = "16 bytes", [{ dtype_a = INT8, lda = 131072, K = 131072 }] = "131072",
+      [{ dtype_a = BFLOAT16, lda = 64 }] = "bfloat16",
+    } do
+      local status, message = choose(problem(75, 64, 64, 64, set), "turing_32x64")
+      assert.equal(UNSUPPORTED, status, reason)
+      assert.matches(reason, message, 1, true)
+    end
+    for _, arch in ipairs { 80, 89, 90, 120 } do
+      assert.equal(OK, (choose(problem(arch, 64, 64, 64), "turing_64x64")))
+    end
+    sweep(function(p)
+      local _, plan = choose(p)
+      assert(p.arch == 75 or not plan.name:find "^turing", describe_problem(p) .. ": " .. plan.name)
+    end)
   end)
 
   -- int8, float16, bfloat16 and words of A; scales for each column, group scales and factors; zero points.
@@ -576,6 +629,8 @@ describe("the grouped kernels", function()
       { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
       { 1024, 4096, 14336, INT8, 128, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
       { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 64, 4096, 4096, INT8, 128, "grouped_64x64" },
+      { 512, 4096, 4096, INT8, 128, "grouped_128x128" }, { 512, 4096, 4096, BFLOAT16, 128, "grouped_128x128" },
+      { 256, 3072, 12288, BFLOAT16, 128, "grouped_256x128" }, { 1024, 4096, 14336, BFLOAT16, 128, "grouped_256x128" },
       { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
     } do
       local M, K, N, dtype_a, group, expected = unpack(case, 1, 6)
@@ -588,17 +643,20 @@ describe("the grouped kernels", function()
   end)
 
   it("say what they do not serve", function()
-    local function refuses(p, reason)
-      for _, kernel in ipairs { "grouped_256x128", "grouped_64x128", "grouped_64x64" } do
+    local function refuses(p, reason, kernels)
+      for _, kernel in ipairs(kernels or { "grouped_256x128", "grouped_128x128", "grouped_64x128", "grouped_64x64" }) do
         local status, message = choose(p, kernel)
         assert.equal(UNSUPPORTED, status)
         assert.matches(reason, message, 1, true)
       end
     end
     refuses(problem(90, 256, 256, 256), "is not for int4 activations")
-    refuses(grouped(256, 256, 256, INT8, nil), "is for group scales and W4A16")
+    refuses(grouped(256, 256, 256, INT8, nil), "is not for integer activations with a scale for each column",
+      { "grouped_64x128", "grouped_64x64" })
+    refuses(grouped(256, 131072, 256, INT8, nil), "needs a K below 131072 with a scale for each column",
+      { "grouped_256x128", "grouped_128x128" })
     refuses(grouped(256, 256, 256, FLOAT32, 128), "is not for float32 activations")
-    refuses(grouped(256, 256, 256, INT8, 128, { scaling = FACTORS }), "is not for integer group scales")
+    refuses(grouped(256, 256, 256, BFLOAT16, 128, { scaling = FACTORS }), "is not for integer group scales")
   end)
 
   it("say which operands the smallest of them does not serve", function()

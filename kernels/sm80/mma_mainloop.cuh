@@ -66,12 +66,45 @@ template <class T> __device__ __forceinline__ TileCoord tile_coord(const Argumen
 
 /* ---- copies ---- */
 
+/* How a thread's 16-byte copies get to shared memory: copy() for each pass of a stage, then end_stage(); before a stage
+ * is read, wait() until at most PENDING later ones are under way. */
+template <class T> struct AsyncCopies {
+  __device__ __forceinline__ void begin_stage() {}
+  __device__ __forceinline__ void copy(int, bool valid, uint32_t to, const void *from) {
+    ptx::cp_async16_if(valid, to, from);
+  }
+  __device__ __forceinline__ void copy_bytes(int, int bytes, uint32_t to, const void *from) {
+    ptx::cp_async16_line(to, from, bytes);
+  }
+  __device__ __forceinline__ void end_stage() { ptx::cp_async_commit_group(); }
+  template <int PENDING> __device__ __forceinline__ void wait() { ptx::cp_async_wait_group<PENDING>(); }
+};
+
+/* The same where there is no cp.async: registers hold a stage from copy() to the next begin_stage(), most of a turn. */
+template <class T> struct StagedCopies {
+  uint4 held[T::PASSES];
+  uint32_t places[T::PASSES];
+  __device__ __forceinline__ void begin_stage() {
+#pragma unroll
+    for (int i = 0; i < T::PASSES; i++) ptx::st_shared_v4(places[i], held[i].x, held[i].y, held[i].z, held[i].w);
+  }
+  __device__ __forceinline__ void copy(int pass, bool valid, uint32_t to, const void *from) {
+    held[pass] = ptx::ld_global_v4_if(valid, from), places[pass] = to;
+  }
+  __device__ __forceinline__ void copy_bytes(int pass, int bytes, uint32_t to, const void *from) {
+    copy(pass, bytes > 0, to, from); /* all 16: K is a multiple of them */
+  }
+  __device__ __forceinline__ void end_stage() {}
+  template <int PENDING> __device__ __forceinline__ void wait() {}
+};
+template <class T> using Copies = typename std::conditional<T::STAGED, StagedCopies<T>, AsyncCopies<T>>::type;
+
 /* A thread's part of the copies of an operand whose rows lie along k, A or with NK the columns of B: in pass i, 16
  * bytes of row + i * ROWS of the tile. PERMUTED: row 8i + c of each 32 in shared memory is 4c + i in memory. EXACT: a
  * row ends anywhere in 16 bytes, else between them. */
 template <class T, int OFFSET, int PITCH, bool PERMUTED> struct CopyKMajor {
   static constexpr bool EXACT = T::POLICY::NEIGHBOURS;
-  static constexpr int CHUNKS = PITCH / 16, ROWS = T::THREADS / CHUNKS;
+  static constexpr int CHUNKS = PITCH / 16, ROWS = T::THREADS / CHUNKS, FIRST = OFFSET ? T::A_PASSES : 0;
   static_assert(ROWS == 8 || ROWS == 16 || ROWS % 32 == 0, "order and swizzle would change from pass to pass");
   const uint32_t *from;
   int64_t ld;
@@ -86,15 +119,16 @@ template <class T, int OFFSET, int PITCH, bool PERMUTED> struct CopyKMajor {
     from = words + (first_row + row) * ld + chunk * 4;
     bytes_left = bytes - chunk * 16, rows_left = rows - first_row - row;
   }
-  __device__ __forceinline__ void copy(uint32_t slot, int pass) const {
+  __device__ __forceinline__ void copy(Copies<T> &copies, uint32_t slot, int pass) const {
     const int rows = PERMUTED ? pass * ROWS / 32 * 32 + pass * ROWS % 32 / 8 : pass * ROWS; /* in memory */
     int64_t step = ld;
     if (T::CHAIN) asm volatile("" : "+l"(step)); /* else the products are kept in registers, which are few */
     if constexpr (EXACT)
-      ptx::cp_async16_line(slot + to + pass * ROWS * PITCH, from + rows * step,
-                           rows < rows_left ? min(max(bytes_left, 0), 16) : 0);
+      copies.copy_bytes(FIRST + pass, rows < rows_left ? min(max(bytes_left, 0), 16) : 0,
+                        slot + to + pass * ROWS * PITCH, from + rows * step);
     else
-      ptx::cp_async16_if(bytes_left > 0 && rows < rows_left, slot + to + pass * ROWS * PITCH, from + rows * step);
+      copies.copy(FIRST + pass, bytes_left > 0 && rows < rows_left, slot + to + pass * ROWS * PITCH,
+                  from + rows * step);
   }
   __device__ __forceinline__ void advance() { from += PITCH / 4, bytes_left -= PITCH; }
 };
@@ -116,11 +150,11 @@ template <class T> struct CopyNMajor {
     from = words + row * ld + first_column + chunk * 4;
     words_left = bytes / 4 - row, columns_left = columns - first_column - chunk * 4;
   }
-  __device__ __forceinline__ void copy(uint32_t slot, int pass) const {
+  __device__ __forceinline__ void copy(Copies<T> &copies, uint32_t slot, int pass) const {
     int64_t step = ld;
     if (T::CHAIN) asm volatile("" : "+l"(step));
-    ptx::cp_async16_if(pass * ROWS < words_left && columns_left > 0, slot + to + pass * ROWS * T::B_PITCH,
-                       from + pass * ROWS * step);
+    copies.copy(T::A_PASSES + pass, pass * ROWS < words_left && columns_left > 0, slot + to + pass * ROWS * T::B_PITCH,
+                from + pass * ROWS * step);
   }
   __device__ __forceinline__ void advance() { from += T::BK / 8 * ld, words_left -= T::BK / 8; }
 };
@@ -131,11 +165,12 @@ using CopyB = typename std::conditional<T::NK, CopyKMajor<T, T::A_BYTES, T::NK_P
 
 /* One pass of a stage's copies. */
 template <class T>
-__device__ __forceinline__ void copy_pass(const CopyA<T> &copy_a, const CopyB<T> &copy_b, uint32_t slot, int pass) {
+__device__ __forceinline__ void copy_pass(Copies<T> &copies, const CopyA<T> &copy_a, const CopyB<T> &copy_b,
+                                          uint32_t slot, int pass) {
   if (pass < T::A_PASSES)
-    copy_a.copy(slot, pass);
+    copy_a.copy(copies, slot, pass);
   else
-    copy_b.copy(slot, pass - T::A_PASSES);
+    copy_b.copy(copies, slot, pass - T::A_PASSES);
 }
 
 /* ---- fragments ---- */
@@ -348,7 +383,7 @@ template <> struct Accumulator<int32_t> {
 template <class T> struct Totals {
   typedef typename T::POLICY::Sum Sum;
   typedef Accumulator<Sum> Acc;
-  static constexpr bool MAY_BE_LARGE = !T::POLICY::FLOAT && T::SEGMENTS == 1;
+  static constexpr bool MAY_BE_LARGE = !T::POLICY::FLOAT && (T::SEGMENTS == 1 || T::STAGED);
   float t[T::MT][T::NT][4];
   int segment, next; /* segments done, and that after which a group ends */
 
@@ -395,23 +430,24 @@ template <class T> using TotalsOf = typename std::conditional<T::CHAIN, Totals<T
 
 /* ---- mainloop ---- */
 
-/* Fills the ring but for its last slot, and waits for the first stage. */
+/* Fills the ring but for its last slot, STAGED also the registers, and waits for the first stage. */
 template <class T>
-__device__ __forceinline__ void copy_first_stages(CopyA<T> &copy_a, CopyB<T> &copy_b, CopyGroups<T> &groups,
-                                                  uint32_t ring) {
+__device__ __forceinline__ void copy_first_stages(Copies<T> &copies, CopyA<T> &copy_a, CopyB<T> &copy_b,
+                                                  CopyGroups<T> &groups, uint32_t ring) {
 #pragma unroll
-  for (int i = 0; i < T::STAGES - 1; i++) {
+  for (int i = 0; i < T::AHEAD; i++) {
+    if (i > 0) copies.begin_stage();
 #pragma unroll
-    for (int j = 0; j < T::PASSES; j++) copy_pass<T>(copy_a, copy_b, ring + i * T::STAGE_BYTES, j);
+    for (int j = 0; j < T::PASSES; j++) copy_pass<T>(copies, copy_a, copy_b, ring + i * T::STAGE_BYTES, j);
     copy_a.advance(), copy_b.advance();
-    ptx::cp_async_commit_group();
+    copies.end_stage();
   }
   if constexpr (T::GROUPS) {
 #pragma unroll
     for (int i = 0; i < T::STAGES - 1; i++) groups.load(), groups.store(ring + T::RING_BYTES + i * T::GROUP_BYTES);
     groups.load();
   }
-  ptx::cp_async_wait_group<T::STAGES - 2>();
+  copies.template wait<T::STAGES - 2>();
   __syncthreads();
 }
 
@@ -462,12 +498,13 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
   CopyGroups<T> copy_groups(p, at.column);
   ColumnWords<T> columns(p, at.column + warp_n * T::WN);
   begin_sums<T>(acc, p, warp_k);
-  copy_first_stages<T>(copy_a, copy_b, copy_groups, memory);
+  Copies<T> copies;
+  copy_first_stages<T>(copies, copy_a, copy_b, copy_groups, memory);
 
   Ring<T::STAGE_BYTES, T::STAGES> ring(memory, T::STAGES - 1);
   Ring<T::GROUP_BYTES, T::SLOTS> groups(memory + T::RING_BYTES, T::STAGES - 1);
   const uint32_t scales_at = (warp_n * T::WN + threadIdx.x % 4 * COLUMNS) * 4;
-  uint32_t a[2][T::MT][POLICY::A_WORDS], b[2][POLICY::B_WORDS][T::NT], f[2][T::MT][4];
+  uint32_t a[2][T::MT][POLICY::A_WORDS], b[2][POLICY::B_WORDS][T::NT], f[2][T::MT][POLICY::F_WORDS];
   words_b.load(b[0], ring.read, 0);
   if (columns.ALTERNATE) columns.load(groups.read, 0, warp_n);
   if constexpr (POLICY::UNPACKS) {
@@ -483,10 +520,11 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
     if constexpr (T::GROUPS) copy_groups.store(groups.write), copy_groups.load();
 #pragma unroll
     for (int i = 0; i < T::UNITS; i++) {
+      if (i == 0) copies.begin_stage();
       if (i < T::COPY_UNITS) {
 #pragma unroll
         for (int j = i * T::PASSES / T::COPY_UNITS; j < (i + 1) * T::PASSES / T::COPY_UNITS; j++)
-          copy_pass<T>(copy_a, copy_b, ring.write, j);
+          copy_pass<T>(copies, copy_a, copy_b, T::STAGED ? ring.read : ring.write, j);
       }
       if (i < T::UNITS - 1) words_b.load(b[(i + 1) % 2], ring.read, i + 1);
       if (columns.ALTERNATE && i < T::UNITS - 1 && (i + 1) % SEGMENT_UNITS == 0)
@@ -495,8 +533,8 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
       if constexpr (!POLICY::UNPACKS)
         if (i < T::UNITS - 1) words_a.load(f[(i + 1) % 2], ring.read, i + 1);
       if (i == T::UNITS - 2) { /* the next stage has landed, and all have loaded all of this one */
-        ptx::cp_async_commit_group();
-        ptx::cp_async_wait_group<T::STAGES - 2>();
+        copies.end_stage();
+        copies.template wait<T::STAGES - 2>();
         __syncthreads();
         ring.advance();
         if constexpr (T::GROUPS) groups.advance();
@@ -524,7 +562,7 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
  * others away. */
 template <class T> __device__ __forceinline__ void reduce(int32_t (&acc)[T::MT][T::NT][4], uint32_t ring, int warp_k) {
   constexpr int KEEP = T::MT / T::WARPS_K, M_BYTES = T::NT * 512, PIECE = KEEP * M_BYTES; /* of one warp for another */
-  ptx::cp_async_wait_group<0>();
+  Copies<T>().template wait<0>();
   __syncthreads();
   uint32_t mine = ring + threadIdx.x / 32 % (T::WARPS_M * T::WARPS_N) * (T::WARPS_K * (T::WARPS_K - 1) * PIECE) +
                   threadIdx.x % 32 * 16;
@@ -715,6 +753,8 @@ template <class T> void set_groups(Arguments *p, const int4mm_problem *problem) 
   p->scales = scales.data, p->scale_dtype = scales.dtype, p->scales_stride = scales.rows > 1 ? scales.stride : 0;
   if (T::CHAIN && !scales.data) /* a scale for each column alone: a long K */
     p->scales = b->scales, p->scale_dtype = INT4MM_FLOAT32, p->group = INT4MM_MMA_LONG_GROUP / T::SEGMENT;
+  for (int part = T::LONGEST_SUM / T::SEGMENT; part > 0 && p->group > part; part /= 2)
+    if (b->groups <= 1 || p->group % part == 0) p->group = part; /* a group's sum in parts of one scale */
   p->bytes = (const int8_t *)bytes.data, p->factors = b->factors.data,
   p->bytes_stride = bytes.rows > 1 ? bytes.stride : 0;
 }

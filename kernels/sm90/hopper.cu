@@ -57,9 +57,10 @@ struct Tile {
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
   static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = 24, UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? (Kind::AFFINE ? 72 : 56)
-                                                                     : Kind::AFFINE  ? 80
-                                                                                     : 72;
+  static constexpr int PRODUCER_REGISTERS = 24,
+                       UNPACKER_REGISTERS = (ROW_BLOCKS == 2 || Kind::ZEROS ? 56 : 72) + (!Kind::AFFINE     ? 0
+                                                                                          : ROW_BLOCKS == 2 ? 16
+                                                                                                            : 8);
   static constexpr int LEFT = LAUNCH_REGISTERS * THREADS / 128 - PRODUCER_REGISTERS - UNPACKERS * UNPACKER_REGISTERS;
   static constexpr int CONSUMER_REGISTERS = LEFT / CONSUMERS / 8 * 8;
 };
@@ -69,8 +70,7 @@ template <class T> struct Shared {
   __device__ __forceinline__ uint32_t b8(int stage) const { return base + stage * T::B8_BYTES; }
   __device__ __forceinline__ uint32_t a(int stage) const { return base + T::A_OFFSET + stage * T::A_BYTES; }
   __device__ __forceinline__ uint32_t b(int stage) const { return base + T::B_OFFSET + stage * T::B_BYTES; }
-  /* Factors or zero points of a stage of packed B: for each unit a byte for each column, as the unpackers' lanes take
-   * them. */
+  /* Factors of a stage of packed B: for each unit a byte for each column, as the unpackers' lanes take them. */
   __device__ __forceinline__ uint32_t affine(int stage) const {
     return base + T::AFFINE_OFFSET + stage * T::AFFINE_BYTES;
   }
@@ -162,26 +162,15 @@ __device__ __forceinline__ void produce_b(const Shared<T> &shared, const RowMaps
   });
 }
 
-/* Factors or zero points, which come with packed B: a warp's copies. */
+/* Factors, which come with packed B: a warp's copies. */
 template <class T>
 __device__ __forceinline__ void produce_affine(const Shared<T> &shared, const Arguments &p,
                                                const AffineArguments &affine) {
   typedef typename HopperB<T>::type B;
   produce<T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const TileCoord &at, int k_block) {
-    int column = at.n * T::BN + B::first_column();
-    uint32_t to = shared.affine(state.index) + threadIdx.x % 32 * 4;
     ptx::mbarrier_wait(shared.empty_b(state.index), state.phase ^ 1);
-    if (B::STEP == 1 && affine.vector) {
-#pragma unroll
-      for (int u = 0; u < UNITS; u++)
-        if (column < p.N) ptx::cp_async4(to + u * T::BN, affine_row(affine, k_block * UNITS + u) + column);
-      ptx::cp_async_mbarrier_arrive_noinc(shared.full_b(state.index));
-    } else {
-#pragma unroll 1
-      for (int u = 0; u < UNITS; u++)
-        ptx::st_shared(to + u * T::BN, load_affine<B::STEP>(affine, k_block * UNITS + u, column, p.N));
-      ptx::mbarrier_arrive(shared.full_b(state.index));
-    }
+    copy_affine<B::STEP>(affine, shared.affine(state.index) + threadIdx.x % 32 * 4, T::BN, k_block,
+                         at.n * T::BN + B::first_column(), p.N, shared.full_b(state.index));
   });
 }
 
@@ -199,23 +188,22 @@ template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::M
 
 /* ---- unpackers ---- */
 
-/* What word(quarter, e, t) of a k-block's B, a policy, is with its factor or zero point, which lie in shared memory. */
+/* What word(quarter, e, t) of a k-block's B, a policy, is with its factor, which lies in shared memory. */
 template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
   __device__ __forceinline__ explicit AffineB(const NoAffineArguments &) {}
   __device__ __forceinline__ void load(uint32_t) {}
   __device__ __forceinline__ uint32_t word(const B &b, int, int e, int t) const { return b.word(e, t); }
 };
 template <class T, class B> struct AffineB<T, B, true> {
-  const AffineArguments &arguments;
-  AffineColumns columns[UNITS];
-  __device__ __forceinline__ explicit AffineB(const AffineArguments &arguments) : arguments(arguments) {}
+  uint32_t bytes[UNITS];
+  __device__ __forceinline__ explicit AffineB(const AffineArguments &) {}
   /* For each quarter anew: what is made of these would else be kept for the next one, in too many registers. */
   __device__ __forceinline__ void load(uint32_t from) {
 #pragma unroll
-    for (int u = 0; u < UNITS; u++) columns[u].make(arguments, ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4));
+    for (int u = 0; u < UNITS; u++) bytes[u] = ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4);
   }
   __device__ __forceinline__ AffineWord word(const B &b, int quarter, int e, int t) const {
-    return columns[t].word(b.word(e, t), B::column_of(quarter, e));
+    return AffineColumns(bytes[t]).word(b.word(e, t), B::column_of(quarter, e));
   }
 };
 
@@ -292,9 +280,11 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
   if (T::ROW_BLOCKS == 1 && index == 1 && scheduler.k_blocks > SKEW) ptx::mbarrier_wait(shared.full_b8(SKEW), 0);
   for (int tile = scheduler.first; tile < scheduler.tiles; tile += scheduler.stride) {
     Scales<T> scales;
+    consumer.zeros.begin(p, true);
     consumer.multiply_tile(scheduler.k_blocks, [&] {
       TileCoord at = TileScheduler::coord(tile, p);
       scales.load(p, at, at.m * T::BM + row_in_tile);
+      consumer.zeros.load(p, at);
     });
     TileCoord at = TileScheduler::coord(tile, p); /* once more: registers are few in the mainloop */
     epilogue<T>(p, at, at.m * T::BM + row_in_tile, scales, consumer.acc, [](int) { return true; });

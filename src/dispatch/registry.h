@@ -38,8 +38,8 @@ struct int4mm_kernel {
 /* Above every estimate. */
 #define INT4MM_COST_ANY ((int64_t)1 << 62)
 
-extern const int4mm_family int4mm_family_elementary, int4mm_family_skinny, int4mm_family_mma, int4mm_family_narrow,
-    int4mm_family_hopper, int4mm_family_grouped;
+extern const int4mm_family int4mm_family_elementary, int4mm_family_skinny, int4mm_family_mma, int4mm_family_turing,
+    int4mm_family_narrow, int4mm_family_hopper, int4mm_family_grouped;
 
 /* The registry, in the order of kernels.inc. */
 extern const int4mm_kernel int4mm_kernels_cuda[];
