@@ -117,7 +117,7 @@ describe("the Makefile #make", function()
   end)
 
   describe("compiles a kernel for", function()
-    --- The architectures that each folder was compiled for, PTX with a p before it.
+    --- The architectures that each folder was compiled for, and a file that has its own, PTX with a p before it.
     local function compiled(arguments)
       shell("rm -rf '" .. tree .. "/build'")
       called()
@@ -126,7 +126,9 @@ describe("the Makefile #make", function()
       for line in called():gmatch "nvcc [^\n]*%-c[^\n]*" do
         local list = {}
         for code in line:gmatch "code=(%w+_%w+)" do list[#list + 1] = code:gsub("sm_", ""):gsub("compute_", "p") end
-        archs[line:match "kernels/([%w]+)/[%w_]+%.cu"] = table.concat(list, " ")
+        local folder_name, file = line:match "kernels/([%w]+)/([%w_]+)%.cu"
+        if folder_name == "sm75" and file == "mma" then folder_name = "sm75/mma" end
+        archs[folder_name] = table.concat(list, " ")
       end
       return archs
     end
@@ -137,6 +139,7 @@ describe("the Makefile #make", function()
       assert.equal("75 80 86 89 90a 100 120 p100", archs.elementwise)
       assert.equal("80 86 89 90a 100 120 p100", archs.sm80)
       assert.equal("90a", archs.sm90)
+      assert.equal("75 p75", archs["sm75/mma"])
     end)
 
     it("one at least, whatever CUDA_ARCHS says, the newest as PTX", function()
@@ -167,7 +170,8 @@ describe("the Makefile #make", function()
         for _, arch in ipairs { 75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121, 130 } do
           local by
           for code in list:gmatch "%S+" do by = by or covers(code, arch) and code end
-          assert(by or arch < first or folder_name == "sm90",
+          local of_all = folder_name ~= "sm90" and folder_name ~= "sm75/mma"
+          assert(by or arch < first or not of_all,
             ("kernels/%s, compiled for %s, has no code for sm_%d"):format(folder_name, list, arch))
         end
       end
@@ -183,7 +187,7 @@ describe("the Makefile #make", function()
     end)
 
     it("without a spill in the tuned folders, unless ptxas is an old one", function()
-      for _, file in ipairs { "kernels/sm90/", "kernels/sm80/" } do
+      for _, file in ipairs { "kernels/sm90/", "kernels/sm80/", "kernels/sm75/mma" } do
         local env = { FAKE_SPILL = file }
         refused("ptxas spilled", "", env)
         assert.is_false(exists "build/libint4mm_cuda.so")
@@ -193,7 +197,7 @@ describe("the Makefile #make", function()
         refused("ptxas spilled", "WERROR=1", env)
         make "clean"
       end
-      make("", { FAKE_SPILL = "kernels/sm75/" })
+      make("", { FAKE_SPILL = "kernels/sm75/tiled" })
     end)
   end)
 
