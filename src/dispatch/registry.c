@@ -4,6 +4,7 @@
 #include "dispatch/registry.h"
 
 #include "core/dtype.h"
+#include "core/problem.h"
 
 #define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family)                                        \
   {#name, min_arch, max_arch, tile_m, tile_n, stages, &int4mm_family_##family},
@@ -41,7 +42,8 @@ int32_t int4mm_plan_ctas(int64_t n) {
 }
 
 int64_t int4mm_plan_tiles(const int4mm_gpu_problem *p, int32_t m, int32_t n) {
-  return int4mm_plan_mul(int4mm_plan_ceil_div(p->M, m), int4mm_plan_ceil_div(p->N, n));
+  int64_t rows = p->experts ? int4mm_expert_tiles(p->M, p->experts, m) : int4mm_plan_ceil_div(p->M, m);
+  return int4mm_plan_mul(rows, int4mm_plan_ceil_div(p->N, n));
 }
 
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *p) {
