@@ -24,39 +24,69 @@ __device__ __forceinline__ int end_of_part(const int4mm_experts &x, int M, int p
   return min(max(__ldg(x.offsets + part), 0), M);
 }
 
-/* Tile `index` of TILE_M rows each. All lanes of a warp call it alike: a lane has a part, and the sums over parts of
- * rows, the largest end so far, and of tiles are formed by shuffles. */
+/* What a lane has of 32 parts: its part's rows, how many tiles of them there are, and how many in the parts before. */
+struct Part {
+  int begin, end, tiles, before;
+};
+
+/* Goes through the parts, 32 at a time, by sums over a warp, all lanes of which call it alike. */
+struct PartWalk {
+  int row = 0, tiles = 0; /* of the parts so far */
+
+  /* `part`: this lane's. Without `outside`, parts of no expert have no tiles. */
+  template <int TILE_M>
+  __device__ __forceinline__ Part next(const int4mm_experts &x, int M, int part, bool outside = true) {
+    constexpr unsigned ALL = 0xffffffffu;
+    const unsigned lane = (threadIdx.x + threadIdx.y * blockDim.x) % 32;
+    Part p;
+    p.end = max(row, end_of_part(x, M, part));
+#pragma unroll
+    for (unsigned d = 1; d < 32; d *= 2) {
+      int other = __shfl_up_sync(ALL, p.end, d);
+      if (lane >= d) p.end = max(p.end, other);
+    }
+    p.begin = __shfl_up_sync(ALL, p.end, 1);
+    if (lane == 0) p.begin = row;
+    p.tiles = outside || (part > 0 && part <= x.count) ? (p.end - p.begin + TILE_M - 1) / TILE_M : 0;
+    int sum = p.tiles;
+#pragma unroll
+    for (unsigned d = 1; d < 32; d *= 2) {
+      int other = __shfl_up_sync(ALL, sum, d);
+      if (lane >= d) sum += other;
+    }
+    p.before = tiles + sum - p.tiles;
+    row = __shfl_sync(ALL, p.end, 31), tiles += __shfl_sync(ALL, sum, 31);
+    return p;
+  }
+};
+
+/* Tile `index` of TILE_M rows each. All lanes of a warp call it alike. */
 template <int TILE_M>
 __device__ __forceinline__ ExpertTile find_expert_tile(const int4mm_experts &x, int M, int64_t index) {
   constexpr unsigned ALL = 0xffffffffu;
-  const int lane = threadIdx.x + threadIdx.y * blockDim.x, l = lane % 32;
-  int first = 0; /* row of the parts of this round */
+  const int lane = (threadIdx.x + threadIdx.y * blockDim.x) % 32;
+  PartWalk walk;
   for (int part = 0; part <= x.count + 1; part += 32) {
-    int end = max(first, end_of_part(x, M, part + l));
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      int before = __shfl_up_sync(ALL, end, d);
-      if (l >= d) end = max(end, before);
-    }
-    int begin = __shfl_up_sync(ALL, end, 1);
-    if (l == 0) begin = first;
-    const int own = (end - begin + TILE_M - 1) / TILE_M;
-    int tiles = own;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      int before = __shfl_up_sync(ALL, tiles, d);
-      if (l >= d) tiles += before;
-    }
-    const unsigned found = __ballot_sync(ALL, index < tiles);
-    if (found) {
-      const int at = __ffs(found) - 1, number = part + at;
-      const int inside = (int)index - __shfl_sync(ALL, tiles - own, at);
-      const bool none = number == 0 || number > x.count;
-      return {none ? -1 : number - 1, __shfl_sync(ALL, begin, at) + inside * TILE_M, __shfl_sync(ALL, end, at)};
-    }
-    index -= __shfl_sync(ALL, tiles, 31), first = __shfl_sync(ALL, end, 31);
+    const Part p = walk.next<TILE_M>(x, M, part + lane);
+    const unsigned found = __ballot_sync(ALL, index < p.before + p.tiles);
+    if (!found) continue;
+    const int at = __ffs(found) - 1, number = part + at;
+    const int inside = (int)index - __shfl_sync(ALL, p.before, at);
+    return {number == 0 || number > x.count ? -1 : number - 1, __shfl_sync(ALL, p.begin, at) + inside * TILE_M,
+            __shfl_sync(ALL, p.end, at)};
   }
   return {-2, 0, 0};
+}
+
+/* The experts' tiles alone, for who looks them up often: table[e] becomes how many there are before expert e's, and its
+ * first row; table[count] how many there are, and the end of the rows. By one warp. */
+template <int TILE_M> __device__ __forceinline__ void make_expert_table(int2 *table, const int4mm_experts &x, int M) {
+  PartWalk walk;
+  for (int part = 0; part <= x.count + 1; part += 32) {
+    const int number = part + threadIdx.x % 32;
+    const Part p = walk.next<TILE_M>(x, M, number, false);
+    if (number > 0 && number <= x.count + 1) table[number - 1] = make_int2(p.before, p.begin);
+  }
 }
 
 /* A matrix of one expert's. */
