@@ -143,8 +143,7 @@ static int32_t check_shares(int4mm_matmul_call *c) {
 static int32_t check_mark(const int4mm_matmul_call *c) {
   const int4mm_tensor *b = c->args->b_packed;
   if (!b || b->packing != INT4MM_PACKED_DIM0 || !b->packed_k || c->experts == 1) return INT4MM_OK;
-  int64_t words = b->shape[0] / c->experts;
-  if (b->packed_k == 8 * words * c->experts) return INT4MM_OK;
+  if (b->packed_k % 8 == 0 && b->packed_k / 8 == b->shape[0]) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT,
                      "b_packed was packed from %lld values along dim 0, which fill no whole words for each of %lld "
                      "experts: pack each expert's and take the marks away",
