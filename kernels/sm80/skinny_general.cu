@@ -93,8 +93,7 @@ template <int ROWS, class A>
 cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
   if (b->group_scales.data) {
-    bool each = b->group == INT4MM_BLOCK_K || problem->K <= INT4MM_BLOCK_K; /* k-block is a group */
-    if (each && !b->zeros.data && plan->split_k == 1)
+    if (b->group == INT4MM_BLOCK_K && !b->zeros.data && plan->split_k == 1)
       return launch<GeneralShape<ROWS, A, GROUPS>>(problem, plan, stream);
     if constexpr (ROWS < 64) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
     return cudaErrorNotSupported;
