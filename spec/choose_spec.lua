@@ -410,7 +410,7 @@ describe("int4mm_choose_cuda", function()
       [{ dtype_a = FLOAT16, lda = 4100 }] = "16 bytes",
       [{ dtype_a = INT8, lda = 2 ^ 21, K = 2 ^ 21, scaling = 1, group = 128 }] = "2^20",
     } do
-      local status, message = choose(problem(90, 4, 4096, 4096, set), "skinny_8")
+      local status, message = choose(problem(90, 4, 4096, 4096, set), "skinny_16")
       assert.equal(UNSUPPORTED, status, reason)
       assert.matches(reason, message, 1, true)
       assert.equal(OK, (choose(problem(90, 4, 4096, 4096, set))), reason)
