@@ -579,6 +579,33 @@ typedef struct int4mm_plan {
 /* Fills `plan` for these arguments without running; `out` may be released. Validates as int4mm_matmul does. */
 INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) INT4MM_CHECK;
 
+/* The products of E experts, each a weight of the same K and N, in one call: a grouped matrix product, as mixtures of
+ * experts need it, or a batch. Arrays [E, ...] are matrices here, one expert's rows below the other's. `args` as in
+ * int4mm_matmul, but
+ *
+ *   a_packed [T, K/8] words, or [T, K]: the rows of all experts, those of the first one first; scale_a [T], out [T, N]
+ *   b_packed [E * K/8, N] with K/8 rounded up for each, or [E * N, K/8] with layout_b NK; not prepacked
+ *   scale_b  [E, N] float32, one for each column; or group scales [E * G, N], with layout_b NK also [E * N, G]. Float32
+ *            in E rows is taken as the first, unless a `group` is given
+ *   zero_b   [E, N] or [E * G, N] as scale_b is, or words of eight along N
+ *   factor_b [E * G, N], with scale_b [E, N]
+ *   bias     [E, N]
+ *
+ * offsets [E + 1] int32 beside a_packed: expert e has rows offsets[e] to offsets[e + 1] - 1, which may be none. Rows
+ * before offsets[0] and from offsets[E] on belong to no expert: out is 0 there. NULL: every expert has T / E rows; E is
+ * `experts`, which beside offsets may be 0.
+ *
+ * Each row has the bits that int4mm_matmul gives with its expert's weight (W4A16: it is within the same bound). T is
+ * at most 2^31 - 1025 and E 2^20. On the CPU offsets that descend or lie outside 0 .. T are INT4MM_ERR_VALUE, which
+ * names the first. A GPU reads them when the product runs, so that the call neither waits for them nor can say so: in
+ * place of offsets[e] it takes the largest of offsets[0] .. offsets[e], at least 0 and at most T, and touches no other
+ * rows. */
+INT4MM_API int32_t int4mm_grouped_matmul(const int4mm_matmul_args *args, const int4mm_tensor *offsets,
+                                         int64_t experts) INT4MM_CHECK;
+/* As int4mm_matmul_plan. How the rows are shared out among the experts is not known to it. */
+INT4MM_API int32_t int4mm_grouped_matmul_plan(const int4mm_matmul_args *args, const int4mm_tensor *offsets,
+                                              int64_t experts, int4mm_plan *plan) INT4MM_CHECK;
+
 /* What a layer makes of its activations. */
 typedef enum int4mm_activations {
   INT4MM_ACTIVATIONS_INT4 = 0, /* quantised to int4 by rows */
@@ -665,7 +692,8 @@ typedef struct int4mm_gpu_problem {
   int32_t clock;       /* MHz */
   int32_t memory;      /* GB/s */
   int32_t shared;      /* bytes that a CTA may have */
-  int64_t reserved[3]; /* 0 */
+  int32_t experts;     /* of a grouped product, whose M is the rows of all of them; 0: a plain product */
+  int64_t reserved[2]; /* 0 */
 } int4mm_gpu_problem;
 
 /* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that

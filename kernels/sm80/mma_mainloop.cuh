@@ -22,6 +22,7 @@
 #define INT4MM_MMA_MAINLOOP_CUH
 
 #include "common/epilogue.cuh"
+#include "common/experts.cuh"
 #include "common/kernels.h"
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
@@ -52,6 +53,8 @@ struct Arguments {
   int group, segments; /* in segments: a group; K */
   bool large;          /* a group's sums may be 2^22 and more */
   uint32_t reciprocal; /* 2^31 over `group`, rounded up; 0 where there is one group */
+  int4mm_experts experts;
+  int64_t scales_expert, bytes_expert; /* from an expert's `scales` and `bytes` to the next one's, in bytes */
 };
 
 /* First row and column of this CTA's tile. */
@@ -62,6 +65,18 @@ template <class T> __device__ __forceinline__ TileCoord tile_coord(const Argumen
   int per_band = BAND * p.tiles_n, band = blockIdx.x / per_band, inside = blockIdx.x % per_band;
   int height = min(BAND, p.tiles_m - band * BAND);
   return {(band * BAND + inside % height) * T::BM, inside / height * T::BN};
+}
+
+/* The arguments of one expert's product, whose rows end at `end`. */
+__device__ __forceinline__ Arguments arguments_of(const Arguments &p, int expert, int end) {
+  Arguments own = p;
+  own.M = end;
+  own.b += expert * p.experts.b;
+  own.scales = (const char *)p.scales + expert * p.scales_expert;
+  if (p.bytes) own.bytes += expert * p.bytes_expert;
+  own.epilogue.scale_b += expert * p.experts.scales;
+  if (p.epilogue.bias) own.epilogue.bias += expert * p.experts.bias;
+  return own;
 }
 
 /* ---- copies ---- */
@@ -718,25 +733,58 @@ __device__ __forceinline__ void prefetch_scales(const Arguments &p, const TileCo
   if (!T::CHAIN && lane < T::WN / 8 && column < p.N) ptx::prefetch_l1(p.epilogue.scale_b + column);
 }
 
+/* A CTA's work on its tile, in dynamic shared memory. */
+template <class T> __device__ __forceinline__ void run_tile(const Arguments &p, const TileCoord &at) {
+  extern __shared__ __align__(128) uint8_t memory[];
+  const uint32_t ring = ptx::smem_address(memory);
+  const int warp = threadIdx.x / 32;
+  const int warp_m = warp % T::WARPS_M, warp_n = warp / T::WARPS_M % T::WARPS_N;
+  const int warp_k = warp / (T::WARPS_M * T::WARPS_N);
+  prefetch_scales<T>(p, at, warp_m, warp_n);
+  typename T::POLICY::Sum acc[T::MT][T::NT][4];
+  TotalsOf<T> totals(p);
+  multiply_tile<T>(acc, totals, p, at, ring, warp_m, warp_n, warp_k);
+  ptx::griddepcontrol_launch_dependents();
+  if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
+  if constexpr (T::CHAIN)
+    epilogue<T>(p, at, warp_m, warp_n, warp_k, totals.t);
+  else
+    epilogue<T>(p, at, warp_m, warp_n, warp_k, acc);
+}
+
 template <class T> __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
-    extern __shared__ __align__(128) uint8_t memory[];
-    const uint32_t ring = ptx::smem_address(memory);
-    const int warp = threadIdx.x / 32;
-    const int warp_m = warp % T::WARPS_M, warp_n = warp / T::WARPS_M % T::WARPS_N;
-    const int warp_k = warp / (T::WARPS_M * T::WARPS_N);
     const TileCoord at = tile_coord<T>(p);
     ptx::griddepcontrol_wait();
-    prefetch_scales<T>(p, at, warp_m, warp_n);
-    typename T::POLICY::Sum acc[T::MT][T::NT][4];
-    TotalsOf<T> totals(p);
-    multiply_tile<T>(acc, totals, p, at, ring, warp_m, warp_n, warp_k);
-    ptx::griddepcontrol_launch_dependents();
-    if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
-    if constexpr (T::CHAIN)
-      epilogue<T>(p, at, warp_m, warp_n, warp_k, totals.t);
-    else
-      epilogue<T>(p, at, warp_m, warp_n, warp_k, acc);
+    run_tile<T>(p, at);
+  }
+}
+
+/* ---- grouped products ---- */
+
+/* Results of rows of no expert. */
+template <class T>
+__device__ __noinline__ void zero_tile(const EpilogueArguments &e, int first_row, int end, int first_column, int N) {
+  const float zero[1] = {0};
+  for (int i = threadIdx.x; i < T::BM * T::BN; i += T::THREADS) {
+    const int row = first_row + i / T::BN;
+    if (row < end) int4mm_store(e, row, first_column + i % T::BN, N, zero);
+  }
+}
+
+/* The same of an expert's tile, whose arguments lie in shared memory. */
+template <class T>
+__global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_constant__ Arguments p) {
+  if constexpr (T::POLICY::AVAILABLE) {
+    __shared__ Arguments own;
+    const TileCoord at = tile_coord<T>(p);
+    ptx::griddepcontrol_wait();
+    const ExpertTile tile = find_expert_tile<T::BM>(p.experts, p.M, at.row / T::BM);
+    if (tile.expert == -1) zero_tile<T>(p.epilogue, tile.row, tile.end, at.column, p.N);
+    if (tile.expert < 0) return;
+    if (threadIdx.x == 0) own = arguments_of(p, tile.expert, tile.end);
+    __syncthreads();
+    run_tile<T>(own, {tile.row, at.column});
   }
 }
 
@@ -757,6 +805,10 @@ template <class T> void set_groups(Arguments *p, const int4mm_problem *problem) 
     if (b->groups <= 1 || p->group % part == 0) p->group = part; /* a group's sum in parts of one scale */
   p->bytes = (const int8_t *)bytes.data, p->factors = b->factors.data,
   p->bytes_stride = bytes.rows > 1 ? bytes.stride : 0;
+  const int4mm_experts &x = problem->experts;
+  const int64_t size = p->scale_dtype == INT4MM_FLOAT32 ? 4 : 2;
+  p->scales_expert = (scales.data ? x.group_scales : x.scales) * size;
+  p->bytes_expert = p->factors ? x.factors : x.zeros;
 }
 
 template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
@@ -767,12 +819,18 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.M = (int)problem->M, p.N = (int)problem->N;
   p.a_bytes = (int)(problem->K * T::POLICY::A_BITS / 8), p.b_bytes = (int)(int4mm_words_of_k(problem) * 4);
   p.stages = (int)((problem->K + T::BK - 1) / T::BK), p.past = (int)(p.stages * T::BK - problem->K);
-  p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
+  p.experts = problem->experts;
+  p.tiles_m = p.experts.count ? (int)int4mm_expert_tiles(p.M, p.experts.count, T::BM) : (p.M + T::BM - 1) / T::BM;
+  p.tiles_n = (p.N + T::BN - 1) / T::BN;
   p.encodings = T::POLICY::encodings(problem->a.xor_mask, problem->b.xor_mask);
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   if (T::GROUPS || T::POLICY::WEIGHTS == ZEROS) set_groups<T>(&p, problem);
-  return int4mm_launch<mma<T>>(plan->device, dim3(p.tiles_m * p.tiles_n), T::THREADS, T::SHARED_BYTES, dim3(1), stream,
-                               p);
+  const dim3 grid(p.tiles_m * p.tiles_n);
+  if (!p.experts.count)
+    return int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
+  if constexpr (T::BM == T::BN && !T::STAGED) /* fewer instances for grouped products */
+    return int4mm_launch<mma_experts<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
+  return cudaErrorNotSupported;
 }
 
 } // namespace

@@ -35,6 +35,7 @@
  *   STAGES_A, _8      depths of the pipelines of packed A and int8 B in shared memory
  *   LAYER             may have an activation and a residual, and stores as any tile does: OUT_ALIGNED has no meaning
  *   CALLS             finishes 8 columns of a row by a call
+ *   EXPERTS           of a grouped product
  */
 #ifndef INT4MM_MAINLOOP_CUH
 #define INT4MM_MAINLOOP_CUH
@@ -62,6 +63,7 @@ struct Arguments {
   const int8_t *zeros; /* of the columns, or NULL */
   uint32_t xor_a, xor_b;
   EpilogueArguments epilogue;
+  int4mm_experts experts;
 };
 
 /* ---- copies ---- */
@@ -417,7 +419,7 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
                                                    const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
   typedef typename int4mm_out_word<DTYPE>::type Word;
   /* Registers are few: scales are gathered for every row. */
-  constexpr bool TIGHT = (T::NK || T::Kind::AFFINE) && T::ROW_BLOCKS == 2;
+  constexpr bool TIGHT = (T::NK || T::Kind::AFFINE || T::EXPERTS) && T::ROW_BLOCKS == 2;
   int first_column = at.n * T::BN + threadIdx.x % 4 * COLUMNS;
   Word *out = (Word *)p.epilogue.out + first_row * p.epilogue.ldo + first_column;
   const Bias<T> bias(p, at);
@@ -536,7 +538,8 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
   if constexpr (T::LAYER) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
   /* A row's scale takes in UNSCALE where that is exact: not among the subnormals. */
   float row_scale[T::ROW_BLOCKS][T::FRAGMENT_ROWS];
-  bool inside = (!T::OUT_ALIGNED || p.epilogue.vector_store) && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
+  const int last_row = first_row + (T::ROW_BLOCKS - 1) * 64 + (T::FRAGMENT_ROWS - 1) * 8;
+  bool inside = (!T::OUT_ALIGNED || p.epilogue.vector_store) && last_row < p.M && (at.n + 1) * T::BN <= p.N;
 #pragma unroll
   for (int b = 0; b < T::ROW_BLOCKS; b++)
 #pragma unroll
@@ -639,6 +642,7 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   p.b = problem->b.words, p.ldb = problem->b.stride;
   p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
+  p.experts = problem->experts;
   return p;
 }
 

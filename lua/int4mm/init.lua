@@ -12,6 +12,10 @@
 --   @{int4mm.ops.int4_matmul_cuda|int4_matmul_cuda}, the oracle
 --   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference} and what it holds others to with floats,
 --   @{int4mm.reference.int4_matmul_bound|int4_matmul_bound}; @{int4mm.ops.prepack|prepack}
+-- - the products of several experts, or of a batch: @{int4mm.ops.int4_grouped_matmul|int4_grouped_matmul},
+--   @{int4mm.ops.int4_grouped_matmul_cpu|int4_grouped_matmul_cpu},
+--   @{int4mm.ops.int4_grouped_matmul_cuda|int4_grouped_matmul_cuda}, the oracle
+--   @{int4mm.reference.int4_grouped_matmul_reference|int4_grouped_matmul_reference}
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
 --   @{int4mm.ops.cuda_kernels|cuda_kernels}, @{int4mm.ops.architectures|architectures},
 --   @{int4mm.tune.tune|tune}, @{int4mm.tune.load_tuning|load_tuning}
@@ -92,6 +96,10 @@ return {
   int4_matmul_cuda = ops.int4_matmul_cuda,
   int4_matmul_reference = reference.int4_matmul_reference,
   int4_matmul_bound = reference.int4_matmul_bound,
+  int4_grouped_matmul = ops.int4_grouped_matmul,
+  int4_grouped_matmul_cpu = ops.int4_grouped_matmul_cpu,
+  int4_grouped_matmul_cuda = ops.int4_grouped_matmul_cuda,
+  int4_grouped_matmul_reference = reference.int4_grouped_matmul_reference,
   prepack = ops.prepack,
   explain = ops.explain,
   choose_cuda = ops.choose_cuda,

@@ -21,6 +21,12 @@ static int runs_on(const int4mm_kernel *kernel, int32_t arch) {
   return arch >= kernel->min_arch && arch <= kernel->max_arch;
 }
 
+/* Why a kernel that runs on the problem's architecture cannot serve it, or NULL. */
+static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  if (p->experts && !kernel->family->experts) return "has no code for grouped products";
+  return kernel->family->unsupported(kernel, p);
+}
+
 /* The plan of one kernel without name and reason, and its cost. */
 static int64_t make_plan(int32_t index, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int4mm_kernel *kernel = &int4mm_kernels_cuda[index];
@@ -72,10 +78,10 @@ static int32_t take_forced(const char *name, const int4mm_gpu_problem *p, int4mm
       return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s needs sm_%d%s, this is sm_%d%s", name,
                          (int)kernel->min_arch, kernel->max_arch == kernel->min_arch ? "" : " or later", (int)p->arch,
                          p->arch == int4mm_hidden_above() ? " by INT4MM_CUDA_ARCH" : "");
-    const char *reason = kernel->family->unsupported(kernel, p);
+    const char *reason = unsupported(kernel, p);
     if (!reason) return take(i, p, plan);
     int4mm_gpu_problem wide = widen(p);
-    if (!may_widen(p) || kernel->family->unsupported(kernel, &wide))
+    if (!may_widen(p) || unsupported(kernel, &wide))
       return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s %s", name, reason);
     (void)take(i, &wide, plan);
     plan->widened = 1;
@@ -92,7 +98,7 @@ static int32_t find_cheapest(const int4mm_gpu_problem *p, int64_t *lowest) {
   *lowest = INT64_MAX;
   for (int32_t i = 0; i < int4mm_kernel_count; i++) {
     const int4mm_kernel *kernel = &int4mm_kernels_cuda[i];
-    if (!runs_on(kernel, p->arch) || kernel->family->unsupported(kernel, p)) continue;
+    if (!runs_on(kernel, p->arch) || unsupported(kernel, p)) continue;
     int64_t cost = make_plan(i, p, &unused);
     if (cost < *lowest) *lowest = cost, best = i;
   }
@@ -154,6 +160,7 @@ static int32_t check_problem(const int4mm_gpu_problem *p) {
   if (!status) status = check_number("group", p->group, 0, max_size);
   if (!status && p->scaling && p->K && !p->group)
     status = int4mm_fail(INT4MM_ERR_ARGUMENT, "group is 0, but scaling has groups");
+  if (!status) status = check_number("experts", p->experts, 0, 1 << 20);
   if (!status) status = check_number("zeros", p->zeros, 0, p->scaling == INT4MM_GROUP_FACTORS ? 0 : 1);
   if (!status) status = check_number("lda", p->lda, words ? k8 : p->K, max_size);
   if (!status) status = check_number("layout_b", p->layout_b, INT4MM_B_KN, INT4MM_B_NK);
@@ -184,7 +191,7 @@ static void explain_estimate(const int4mm_gpu_problem *p, char *text, size_t siz
 
 int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
   if (!problem || !plan) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", problem ? "plan" : "problem");
-  const int64_t reserved[4] = {problem->reserved[0], problem->reserved[1], problem->reserved[2]};
+  const int64_t reserved[4] = {problem->reserved[0], problem->reserved[1]};
   if (int4mm_check_args(reserved)) return INT4MM_ERR_ARGUMENT;
   int4mm_gpu_problem p = *problem;
   if (!p.code_arch) p.code_arch = p.arch;
@@ -195,6 +202,9 @@ int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel
   if (plan->widened) p = widen(&p);
   int4mm_kernels_cuda[plan->kernel].family->explain(&p, plan, plan->reason, sizeof plan->reason);
   size_t used = strlen(plan->reason);
+  if (p.experts)
+    snprintf(plan->reason + used, sizeof plan->reason - used, "; at most so many, for %d experts", (int)p.experts);
+  used = strlen(plan->reason);
   if (plan->widened)
     used += (size_t)snprintf(plan->reason + used, sizeof plan->reason - used, "; A is widened to int8 first");
   if (!kernel && int4mm_kernels_cuda[plan->kernel].family != &int4mm_family_elementary)

@@ -110,6 +110,7 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
   if (p->M < 1 || p->N < 1 || p->K < (words ? 32 : 1)) return "needs an M and N above 0 and a K of at least 32";
   if (p->M > max_extent || p->N > max_extent) return "needs an M and N below 2147482625";
   if (p->K > INT4MM_MAX_K) return "needs a K below 2^25";
+  if (p->experts && kernel->tile_m != kernel->tile_n) return "has no code for grouped products";
   if (words && p->K % 32) return "needs a K that is a multiple of 32";
   if (p->align_b < 16 || p->ldb % 4) return "needs rows of b_packed that start on 16 bytes";
   if (p->layout_b == INT4MM_B_KN && p->N % 4) return "needs an N that is a multiple of 4";
@@ -132,8 +133,8 @@ static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  int64_t time = waves_time(cost_of(kernel, p), p, tiles);
-  int64_t reading = int4mm_plan_mul(p->K / 2, p->N) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
+  int64_t time = waves_time(cost_of(kernel, p), p, int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n));
+  int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
   if (time < reading) time = reading;
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
   if (!is_a_aligned(p)) {
@@ -156,4 +157,4 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }
 
-const int4mm_family int4mm_family_mma = {unsupported, plan, explain, true};
+const int4mm_family int4mm_family_mma = {unsupported, plan, explain, true, true};

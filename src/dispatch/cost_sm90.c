@@ -68,7 +68,7 @@ static int64_t with_alignment(const int4mm_gpu_problem *p, int64_t time) {
 
 /* What reading the operands takes at least. */
 static int64_t reading_time(const int4mm_gpu_problem *p) {
-  return LAUNCH_TIME + int4mm_plan_add(int4mm_plan_mul(p->K / 2, p->N), bytes_of_a(p)) / WEIGHT_RATE;
+  return LAUNCH_TIME + int4mm_plan_add(int4mm_plan_bytes_of_b(p), bytes_of_a(p)) / WEIGHT_RATE;
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
@@ -90,8 +90,19 @@ typedef struct hopper_cost {
 
 static const hopper_cost hopper_256 = {576, 676, 820, 3250}, hopper_128 = {365, 416, 588, 1900};
 
+/* Of a grouped product, whose weights lie one below the other: a copy past one's K or N comes from the next one. */
+static const char *experts_unsupported(const int4mm_gpu_problem *p) {
+  if (p->experts > INT4MM_HOPPER_EXPERTS) return "is for grouped products of at most 256 experts";
+  if (has_factors(p) || p->zeros) return "has no code for grouped products with integer group scales or zero points";
+  if (p->K % INT4MM_BLOCK_K) return "needs a K that is a multiple of 128 for grouped products";
+  if (p->layout_b == INT4MM_B_NK && p->N % 4)
+    return "needs an N that is a multiple of 4 for grouped products of [N, K/8]";
+  return is_aligned(p) ? NULL : "needs rows that start on 16 bytes for grouped products";
+}
+
 static const char *hopper_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const char *reason = wgmma_unsupported(p);
+  if (!reason && p->experts) reason = experts_unsupported(p);
   if (reason) return reason;
   if (p->K >= INT4MM_WIDE_K) return "needs a K below 131072";
   if (kernel->tile_m == 256 && has_factors(p) && p->dtype_a != INT4MM_INT8)
@@ -108,10 +119,11 @@ static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
                     : p->dtype_a == INT4MM_INT8 ? cost->k_block_int8
                                                 : cost->k_block;
   int64_t tile_time = int4mm_plan_k_blocks(p) * with_zeros(p, k_block) + cost->tile;
-  return with_alignment(p, max64(reading_time(p), HOPPER_TIME + int4mm_plan_ceil_div(tiles, p->sms) * tile_time));
+  int64_t waves = int4mm_plan_ceil_div(int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), p->sms);
+  return with_alignment(p, max64(reading_time(p), HOPPER_TIME + waves * tile_time));
 }
 
-const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, true};
+const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, true, true};
 
 /* ---- narrow: a CTA a tile, up to two an SM ---- */
 
@@ -162,4 +174,4 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   return with_alignment(p, max64(reading_time(p), pairs ? split : whole));
 }
 
-const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, true};
+const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, true, false};

@@ -19,6 +19,7 @@ enum {
   MAX_K8 = 2048,              /* words of K up to which there is one k-block: 16384 values */
   BLOCK_K8 = 1024,            /* words of K in a k-block where there are several */
   MAX_GROUP8 = 4096,          /* words of K in a group with a float scale: a k-block holds whole groups */
+  SKINNY_GROUP8 = 4096,       /* the same in a slice of the skinny driver with dot products */
   SUPER_BLOCK = 1024,         /* rows and columns of a super block then: 4 MiB of sums */
   PACKED_BYTES = 16 << 20,    /* of B, packed: a super block */
   L2_BYTES = 384 << 10,       /* of A, packed: a block that the second-level cache holds */
@@ -412,6 +413,8 @@ static bool is_dot(const int4mm_kernels *kernels, const int4mm_problem *p) {
 }
 
 static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (int4mm_in_groups(kernels, p) && int4mm_is_k_major(&p->b))
+    return p->M <= kernels->dot_groups_max_m && int4mm_group8(p) <= SKINNY_GROUP8;
   if (int4mm_in_groups(kernels, p)) return p->M <= kernels->skinny_groups_max_m;
   if (int4mm_is_panels(&p->b)) return p->M <= kernels->skinny_panel_max_m;
   if (int4mm_is_k_major(&p->b)) return is_dot(kernels, p);

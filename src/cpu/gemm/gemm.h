@@ -83,6 +83,21 @@ typedef struct int4mm_skinny_group {
   bool first, last; /* words of the group */
 } int4mm_skinny_group;
 
+/* Few rows and K-major words, group by group. */
+typedef struct int4mm_dot_groups {
+  int64_t rows, columns, k8, group8;
+  const uint32_t *a; /* rows expanded in runs of dot_words, lda apart */
+  int64_t lda;
+  const uint32_t *b; /* columns ldb apart */
+  int64_t ldb;
+  uint32_t xor_mask;
+  int32_t offset;              /* of the instruction set */
+  const int32_t *row_sums;     /* [groups][rows] */
+  int4mm_group_columns groups; /* columns in whole vectors */
+  int32_t *totals;             /* [rows][columns], ld apart, the same */
+  int64_t ld;
+} int4mm_dot_groups;
+
 /* What the values of B need to become floats, and the sums of a group: for a run of columns; NULL: none. */
 typedef struct int4mm_float_columns {
   const float *scales, *zeros, *factors;
@@ -114,6 +129,7 @@ struct int4mm_kernels {
   int32_t dot_words;             /* words of K that `dot` takes at a time */
   int32_t dot_sums;              /* largest tile of `dot`, rows times columns */
   int32_t dot_max_m;             /* largest M for `dot` */
+  int32_t dot_groups_max_m;      /* largest M for `dot_groups`: at most 4 */
   bool int8_in_groups;           /* an A of int8 takes the way of groups always: the other kernels' sums overflow */
   int32_t strassen;              /* levels that `microkernel_bytes` and the combinations allow: 0 to 2 */
 
@@ -176,6 +192,9 @@ struct int4mm_kernels {
    * in runs of dot_words; b: raw K-major words, ldb from column to column. */
   void (*dot)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
               uint32_t xor_mask, int32_t *acc, int64_t ldacc);
+
+  /* The same group by group: totals as skinny_group has them. */
+  void (*dot_groups)(const int4mm_dot_groups *job);
 
   /* out[m .. m + rows - 1, n .. n + columns - 1] from sums, which are float32 where int4mm_has_float_sums. Rows of acc
    * are read up to a multiple of 16 columns. */

@@ -625,6 +625,17 @@ INLINE f32_vector nibble_value(i32_vector words, int i, nibble_table table) {
 #include "cpu/gemm/float.inc"
 #include "cpu/gemm/groups.inc"
 
+INLINE i32_vector dot_quad(const dot_sum x[4]) {
+  __m512i y = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+  __m512i z = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+  return _mm512_add_epi32(_mm512_unpacklo_epi64(y, z), _mm512_unpackhi_epi64(y, z));
+}
+INLINE void dot_lanes(const i32_vector x[4], i32_vector lanes[4]) {
+  join_lanes(x[0], x[1], x[2], x[3], lanes);
+}
+
+#include "cpu/gemm/dot_groups.inc"
+
 /* ---- the fused microkernel -------------------------------------------------------------------------------------- */
 
 /* Stores a whole tile from registers; true where no output is NaN. */
@@ -675,6 +686,7 @@ static const int4mm_kernels kernels = {
     .dot_words = LANES,
     .dot_sums = DOT_SUMS,
     .dot_max_m = 64,
+    .dot_groups_max_m = 4,
     .strassen = 2,
     .pack_a = pack_a,
     .pack_a_int8 = pack_a_int8,
@@ -696,6 +708,7 @@ static const int4mm_kernels kernels = {
     .skinny = skinny,
     .skinny_panel = skinny_panel,
     .dot = dot_product,
+    .dot_groups = dot_groups,
     .epilogue = epilogue,
     .microkernel_fused = microkernel_fused,
 };
