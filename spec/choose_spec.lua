@@ -690,6 +690,8 @@ describe("the choice by architecture", function()
     ["W4A4, integer group scales"] = { scaling = "group_factors", group_size = 128 },
     W4A8 = { dtype_a = "int8" }, ["W4A8, groups of 128"] = { dtype_a = "int8", scaling = "group_scales",
       group_size = 128 },
+    ["W4A4 of experts"] = { experts = 64 }, ["W4A8, groups of 128, of experts"] = { dtype_a = "int8", experts = 8,
+      scaling = "group_scales", group_size = 128 },
     W4A16 = { dtype_a = "float16" }, ["W4A16, groups of 64"] = { dtype_a = "bfloat16", scaling = "group_scales",
       group_size = 64 },
   }
