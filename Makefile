@@ -19,7 +19,7 @@ write_if_changed = mkdir -p $(@D); printf '%s\n' $(call quoted,$1) | cmp -s - $@
 
 # The goals given that compile something themselves: those of the first line do not, those of the second run make again.
 BUILDS := $(filter-out help clean lint format docs uninstall deps-dev env dist rock \
-            demo minilm run test bench peers-cpu peers-gpu,$(or $(MAKECMDGOALS),all))
+            demo minilm run test bench peers-cpu peers-gpu verify-gpu kernel-table,$(or $(MAKECMDGOALS),all))
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -71,6 +71,7 @@ OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 # Programs that are OpenMP's themselves: a peer's threads, and a caller whose own threads make the calls.
 FLAGS_examples/bench/cpu_peers.c := -fopenmp
 FLAGS_spec/c/cpu_threads.c := -fopenmp
+FLAGS_spec/c/cuda_host.c := -DINT4MM_CUDA_ARCHS='"80 90a"'
 # As the CPU backend's loops are compiled, which become SIMD.
 FLAGS_spec/c/activation.c := $(CPU_FLAGS)
 # A CUDA library that refuses, or plays a GPU in host memory, for the specs; everything else in spec/c is a program.
@@ -108,7 +109,8 @@ endif
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo minilm run env test ctest bench bench-threads peers-cpu peers-gpu lint format docs clean help deps-dev
+.PHONY: all demo minilm run env test ctest bench bench-threads peers-cpu peers-gpu verify-gpu kernel-table
+.PHONY: lint format docs clean help deps-dev
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -254,6 +256,19 @@ peers-gpu: ## time the CUDA backend beside cuBLAS and cuBLASLt (ARGS="--help" fo
 	@$(call need,cc headers luajit argparse cjson)
 	+@$(BUILD_IT)
 	@$(RUN_LUA) examples/bench/gpu_peers.lua $(ARGS)
+
+# The specs may fail: the files say so.
+verify-gpu: ## run the specs and time this GPU, into two files to send back (ARGS="--help" for the options)
+	@$(call need,cc headers luajit busted argparse cjson)
+	+@$(BUILD_IT) $(FAKE_CUDA)
+	@$(RUN_LUA) examples/bench/verify_gpu.lua --check
+	+-@$(MAKE) --no-print-directory test ARGS=
+	@$(RUN_LUA) examples/bench/verify_gpu.lua --log $(BUILD)/test.log $(ARGS)
+
+kernel-table: ## print what the CUDA kernels were compiled to, and the bounds of their loops (ARGS="--help")
+	@$(call need,cc headers luajit argparse)
+	+@$(BUILD_IT)
+	@$(RUN_LUA) examples/bench/kernel_table.lua --library $(BUILD)/libint4mm_cuda.so $(ARGS)
 
 # MINILM: the folder of the model's files, which may be one that has them already.
 MINILM ?= $(BUILD)/minilm

@@ -1,9 +1,10 @@
 # The CUDA library: what nvcc is, for which architectures it compiles, and the rules. Included by the Makefile where
 # something is built and CUDA is not 0. The folder of a kernel says what it is compiled for:
 #
-#   archs_<folder>   the architectures of CUDA_ARCHS that kernels/<folder>/*.cu are compiled for. Each folder has one at
-#                    least, whatever CUDA_ARCHS says, so that the library links; unused ones are never launched
-#   CHECKED          the folders whose kernels are tuned to the register: what ptxas spills there is a fault
+#   archs_<folder>   the architectures of CUDA_ARCHS that kernels/<folder>/*.cu are compiled for; archs_<folder>/<name>:
+#                    those of one file. Each has one at least, whatever CUDA_ARCHS says, so that the library links;
+#                    unused ones are never launched
+#   CHECKED          the folders and files whose kernels are tuned to the register: what ptxas spills there is a fault
 #
 # Sets NO_CUDA, a reason why nothing is compiled, empty where all is there; adds to LIBS.
 
@@ -72,24 +73,33 @@ endif
 endif
 
 archs_sm75        := $(ARCHS)
+# Tuned to 75; later ones have kernels of their own.
+archs_sm75/mma    := $(or $(filter 75,$(ARCHS_KNOWN)),$(firstword $(ARCHS)))
 archs_elementwise := $(ARCHS)
 archs_sm80        := $(or $(filter-out 75,$(ARCHS)),80)
 # wgmma and bulk tensor copies of this kind exist on 90a alone.
 archs_sm90        := 90a
-CHECKED := sm80 sm90
+CHECKED := sm75/mma sm80 sm90
 
 folder  = $(patsubst kernels/%/,%,$(dir $1))
-archs   = $(or $(archs_$(call folder,$1)),$(error kernels/cuda.mk has no archs_$(call folder,$1) for $1))
-# Machine code for each, and PTX of the newest without a letter, from which drivers compile for GPUs still to come.
+stem    = $(patsubst kernels/%.cu,%,$1)
+archs   = $(or $(archs_$(call stem,$1)),$(archs_$(call folder,$1)),$(error kernels/cuda.mk has no \
+            archs_$(call folder,$1) for $1))
+# Machine code for each, which runs on later ones of the same major version, and PTX of one, from which drivers compile
+# for any later GPU: of the newest without a letter, but of 100 where that is among them, since 110 takes none of 120.
+ptx     = $(or $(filter 100,$1),$(lastword $(filter-out %a %f,$1)))
 gencode = $(foreach a,$1,-gencode arch=compute_$a$(comma)code=sm_$a) \
-          $(foreach a,$(lastword $(filter-out %a %f,$1)),-gencode arch=compute_$a$(comma)code=compute_$a)
+          $(foreach a,$(ptx),-gencode arch=compute_$a$(comma)code=compute_$a)
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
 # -lineinfo, which profilers want, would double the library.
 NVCCFLAGS ?= -O3
+# Machine code in a fifth of the bytes, for 9 ms once when a process first multiplies (H100). Every driver that runs
+# CUDA 13 unpacks it; older compilers may serve drivers that do not.
+COMPRESS := $(shell printf '%s\n' 13.0 $(NVCC_VERSION) | sort -C -V && echo --compress-mode=size)
 PROJECT_NVCCFLAGS := -std=c++17 -Isrc -Ikernels \
-                     -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra \
+                     -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra $(COMPRESS) \
                      $(if $(WERROR),-Werror all-warnings -Xcompiler -Werror)
 
 # nvcc defines no macro that would tell these to the code; -Xcompiler's are refused by core/exact.h.
@@ -125,16 +135,18 @@ $(BUILD)/kernels/%.o: kernels/%.cu kernels/cuda.mk $(BUILD)/cuda_flags.txt
 	$(Q)$(NVCC) $(NVCCFLAGS) $(PROJECT_NVCCFLAGS) $(call gencode,$(call archs,$<)) -Xptxas -v -MMD -MP -MF $(@:.o=.d) \
 	  -c -o $@ $< 2> $(@:.o=.log); status=$$?; \
 	  grep -Ev '^ptxas info|^ +[0-9]+ bytes stack frame' $(@:.o=.log) >&2; exit $$status
-	$(if $(filter $(CHECKED),$(call folder,$<)),$(ptxas_check))
+	$(if $(filter $(CHECKED),$(call folder,$<) $(call stem,$<)),$(ptxas_check))
 
 $(CUDA_C:%.c=$(BUILD)/%.o): PROJECT_CFLAGS += $(CUDA_INCLUDE)
 $(CUDA_C:%.c=$(BUILD)/%.o): $(BUILD)/cuda_flags.txt
+$(BUILD)/src/cuda/device.o: PROJECT_CFLAGS += -DINT4MM_CUDA_ARCHS='"$(ARCHS)"' # for the words of an error
 
 # The runtimes of CUDA and C++ are linked in and their symbols kept inside: the library needs nothing but the driver.
 $(CUDA_LIB): $(CU_OBJ)
 	$(if $(Q),@echo "LINK $@")
 	$(Q)g++ $(LIBFLAG) $(CFLAGS) $(LDFLAGS) -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -o $@ $^ \
 	  $(CUDA_LIBPATH) -lcudart_static -lrt $(PROJECT_LDLIBS)
+	@echo "$@ has $$(($$(wc -c < $@) / 1000000)) MB, with code for $(ARCHS)"
 
 -include $(CU_OBJ:.o=.d)
 endif

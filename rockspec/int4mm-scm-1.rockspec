@@ -58,6 +58,7 @@ build = {
       ["int4mm.reference"] = "lua/int4mm/reference.lua",
       ["int4mm.shape"] = "lua/int4mm/shape.lua",
       ["int4mm.tensor"] = "lua/int4mm/tensor.lua",
+      ["int4mm.tune"] = "lua/int4mm/tune.lua",
     },
   },
 }

@@ -117,7 +117,7 @@ describe("the Makefile #make", function()
   end)
 
   describe("compiles a kernel for", function()
-    --- The architectures that each folder was compiled for, PTX with a p before it.
+    --- The architectures that each folder was compiled for, and a file that has its own, PTX with a p before it.
     local function compiled(arguments)
       shell("rm -rf '" .. tree .. "/build'")
       called()
@@ -126,17 +126,20 @@ describe("the Makefile #make", function()
       for line in called():gmatch "nvcc [^\n]*%-c[^\n]*" do
         local list = {}
         for code in line:gmatch "code=(%w+_%w+)" do list[#list + 1] = code:gsub("sm_", ""):gsub("compute_", "p") end
-        archs[line:match "kernels/([%w]+)/[%w_]+%.cu"] = table.concat(list, " ")
+        local folder_name, file = line:match "kernels/([%w]+)/([%w_]+)%.cu"
+        if folder_name == "sm75" and file == "mma" then folder_name = "sm75/mma" end
+        archs[folder_name] = table.concat(list, " ")
       end
       return archs
     end
 
     it("the architectures that its folder serves", function()
       local archs = compiled ""
-      assert.equal("75 80 86 89 90a 100 120 p120", archs.sm75)
-      assert.equal("75 80 86 89 90a 100 120 p120", archs.elementwise)
-      assert.equal("80 86 89 90a 100 120 p120", archs.sm80)
+      assert.equal("75 80 86 89 90a 100 120 p100", archs.sm75)
+      assert.equal("75 80 86 89 90a 100 120 p100", archs.elementwise)
+      assert.equal("80 86 89 90a 100 120 p100", archs.sm80)
       assert.equal("90a", archs.sm90)
+      assert.equal("75 p75", archs["sm75/mma"])
     end)
 
     it("one at least, whatever CUDA_ARCHS says, the newest as PTX", function()
@@ -152,6 +155,28 @@ describe("the Makefile #make", function()
       assert.equal("80 p80", archs.sm80)
     end)
 
+    -- Machine code runs on its own architecture and, without a letter, on later ones of its major version; PTX on any
+    -- later one.
+    it("so that every GPU from sm_75 on has code in a library that was built without CUDA_ARCHS", function()
+      local function covers(code, arch)
+        local ptx, number, letter = code:match "^(p?)(%d+)(%a?)$"
+        number = tonumber(number)
+        if ptx == "p" then return number <= arch end
+        if letter ~= "" then return number == arch end
+        return number <= arch and math.floor(number / 10) == math.floor(arch / 10)
+      end
+      for folder_name, list in pairs(compiled "") do
+        local first = folder_name == "sm80" and 80 or 75
+        for _, arch in ipairs { 75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121, 130 } do
+          local by
+          for code in list:gmatch "%S+" do by = by or covers(code, arch) and code end
+          local of_all = folder_name ~= "sm90" and folder_name ~= "sm75/mma"
+          assert(by or arch < first or not of_all,
+            ("kernels/%s, compiled for %s, has no code for sm_%d"):format(folder_name, list, arch))
+        end
+      end
+    end)
+
     it("none that nvcc does not know, nor one that is too old", function()
       local known = ("expected are architectures that %s/nvcc of CUDA 13.0 knows (70 75 80 86 89 90 90a 100 120)")
         :format(bin)
@@ -162,7 +187,7 @@ describe("the Makefile #make", function()
     end)
 
     it("without a spill in the tuned folders, unless ptxas is an old one", function()
-      for _, file in ipairs { "kernels/sm90/", "kernels/sm80/" } do
+      for _, file in ipairs { "kernels/sm90/", "kernels/sm80/", "kernels/sm75/mma" } do
         local env = { FAKE_SPILL = file }
         refused("ptxas spilled", "", env)
         assert.is_false(exists "build/libint4mm_cuda.so")
@@ -172,7 +197,7 @@ describe("the Makefile #make", function()
         refused("ptxas spilled", "WERROR=1", env)
         make "clean"
       end
-      make("", { FAKE_SPILL = "kernels/sm75/" })
+      make("", { FAKE_SPILL = "kernels/sm75/tiled" })
     end)
   end)
 
@@ -448,5 +473,16 @@ case "$*" in *install*) printf '#!/bin/sh\n' > "${0%/*}/clang-format"; chmod +x 
       refused("Install these, then run make again; APT is 0", "lint CUDA=0 APT=0", { PATH = path })
       assert.equal("", called())
     end)
+  end)
+end)
+
+-- The bound is for all architectures of a build without CUDA_ARCHS; raise it knowingly, since packages carry it.
+describe("the CUDA library that was built", function()
+  it("has at most 64 MB", function()
+    local file = io.open(helper.build_folder() .. "/libint4mm_cuda.so")
+    if not file then return end
+    local bytes = file:seek "end"
+    file:close()
+    assert(bytes <= 64e6, ("it has %.1f MB"):format(bytes / 1e6))
   end)
 end)

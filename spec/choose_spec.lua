@@ -129,11 +129,14 @@ describe("int4mm_choose_cuda", function()
   it("takes wgmma kernels for int8 activations, integer group scales and zero points of columns", function()
     local INT8, GROUP_SCALES, FACTORS = 1, 1, 2
     local a8, f128 = { dtype_a = INT8 }, { dtype_a = INT8, scaling = FACTORS, group = 128 }
-    local zeros, f32 = { dtype_a = INT8, zeros = 1 }, { scaling = FACTORS, group = 32 }
+    local zeros, zeros4, f32 = { dtype_a = INT8, zeros = 1 }, { zeros = 1 }, { scaling = FACTORS, group = 32 }
+    local nk = { dtype_a = INT8, layout_b = 1, ldb = 512 }
     for _, case in ipairs {
-      { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "hopper_128x128" },
-      { 1024, a8, "hopper_256x128" }, { 4096, a8, "hopper_256x128" }, { 1024, f128, "hopper_256x128" },
-      { 4096, zeros, "hopper_256x128" }, { 256, f32, "hopper_128x128" }, { 4096, f32, "hopper_256x128" },
+      { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "grouped_128x128" },
+      { 1024, a8, "grouped_256x128" }, { 4096, a8, "grouped_256x128" }, { 1024, f128, "grouped_256x128" },
+      { 512, nk, "hopper_128x128" }, { 4096, nk, "hopper_256x128" },
+      { 256, zeros, "narrow_128x64" }, { 4096, zeros, "grouped_256x128" }, { 256, zeros4, "narrow_128x64" },
+      { 4096, zeros4, "hopper_256x128" }, { 256, f32, "grouped_128x128" }, { 4096, f32, "grouped_256x128" },
     } do
       local p = problem(90, case[1], 4096, 4096, case[2])
       if p.dtype_a == INT8 then p.lda = 4096 end
@@ -334,6 +337,56 @@ describe("int4mm_choose_cuda", function()
     end
   end)
 
+  it("takes turing kernels on sm_75, and nowhere else unless it must", function()
+    local INT8, FLOAT16, BFLOAT16 = 1, 2, 3
+    local function on_turing(M, N, K, set)
+      local status, plan = choose(problem(75, M, N, K, set))
+      assert.equal(OK, status, plan)
+      return plan
+    end
+    for shape, name in pairs {
+      [{ 1, 4096, 4096 }] = "turing_32x64", [{ 200, 1024, 4096 }] = "turing_64x64",
+      [{ 4096, 4096, 4096 }] = "turing_128x128",
+    } do
+      for layout_b = 0, 1 do
+        local p = { sms = 40, layout_b = layout_b, ldb = layout_b == 1 and shape[3] / 8 or shape[2] }
+        assert.equal(name, on_turing(shape[1], shape[2], shape[3], p).name)
+      end
+    end
+    for _, M in ipairs { 1, 16, 64, 300, 4096 } do
+      for dtype = 0, FLOAT16 do
+        for scaling = 0, 2 do
+          for zeros = 0, scaling < 2 and 1 or 0 do
+            local plan = on_turing(M, 4096, 4096, { dtype_a = dtype, lda = dtype == 0 and 512 or 4096,
+              scaling = scaling, group = 128, zeros = zeros })
+            local served, what = dtype ~= FLOAT16 or scaling < 2, ("%d %d %d: %s"):format(dtype, scaling, zeros,
+              plan.name)
+            assert.equal(served, plan.name:find "^turing" ~= nil, what)
+            assert.equal(dtype == 0 and (scaling == 2 or zeros == 1), plan.widened == 1)
+          end
+        end
+      end
+      local plan = on_turing(M, 4096, 4096, { dtype_a = BFLOAT16, lda = 4096 })
+      assert(plan.name == "tiled" or plan.name == "simple", plan.name)
+    end
+    for set, reason in pairs {
+      [{ K = 40, lda = 5 }] = "a multiple of 32", [{ N = 61, ldb = 64 }] = "a multiple of 4",
+      [{ align_b = 8 }] = "16 bytes", [{ dtype_a = INT8, lda = 131072, K = 131072 }] = "131072",
+      [{ dtype_a = BFLOAT16, lda = 64 }] = "bfloat16",
+    } do
+      local status, message = choose(problem(75, 64, 64, 64, set), "turing_32x64")
+      assert.equal(UNSUPPORTED, status, reason)
+      assert.matches(reason, message, 1, true)
+    end
+    for _, arch in ipairs { 80, 89, 90, 120 } do
+      assert.equal(OK, (choose(problem(arch, 64, 64, 64), "turing_64x64")))
+    end
+    sweep(function(p)
+      local _, plan = choose(p)
+      assert(p.arch == 75 or not plan.name:find "^turing", describe_problem(p) .. ": " .. plan.name)
+    end)
+  end)
+
   -- int8, float16, bfloat16 and words of A; scales for each column, group scales and factors; zero points.
   it("takes skinny kernels for few rows of operands of every kind from sm_80 on", function()
     local INT32, INT8, FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2, 3, 4
@@ -440,7 +493,9 @@ describe("int4mm_choose_cuda", function()
       { "align_b is 24, expected", { align_b = 24 } }, { "align_out is -16, expected", { align_out = -16 } },
       { "out_dtype is int8, expected", { out_dtype = 1 } },
       { "out_dtype is unknown dtype, expected", { out_dtype = 77 } },
-      { "sms is 0, expected", { sms = 0 } }, { "sms is -5, expected", { sms = -5 } },
+      { "sms is 65537, expected", { sms = 65537 } }, { "sms is -5, expected", { sms = -5 } },
+      { "clock is -1, expected", { clock = -1 } }, { "memory is 1000001, expected", { memory = 1000001 } },
+      { "shared is -1, expected", { shared = -1 } }, { "shared is 49151, expected", { shared = 49151 } },
     }
     for _, case in ipairs(cases) do
       for _, kernel in ipairs { false, "simple", "skinny_64", "hopper_256x128" } do
@@ -539,11 +594,17 @@ describe("q.choose_cuda", function()
     assert.fails_with("choose_cuda: K is 9, expected a multiple of 8", function() q.choose_cuda(with { K = 9 }) end)
     assert.fails_with({ pattern = '^choose_cuda: unknown option "m"' }, function() q.choose_cuda(with { m = 1 }) end)
     assert.fails_with({ pattern = '^choose_cuda: .*"wgmma"' }, function() q.choose_cuda(with { kernel = "wgmma" }) end)
-    for _, sms in ipairs { 0, 65537 } do
-      for _, arch in ipairs { 75, 80, 90 } do
-        assert.fails_with(("choose_cuda: sms is %d, expected from 1 to 65536"):format(sms),
-          function() q.choose_cuda(with { arch = arch, sms = sms }) end)
+    for _, arch in ipairs { 75, 80, 90 } do
+      assert.fails_with("choose_cuda: sms is 65537, expected from 1 to 65536",
+        function() q.choose_cuda(with { arch = arch, sms = 65537 }) end)
+      for _, key in ipairs { "sms", "clock", "memory", "shared" } do
+        assert.fails_with({ pattern = "^choose_cuda: " .. key .. " is 0, expected a whole number from 1" },
+          function() q.choose_cuda(with { arch = arch, [key] = 0 }) end)
       end
+    end
+    for _, arch in ipairs { "sm90", "90", "ampere", 80.5, -1, {} } do
+      assert.fails_with({ pattern = '^choose_cuda: arch is .*, expected an architecture such as 86 or "sm_86"$' },
+        function() q.choose_cuda(with { arch = arch }) end)
     end
     assert.fails_with({ pattern = "^choose_cuda: the problem is nil, expected a table" },
       function() q.choose_cuda() end)
@@ -574,6 +635,8 @@ describe("the grouped kernels", function()
       { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
       { 1024, 4096, 14336, INT8, 128, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
       { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 64, 4096, 4096, INT8, 128, "grouped_64x64" },
+      { 512, 4096, 4096, INT8, 128, "grouped_128x128" }, { 512, 4096, 4096, BFLOAT16, 128, "grouped_128x128" },
+      { 256, 3072, 12288, BFLOAT16, 128, "grouped_256x128" }, { 1024, 4096, 14336, BFLOAT16, 128, "grouped_256x128" },
       { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
     } do
       local M, K, N, dtype_a, group, expected = unpack(case, 1, 6)
@@ -586,17 +649,20 @@ describe("the grouped kernels", function()
   end)
 
   it("say what they do not serve", function()
-    local function refuses(p, reason)
-      for _, kernel in ipairs { "grouped_256x128", "grouped_64x128", "grouped_64x64" } do
+    local function refuses(p, reason, kernels)
+      for _, kernel in ipairs(kernels or { "grouped_256x128", "grouped_128x128", "grouped_64x128", "grouped_64x64" }) do
         local status, message = choose(p, kernel)
         assert.equal(UNSUPPORTED, status)
         assert.matches(reason, message, 1, true)
       end
     end
     refuses(problem(90, 256, 256, 256), "is not for int4 activations")
-    refuses(grouped(256, 256, 256, INT8, nil), "is for group scales and W4A16")
+    refuses(grouped(256, 256, 256, INT8, nil), "is not for integer activations with a scale for each column",
+      { "grouped_64x128", "grouped_64x64" })
+    refuses(grouped(256, 131072, 256, INT8, nil), "needs a K below 131072 with a scale for each column",
+      { "grouped_256x128", "grouped_128x128" })
     refuses(grouped(256, 256, 256, FLOAT32, 128), "is not for float32 activations")
-    refuses(grouped(256, 256, 256, INT8, 128, { scaling = FACTORS }), "is not for integer group scales")
+    refuses(grouped(256, 256, 256, BFLOAT16, 128, { scaling = FACTORS }), "is not for integer group scales")
   end)
 
   it("say which operands the smallest of them does not serve", function()
@@ -621,5 +687,134 @@ describe("the grouped kernels", function()
     local status, plan = choose(grouped(1024, 4096, 4096, INT8, 96))
     assert.equal(OK, status)
     assert.equal("mma_128x128", plan.name)
+  end)
+end)
+
+describe("the choice by architecture", function()
+  local KINDS = {
+    W4A4 = {}, ["W4A4, groups of 128"] = { scaling = "group_scales", group_size = 128 },
+    ["W4A4, integer group scales"] = { scaling = "group_factors", group_size = 128 },
+    W4A8 = { dtype_a = "int8" }, ["W4A8, groups of 128"] = { dtype_a = "int8", scaling = "group_scales",
+      group_size = 128 },
+    W4A16 = { dtype_a = "float16" }, ["W4A16, groups of 64"] = { dtype_a = "bfloat16", scaling = "group_scales",
+      group_size = 64 },
+  }
+
+  it("has one table of architectures, each with a card", function()
+    local list, before = q.architectures(), 0
+    for _, a in ipairs(list) do
+      assert(a.arch > before and #a.card > 0, a.arch)
+      for _, key in ipairs { "sms", "clock", "memory", "l2", "shared", "int4_macs", "int8_macs", "fp16_macs" } do
+        assert(a[key] > 0, a.card .. " has no " .. key)
+      end
+      -- native int4 tensor cores, twice int8's rate, are those of Turing, Ampere and Ada
+      assert.equal(a.arch < 90, a.int4_macs == 2 * a.int8_macs, a.card)
+      before = a.arch
+    end
+    for _, arch in ipairs(ARCHITECTURES) do
+      local found = false
+      for _, a in ipairs(list) do found = found or a.arch == arch end
+      assert(found, arch)
+    end
+    assert(lib.int4mm_architecture_at(-1) == nil and lib.int4mm_architecture_at(#list) == nil)
+  end)
+
+  it("is explained for each of them and every kind of operands", function()
+    for _, a in ipairs(q.architectures()) do
+      for kind, set in pairs(KINDS) do
+        for _, M in ipairs { 1, 16, 64, 300, 4096 } do
+          local shape = { arch = "sm_" .. a.arch, M = M, K = 4096, N = 4096 }
+          for key, value in pairs(set) do shape[key] = value end
+          local plan = q.explain(shape)
+          local what = ("%s on sm_%d, M = %d: %s"):format(kind, a.arch, M, plan.reason)
+          assert(#plan.reason < 207, what .. " is cut off")
+          local elementary = plan.kernel == "simple" or plan.kernel == "tiled"
+          assert(elementary == (plan.reason:find "; by times " == nil), what)
+          if a.arch == 90 and not elementary then
+            assert.matches("; by times measured on sm_90", plan.reason, 1, true)
+          elseif not elementary then
+            local how = a.arch < 80 and "derived for" or "scaled from sm_90 to"
+            assert.matches(("; by times %s %d MHz and %d GB/s of %s"):format(how, a.clock, a.memory, a.card),
+              plan.reason, 1, true)
+          end
+        end
+      end
+    end
+  end)
+
+  it("takes the device's own clock and memory before the card's", function()
+    local shape = { arch = 86, sms = 84, clock = 1800, memory = 768, M = 4096, K = 4096, N = 4096 }
+    assert.matches("by times scaled from sm_90 to 1800 MHz and 768 GB/s$", q.explain(shape).reason)
+    assert.matches("on 84 SMs", q.explain(shape).reason, 1, true)
+    shape.memory = nil
+    assert.matches("to 1800 MHz and 936 GB/s of RTX 3090$", q.explain(shape).reason)
+    shape.sms = nil
+    assert.matches("on 82 SMs", q.explain(shape).reason, 1, true)
+  end)
+
+  -- 16 rows read the weight once: memory bounds them; where tensor cores are slow beside it, tiles of many rows are
+  it("weighs memory against tensor cores", function()
+    local function kernel(set)
+      local shape = { arch = 86, M = 48, K = 4096, N = 4096 }
+      for key, value in pairs(set) do shape[key] = value end
+      return q.explain(shape).kernel
+    end
+    local few = kernel { M = 4 }
+    assert.matches("^skinny_8", few)
+    assert.matches("^mma", kernel { M = 512 })
+    for _, a in ipairs(q.architectures()) do
+      if a.arch >= 80 and a.arch ~= 90 then
+        assert.matches("^skinny", kernel { arch = a.arch, M = 1 })
+        assert.matches("^mma", kernel { arch = a.arch, M = 4096 })
+      end
+    end
+  end)
+
+  -- Code of sm_80 on an sm_90, where int4 mma.sync is emulated: 49 TOPS, of 1,320 by int8.
+  it("knows what an emulated instruction costs", function()
+    for _, arch in ipairs { 90, 100, 120 } do
+      for _, M in ipairs { 64, 512, 4096 } do
+        local p = problem(arch, M, 4096, 4096, { code_arch = 80 })
+        local _, plan = choose(p, "mma_128x128")
+        assert.matches("by int4 mma.sync", plan.reason, 1, true)
+        _, plan = choose(p) -- A made int8 first costs less, or wgmma does
+        assert(arch == 90 and wgmma(plan.name) or arch > 90 and plan.widened == 1, describe_problem(p) .. plan.reason)
+        p.code_arch = 0
+        _, plan = choose(p)
+        assert.equal(0, plan.widened)
+      end
+    end
+    for _, arch in ipairs { 80, 86, 89 } do -- where it is native
+      local _, plan = choose(problem(arch, 512, 4096, 4096))
+      assert.matches("^mma.*0$", plan.name .. plan.widened)
+    end
+  end)
+
+  -- Built for 75 and 90a, kernels/sm80 has no code that an sm_80 runs.
+  it("takes no kernel that has no code on the device", function()
+    for _, M in ipairs { 1, 64, 4096 } do
+      local p = problem(80, M, 4096, 4096, { code_arch = 75 })
+      local _, plan = choose(p)
+      assert(not plan.name:find "^skinny" and not plan.name:find "^mma", plan.name)
+      local status, message = choose(p, "skinny_8")
+      assert.equal(UNSUPPORTED, status)
+      assert.equal("the kernel skinny_8 needs code for sm_80 or later", message)
+    end
+  end)
+
+  it("lets a CTA have no more shared memory than there is", function()
+    local function stages(shared)
+      local _, plan = choose(problem(80, 64, 4096, 4096, { dtype_a = 2, lda = 4096, shared = shared }), "skinny_64")
+      return type(plan) == "table" and plan.tile_n * plan.tile_k * plan.stages or 0
+    end
+    assert(stages(163 * 1024) > stages(48 * 1024))
+    assert.equal(stages(163 * 1024), stages(0))
+  end)
+
+  it("splits K over a cluster only on architectures that have them", function()
+    local _, plan = choose(problem(80, 1, 256, 16384, { code_arch = 90 }), "skinny_8")
+    assert.equal(1, plan.split_k)
+    _, plan = choose(problem(90, 1, 256, 16384, { code_arch = 90 }), "skinny_8")
+    assert(plan.split_k > 1)
   end)
 end)

@@ -182,7 +182,7 @@ describe("on the GPU as on the CPU:", function()
   end)
 
   on_gpu("quantising rows to places where sixteen values are aligned, and where they are not", function()
-    for _, columns in ipairs { 15, 16, 40, 48, 1040, 4096 } do
+    for _, columns in ipairs { 15, 16, 24, 40, 48, 1040, 4096 } do
       local source = halves(33, columns, "bfloat16", 2)
       for _, dtype in ipairs { "int4", "int8" } do
         local int8 = dtype == "int8"
@@ -234,15 +234,15 @@ describe("on the GPU as on the CPU:", function()
 
   for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
     on_gpu(("quantising columns of %s that clusters have whole"):format(dtype), function()
-      -- rows that a cluster holds and more, that are no multiple of a tile's; columns in pairs, in fours, and odd ones
-      for _, case in ipairs { { 4352, 1730, 256 }, { 4608, 1732, 512 },
-        { 4096, 66, 1024 }, { 520, 33, 4 }, { 1000, 129, 8 } } do
+      -- rows that a cluster holds and more, that are no multiple of a tile's; columns in eights, in fours, and odd ones
+      for _, case in ipairs { { 4352, 1730, 256 }, { 4608, 1732, 512 }, { 4096, 72, 256 }, { 2304, 41, 128 },
+        { 4096, 66, 1024 }, { 520, 33, 4 }, { 1000, 129, 8 }, { 9, 8, 0 } } do
         local rows, columns, block = case[1], case[2], case[3]
         local source = halves(rows, columns, dtype, 1)
         local source_gpu = source:to "cuda"
         for _, out in ipairs { "int4", "int8" } do
           for _, clip in ipairs { 1, 0.7 } do
-            for _, rotate in ipairs { false, block } do
+            for _, rotate in ipairs { false, block > 0 and block or nil } do
               local opts = { dim = 1, dtype = out, clip = clip, rotate = rotate or nil }
               local name = ("%s of [%d, %d], clip %g, rotate %s"):format(out, rows, columns, clip, rotate)
               local packed, scales = q.quantize(source, opts)
@@ -255,6 +255,28 @@ describe("on the GPU as on the CPU:", function()
       end
     end)
   end
+
+  on_gpu("quantising columns from and to places that are aligned, and that are not", function()
+    for _, dtype in ipairs { "float32", "bfloat16" } do
+      for _, out in ipairs { "int4", "int8" } do
+        local int8 = out == "int8"
+        for _, place in ipairs { 1, 2, 3, 5, 9 } do
+          local source = halves(531, 83, dtype, 1)
+          local function quantized(x)
+            local whole = q.empty { int8 and 531 or 67, 96, dtype = int8 and "int8" or "int32", device = x.device }
+            whole:fill_bytes_(0x5a)
+            for _, columns in ipairs { 40, 8 } do
+              q.quantize(x:narrow(2, place, columns), { dim = 1, dtype = out,
+                out = whole:narrow(2, columns == 8 and 88 or place, columns) })
+            end
+            return whole
+          end
+          assert.same_bits(quantized(source), quantized(source:to "cuda"),
+            ("%s to %s from %d on"):format(dtype, out, place))
+        end
+      end
+    end
+  end)
 
   on_gpu("the first bad value when packing and quantising", function()
     local values = q.zeros { 70, 90, dtype = "int8" }

@@ -212,3 +212,53 @@ describe("examples/bench/gpu_peers.lua", function()
     assert.is_table(json.decode(output))
   end, require "spec.cuda_driver")
 end)
+
+describe("examples/bench/verify_gpu.lua", function()
+  local script = "examples/bench/verify_gpu.lua"
+  local fake = { INT4MM_CUDA_LIBRARY = helper.build_folder() .. "/spec/c/fake_cuda.so", INT4MM_FAKE_CUDA = "host",
+    INT4MM_NUM_THREADS = "1" }
+  local folder
+
+  setup(function() folder = helper.shell("mktemp -d"):gsub("\n", "") end)
+  teardown(function() helper.shell("rm -rf '" .. folder .. "'") end)
+
+  local function read(path)
+    local file = assert(io.open(path))
+    local text = file:read "*a"
+    file:close()
+    return text
+  end
+
+  it("says why there is nothing to verify where there is no GPU", function()
+    local output, status = helper.script(script, "--check", { INT4MM_CUDA_LIBRARY = "/nowhere/libint4mm_cuda.so" })
+    assert.equal(1, status)
+    assert.equal("verify_gpu: there is nothing to verify: CUDA is not available: no CUDA build of int4mm: there is no "
+      .. "/nowhere/libint4mm_cuda.so\n", output)
+    assert.equal(0, select(2, helper.script(script, "--check", fake)))
+  end)
+
+  -- Where there is no GPU a device in host memory is verified, for which there is no cuBLAS.
+  it("writes what was found to two files", function()
+    local name = q.cuda_available() and q.device_info().name or "host memory"
+    local base = ("%s/verify-%s"):format(folder, (name:gsub("[^%w]+", "-")))
+    helper.shell(("printf '12 successes / 1 failure / 1 error / 3 pending : 9 seconds\\n\\nFailure -> spec/a.lua @ 7\\n"
+      .. "a thing is so\\n1 success / 0 failures / 0 errors / 0 pending\\n' > '%s/log'"):format(folder))
+    local output, status = helper.script(script,
+      ("--log '%s/log' --folder '%s' --shapes 4x64x32,64x512x256 --seconds 0.001"):format(folder, folder),
+      not q.cuda_available() and fake or nil)
+    assert.equal(1, status, output) -- two specs failed
+    assert.matches(("%s.json\n%s.md\n"):format(base, base), output, 1, true)
+    assert.matches("verify_gpu: something failed, as the files say", output, 1, true)
+    local report = json.decode(read(base .. ".json"))
+    assert.same({ 12, 2, 3, "a thing is so" },
+      { report.specs.passed, report.specs.failed, report.specs.skipped, report.specs.failures[1] })
+    assert.equal(2, #report.tuning.entries)
+    assert.equal(name, report.gpu.name)
+    assert(report.peers.skipped or #report.peers.shapes == 2)
+    local page = read(base .. ".md")
+    assert.matches("# int4mm " .. q._VERSION .. " on " .. name, page, 1, true)
+    assert.matches("- specs: 12 passed, 2 failed, 3 skipped\n  - a thing is so\n", page, 1, true)
+    assert.matches("| 64, 512, 256 | ", page, 1, true)
+    assert.matches(report.peers.skipped and "Not taken: " or "cuBLAS fp16", page, 1, true)
+  end)
+end)

@@ -20,6 +20,52 @@ describe("on a device in host memory", function()
     end)
   end
 
+  -- INT4MM_CUDA_ARCH hides the kernels of newer architectures, from their names as well.
+  it("spec/matmul_cuda_spec.lua passes with the kernels of sm_80 alone", function()
+    local output, status = helper.luajit('require("busted.runner")({ standalone = false })',
+      { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_SWEEP = "20", INT4MM_NUM_THREADS = "1",
+        INT4MM_CPU = false, INT4MM_CUDA_ARCH = "sm_80" },
+      "/dev/null --ignore-lua --output=plainTerminal spec/matmul_cuda_spec.lua")
+    assert(status == 0 and output:find " 0 failures / 0 errors", output)
+  end)
+
+  local function as_arch(arch, code)
+    return helper.luajit('local q = require "int4mm"\n' .. code,
+      { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_CUDA_ARCH = arch })
+  end
+
+  it("the choice is an older architecture's where INT4MM_CUDA_ARCH says so", function()
+    local output, status = as_arch("80", [[
+      local a, b, scale_a, scale_b = q.generate_test_data(512, 512, 512, { device = "cuda" })
+      print(q.device_info().arch, q.device_info().kernel_arch)
+      local plan = q.explain(a, b, scale_a, scale_b)
+      print(plan.kernel == q.choose_cuda { arch = 80, code_arch = 90, sms = 132, clock = 1980, memory = 3350, M = 512,
+        K = 512, N = 512 }.kernel, (plan.reason:match "scaled from sm_90 to .*"))
+      print(select(2, pcall(q.int4_matmul, a, b, scale_a, scale_b, { kernel = "hopper_256x128" })))
+    ]])
+    assert.equal(0, status, output)
+    assert.equal("90\t80\ntrue\tscaled from sm_90 to 1980 MHz and 3350 GB/s\nint4_matmul: the kernel "
+      .. "hopper_256x128 needs sm_90, this is sm_80 by INT4MM_CUDA_ARCH\n", (output:gsub("%(command line%):%d+: ", "")))
+  end)
+
+  it("an INT4MM_CUDA_ARCH that cannot be followed is an error of the first call on a GPU", function()
+    for arch, message in pairs {
+      ["85x"] = 'INT4MM_CUDA_ARCH is "85x", expected one of 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121',
+      ["81"] = 'INT4MM_CUDA_ARCH is "81", expected one of 75,',
+      ["120"] = "INT4MM_CUDA_ARCH is 120, but cuda:0 is an sm_90, which runs no newer code",
+    } do
+      local output, status = as_arch(arch, [[
+        print(q.cuda_available(), q.ones({ 2, 8 }).device)
+        print(select(2, pcall(q.zeros, { 2, 2, device = "cuda" })))
+        print(select(2, pcall(q.device_info)))
+      ]])
+      assert.equal(0, status, output)
+      assert.matches("^true\tcpu\n", output)
+      local _, count = output:gsub(message:gsub("%p", "%%%0"), "")
+      assert.equal(2, count, output)
+    end
+  end)
+
   it("the second device is another one", function()
     local output, status = helper.luajit([[
       local q = require "int4mm"

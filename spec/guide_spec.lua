@@ -61,9 +61,11 @@ for _, path in ipairs(pages) do
       for name in text:gmatch "%]%(([%w/-]+%.md)%)" do assert(io.open(folder .. name), name):close() end
     end)
 
-    it("names only environment variables that the C core reads", function()
-      local sources = snippets.read "src/cuda/loader.c" .. snippets.read "src/cpu/thread_count.c"
-        .. snippets.read "src/cpu/cpu.c"
+    it("names only environment variables that the library reads", function()
+      local sources = ""
+      for _, source in ipairs {
+        "src/cuda/loader.c", "src/cpu/thread_count.c", "src/cpu/cpu.c", "src/dispatch/gpu.c", "lua/int4mm/tune.lua",
+      } do sources = sources .. snippets.read(source):gsub('getenv "([%w_]+)"', 'getenv("%1")') end
       for name in text:gmatch "`(INT4MM_[%u_]+)`" do
         local read = sources:find('getenv("' .. name .. '")', 1, true)
         local defined = snippets.read "src/int4mm.h":find("#define " .. name .. " ", 1, true)

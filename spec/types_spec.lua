@@ -69,7 +69,8 @@ local tensor = q.ones { 1, 8 }
 local EXAMPLES = {
   ["int4mm.tensor"] = tensor, number = 8, string = "/nowhere/at-all", any = tensor, ["ffi.cdata*"] = tensor:data(),
   ["int4mm.tensor|number"] = tensor, ["int4mm.tensor|nil"] = tensor, ["int4mm.tensor[]"] = { tensor },
-  ["int4mm.tensor|number[]"] = { 1 },
+  ["int4mm.tensor|number[]"] = { 1 }, ["int4mm.tuned_product[]"] = { { M = 1, K = 8, N = 1 } },
+  ["string|int4mm.tuning|nil"] = "/nowhere/at-all",
   ["1|2"] = 1, ["table<string,"] = { x = tensor }, ["fun(stream:"] = function() end, ["function"] = function() end,
   ["number[]|number[][]|string|ffi.cdata*|int4mm.tensor"] = { 1 }, ["number|ffi.cdata*|lightuserdata"] = 8,
 }

@@ -234,13 +234,21 @@ typedef struct int4mm_gpu_info {
   int32_t l2_bytes;
   int32_t runtime_version; /* 13000 for 13.0 */
   int32_t driver_version;
-  int64_t reserved[4];
+  int32_t clock;       /* MHz, the highest; 0 where the driver does not say, as in the next two */
+  int32_t memory;      /* GB/s of its memory, by its clock and bus width */
+  int32_t shared;      /* bytes of shared memory that a CTA may have */
+  int32_t kernel_arch; /* that kernels are chosen for: INT4MM_CUDA_ARCH where it is set, else arch */
+  int64_t reserved[2];
 } int4mm_gpu_info;
 
 /* OK, or INT4MM_ERR_UNAVAILABLE with the reason: no CUDA build, no driver, a driver too old, no device. The first call
  * opens the CUDA library and the driver; nothing before it does. */
 INT4MM_API int32_t int4mm_cuda_available(void) INT4MM_CHECK;
 INT4MM_API int32_t int4mm_cuda_device_count(int32_t *count) INT4MM_CHECK;
+/* The environment's INT4MM_CUDA_ARCH, 80 or sm_80 of int4mm_architecture_at and read once, makes the choice of kernels
+ * that of an older architecture: the kernels of newer ones are hidden, from being forced as well. Which code runs the
+ * others is the driver's choice among what the library was built with. Where it is no such architecture, or newer than
+ * the device, the calls on a GPU are INT4MM_ERR_UNAVAILABLE. */
 INT4MM_API int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) INT4MM_CHECK;
 /* Streams are cudaStream_t handles; ones made elsewhere serve as well. Work on a non-blocking stream is ordered after
  * the default stream's once for each tensor and stream, at the tensor's first use there: that covers its allocation and
@@ -571,6 +579,33 @@ typedef struct int4mm_plan {
 /* Fills `plan` for these arguments without running; `out` may be released. Validates as int4mm_matmul does. */
 INT4MM_API int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) INT4MM_CHECK;
 
+/* The products of E experts, each a weight of the same K and N, in one call: a grouped matrix product, as mixtures of
+ * experts need it, or a batch. Arrays [E, ...] are matrices here, one expert's rows below the other's. `args` as in
+ * int4mm_matmul, but
+ *
+ *   a_packed [T, K/8] words, or [T, K]: the rows of all experts, those of the first one first; scale_a [T], out [T, N]
+ *   b_packed [E * K/8, N] with K/8 rounded up for each, or [E * N, K/8] with layout_b NK; not prepacked
+ *   scale_b  [E, N] float32, one for each column; or group scales [E * G, N], with layout_b NK also [E * N, G]. Float32
+ *            in E rows is taken as the first, unless a `group` is given
+ *   zero_b   [E, N] or [E * G, N] as scale_b is, or words of eight along N
+ *   factor_b [E * G, N], with scale_b [E, N]
+ *   bias     [E, N]
+ *
+ * offsets [E + 1] int32 beside a_packed: expert e has rows offsets[e] to offsets[e + 1] - 1, which may be none. Rows
+ * before offsets[0] and from offsets[E] on belong to no expert: out is 0 there. NULL: every expert has T / E rows; E is
+ * `experts`, which beside offsets may be 0.
+ *
+ * Each row has the bits that int4mm_matmul gives with its expert's weight (W4A16: it is within the same bound). T is
+ * at most 2^31 - 1025 and E 2^20. On the CPU offsets that descend or lie outside 0 .. T are INT4MM_ERR_VALUE, which
+ * names the first. A GPU reads them when the product runs, so that the call neither waits for them nor can say so: in
+ * place of offsets[e] it takes the largest of offsets[0] .. offsets[e], at least 0 and at most T, and touches no other
+ * rows. */
+INT4MM_API int32_t int4mm_grouped_matmul(const int4mm_matmul_args *args, const int4mm_tensor *offsets,
+                                         int64_t experts) INT4MM_CHECK;
+/* As int4mm_matmul_plan. How the rows are shared out among the experts is not known to it. */
+INT4MM_API int32_t int4mm_grouped_matmul_plan(const int4mm_matmul_args *args, const int4mm_tensor *offsets,
+                                              int64_t experts, int4mm_plan *plan) INT4MM_CHECK;
+
 /* What a layer makes of its activations. */
 typedef enum int4mm_activations {
   INT4MM_ACTIVATIONS_INT4 = 0, /* quantised to int4 by rows */
@@ -618,12 +653,29 @@ INT4MM_API int32_t int4mm_linear(const int4mm_linear_args *args) INT4MM_CHECK;
  * INT4MM_ACTIVATIONS_FLOAT it is as much as a rotated float32 x takes. */
 INT4MM_API int64_t int4mm_linear_workspace(int64_t M, int64_t K, int32_t activations);
 
+/* An architecture as the estimates know it: one card of it, by its datasheet. */
+typedef struct int4mm_architecture {
+  int32_t arch;      /* 90 for sm_90 */
+  int32_t sms;       /* of the card */
+  int32_t clock;     /* MHz, its boost clock */
+  int32_t memory;    /* GB/s */
+  int32_t l2;        /* MiB */
+  int32_t shared;    /* KiB that a CTA may have */
+  int32_t int4_macs; /* multiply-adds of an SM a clock by mma.sync: from sm_90 on int4 is emulated */
+  int32_t int8_macs;
+  int32_t fp16_macs; /* float16 and bfloat16 with float32 sums */
+  const char *card;
+} int4mm_architecture;
+
+/* The architectures that kernels serve, oldest first; NULL past the last. */
+INT4MM_API const int4mm_architecture *int4mm_architecture_at(int32_t index);
+
 /* A problem as the choice of a CUDA kernel sees it. */
 typedef struct int4mm_gpu_problem {
   int32_t arch;      /* 90 for sm_90 */
   int32_t code_arch; /* that the kernels for every architecture were compiled for: 80 where PTX of sm_80 runs on a newer
                         GPU; 0 the same as arch */
-  int32_t sms;       /* at least 1 */
+  int32_t sms;       /* 0: those of the architecture's card, as in clock, memory and shared */
   int64_t M, N, K;
   int64_t lda, ldb; /* strides in elements: words, but for an A of another dtype */
   int64_t ldo;      /* stride in elements */
@@ -637,7 +689,11 @@ typedef struct int4mm_gpu_problem {
   int32_t scaling;     /* int4mm_scaling of B */
   int64_t group;       /* values of k to a group, where there are groups */
   int32_t zeros;       /* 1: B has zero points */
-  int64_t reserved[4]; /* 0 */
+  int32_t clock;       /* MHz */
+  int32_t memory;      /* GB/s */
+  int32_t shared;      /* bytes that a CTA may have */
+  int32_t experts;     /* of a grouped product, whose M is the rows of all of them; 0: a plain product */
+  int64_t reserved[2]; /* 0 */
 } int4mm_gpu_problem;
 
 /* The choice of the CUDA kernel: a pure function, no GPU needed. `kernel` as in int4mm_matmul_args: a forced name that
@@ -645,6 +701,18 @@ typedef struct int4mm_gpu_problem {
  * kernel serves it is INT4MM_ERR_UNSUPPORTED. */
 INT4MM_API int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel,
                                       int4mm_plan *plan) INT4MM_CHECK;
+/* A product, as int4mm_gpu_problem has it, and the kernel that was found the fastest for it. */
+typedef struct int4mm_tuned {
+  int64_t M, N, K, group; /* group has no meaning without groups */
+  int32_t dtype_a, scaling, zeros, layout_b;
+  const char *kernel; /* read during the call alone */
+} int4mm_tuned;
+
+/* From now on products of exactly these sizes and kinds, on GPUs of this name and architecture (the name and
+ * kernel_arch of int4mm_gpu_info), take the kernel that is named here, where it serves them. Replaces what was set
+ * before; count 0 leaves nothing. Touches no GPU. */
+INT4MM_API int32_t int4mm_set_tuning(const char *device, int32_t arch, const int4mm_tuned *tuned,
+                                     int64_t count) INT4MM_CHECK;
 /* The name of the index-th CUDA kernel that can be forced; NULL past the last. */
 INT4MM_API const char *int4mm_cuda_kernel_at(int32_t index);
 

@@ -27,10 +27,6 @@ local bench = require "bench"
 local options = require "options"
 local describe = require "gpu_peers_report"
 
-local SHAPES = "512x512x512,1024x1024x1024,2048x2048x2048,4096x4096x4096,8192x8192x8192,16384x16384x16384,"
-  .. "2048x4096x14336,2048x14336x4096,2048x8192x28672,512x8192x28672,512x4096x14336,512x4096x4096,128x4096x4096,"
-  .. "128x8192x28672,64x4096x14336,32x4096x14336,16x4096x4096,16x4096x14336,16x14336x4096,1x4096x4096,1x4096x14336,"
-  .. "1x14336x4096,1x8192x28672"
 local PEERS = { "fp16", "int8", "fp8" }
 local DEVICE = "cuda:0"
 local WORKSPACE = 64 * 2 ^ 20 -- bytes for cuBLAS and cuBLASLt
@@ -64,7 +60,7 @@ local function parse_arguments()
   parser:option("--seed", "of the random data", "1"):convert(options.count(0)):argname "<number>"
   parser:flag("--json", "print JSON instead of a table")
   local arguments = parser:parse()
-  arguments.shapes = arguments.shapes or options.shapes(SHAPES)
+  arguments.shapes = arguments.shapes or options.shapes(options.GPU_SHAPES)
   arguments.peers = {}
   for _, name in ipairs(arguments.only or PEERS) do
     if name ~= "int4mm" then arguments.peers[#arguments.peers + 1] = name end

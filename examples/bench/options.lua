@@ -7,6 +7,12 @@
 
 local options = {}
 
+-- What gpu_peers.lua and verify_gpu.lua time unless told otherwise.
+options.GPU_SHAPES = "512x512x512,1024x1024x1024,2048x2048x2048,4096x4096x4096,8192x8192x8192,16384x16384x16384,"
+  .. "2048x4096x14336,2048x14336x4096,2048x8192x28672,512x8192x28672,512x4096x14336,512x4096x4096,128x4096x4096,"
+  .. "128x8192x28672,64x4096x14336,32x4096x14336,16x4096x4096,16x4096x14336,16x14336x4096,1x4096x4096,1x4096x14336,"
+  .. "1x14336x4096,1x8192x28672"
+
 -- The items of "a,b"; nil where one is empty or there are none.
 local function items(text)
   local list = {}

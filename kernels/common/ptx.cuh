@@ -66,6 +66,17 @@ __device__ __forceinline__ uint4 ld_global_v4(const void *address) {
   return v;
 }
 
+/* 16 bytes that this kernel only reads where `valid`, else zeros. */
+__device__ __forceinline__ uint4 ld_global_v4_if(bool valid, const void *address) {
+  uint4 v;
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %4, 0;\n"
+               "mov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
+               "@p ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%5];\n}"
+               : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+               : "r"((int)valid), "l"(address));
+  return v;
+}
+
 /* One word, through L1, for what neighbours or this lane's next loads take from the same sector. */
 __device__ __forceinline__ uint32_t ld_global(const void *address) {
   uint32_t v;
@@ -129,7 +140,35 @@ __device__ __forceinline__ void prefetch_l2(const void *global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
-/* ---- mma.sync (sm_80) ---- */
+/* ---- mma.sync (sm_80; on sm_75 of several of its smaller ones) ---- */
+
+/* Whether the architecture that is compiled for has int4 tensor cores. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool HAS_INT4 = true;
+#else
+constexpr bool HAS_INT4 = false;
+#endif
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+/* d += A * B for an 8 x 32 by 32 x 8 int4 product, and an 8 x 16 by 16 x 8 int8 one: row lane / 4, columns 2 (lane % 4)
+ * and the next. */
+__device__ __forceinline__ void mma_m8n8k32(int32_t &d0, int32_t &d1, uint32_t a, uint32_t b) {
+  asm("mma.sync.aligned.m8n8k32.row.col.s32.s4.s4.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+r"(d0), "+r"(d1)
+      : "r"(a), "r"(b));
+}
+__device__ __forceinline__ void mma_m8n8k16(int32_t &d0, int32_t &d1, uint32_t a, uint32_t b) {
+  asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+r"(d0), "+r"(d1)
+      : "r"(a), "r"(b));
+}
+/* The same for a 16 x 8 by 8 x 8 product of float16; row lane / 4 and 8 further on. */
+__device__ __forceinline__ void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+#endif
 
 /* acc += A * B for a 16 x 32 by 32 x 8 int8 product over a warp. */
 __device__ __forceinline__ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -142,10 +181,15 @@ __device__ __forceinline__ void mma_m16n8k32(int32_t (&acc)[4], const uint32_t (
 /* The same where the compiler may choose the place among loads and stores, for mainloops of many mma. */
 __device__ __forceinline__ void mma_m16n8k32_movable(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
                                                      uint32_t b1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  mma_m8n8k16(acc[0], acc[1], a[0], b0), mma_m8n8k16(acc[2], acc[3], a[1], b0);
+  mma_m8n8k16(acc[0], acc[1], a[2], b1), mma_m8n8k16(acc[2], acc[3], a[3], b1);
+#else
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
 }
 
 /* acc = A * B, four times c added to it. */
@@ -157,7 +201,18 @@ __device__ __forceinline__ void mma_m16n8k32_from(int32_t (&acc)[4], const uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c));
 }
 
-/* The same of int4, 16 x 64 by 64 x 8: native on sm_80, 86, 87 and 89, made of other instructions on later ones. */
+/* The same of int4, 16 x 32 by 32 x 8, and 16 x 64 by 64 x 8: native on sm_80, 86, 87 and 89, made of other
+ * instructions on later ones. */
+__device__ __forceinline__ void mma_m16n8k32_s4_movable(int32_t (&acc)[4], const uint32_t (&a)[2], uint32_t b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  mma_m8n8k32(acc[0], acc[1], a[0], b), mma_m8n8k32(acc[2], acc[3], a[1], b);
+#else
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+#endif
+}
+
 __device__ __forceinline__ void mma_m16n8k64_movable(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
                                                      uint32_t b1) {
   asm("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -193,6 +248,10 @@ __device__ __forceinline__ void mma_m16n8k16(float (&acc)[4], const uint32_t (&a
 template <bool BFLOAT16>
 __device__ __forceinline__ void mma_m16n8k16_movable(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0,
                                                      uint32_t b1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  static_assert(!BFLOAT16, "sm_75 has no bfloat16");
+  mma_m16n8k8(acc, a[0], a[1], b0), mma_m16n8k8(acc, a[2], a[3], b1);
+#else
   if constexpr (BFLOAT16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
@@ -203,6 +262,7 @@ __device__ __forceinline__ void mma_m16n8k16_movable(float (&acc)[4], const uint
         "{%0, %1, %2, %3};"
         : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
 }
 
 /* ---- programmatic dependent launch (sm_90) ---- */
@@ -444,6 +504,24 @@ __device__ __forceinline__ void wgmma_f32(float (&acc)[N / 2], const uint32_t (&
                  INT4MM_ACC8(C, acc, 32), INT4MM_ACC8(C, acc, 40), INT4MM_ACC8(C, acc, 48), INT4MM_ACC8(C, acc, 56)    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
 
+#define INT4MM_WGMMA_256(C, SHAPE, FLAGS)                                                                              \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"                                                           \
+               "wgmma.mma_async.sync.aligned." SHAPE " "                                                               \
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "           \
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "            \
+               "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "            \
+               "%56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, "            \
+               "%74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, "            \
+               "%92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, "              \
+               "%108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, "            \
+               "%123, %124, %125, %126, %127}, "                                                                       \
+               "{%128, %129, %130, %131}, %132, p" FLAGS ";\n}\n"                                                      \
+               : INT4MM_ACC8(C, acc, 0), INT4MM_ACC8(C, acc, 8), INT4MM_ACC8(C, acc, 16), INT4MM_ACC8(C, acc, 24),     \
+                 INT4MM_ACC8(C, acc, 32), INT4MM_ACC8(C, acc, 40), INT4MM_ACC8(C, acc, 48), INT4MM_ACC8(C, acc, 56),   \
+                 INT4MM_ACC8(C, acc, 64), INT4MM_ACC8(C, acc, 72), INT4MM_ACC8(C, acc, 80), INT4MM_ACC8(C, acc, 88),   \
+                 INT4MM_ACC8(C, acc, 96), INT4MM_ACC8(C, acc, 104), INT4MM_ACC8(C, acc, 112), INT4MM_ACC8(C, acc, 120) \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate))
+
 #define INT4MM_WGMMA(N)                                                                                                \
   template <>                                                                                                          \
   __device__ __forceinline__ void wgmma<N>(int32_t(&acc)[N / 2], const uint32_t(&a)[4], uint64_t b, bool accumulate) { \
@@ -462,11 +540,13 @@ __device__ __forceinline__ void wgmma_f32(float (&acc)[N / 2], const uint32_t (&
 INT4MM_WGMMA(32)
 INT4MM_WGMMA(64)
 INT4MM_WGMMA(128)
+INT4MM_WGMMA(256)
 
 #undef INT4MM_WGMMA
 #undef INT4MM_WGMMA_32
 #undef INT4MM_WGMMA_64
 #undef INT4MM_WGMMA_128
+#undef INT4MM_WGMMA_256
 #undef INT4MM_ACC8
 #undef INT4MM_ACC_S32
 #undef INT4MM_ACC_F32

@@ -28,7 +28,9 @@ enum {
   /* mma: the longest K whose products of floats are summed by tensor cores alone, which round towards zero at each
    * addition; a longer one is cut into groups of so many values, which are added with float32's own rounding. */
   INT4MM_MMA_LONG_K = 8192,
-  INT4MM_MMA_LONG_GROUP = 1024
+  INT4MM_MMA_LONG_GROUP = 1024,
+
+  INT4MM_HOPPER_EXPERTS = 256 /* hopper: the most experts of a grouped product */
 };
 
 /* INT4MM_TILE(hopper_256x128, M) and the like: what common/kernels.inc says. */

@@ -212,7 +212,7 @@ template <class T> __device__ __forceinline__ T *tile_place(void *tile, int row,
 /* Copies to shared memory, or places zeros; asynchronous but for 2 bytes and for code before sm_80. */
 template <class Piece> __device__ __forceinline__ void copy_piece(Piece *to, const Piece *from, bool there) {
 #if __CUDA_ARCH__ >= 800
-  if constexpr (sizeof(Piece) == 16) return ptx::cp_async16(ptx::smem_address(to), from, there ? 16 : 0);
+  if constexpr (sizeof(Piece) == 16) return ptx::cp_async16_line(ptx::smem_address(to), from, there ? 16 : 0);
   if constexpr (sizeof(Piece) == 4)
     if (there) return ptx::cp_async4(ptx::smem_address(to), from);
 #endif
@@ -501,64 +501,73 @@ __global__ void __launch_bounds__(COLUMN_THREADS, 4) columns_kernel(const __grid
 
 /* ---- columns that are not rotated ---- */
 
-constexpr int PAIR_WARPS = 16, PAIR_COLUMNS = 64; /* a lane has two columns */
-constexpr int PAIR_WORDS = 32; /* of a thread in shared memory: rows of its columns, as they are in the source */
-constexpr int PAIR_BYTES = 32 * PAIR_WARPS * PAIR_WORDS * (int)sizeof(uint32_t);
+constexpr int PAIR_WARPS = 8, PAIR_COLUMNS = 32; /* of a CTA */
 
-/* The rows that a thread has. Only it reads and writes them. */
+/* Two columns of ROWS rows, as they are in the source: 32 words, which a thread holds. The threads of a half-warp have
+ * the CTA's columns, the next half the next rows. */
 template <class T> struct Pairs {
-  static constexpr int WORDS = sizeof(T) / 2, ROWS = PAIR_WORDS / WORDS; /* words of a row */
-  uint32_t *words;
+  static constexpr int WORDS = sizeof(T) / 2, ROWS = 32 / WORDS, ACROSS = PAIR_COLUMNS / 2;
+  static constexpr int CTA_ROWS = 32 * PAIR_WARPS / ACROSS * ROWS;
+  uint32_t raw[ROWS][WORDS];
 
-  __device__ __forceinline__ uint32_t *row(int i) const { return words + i * WORDS * 32 * PAIR_WARPS; }
+  static __device__ __forceinline__ int column() { return threadIdx.x % ACROSS * 2; }
+  static __device__ __forceinline__ int row() { return threadIdx.x / ACROSS * ROWS; }
 
-  /* Loads ROWS rows, from `first` on, of columns col and the next; zeros outside the matrix. `vector`: where one is
-   * there, so is the next, and they are aligned. */
-  __device__ __forceinline__ void load(const int4mm_matrix &src, int64_t first, int64_t col, bool vector) const {
-    const int rows = col < src.cols ? (int)min(src.rows - first, (int64_t)ROWS) : 0;
+  /* Zeros outside the matrix. VECTOR: where one of the columns is there, so is the other, and they are aligned. */
+  template <bool VECTOR>
+  __device__ __forceinline__ void load(const int4mm_matrix &src, int64_t first_row, int64_t col) {
+    const int rows = col < src.cols ? (int)min(src.rows - first_row, (int64_t)ROWS) : 0;
     const bool two = col + 1 < src.cols;
-    const T *from = static_cast<const T *>(src.data) + first * src.stride + col;
-#pragma unroll 16
-    for (int i = 0; i < ROWS; i++, from += src.stride) {
-      if (WORDS == 2 || vector) {
+    const T *from = static_cast<const T *>(src.data) + first_row * src.stride + col;
+    if constexpr (VECTOR) {
 #pragma unroll
-        for (int w = 0; w < WORDS; w++)
-          copy_piece(row(i) + w * 32 * PAIR_WARPS, (const uint32_t *)from + w, i < rows && (w == 0 || two));
-      } else {
-        T pair[2] = {};
-        if (i < rows) pair[0] = from[0];
-        if (i < rows && two) pair[1] = from[1];
-        memcpy(row(i), pair, 4);
+      for (int i = 0; i < ROWS; i++, from += src.stride) {
+        uint2 row = {};
+        if (i < rows && WORDS == 1) row.x = __ldg((const uint32_t *)from);
+        if (i < rows && WORDS == 2) row = __ldg((const uint2 *)from);
+        raw[i][0] = row.x, raw[i][WORDS - 1] = WORDS == 1 ? row.x : row.y;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < ROWS; i++, from += src.stride) {
+        T row[2] = {};
+        if (i < rows) row[0] = from[0];
+        if (i < rows && two) row[1] = from[1];
+        memcpy(raw[i], row, sizeof row);
       }
     }
-    wait_for_copies();
   }
-  /* Eight rows of both columns. */
-  __device__ __forceinline__ void fetch(float (&x)[2][8], int first) const {
-    uint32_t raw[8][WORDS];
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-#pragma unroll
-      for (int w = 0; w < WORDS; w++) raw[i][w] = row(first + i)[w * 32 * PAIR_WARPS];
+  /* Eight rows of a column. */
+  __device__ __forceinline__ void fetch(float (&x)[8], int first, int column) const {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       float two[2];
-      to_floats<T>(two, raw[i]);
-      x[0][i] = two[0], x[1][i] = two[1];
+      to_floats<T>(two, raw[first + i]);
+      x[i] = two[column];
     }
+  }
+  /* Raises `most` to the magnitudes in the columns, as bits of T, which compare as they do. */
+  __device__ __forceinline__ void find_largest(uint32_t (&most)[WORDS]) const {
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+      for (int w = 0; w < WORDS; w++)
+        most[w] = WORDS == 2 ? max(most[w], raw[i][w] & 0x7fffffffu) : __vmaxu2(most[w], raw[i][w] & 0x7fff7fffu);
   }
 };
 
-/* What a CTA knows of its columns. */
+/* What a CTA knows of its columns; of each, the power, scale and reciprocal of its Divisor, and the largest magnitude
+ * whose quotient is not beyond qmax. */
 struct PairColumns {
   Exchange<PAIR_COLUMNS> exchange;
   uint32_t maxima[PAIR_COLUMNS];
-  float scales[PAIR_COLUMNS];
+  float4 divisors[PAIR_COLUMNS];
 };
 
 /* Makes the scales of the CTA's columns, from `first_col` on, from the maxima of the CTAs of its cluster. */
 __device__ __forceinline__ void share_scales(PairColumns &columns, const Arguments &a, int64_t first_col) {
   const int column = threadIdx.x % PAIR_COLUMNS, cta = threadIdx.x / PAIR_COLUMNS;
+  static_assert(32 * PAIR_WARPS >= PAIR_COLUMNS * MAX_CLUSTER, "too few threads to tell all");
   __syncthreads();
   columns.exchange.wait_for_others();
   if (cta < gridDim.x) columns.exchange.tell(cta, column, columns.maxima[column]);
@@ -567,22 +576,22 @@ __device__ __forceinline__ void share_scales(PairColumns &columns, const Argumen
   if (cta == 0) {
     uint32_t absmax = 0;
     for (int i = 0; i < gridDim.x; i++) absmax = max(absmax, columns.exchange.maxima[i][column]);
-    float scale = columns.scales[column] = scale_of(absmax, a.job.clip, qmax_of(a.job));
+    const float scale = scale_of(absmax, a.job.clip, qmax_of(a.job));
+    const Divisor by(scale); /* for a scale of 0 any power will do, as all values are 0 */
+    columns.divisors[column] = make_float4(scale == 0 ? 1 : by.power, by.scale, by.reciprocal,
+                                           __fdiv_rn((float)qmax_of(a.job), by.reciprocal));
     if (blockIdx.x == 0 && first_col + column < a.job.plain.cols) a.job.scales[first_col + column] = scale;
   }
   __syncthreads();
 }
 
-/* Quantises eight rows of two columns and stores the words, or bytes. */
+/* Stores the words, or bytes, of eight rows of two columns. */
 template <bool INT8>
-__device__ __forceinline__ void store_eight(float (&x)[2][8], const Divisor (&by)[2], const Arguments &a, int64_t row,
-                                            int64_t col) {
+__device__ __forceinline__ void store_eight(const uint32_t (&words)[2][8 / PER_WORD<INT8>], const Arguments &a,
+                                            int64_t row, int64_t col) {
   typedef std::conditional_t<INT8, uint8_t, uint32_t> Out;
   constexpr int ROWS = INT8 ? 8 : 1;
   const int4mm_matrix &packed = a.job.packed;
-  uint32_t words[2][8 / PER_WORD<INT8>];
-#pragma unroll
-  for (int c = 0; c < 2; c++) quantize_chunk<INT8>(words[c], x[c], by[c], 1, a.job.clip < 1);
   if (!INT8) row /= 8;
   Out *to = static_cast<Out *>(packed.data) + row * packed.stride + col;
   const int rows = col < packed.cols ? (int)min(packed.rows - row, (int64_t)ROWS) : 0;
@@ -601,51 +610,94 @@ __device__ __forceinline__ void store_eight(float (&x)[2][8], const Divisor (&by
   }
 }
 
-/* CTA (x, y) has part x of the rows of columns y, `share` times as many as its threads hold; the cluster has the
- * columns whole. They go down the rows for the largest magnitude, and back for the words: the last are still there. */
-template <bool INT8, class T>
-__device__ __forceinline__ void quantize_pairs(const Arguments &a, uint32_t *shared, PairColumns &columns) {
-  const int4mm_pack_job &job = a.job;
-  const Pairs<T> pairs = {shared + threadIdx.x};
-  const int64_t first_col = (a.first_item + blockIdx.y) * PAIR_COLUMNS, col = first_col + 2 * lane_id();
-  auto row_of = [&](int turn) {
-    return (((int64_t)blockIdx.x * a.share + turn) * PAIR_WARPS + threadIdx.x / 32) * Pairs<T>::ROWS;
-  };
-  float most[2] = {}, x[2][8];
+/* Quantises eight rows of a thread's columns with scales of any size, which are rare: reads them once more. */
+template <bool INT8>
+__device__ __forceinline__ void quantize_any(const float4 *divisors, const Arguments &a, int64_t row, int64_t col) {
+  uint32_t words[2][8 / PER_WORD<INT8>];
 #pragma unroll 1
-  for (int turn = 0; turn < a.share; turn++) {
-    pairs.load(job.plain, row_of(turn), col, a.vector_load);
+  for (int c = 0; c < 2; c++) {
+    float x[8];
+    Divisor by(1);
+    by.power = divisors[c].x, by.scale = divisors[c].y, by.reciprocal = divisors[c].z;
+    const Line line = line_of(a.job.plain, 0, min(col + c, a.job.plain.cols - 1), row, 8);
 #pragma unroll
-    for (int first = 0; first < Pairs<T>::ROWS; first += 8) {
-      pairs.fetch(x, first);
-#pragma unroll
-      for (int i = 0; i < 8; i++) most[0] = max_magnitude(most[0], x[0][i]), most[1] = max_magnitude(most[1], x[1][i]);
-    }
-    if (a.bad && magnitude(max_magnitude(most[0], most[1])) >= INFINITE)
-      for (int c = 0; c < 2 && col + c < job.plain.cols; c++) {
-        const Line line = line_of(job.plain, 0, col + c, row_of(turn));
-        for (int i = 0; i < min(line.count, Pairs<T>::ROWS); i++)
-          if (magnitude(line[i]) >= INFINITE) report(job, row_of(turn) + i, col + c, a.bad);
-      }
+    for (int i = 0; i < 8; i++) x[i] = i < line.count ? line[i] : 0;
+    quantize_chunk<INT8>(words[c], x, by, 1, true);
   }
+  store_eight<INT8>(words, a, row, col);
+}
+
+/* Quantises a thread's rows of its columns, and stores them. */
+template <bool INT8, class T>
+__device__ __forceinline__ void quantize_pairs(const Pairs<T> &pairs, const float4 *divisors, const Arguments &a,
+                                               int64_t row, int64_t col) {
+  if (divisors[0].x != 1 || divisors[1].x != 1) {
+#pragma unroll 1
+    for (int first = 0; first < Pairs<T>::ROWS; first += 8) quantize_any<INT8>(divisors, a, row + first, col);
+    return;
+  }
+  Divisor by[2] = {Divisor(1), Divisor(1)};
+  const float limits[2] = {divisors[0].w, divisors[1].w};
 #pragma unroll
-  for (int c = 0; c < 2; c++) atomicMax(&columns.maxima[2 * lane_id() + c], magnitude(most[c]));
-  share_scales(columns, a, first_col);
-  const Divisor by[2] = {Divisor(columns.scales[2 * lane_id()]), Divisor(columns.scales[2 * lane_id() + 1])};
-#pragma unroll 1
-  for (int turn = a.share - 1; turn >= 0; turn--) {
-    if (turn < a.share - 1) pairs.load(job.plain, row_of(turn), col, a.vector_load);
-#pragma unroll 1
-    for (int first = 0; first < Pairs<T>::ROWS; first += 8) {
-      pairs.fetch(x, first);
-      store_eight<INT8>(x, by, a, row_of(turn) + first, col);
+  for (int c = 0; c < 2; c++) by[c].scale = divisors[c].y, by[c].reciprocal = divisors[c].z;
+#pragma unroll
+  for (int first = 0; first < Pairs<T>::ROWS; first += 8) {
+    uint32_t words[2][8 / PER_WORD<INT8>];
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      float x[8];
+      uint32_t u[8];
+      pairs.fetch(x, first, c);
+      if (a.job.clip < 1) saturate(x, limits[c]);
+      round_chunk<INT8>(u, x, by[c], 1);
+      pack_words<INT8>(words[c], u);
     }
+    store_eight<INT8>(words, a, row + first, col);
   }
 }
 
-template <bool INT8>
-__global__ void __launch_bounds__(32 * PAIR_WARPS, 2) pairs_kernel(const __grid_constant__ Arguments a) {
-  extern __shared__ __align__(16) float shared[];
+/* Reports what is not finite among a thread's rows of its columns. */
+__device__ __forceinline__ void report_pairs(const Arguments &a, int64_t row, int64_t col, int rows) {
+#pragma unroll 1
+  for (int c = 0; c < 2 && col + c < a.job.plain.cols; c++) {
+    const Line line = line_of(a.job.plain, 0, col + c, row, rows);
+#pragma unroll 1
+    for (int i = 0; i < line.count; i++)
+      if (magnitude(line[i]) >= INFINITE) report(a.job, row + i, col + c, a.bad);
+  }
+}
+
+/* CTA (x, y) has part x of the rows of columns y, `share` times as many as its threads hold; the cluster has the
+ * columns whole. They go down the rows for the largest magnitude, and back for the words: the last are still there. */
+template <bool INT8, bool VECTOR, class T>
+__device__ __forceinline__ void quantize_columns(const Arguments &a, PairColumns &columns) {
+  typedef Pairs<T> Own;
+  Own pairs;
+  const int64_t first_col = (a.first_item + blockIdx.y) * PAIR_COLUMNS, col = first_col + Own::column();
+  auto row_of = [&](int turn) { return ((int64_t)blockIdx.x * a.share + turn) * Own::CTA_ROWS + Own::row(); };
+  uint32_t most[Own::WORDS] = {};
+#pragma unroll 1
+  for (int turn = 0; turn < 2 * a.share; turn++) {
+    const bool back = turn >= a.share;
+    const int64_t row = row_of(back ? 2 * a.share - 1 - turn : turn);
+    if (turn != a.share) pairs.template load<VECTOR>(a.job.plain, row, col);
+    if (back) {
+      quantize_pairs<INT8>(pairs, columns.divisors + Own::column(), a, row, col);
+      continue;
+    }
+    pairs.find_largest(most);
+    float two[2];
+    to_floats<T>(two, most);
+    if (a.bad && magnitude(max_magnitude(two[0], two[1])) >= INFINITE) report_pairs(a, row, col, Own::ROWS);
+    if (turn < a.share - 1) continue;
+#pragma unroll
+    for (int c = 0; c < 2; c++) atomicMax(&columns.maxima[Own::column() + c], __float_as_uint(two[c]));
+    share_scales(columns, a, first_col);
+  }
+}
+
+template <bool INT8, bool VECTOR>
+__global__ void __launch_bounds__(32 * PAIR_WARPS, VECTOR ? 3 : 2) pairs_kernel(const __grid_constant__ Arguments a) {
   __shared__ PairColumns columns;
   columns.exchange.begin();
   if (threadIdx.x < PAIR_COLUMNS) columns.maxima[threadIdx.x] = 0;
@@ -653,7 +705,7 @@ __global__ void __launch_bounds__(32 * PAIR_WARPS, 2) pairs_kernel(const __grid_
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
   int4mm_for_out_dtype(a.job.plain.dtype, [&](auto dtype) {
-    quantize_pairs<INT8, typename Element<decltype(dtype)::value>::type>(a, (uint32_t *)shared, columns);
+    quantize_columns<INT8, VECTOR, typename Element<decltype(dtype)::value>::type>(a, columns);
   });
 }
 
@@ -881,23 +933,27 @@ cudaError_t find_scales(const Arguments &a, int64_t lines, cudaStream_t stream) 
 /* Scales and words of columns at once, in clusters that have the columns whole. cudaErrorNotSupported where there are
  * no clusters, and where they would be few and have long to go. */
 cudaError_t quantize_whole_columns(Arguments a, cudaStream_t stream) {
-  int device, sms, bytes;
+  int device, sms;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
   const Tile tile(a.job.rotate);
   const bool pairs = a.job.rotate == 0, int8 = a.job.packed.dtype == INT4MM_INT8;
-  const int rows = pairs ? PAIR_WARPS * PAIR_WORDS * 2 / (int)element_bytes(a.job.plain) : tile.rows();
-  const int64_t tiles = ceil_div(a.job.plain.rows, rows), share = ceil_div(tiles, MAX_CLUSTER);
+  const int pair_rows = a.job.plain.dtype == INT4MM_FLOAT32 ? Pairs<float>::CTA_ROWS : Pairs<__half>::CTA_ROWS;
+  const int64_t tiles = ceil_div(a.job.plain.rows, pairs ? pair_rows : tile.rows());
+  const int64_t share = ceil_div(tiles, MAX_CLUSTER);
   const int64_t across = ceil_div(a.job.plain.cols, pairs ? PAIR_COLUMNS : tile.columns());
-  if (!tiles || (pairs && PAIR_BYTES + (int)sizeof(PairColumns) > bytes)) return cudaErrorNotSupported;
+  if (!tiles) return cudaErrorNotSupported;
   a.share = (int)share;
   const int64_t down = ceil_div(tiles, share);
   if (share > 1 && down * across < sms) return cudaErrorNotSupported;
   if (!pairs) return launch_words(a, stream);
-  return int8 ? launch_columns<pairs_kernel<true>>(a, down, across, PAIR_WARPS, PAIR_BYTES, true, stream)
-              : launch_columns<pairs_kernel<false>>(a, down, across, PAIR_WARPS, PAIR_BYTES, true, stream);
+  auto launch_pairs = [&](auto vector) {
+    constexpr bool VECTOR = decltype(vector)::value;
+    return int8 ? launch_columns<pairs_kernel<true, VECTOR>>(a, down, across, PAIR_WARPS, 0, true, stream)
+                : launch_columns<pairs_kernel<false, VECTOR>>(a, down, across, PAIR_WARPS, 0, true, stream);
+  };
+  return a.vector_load ? launch_pairs(std::true_type()) : launch_pairs(std::false_type());
 }
 
 /* How the work is divided among CTAs, by what a CTA may have of shared memory. */

@@ -201,18 +201,20 @@ __device__ __forceinline__ uint32_t third_bytes(uint32_t w, uint32_t x, uint32_t
   return __byte_perm(__byte_perm(w, x, 0x0062), __byte_perm(y, z, 0x6200), 0x7610);
 }
 
-/* round_half_even(fl(fl(x * factor) / scale)) in byte 2 of u; of int8, 128 more. One multiplication and addition puts
- * the quotient, and half an integer, above 16 bits of fraction (for int8 15, and a shift); the fraction is cut off.
- * That is right where the fraction is farther from 0 than all that was rounded, here and in the exact way: the
- * reciprocal, its product with factor, x * factor and the quotient, together less than 4 * 2^-24 of the quotient.
- * Of 7.5 that is less than the half unit of the last place within which a fraction becomes 0; of 127.5, less than one
- * and a half, wherefore a unit is added and the fraction compared with two. What is too near is divided. */
+/* Where so many bits of fraction say that a quotient has to be divided to be rounded; see round_chunk. */
+template <bool INT8> __device__ __forceinline__ bool is_near(uint32_t fraction) {
+  return (fraction & 0xffffu) <= (INT8 ? 4 : 0);
+}
+
+/* round_half_even(fl(fl(x * factor) / scale)) in byte 2 of u; of int8, 128 more; `multiplier` is the product of factor
+ * and the reciprocal of the scale. One multiplication and addition puts the quotient, and half an integer, above 16
+ * bits of fraction (for int8 15, and a shift); the fraction is cut off. That is right where the fraction is farther
+ * from 0 than all that was rounded, here and in the exact way: the reciprocal, its product with factor, x * factor and
+ * the quotient, together less than 4 * 2^-24 of the quotient. Of 7.5 that is less than the half unit of the last place
+ * within which a fraction becomes 0; of 127.5, less than one and a half, wherefore a unit is added and the fraction
+ * compared with two. Returns the smallest fraction, of which is_near tells whether any is too near. */
 template <bool INT8, int COUNT>
-__device__ __forceinline__ void round_chunk(uint32_t (&u)[COUNT], const float (&x)[COUNT], const Divisor &by,
-                                            float factor) {
-  constexpr int FEW = 4; /* values that are divided together */
-  const float multiplier = __fmul_rn(factor, by.reciprocal);
-  auto is_near = [](uint32_t fraction) { return (fraction & 0xffffu) <= (INT8 ? 4 : 0); };
+__device__ __forceinline__ uint32_t round_quotients(uint32_t (&u)[COUNT], const float (&x)[COUNT], float multiplier) {
   uint32_t least = 0xffff;
 #pragma unroll
   for (int i = 0; i < COUNT; i++) {
@@ -220,16 +222,45 @@ __device__ __forceinline__ void round_chunk(uint32_t (&u)[COUNT], const float (&
     if (INT8) u[i] <<= 1;
     if (i % 2) least = min_low_halves(least, u[i - 1], u[i]);
   }
-  if (!is_near(least)) return;
+  return least;
+}
+
+/* The same, where what is too near is divided. */
+template <bool INT8, int COUNT>
+__device__ __forceinline__ void round_chunk(uint32_t (&u)[COUNT], const float (&x)[COUNT], const Divisor &by,
+                                            float factor) {
+  constexpr int FEW = 4; /* values that are divided together */
+  if (!is_near<INT8>(round_quotients<INT8>(u, x, __fmul_rn(factor, by.reciprocal)))) return;
 #pragma unroll
   for (int i = 0; i < COUNT; i += FEW)
-    if (is_near(min_low_halves(min_low_halves(u[i], u[i + 1], u[i + 2]), u[i + 3], u[i + 3]))) {
+    if (is_near<INT8>(min_low_halves(min_low_halves(u[i], u[i + 1], u[i + 2]), u[i + 3], u[i + 3]))) {
 #pragma unroll
       for (int k = i; k < i + FEW; k++) {
         float rounded = divide_and_round(__fmul_rn(x[k], factor), by, QMAX<INT8>);
         u[k] = (__float_as_uint(rounded) << 16) ^ (INT8 ? 0x800000u : 0);
       }
     }
+}
+
+/* Values beyond `limit` made that. */
+template <int COUNT> __device__ __forceinline__ void saturate(float (&x)[COUNT], float limit) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) x[i] = fminf(fmaxf(x[i], -limit), limit);
+}
+
+/* Two's complement words of bytes 2, each of PER_WORD neighbours. */
+template <bool INT8, int COUNT>
+__device__ __forceinline__ void pack_words(uint32_t (&words)[COUNT / PER_WORD<INT8>], const uint32_t (&u)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT / PER_WORD<INT8>; i++) {
+    const uint32_t *v = u + i * PER_WORD<INT8>;
+    if constexpr (INT8) {
+      words[i] = third_bytes(v[0], v[1], v[2], v[3]) ^ 0x80808080u;
+    } else {
+      uint32_t even = third_bytes(v[0], v[2], v[4], v[6]), odd = third_bytes(v[1], v[3], v[5], v[7]) << 4;
+      words[i] = ((even ^ odd) & 0x0f0f0f0fu) ^ odd; /* even's low nibbles, odd's high ones */
+    }
+  }
 }
 
 /* Two's complement words of a chunk, each of PER_WORD neighbours in x. `saturates`: quotients may be beyond qmax. */
@@ -241,23 +272,10 @@ __device__ __forceinline__ void quantize_chunk(uint32_t (&words)[COUNT / PER_WOR
     for (int i = 0; i < COUNT; i++) x[i] = by.power == 0 ? 0 : __fmul_rn(__fmul_rn(x[i], factor), by.power);
     factor = 1, saturates = true;
   }
-  if (saturates) {
-    float limit = __fdiv_rn(QMAX<INT8>, __fmul_rn(factor, by.reciprocal));
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) x[i] = fminf(fmaxf(x[i], -limit), limit);
-  }
+  if (saturates) saturate(x, __fdiv_rn(QMAX<INT8>, __fmul_rn(factor, by.reciprocal)));
   uint32_t u[COUNT];
   round_chunk<INT8>(u, x, by, factor);
-#pragma unroll
-  for (int i = 0; i < COUNT / PER_WORD<INT8>; i++) {
-    const uint32_t *v = u + i * PER_WORD<INT8>;
-    if constexpr (INT8) {
-      words[i] = third_bytes(v[0], v[1], v[2], v[3]) ^ 0x80808080u;
-    } else {
-      uint32_t even = third_bytes(v[0], v[2], v[4], v[6]), odd = third_bytes(v[1], v[3], v[5], v[7]) << 4;
-      words[i] = ((even ^ odd) & 0x0f0f0f0fu) ^ odd; /* even's low nibbles, odd's high ones */
-    }
-  }
+  pack_words<INT8>(words, u);
 }
 
 /* Transposes the values of a word over as many neighbouring lanes: strided values become neighbours. Step by step a

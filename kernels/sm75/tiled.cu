@@ -11,6 +11,7 @@
  *   +-----+ +---------------+
  */
 #include "common/epilogue.cuh"
+#include "common/experts.cuh"
 #include "common/kernels.h"
 #include "common/nibbles.cuh"
 #include "common/shapes.h"
@@ -112,27 +113,61 @@ __device__ __forceinline__ void accumulate_general(Sum<KIND == FLOATS> &sum, Gen
   }
 }
 
+/* The output of this thread's in the tile at (m0, n0), whose rows end at p.M. */
+template <int KIND>
+__device__ __forceinline__ void general_tile(GeneralTile<KIND == FLOATS> &tile, const int4mm_problem &p,
+                                             const EpilogueArguments &e, int64_t m0, int64_t n0) {
+  Sum<KIND == FLOATS> sum;
+  accumulate_general<KIND>(sum, tile, p, m0, n0);
+  int64_t m = m0 + threadIdx.y, n = n0 + threadIdx.x;
+  if (m < p.M && n < p.N) finish_sum(sum, p, e, m, n);
+}
+
 template <int KIND>
 __global__ void __launch_bounds__(kThreads)
     tiled_general_kernel(const int4mm_problem p, const __grid_constant__ EpilogueArguments e) {
   __shared__ GeneralTile<KIND == FLOATS> tile;
   int64_t tiles_n = (p.N + kTile - 1) / kTile, tiles = (p.M + kTile - 1) / kTile * tiles_n;
+  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x)
+    general_tile<KIND>(tile, p, e, t / tiles_n * kTile, t % tiles_n * kTile);
+}
+
+/* ---- grouped products ---- */
+
+/* Of operands of every kind, in at most tiles_m tiles of rows. */
+template <int KIND>
+__global__ void __launch_bounds__(kThreads)
+    tiled_experts_kernel(const int4mm_problem p, const __grid_constant__ EpilogueArguments e, int64_t tiles_m) {
+  __shared__ GeneralTile<KIND == FLOATS> tile;
+  int64_t tiles_n = (p.N + kTile - 1) / kTile, tiles = tiles_m * tiles_n;
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
-    int64_t m0 = t / tiles_n * kTile, n0 = t % tiles_n * kTile;
-    Sum<KIND == FLOATS> sum;
-    accumulate_general<KIND>(sum, tile, p, m0, n0);
-    int64_t m = m0 + threadIdx.y, n = n0 + threadIdx.x;
-    if (m < p.M && n < p.N) finish_sum(sum, p, e, m, n);
+    const ExpertTile at = find_expert_tile<kTile>(p.experts, (int)p.M, t / tiles_n);
+    const int64_t n0 = t % tiles_n * kTile, m = at.row + threadIdx.y, n = n0 + threadIdx.x;
+    if (at.expert >= 0) {
+      int4mm_problem own = p;
+      EpilogueArguments columns = e;
+      select_expert(own, columns, at.expert);
+      own.M = at.end;
+      general_tile<KIND>(tile, own, columns, at.row, n0);
+    } else if (m < at.end && n < p.N) {
+      const float zero[1] = {0};
+      int4mm_store(e, m, n, p.N, zero);
+    }
   }
 }
 
 } // namespace
 
 cudaError_t int4mm_launch_tiled(const int4mm_problem *problem, const int4mm_plan *, cudaStream_t stream) {
-  int64_t tiles = (problem->M + kTile - 1) / kTile * ((problem->N + kTile - 1) / kTile);
-  unsigned blocks = int4mm_blocks(tiles, 1);
+  const int32_t experts = problem->experts.count;
+  int64_t tiles_m = experts ? int4mm_expert_tiles(problem->M, experts, kTile) : (problem->M + kTile - 1) / kTile;
+  unsigned blocks = int4mm_blocks(tiles_m * ((problem->N + kTile - 1) / kTile), 1);
   EpilogueArguments e = int4mm_epilogue_arguments(problem, 1);
-  if (!int4mm_is_elementary(problem))
+  if (experts)
+    for_kind_of_a(problem, [&](auto kind) {
+      tiled_experts_kernel<decltype(kind)::value><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, e, tiles_m);
+    });
+  else if (!int4mm_is_elementary(problem))
     for_kind_of_a(problem, [&](auto kind) {
       tiled_general_kernel<decltype(kind)::value><<<blocks, dim3(kTile, kTile), 0, stream>>>(*problem, e);
     });

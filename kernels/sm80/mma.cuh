@@ -7,7 +7,7 @@
  * of 32 values:
  *
  *   Int4   m16n8k64 (sm_80, 86, 87, 89; later ones emulate it): the words are the fragments as they lie, and the offset
- *          encoding is one XOR.
+ *          encoding is one XOR. On sm_75 m8n8k32 with units of 32.
  *   Int8   m16n8k32 (everywhere): the even nibbles of a word are a lane's first register of k, the odd ones its second,
  *          kept at 16 times their value: two ANDs and a shift for eight values. The shift is a multiplication, which
  *          another pipe does than the ANDs; as a shift it costs 3 % on an H100. An AND that takes in the XOR of the
@@ -30,13 +30,6 @@
 
 namespace {
 
-/* Whether the architecture that is compiled for has int4 tensor cores. */
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr bool HAS_INT4 = true;
-#else
-constexpr bool HAS_INT4 = false;
-#endif
-
 /* What puts the encodings right, made by the host: as computed here it would be computed again for every word. */
 struct Encodings {
   uint32_t a, b;    /* packed operands: XOR masks, or as Unpacker has them; neighbours.cuh: fix */
@@ -48,37 +41,45 @@ struct Encodings {
  * that it made in the unit before, f, and makes the words of the next unit, a, into its own. XORS: a mask is not 0.
  * SUM_LIMIT: the largest product. AVAILABLE: there is code for the architecture. NEIGHBOURS: A is not packed, its
  * values are of A_BITS. */
-template <bool XORS> struct Int4 {
+template <bool XORS, int UNIT_ = 64> struct Int4 {
   typedef int32_t Sum;
-  static constexpr bool UNPACKS = false, NEIGHBOURS = false, AVAILABLE = HAS_INT4, FLOAT = false;
+  static constexpr bool UNPACKS = false, NEIGHBOURS = false, AVAILABLE = ptx::HAS_INT4, FLOAT = false;
   static constexpr int A_BITS = 4, WEIGHTS = PLAIN;
   static Encodings encodings(uint32_t xor_a, uint32_t xor_b) { return {xor_a, xor_b, 16}; }
-  static constexpr int UNIT = 64, A_WORDS = 4, B_WORDS = 2, SCALE = 1, SUM_LIMIT = 64;
+  static constexpr int UNIT = UNIT_, A_WORDS = UNIT / 16, F_WORDS = A_WORDS, B_WORDS = UNIT / 32;
+  static constexpr int SCALE = 1, SUM_LIMIT = 64;
   static constexpr float UNSCALE = 1;
   uint32_t xor_a, xor_b;
   __device__ __forceinline__ explicit Int4(const Encodings &e) : xor_a(e.a), xor_b(e.b) {}
 
   template <int MT, int NT>
-  __device__ __forceinline__ void multiply(int32_t (&acc)[MT][NT][4], const uint32_t (&a)[MT][4],
-                                           const uint32_t (&b)[2][NT]) const {
-    uint32_t f[MT][4];
+  __device__ __forceinline__ void multiply(int32_t (&acc)[MT][NT][4], const uint32_t (&a)[MT][A_WORDS],
+                                           const uint32_t (&b)[B_WORDS][NT]) const {
+    uint32_t f[MT][A_WORDS];
 #pragma unroll
-    for (int i = 0; i < 4 * MT; i++) f[i / 4][i % 4] = XORS ? a[i / 4][i % 4] ^ xor_a : a[i / 4][i % 4];
+    for (int i = 0; i < MT * A_WORDS; i++) {
+      const uint32_t w = a[i / A_WORDS][i % A_WORDS];
+      f[i / A_WORDS][i % A_WORDS] = XORS ? w ^ xor_a : w;
+    }
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-      const uint32_t b0 = XORS ? b[0][n] ^ xor_b : b[0][n], b1 = XORS ? b[1][n] ^ xor_b : b[1][n];
+      const uint32_t b0 = XORS ? b[0][n] ^ xor_b : b[0][n], last = b[B_WORDS - 1][n], b1 = XORS ? last ^ xor_b : last;
 #pragma unroll
-      for (int m = 0; m < MT; m++) ptx::mma_m16n8k64_movable(acc[m][n], f[m], b0, b1);
+      for (int m = 0; m < MT; m++)
+        if constexpr (UNIT == 64)
+          ptx::mma_m16n8k64_movable(acc[m][n], f[m], b0, b1);
+        else
+          ptx::mma_m16n8k32_s4_movable(acc[m][n], f[m], b0);
     }
   }
 };
 
 template <bool XORS> struct Int8 {
   typedef int32_t Sum;
-  static constexpr bool UNPACKS = true, NEIGHBOURS = false, AVAILABLE = !HAS_INT4, FLOAT = false;
+  static constexpr bool UNPACKS = true, NEIGHBOURS = false, AVAILABLE = !ptx::HAS_INT4, FLOAT = false;
   static constexpr int A_BITS = 4, WEIGHTS = PLAIN;
   static Encodings encodings(uint32_t xor_a, uint32_t xor_b) { return {xor_a & 0x80808080u, xor_b & 0x80808080u, 16}; }
-  static constexpr int UNIT = 32, A_WORDS = 2, B_WORDS = 1, SCALE = 256, SUM_LIMIT = 64;
+  static constexpr int UNIT = 32, A_WORDS = 2, F_WORDS = 4, B_WORDS = 1, SCALE = 256, SUM_LIMIT = 64;
   static constexpr float UNSCALE = 1.0f / SCALE;
   uint32_t fix_a, fix_b, sixteen;
   __device__ __forceinline__ explicit Int8(const Encodings &e) : fix_a(e.a), fix_b(e.b), sixteen(e.sixteen) {}
@@ -116,7 +117,7 @@ template <bool XORS> struct Int8 {
 /* What Bytes and Floats share: a unit of A as ldmatrix gives it and two words of B for each column. */
 template <class POLICY> struct Neighbours {
   static constexpr bool UNPACKS = false, NEIGHBOURS = true, AVAILABLE = true;
-  static constexpr int A_WORDS = 4, B_WORDS = 2;
+  static constexpr int A_WORDS = 4, F_WORDS = 4, B_WORDS = 2;
 
   template <int MT, int NT, class Sum>
   __device__ __forceinline__ void multiply(Sum (&acc)[MT][NT][4], const uint32_t (&f)[MT][4],
@@ -198,14 +199,19 @@ enum SumKind { INTEGERS, FLOATS, TOTALS };
 /* BM x BN outputs of a CTA by warps of WM x WN; WARPS_K warps share a warp's outputs, each with every WARPS_Kth unit
  * of k. BK values of k a stage, STAGES of them; CTAS for each SM. NK: B is [N, K/8], else [K/8, N]. CHAIN: with group
  * scales, for each of which a warp adds its sums to totals in float32. SEGMENT: values of k that no group's border
- * divides. */
+ * divides; STAGE_IS_GROUP: each stage is a group. STAGED: for sm_75, which has 64 KB of shared memory and no cp.async.
+ */
 template <class POLICY_, int BM_, int BN_, int WM_, int WN_, int WARPS_K_, int BK_, int STAGES_, int CTAS_, bool NK_,
-          bool CHAIN_ = false, int SEGMENT_ = (POLICY_::UNIT > 32 ? POLICY_::UNIT : 32), bool STAGE_IS_GROUP_ = false>
+          bool CHAIN_ = false, int SEGMENT_ = (POLICY_::UNIT > 32 ? POLICY_::UNIT : 32), bool STAGED_ = false,
+          bool STAGE_IS_GROUP_ = false>
 struct Tile {
   typedef POLICY_ POLICY;
   static constexpr int BM = BM_, BN = BN_, WM = WM_, WN = WN_, WARPS_K = WARPS_K_, BK = BK_, STAGES = STAGES_;
   static constexpr int CTAS = CTAS_;
-  static constexpr bool NK = NK_, CHAIN = CHAIN_, STAGE_IS_GROUP = STAGE_IS_GROUP_;
+  static constexpr bool NK = NK_, CHAIN = CHAIN_, STAGED = STAGED_, STAGE_IS_GROUP = STAGE_IS_GROUP_;
+  /* Values of k that sums of floats may be of, 0 for any number: an mma of sm_75 adds 8 products and rounds towards
+   * zero, so that so many cost no more than what the bound allows for K. */
+  static constexpr int LONGEST_SUM = STAGED && POLICY::FLOAT ? 128 : 0;
   static constexpr float UNSCALE = CHAIN && !POLICY::FLOAT ? 1 : POLICY::UNSCALE; /* of the sums at last */
   static constexpr SumKind SUM_KIND = CHAIN ? TOTALS : POLICY::FLOAT ? FLOATS : INTEGERS;
   static constexpr int MT = WM / 16, NT = WN / 8; /* tiles of an mma in a warp's */
@@ -232,8 +238,11 @@ struct Tile {
   /* Copies of a stage, in passes of all threads, 16 bytes each; and the units of a stage in which they are issued:
    * early ones, and few, since on sm_90 ptxas puts idle instructions before each group of them. */
   static constexpr int A_PASSES = A_BYTES / 16 / THREADS, B_PASSES = B_BYTES / 16 / THREADS;
-  static constexpr int PASSES = A_PASSES + B_PASSES, COPY_UNITS = UNITS <= 4 ? UNITS / 2 : 3;
+  static constexpr int PASSES = A_PASSES + B_PASSES;
+  static constexpr int AHEAD = STAGED ? STAGES : STAGES - 1; /* stages that are copied before the first is read */
+  static constexpr int COPY_UNITS = STAGED ? 1 : UNITS <= 4 ? UNITS / 2 : 3;
   static_assert(CTAS * (SHARED_BYTES + 1024) <= 100 << 10, "an SM of sm_86, 89 and 120 has no room for it");
+  static_assert(!STAGED || (CTAS * SHARED_BYTES <= 64 << 10 && STAGES == 2), "not for an SM of sm_75");
   static_assert(A_BYTES / 16 % THREADS == 0 && B_BYTES / 16 % THREADS == 0, "a pass would be broken off");
   static_assert(UNITS % 2 == 0 && WM % 32 == 0 && WN % 32 == 0 && MT % WARPS_K == 0,
                 "fragments alternate between two buffers");

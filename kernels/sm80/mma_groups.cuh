@@ -16,35 +16,54 @@ struct GroupArguments {
   int64_t scales_stride, bytes_stride; /* in bytes; 0 where one row serves all */
   int32_t scale_dtype, scale_size;
   bool factors;
-  bool vectors;        /* rows start on 16 bytes */
-  bool large;          /* a group's sums may be 2^22 and more */
-  int group, segments; /* in segments: a group; K */
-  uint32_t reciprocal; /* 2^31 over `group`, rounded up; 0 where there is one group */
+  bool vectors;                        /* rows start on 16 bytes */
+  bool large;                          /* a group's sums may be 2^22 and more */
+  int group, segments;                 /* in segments: a group; K */
+  uint32_t reciprocal;                 /* 2^31 over `group`, rounded up; 0 where there is one group */
+  int64_t scales_expert, bytes_expert; /* from an expert's `scales` and `bytes` to the next one's, in bytes */
 };
 
 /* ---- copies ---- */
 
 /* A row of `count` elements of any alignment to shared memory, by a warp. */
-__device__ __noinline__ void copy_row(uint32_t to, const char *from, int size, int count) {
-  for (int i = threadIdx.x % 32; i < count; i += 32) {
-    if (size == 4)
-      ptx::st_shared(to + 4 * i, *(const uint32_t *)(from + 4 * i));
-    else if (size == 2)
-      ptx::st_shared_u16(to + 2 * i, *(const uint16_t *)(from + 2 * i));
-    else
-      ptx::st_shared_u8(to + i, *(const uint8_t *)(from + i));
+template <class E> __device__ __forceinline__ void copy_elements(uint32_t to, const E *from, int count) {
+  constexpr int AT_ONCE = 4;
+  for (int i = threadIdx.x % 32; i < count; i += 32 * AT_ONCE) {
+    E x[AT_ONCE];
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++)
+      if (i + 32 * j < count) x[j] = __ldg(from + i + 32 * j);
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++) {
+      const uint32_t at = to + (i + 32 * j) * sizeof(E);
+      if (i + 32 * j >= count) break;
+      if constexpr (sizeof(E) == 4)
+        ptx::st_shared(at, x[j]);
+      else if constexpr (sizeof(E) == 2)
+        ptx::st_shared_u16(at, x[j]);
+      else
+        ptx::st_shared_u8(at, x[j]);
+    }
   }
+}
+__device__ __noinline__ void copy_row(uint32_t to, const char *from, int size, int count) {
+  if (size == 4)
+    copy_elements(to, (const uint32_t *)from, count);
+  else if (size == 2)
+    copy_elements(to, (const uint16_t *)from, count);
+  else
+    copy_elements(to, (const uint8_t *)from, count);
 }
 
 /* A row for each of a stage's segments, each by a warp; the warps take turns. */
-template <class T> struct CopyGroups {
+template <class T> struct AsyncGroups {
   static constexpr int WARPS = T::THREADS / 32;
   static_assert(T::SEGMENTS <= WARPS || !T::GROUPS, "a warp has a row");
   const GroupArguments &g;
   int first_column, columns; /* of the tile, and how many the matrix has from there on */
   int segment, turn;         /* of the next stage; the row of it that this warp has */
 
-  __device__ __forceinline__ CopyGroups(const GroupArguments &g, int first_column, int N)
+  __device__ __forceinline__ AsyncGroups(const GroupArguments &g, int first_column, int N)
       : g(g), first_column(first_column), columns(min(T::BN, N - first_column)), segment(0), turn(threadIdx.x / 32) {}
   /* Those of the next stage, beside the copies of A and B. Past K they are those of the last segment. */
   __device__ __forceinline__ void copy(uint32_t slot) {
@@ -67,6 +86,52 @@ private:
     if (at < columns * size) ptx::cp_async16(to + at, from + at, min(columns * size - at, 16));
   }
 };
+
+/* The same where there is no cp.async, a column or several by each thread: loaded a stage ahead. */
+template <class T> struct StagedGroups {
+  static constexpr int ALL = T::SEGMENTS * T::BN, ITEMS = (ALL + T::THREADS - 1) / T::THREADS;
+  static constexpr int ROWS = T::THREADS / T::BN;
+  static_assert(!T::GROUPS || !T::STAGED || (T::THREADS % T::BN == 0 && (ITEMS == 1 || ALL % T::THREADS == 0)),
+                "a thread has a column of its own");
+  const GroupArguments &g;
+  int segment, column; /* of the next stage */
+  bool inside;
+  uint32_t scales[ITEMS]; /* as they lie in memory */
+  uint8_t bytes[ITEMS];
+
+  __device__ __forceinline__ StagedGroups(const GroupArguments &g, int first_column, int N)
+      : g(g), segment(threadIdx.x / T::BN), column(first_column + threadIdx.x % T::BN),
+        inside(column < N && (int)threadIdx.x < ALL) {
+    if constexpr (T::GROUPS) load();
+  }
+  __device__ __forceinline__ void copy(uint32_t slot) {
+    if (inside)
+#pragma unroll
+      for (int i = 0; i < ITEMS; i++) {
+        const uint32_t row = threadIdx.x / T::BN + i * ROWS, at = threadIdx.x % T::BN;
+        if (T::CHAIN && g.scale_size == 4) ptx::st_shared(slot + (row * T::BN + at) * 4, scales[i]);
+        if (T::CHAIN && g.scale_size == 2) ptx::st_shared_u16(slot + row * T::BN * 4 + at * 2, (uint16_t)scales[i]);
+        if (T::COLUMN_BYTES) ptx::st_shared_u8(slot + T::SCALE_BYTES + row * T::BN + at, bytes[i]);
+      }
+    load();
+  }
+
+private:
+  __device__ __forceinline__ void load() {
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++) {
+      int64_t group = __umulhi(2 * min(segment + i * ROWS, g.segments - 1), g.reciprocal);
+      const char *from = g.scales + group * g.scales_stride + column * g.scale_size;
+      scales[i] = 0, bytes[i] = 0;
+      if (T::CHAIN && inside)
+        scales[i] = g.scale_size == 4 ? __ldg((const uint32_t *)from) : __ldg((const uint16_t *)from);
+      if (T::COLUMN_BYTES && inside && g.bytes)
+        bytes[i] = __ldg((const uint8_t *)g.bytes + group * g.bytes_stride + column);
+    }
+    segment += T::SEGMENTS;
+  }
+};
+template <class T> using CopyGroups = typename std::conditional<T::STAGED, StagedGroups<T>, AsyncGroups<T>>::type;
 
 /* ---- what the weights take for the columns that a lane unpacks ---- */
 
@@ -148,7 +213,7 @@ __device__ __forceinline__ void load_scales(float (&to)[8], uint32_t from, int32
 template <class T> struct Totals {
   typedef typename T::POLICY::Sum Sum;
   typedef Accumulator<Sum, T::POLICY::SCALE> Acc;
-  static constexpr bool MAY_BE_LARGE = !T::POLICY::FLOAT && T::SEGMENTS == 1 && !T::STAGE_IS_GROUP;
+  static constexpr bool MAY_BE_LARGE = !T::POLICY::FLOAT && (T::SEGMENTS == 1 || T::STAGED) && !T::STAGE_IS_GROUP;
   float t[T::MT][T::NT][4];
   int segment, next; /* segments done, and that after which a group ends */
 
@@ -219,8 +284,14 @@ template <class T> GroupArguments group_arguments(const int4mm_problem *problem)
     g.scales = (const char *)b->scales, g.scale_dtype = INT4MM_FLOAT32, g.scale_size = 4;
     g.group = INT4MM_MMA_LONG_GROUP / T::SEGMENT;
   }
+  for (int part = T::LONGEST_SUM / T::SEGMENT; part > 0 && g.group > part; part /= 2)
+    if (b->groups <= 1 || g.group % part == 0) g.group = part; /* a group's sum in parts of one scale */
   g.bytes = (const char *)bytes.data, g.factors = b->factors.data, g.bytes_stride = bytes.rows > 1 ? bytes.stride : 0;
-  g.vectors = is_vectors(g.scales, g.scales_stride) && is_vectors(g.bytes, g.bytes_stride);
+  const int4mm_experts &x = problem->experts;
+  g.scales_expert = (scales.data ? x.group_scales : x.scales) * g.scale_size;
+  g.bytes_expert = g.factors ? x.factors : x.zeros;
+  g.vectors =
+      is_vectors(g.scales, g.scales_stride | g.scales_expert) && is_vectors(g.bytes, g.bytes_stride | g.bytes_expert);
   return g;
 }
 

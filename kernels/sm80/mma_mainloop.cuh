@@ -22,6 +22,7 @@
 #define INT4MM_MMA_MAINLOOP_CUH
 
 #include "common/epilogue.cuh"
+#include "common/experts.cuh"
 #include "common/kernels.h"
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
@@ -45,6 +46,7 @@ struct Arguments {
   Encodings encodings;
   EpilogueArguments epilogue;
   GroupArguments groups;
+  int4mm_experts experts;
 };
 
 /* First row and column of this CTA's tile. */
@@ -57,14 +59,59 @@ template <class T> __device__ __forceinline__ TileCoord tile_coord(const Argumen
   return {(band * BAND + inside % height) * T::BM, inside / height * T::BN};
 }
 
+/* The arguments of one expert's product, whose rows end at `end`. */
+__device__ __forceinline__ Arguments arguments_of(const Arguments &p, int expert, int end) {
+  Arguments own = p;
+  own.M = end;
+  own.b += expert * p.experts.b;
+  own.groups.scales += expert * p.groups.scales_expert;
+  if (p.groups.bytes) own.groups.bytes += expert * p.groups.bytes_expert;
+  own.epilogue.scale_b += expert * p.experts.scales;
+  if (p.epilogue.bias) own.epilogue.bias += expert * p.experts.bias;
+  return own;
+}
+
 /* ---- copies ---- */
+
+/* How a thread's 16-byte copies get to shared memory: copy() for each pass of a stage, then end_stage(); before a stage
+ * is read, wait() until at most PENDING later ones are under way. */
+template <class T> struct AsyncCopies {
+  __device__ __forceinline__ void begin_stage() {}
+  __device__ __forceinline__ void copy(int, bool valid, uint32_t to, const void *from) {
+    ptx::cp_async16_if(valid, to, from);
+  }
+  __device__ __forceinline__ void copy_bytes(int, int bytes, uint32_t to, const void *from) {
+    ptx::cp_async16_line(to, from, bytes);
+  }
+  __device__ __forceinline__ void end_stage() { ptx::cp_async_commit_group(); }
+  template <int PENDING> __device__ __forceinline__ void wait() { ptx::cp_async_wait_group<PENDING>(); }
+};
+
+/* The same where there is no cp.async: registers hold a stage from copy() to the next begin_stage(), most of a turn. */
+template <class T> struct StagedCopies {
+  uint4 held[T::PASSES];
+  uint32_t places[T::PASSES];
+  __device__ __forceinline__ void begin_stage() {
+#pragma unroll
+    for (int i = 0; i < T::PASSES; i++) ptx::st_shared_v4(places[i], held[i].x, held[i].y, held[i].z, held[i].w);
+  }
+  __device__ __forceinline__ void copy(int pass, bool valid, uint32_t to, const void *from) {
+    held[pass] = ptx::ld_global_v4_if(valid, from), places[pass] = to;
+  }
+  __device__ __forceinline__ void copy_bytes(int pass, int bytes, uint32_t to, const void *from) {
+    copy(pass, bytes > 0, to, from); /* all 16: K is a multiple of them */
+  }
+  __device__ __forceinline__ void end_stage() {}
+  template <int PENDING> __device__ __forceinline__ void wait() {}
+};
+template <class T> using Copies = typename std::conditional<T::STAGED, StagedCopies<T>, AsyncCopies<T>>::type;
 
 /* A thread's part of the copies of an operand whose rows lie along k, A or with NK the columns of B: in pass i, 16
  * bytes of row + i * ROWS of the tile. PERMUTED: row 8i + c of each 32 in shared memory is 4c + i in memory. EXACT: a
  * row ends anywhere in 16 bytes, else between them. */
 template <class T, int OFFSET, int PITCH, bool PERMUTED> struct CopyKMajor {
   static constexpr bool EXACT = T::POLICY::NEIGHBOURS;
-  static constexpr int CHUNKS = PITCH / 16, ROWS = T::THREADS / CHUNKS;
+  static constexpr int CHUNKS = PITCH / 16, ROWS = T::THREADS / CHUNKS, FIRST = OFFSET ? T::A_PASSES : 0;
   static_assert(ROWS == 8 || ROWS == 16 || ROWS % 32 == 0, "order and swizzle would change from pass to pass");
   const uint32_t *from;
   int64_t ld;
@@ -79,15 +126,16 @@ template <class T, int OFFSET, int PITCH, bool PERMUTED> struct CopyKMajor {
     from = words + (first_row + row) * ld + chunk * 4;
     bytes_left = bytes - chunk * 16, rows_left = rows - first_row - row;
   }
-  __device__ __forceinline__ void copy(uint32_t slot, int pass) const {
+  __device__ __forceinline__ void copy(Copies<T> &copies, uint32_t slot, int pass) const {
     const int rows = PERMUTED ? pass * ROWS / 32 * 32 + pass * ROWS % 32 / 8 : pass * ROWS; /* in memory */
     int64_t step = ld;
     if (T::CHAIN) asm volatile("" : "+l"(step)); /* else the products are kept in registers, which are few */
     if constexpr (EXACT)
-      ptx::cp_async16_line(slot + to + pass * ROWS * PITCH, from + rows * step,
-                           rows < rows_left ? min(max(bytes_left, 0), 16) : 0);
+      copies.copy_bytes(FIRST + pass, rows < rows_left ? min(max(bytes_left, 0), 16) : 0,
+                        slot + to + pass * ROWS * PITCH, from + rows * step);
     else
-      ptx::cp_async16_if(bytes_left > 0 && rows < rows_left, slot + to + pass * ROWS * PITCH, from + rows * step);
+      copies.copy(FIRST + pass, bytes_left > 0 && rows < rows_left, slot + to + pass * ROWS * PITCH,
+                  from + rows * step);
   }
   __device__ __forceinline__ void advance() { from += PITCH / 4, bytes_left -= PITCH; }
 };
@@ -109,11 +157,11 @@ template <class T> struct CopyNMajor {
     from = words + row * ld + first_column + chunk * 4;
     words_left = bytes / 4 - row, columns_left = columns - first_column - chunk * 4;
   }
-  __device__ __forceinline__ void copy(uint32_t slot, int pass) const {
+  __device__ __forceinline__ void copy(Copies<T> &copies, uint32_t slot, int pass) const {
     int64_t step = ld;
     if (T::CHAIN) asm volatile("" : "+l"(step));
-    ptx::cp_async16_if(pass * ROWS < words_left && columns_left > 0, slot + to + pass * ROWS * T::B_PITCH,
-                       from + pass * ROWS * step);
+    copies.copy(T::A_PASSES + pass, pass * ROWS < words_left && columns_left > 0, slot + to + pass * ROWS * T::B_PITCH,
+                from + pass * ROWS * step);
   }
   __device__ __forceinline__ void advance() { from += T::BK / 8 * ld, words_left -= T::BK / 8; }
 };
@@ -124,11 +172,12 @@ using CopyB = typename std::conditional<T::NK, CopyKMajor<T, T::A_BYTES, T::NK_P
 
 /* One pass of a stage's copies. */
 template <class T>
-__device__ __forceinline__ void copy_pass(const CopyA<T> &copy_a, const CopyB<T> &copy_b, uint32_t slot, int pass) {
+__device__ __forceinline__ void copy_pass(Copies<T> &copies, const CopyA<T> &copy_a, const CopyB<T> &copy_b,
+                                          uint32_t slot, int pass) {
   if (pass < T::A_PASSES)
-    copy_a.copy(slot, pass);
+    copy_a.copy(copies, slot, pass);
   else
-    copy_b.copy(slot, pass - T::A_PASSES);
+    copy_b.copy(copies, slot, pass - T::A_PASSES);
 }
 
 /* ---- fragments ---- */
@@ -239,19 +288,21 @@ template <class T> using LoadB = typename std::conditional<T::POLICY::NEIGHBOURS
 
 /* ---- mainloop ---- */
 
-/* Fills the ring but for its last slot, and waits for the first stage. */
+/* Fills the ring but for its last slot, STAGED also the registers, and waits for the first stage. */
 template <class T>
-__device__ __forceinline__ void copy_first_stages(CopyA<T> &copy_a, CopyB<T> &copy_b, CopyGroups<T> &groups,
-                                                  uint32_t ring) {
+__device__ __forceinline__ void copy_first_stages(Copies<T> &copies, CopyA<T> &copy_a, CopyB<T> &copy_b,
+                                                  CopyGroups<T> &groups, uint32_t ring) {
 #pragma unroll
-  for (int i = 0; i < T::STAGES - 1; i++) {
+  for (int i = 0; i < T::AHEAD; i++) {
+    if (i > 0) copies.begin_stage();
 #pragma unroll
-    for (int j = 0; j < T::PASSES; j++) copy_pass<T>(copy_a, copy_b, ring + i * T::STAGE_BYTES, j);
-    if constexpr (T::GROUPS) groups.copy(ring + T::RING_BYTES + i * T::GROUP_BYTES);
+    for (int j = 0; j < T::PASSES; j++) copy_pass<T>(copies, copy_a, copy_b, ring + i * T::STAGE_BYTES, j);
+    if constexpr (T::GROUPS)
+      if (i < T::STAGES - 1) groups.copy(ring + T::RING_BYTES + i * T::GROUP_BYTES);
     copy_a.advance(), copy_b.advance();
-    ptx::cp_async_commit_group();
+    copies.end_stage();
   }
-  ptx::cp_async_wait_group<T::STAGES - 2>();
+  copies.template wait<T::STAGES - 2>();
   __syncthreads();
 }
 
@@ -279,8 +330,9 @@ __device__ __forceinline__ void begin_sums(typename T::POLICY::Sum (&acc)[T::MT]
 /* A unit's products for policies that do not unpack A; `first` of a stage. */
 template <class T, class Sum, int WORDS>
 __device__ __forceinline__ void multiply_unit(const typename T::POLICY &policy, Sum (&acc)[T::MT][T::NT][4],
-                                              const uint32_t (&f)[T::MT][4], const uint32_t (&b)[WORDS][T::NT],
-                                              const Column (&columns)[T::NT], bool first) {
+                                              const uint32_t (&f)[T::MT][T::POLICY::F_WORDS],
+                                              const uint32_t (&b)[WORDS][T::NT], const Column (&columns)[T::NT],
+                                              bool first) {
   if constexpr (T::STAGE_IS_GROUP)
     if (first) return policy.multiply_first(acc, f, b, columns, Accumulator<Sum, T::POLICY::SCALE>::ZERO);
   if constexpr (T::POLICY::NEIGHBOURS)
@@ -315,12 +367,13 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
   CopyGroups<T> copy_groups(p.groups, at.column, p.N);
   Columns<T> columns(p.groups, at.column + warp_n * T::WN, p.N);
   begin_sums<T>(acc, p, warp_k);
-  copy_first_stages<T>(copy_a, copy_b, copy_groups, memory);
+  Copies<T> copies;
+  copy_first_stages<T>(copies, copy_a, copy_b, copy_groups, memory);
 
   Ring<T::STAGE_BYTES, T::STAGES> ring(memory, T::STAGES - 1);
   Ring<T::GROUP_BYTES, T::SLOTS> groups(memory + T::RING_BYTES, T::STAGES - 1);
   const int scales_at = warp_n * T::WN * p.groups.scale_size;
-  uint32_t a[2][T::MT][POLICY::A_WORDS], b[2][POLICY::B_WORDS][T::NT], f[2][T::MT][4];
+  uint32_t a[2][T::MT][POLICY::A_WORDS], b[2][POLICY::B_WORDS][T::NT], f[2][T::MT][POLICY::F_WORDS];
   words_b.load(b[0], ring.read, 0);
   if (columns.ALTERNATE) columns.load(p.groups, groups.read, 0, warp_n);
   if constexpr (POLICY::UNPACKS) {
@@ -336,10 +389,11 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
     if constexpr (T::GROUPS) copy_groups.copy(groups.write);
 #pragma unroll
     for (int i = 0; i < T::UNITS; i++) {
+      if (i == 0) copies.begin_stage();
       if (i < T::COPY_UNITS) {
 #pragma unroll
         for (int j = i * T::PASSES / T::COPY_UNITS; j < (i + 1) * T::PASSES / T::COPY_UNITS; j++)
-          copy_pass<T>(copy_a, copy_b, ring.write, j);
+          copy_pass<T>(copies, copy_a, copy_b, T::STAGED ? ring.read : ring.write, j);
       }
       if (i < T::UNITS - 1) words_b.load(b[(i + 1) % 2], ring.read, i + 1);
       if (columns.ALTERNATE && i < T::UNITS - 1 && (i + 1) % SEGMENT_UNITS == 0)
@@ -348,8 +402,8 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
       if constexpr (!POLICY::UNPACKS)
         if (i < T::UNITS - 1) words_a.load(f[(i + 1) % 2], ring.read, i + 1);
       if (i == T::UNITS - 2) { /* the next stage has landed, and all have loaded all of this one */
-        ptx::cp_async_commit_group();
-        ptx::cp_async_wait_group<T::STAGES - 2>();
+        copies.end_stage();
+        copies.template wait<T::STAGES - 2>();
         __syncthreads();
         ring.advance();
         if constexpr (T::GROUPS) groups.advance();
@@ -374,7 +428,7 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
  * others away. */
 template <class T> __device__ __forceinline__ void reduce(int32_t (&acc)[T::MT][T::NT][4], uint32_t ring, int warp_k) {
   constexpr int KEEP = T::MT / T::WARPS_K, M_BYTES = T::NT * 512, PIECE = KEEP * M_BYTES; /* of one warp for another */
-  ptx::cp_async_wait_group<0>();
+  Copies<T>().template wait<0>();
   __syncthreads();
   uint32_t mine = ring + threadIdx.x / 32 % (T::WARPS_M * T::WARPS_N) * (T::WARPS_K * (T::WARPS_K - 1) * PIECE) +
                   threadIdx.x % 32 * 16;
@@ -531,25 +585,58 @@ __device__ __forceinline__ void prefetch_scales(const Arguments &p, const TileCo
   if (!T::CHAIN && lane < T::WN / 8 && column < p.N) ptx::prefetch_l1(p.epilogue.scale_b + column);
 }
 
+/* A CTA's work on its tile, in dynamic shared memory. */
+template <class T> __device__ __forceinline__ void run_tile(const Arguments &p, const TileCoord &at) {
+  extern __shared__ __align__(128) uint8_t memory[];
+  const uint32_t ring = ptx::smem_address(memory);
+  const int warp = threadIdx.x / 32;
+  const int warp_m = warp % T::WARPS_M, warp_n = warp / T::WARPS_M % T::WARPS_N;
+  const int warp_k = warp / (T::WARPS_M * T::WARPS_N);
+  prefetch_scales<T>(p, at, warp_m, warp_n);
+  typename T::POLICY::Sum acc[T::MT][T::NT][4];
+  TotalsOf<T> totals(p.groups);
+  multiply_tile<T>(acc, totals, p, at, ring, warp_m, warp_n, warp_k);
+  ptx::griddepcontrol_launch_dependents();
+  if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
+  if constexpr (T::CHAIN)
+    epilogue<T>(p, at, warp_m, warp_n, warp_k, totals.t);
+  else
+    epilogue<T>(p, at, warp_m, warp_n, warp_k, acc);
+}
+
 template <class T> __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
-    extern __shared__ __align__(128) uint8_t memory[];
-    const uint32_t ring = ptx::smem_address(memory);
-    const int warp = threadIdx.x / 32;
-    const int warp_m = warp % T::WARPS_M, warp_n = warp / T::WARPS_M % T::WARPS_N;
-    const int warp_k = warp / (T::WARPS_M * T::WARPS_N);
     const TileCoord at = tile_coord<T>(p);
     ptx::griddepcontrol_wait();
-    prefetch_scales<T>(p, at, warp_m, warp_n);
-    typename T::POLICY::Sum acc[T::MT][T::NT][4];
-    TotalsOf<T> totals(p.groups);
-    multiply_tile<T>(acc, totals, p, at, ring, warp_m, warp_n, warp_k);
-    ptx::griddepcontrol_launch_dependents();
-    if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
-    if constexpr (T::CHAIN)
-      epilogue<T>(p, at, warp_m, warp_n, warp_k, totals.t);
-    else
-      epilogue<T>(p, at, warp_m, warp_n, warp_k, acc);
+    run_tile<T>(p, at);
+  }
+}
+
+/* ---- grouped products ---- */
+
+/* Results of rows of no expert. */
+template <class T>
+__device__ __noinline__ void zero_tile(const EpilogueArguments &e, int first_row, int end, int first_column, int N) {
+  const float zero[1] = {0};
+  for (int i = threadIdx.x; i < T::BM * T::BN; i += T::THREADS) {
+    const int row = first_row + i / T::BN;
+    if (row < end) int4mm_store(e, row, first_column + i % T::BN, N, zero);
+  }
+}
+
+/* The same of an expert's tile, whose arguments lie in shared memory. */
+template <class T>
+__global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_constant__ Arguments p) {
+  if constexpr (T::POLICY::AVAILABLE) {
+    __shared__ Arguments own;
+    const TileCoord at = tile_coord<T>(p);
+    ptx::griddepcontrol_wait();
+    const ExpertTile tile = find_expert_tile<T::BM>(p.experts, p.M, at.row / T::BM);
+    if (tile.expert == -1) zero_tile<T>(p.epilogue, tile.row, tile.end, at.column, p.N);
+    if (tile.expert < 0) return;
+    if (threadIdx.x == 0) own = arguments_of(p, tile.expert, tile.end);
+    __syncthreads();
+    run_tile<T>(own, {tile.row, at.column});
   }
 }
 
@@ -563,12 +650,18 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.M = (int)problem->M, p.N = (int)problem->N;
   p.a_bytes = (int)(problem->K * T::POLICY::A_BITS / 8), p.b_bytes = (int)(int4mm_words_of_k(problem) * 4);
   p.stages = (int)((problem->K + T::BK - 1) / T::BK), p.past = (int)(p.stages * T::BK - problem->K);
-  p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
+  p.experts = problem->experts;
+  p.tiles_m = p.experts.count ? (int)int4mm_expert_tiles(p.M, p.experts.count, T::BM) : (p.M + T::BM - 1) / T::BM;
+  p.tiles_n = (p.N + T::BN - 1) / T::BN;
   p.encodings = T::POLICY::encodings(problem->a.xor_mask, problem->b.xor_mask);
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   p.groups = group_arguments<T>(problem);
-  return int4mm_launch<mma<T>>(plan->device, dim3(p.tiles_m * p.tiles_n), T::THREADS, T::SHARED_BYTES, dim3(1), stream,
-                               p);
+  const dim3 grid(p.tiles_m * p.tiles_n);
+  if (!p.experts.count)
+    return int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
+  if constexpr (T::BM == T::BN && !T::STAGED) /* fewer instances for grouped products */
+    return int4mm_launch<mma_experts<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
+  return cudaErrorNotSupported;
 }
 
 } // namespace

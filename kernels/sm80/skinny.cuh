@@ -12,7 +12,7 @@
  * A k-block is 16 words (128 values). mma m16n8k32 wants, per lane, one register of four k at column lane / 4: the even
  * nibbles of one word of B give its first register, the odd ones its second, so slice j of a k-block takes the words
  * 4t + j of lane-in-quad t (see unpack.cuh), and the four columns of a 16-byte load go to four mmas, whose column c is
- * column 4c + i of the stripe.
+ * column 4c + i of the stripe. Int4 tensor cores (sm_80 to 89) take words 4t + j and 4t + j + 1 as they lie, m16n8k64.
  *
  * Where B is [N, K/8], each of four 16-byte loads of a lane has its words of all slices for the column of one mma, and
  * the quad has the k-block's 64 bytes of that column.
@@ -60,6 +60,41 @@ inline void set_rotation(SkinnyArguments *p) {
   for (p->rotation_starts = 1; 2 * p->rotation_starts <= rounds;) p->rotation_starts *= 2;
 }
 
+/* What becomes of words of A and B, some of each row and column at a time: the registers of an mma, which permutes k
+ * alike for both. Int4 tensor cores take two words as they lie; int8 ones the even and the odd nibbles of one. */
+struct Int4Words {
+  static constexpr int COUNT = 2;
+  static constexpr float UNSCALE = 1;
+  uint32_t xor_a, xor_b;
+  __device__ __forceinline__ Int4Words(uint32_t xor_a, uint32_t xor_b) : xor_a(xor_a), xor_b(xor_b) {}
+  __device__ __forceinline__ void rows(uint32_t (&to)[4], const uint32_t (&x)[2], const uint32_t (&y)[2]) const {
+    to[0] = x[0] ^ xor_a, to[1] = y[0] ^ xor_a, to[2] = x[1] ^ xor_a, to[3] = y[1] ^ xor_a;
+  }
+  __device__ __forceinline__ void column(uint32_t (&to)[2], const uint32_t (&w)[2]) const {
+    to[0] = w[0] ^ xor_b, to[1] = w[1] ^ xor_b;
+  }
+  static __device__ __forceinline__ void mma(int32_t (&acc)[4], const uint32_t (&rows)[4],
+                                             const uint32_t (&column)[2]) {
+    ptx::mma_m16n8k64_movable(acc, rows, column[0], column[1]);
+  }
+};
+template <bool WIDE> struct Int8Words {
+  static constexpr int COUNT = 1;
+  static constexpr float UNSCALE = Unpacker<WIDE>::UNSCALE;
+  Unpacker<WIDE> a, b;
+  __device__ __forceinline__ Int8Words(uint32_t xor_a, uint32_t xor_b) : a(xor_a), b(xor_b) {}
+  __device__ __forceinline__ void rows(uint32_t (&to)[4], const uint32_t (&x)[1], const uint32_t (&y)[1]) const {
+    to[0] = a.even(x[0]), to[1] = a.even(y[0]), to[2] = a.odd(x[0]), to[3] = a.odd(y[0]);
+  }
+  __device__ __forceinline__ void column(uint32_t (&to)[2], const uint32_t (&w)[1]) const {
+    to[0] = b.even(w[0]), to[1] = b.odd(w[0]);
+  }
+  static __device__ __forceinline__ void mma(int32_t (&acc)[4], const uint32_t (&rows)[4],
+                                             const uint32_t (&column)[2]) {
+    ptx::mma_m16n8k32(acc, rows, column[0], column[1]);
+  }
+};
+
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual. NK: B
  * is [N, K/8], else [K/8, N]. ALIGNED: rows of A and B start on 16 bytes. ROTATED: neighbouring CTAs begin K at
  * different k-blocks; a CTA has one stripe. OWN_CHUNKS: not 0, a CTA makes its A itself, each warp of so many chunks.
@@ -80,7 +115,8 @@ struct Shape {
   static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES, WARP_BYTES = STAGES * STAGE_BYTES;
   static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
-  static constexpr float UNSCALE = Unpacker<WIDE>::UNSCALE;
+  typedef typename std::conditional<ptx::HAS_INT4, Int4Words, Int8Words<WIDE>>::type Words;
+  static constexpr float UNSCALE = Words::UNSCALE;
   struct Sums {
     int32_t acc[ROW_TILES][4][4];
   }; /* of a lane: of each mma */
@@ -171,7 +207,7 @@ __device__ __forceinline__ void copy_k_block(const SkinnyArguments &p, uint32_t 
 template <class S>
 __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4][4], const SkinnyArguments &p,
                                                  uint32_t stage, int k_block, const OwnWords &own,
-                                                 const Unpacker<S::WIDE> &unpack_a, const Unpacker<S::WIDE> &unpack_b) {
+                                                 const typename S::Words &words) {
   int lane = threadIdx.x % 32;
   uint4 b[4], a[2 * S::ROW_TILES];
 #pragma unroll
@@ -194,20 +230,25 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
         b[j] = make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
       }
   }
+  constexpr int COUNT = S::Words::COUNT;
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
+  for (int j = 0; j < 4; j += COUNT) {
     uint32_t fragments[S::ROW_TILES][4];
 #pragma unroll
     for (int m = 0; m < S::ROW_TILES; m++) {
-      uint32_t x = element(a[2 * m], j), y = element(a[2 * m + 1], j);
-      fragments[m][0] = unpack_a.even(x), fragments[m][1] = unpack_a.even(y);
-      fragments[m][2] = unpack_a.odd(x), fragments[m][3] = unpack_a.odd(y);
+      uint32_t x[COUNT], y[COUNT];
+#pragma unroll
+      for (int k = 0; k < COUNT; k++) x[k] = element(a[2 * m], j + k), y[k] = element(a[2 * m + 1], j + k);
+      words.rows(fragments[m], x, y);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      uint32_t w = S::NK ? element(b[i], j) : element(b[j], i), even = unpack_b.even(w), odd = unpack_b.odd(w);
+      uint32_t w[COUNT], column[2];
 #pragma unroll
-      for (int m = 0; m < S::ROW_TILES; m++) ptx::mma_m16n8k32(acc[m][i], fragments[m], even, odd);
+      for (int k = 0; k < COUNT; k++) w[k] = S::NK ? element(b[i], j + k) : element(b[j + k], i);
+      words.column(column, w);
+#pragma unroll
+      for (int m = 0; m < S::ROW_TILES; m++) S::Words::mma(acc[m][i], fragments[m], column);
     }
   }
 }
@@ -328,7 +369,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     if (!S::ROTATED || k_block >= p.rotation_length) return k_block;
     return k_block + rotation < p.rotation_length ? k_block + rotation : k_block + rotation - p.rotation_length;
   };
-  Unpacker<S::WIDE> unpack_a(p.xor_a), unpack_b(p.xor_b);
+  [[maybe_unused]] const typename S::Words words(p.xor_a, p.xor_b);
   typename S::Sums sums = {};
   const typename S::Source source(p, first_row, first_column);
 
@@ -365,7 +406,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     S::wait(source);
     __syncwarp(); /* every lane's copies have landed */
     if constexpr (!S::GENERAL)
-      multiply_k_block<S>(sums.acc, p, stage, rotated(k_block), own, unpack_a, unpack_b);
+      multiply_k_block<S>(sums.acc, p, stage, rotated(k_block), own, words);
     else if (k_block < k_blocks) /* rounds are those of the warp that has most */
       S::multiply(sums, pending, source, p, stage, rotated(k_block), round);
     __syncwarp(); /* every lane's loads have been used, so the stage is free */

@@ -10,13 +10,16 @@
  *   STEPS         mma instructions for a slice: of k32 for int8, k16 for floats
  *   WORDS         32-bit words of A beside a word of B
  *   SHIFT         sums are 2^SHIFT times too large (unpack.cuh)
- *   ONES_SHIFT    and so are sums over A times ones
+ *   ONES          a register of B that is 1 throughout
+ *   ONES_SHIFT    sums over A times ones are 2^ONES_SHIFT times too large
  *   mask          makes words of A past the `valid` ones of a k-block 0 where zeroed memory is not
  *   fragments     an mma's registers of A for each step, from words of rows g and g + 8
  *   B             unpacks a word of B for column i of a lane's four: two registers for each step
  */
 #ifndef INT4MM_SKINNY_FRAGMENTS_CUH
 #define INT4MM_SKINNY_FRAGMENTS_CUH
+
+#include <type_traits>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -42,13 +45,26 @@ struct IntegerA {
   typedef int32_t Sum;
   typedef IntegerB B;
   static constexpr int STEPS = 1;
+  static constexpr uint32_t ONES = 0x01010101u;
   static __device__ __forceinline__ void mma(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     ptx::mma_m16n8k32(acc, a, b0, b1);
   }
 };
 
+/* Int4 tensor cores take a slice's words as they lie. */
+struct WordsB {
+  uint32_t xor_mask;
+  __device__ __forceinline__ explicit WordsB(uint32_t xor_mask) : xor_mask(xor_mask) {}
+  __device__ __forceinline__ void set_zero(int, int) {}
+  __device__ __forceinline__ void operator()(uint32_t (&to)[2], uint32_t word, int) const {
+    to[0] = to[1] = word ^ xor_mask;
+  }
+};
+
 struct Int4A : IntegerA {
-  static constexpr int WORDS = 1, SHIFT = 8, ONES_SHIFT = 4;
+  typedef std::conditional<ptx::HAS_INT4, WordsB, IntegerB>::type B;
+  static constexpr int WORDS = 1, SHIFT = ptx::HAS_INT4 ? 0 : 8, ONES_SHIFT = ptx::HAS_INT4 ? 0 : 4;
+  static constexpr uint32_t ONES = ptx::HAS_INT4 ? 0x11111111u : IntegerA::ONES;
   Unpacker<false> unpack;
   uint32_t zero;
   __device__ __forceinline__ explicit Int4A(uint32_t xor_mask) : unpack(xor_mask), zero(xor_mask) {}
@@ -57,8 +73,18 @@ struct Int4A : IntegerA {
   }
   __device__ __forceinline__ void fragments(uint32_t (&to)[1][4], const uint32_t (&x)[1],
                                             const uint32_t (&y)[1]) const {
-    to[0][0] = unpack.even(x[0]), to[0][1] = unpack.even(y[0]);
-    to[0][2] = unpack.odd(x[0]), to[0][3] = unpack.odd(y[0]);
+    if constexpr (ptx::HAS_INT4) {
+      to[0][0] = x[0] ^ zero, to[0][1] = y[0] ^ zero;
+    } else {
+      to[0][0] = unpack.even(x[0]), to[0][1] = unpack.even(y[0]);
+      to[0][2] = unpack.odd(x[0]), to[0][3] = unpack.odd(y[0]);
+    }
+  }
+  static __device__ __forceinline__ void mma(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    if constexpr (ptx::HAS_INT4)
+      ptx::mma_m16n8k32_s4_movable(acc, {a[0], a[1]}, b0);
+    else
+      ptx::mma_m16n8k32(acc, a, b0, b1);
   }
 };
 

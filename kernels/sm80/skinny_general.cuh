@@ -98,6 +98,9 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   typedef typename std::conditional<MODE_ == CHAIN, ChainSums<GeneralShape>, GeneralSums<GeneralShape>>::type Sums;
   typedef GeneralSource<GeneralShape> Source;
   typedef Pending<GeneralShape> Waiting;
+  struct Words { /* A and A::B are */
+    __device__ __forceinline__ Words(uint32_t, uint32_t) {}
+  };
   static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
   static constexpr Mode MODE = MODE_;
   static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
@@ -322,7 +325,7 @@ __device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_a
   if constexpr (!S::FLOAT)
     if (with_ones)
 #pragma unroll
-      for (int m = 0; m < S::ROW_TILES; m++) A::mma(sum.ones[m], fragments[m][0], 0x01010101u, 0x01010101u);
+      for (int m = 0; m < S::ROW_TILES; m++) A::mma(sum.ones[m], fragments[m][0], A::ONES, A::ONES);
 }
 
 /* The scale of lane l's column, or of eight columns from 8t on, of a stage's segment. */

@@ -19,5 +19,6 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
     return launch(problem, plan, stream);                                                                              \
   }
 LAUNCHER(grouped_256x128)
+LAUNCHER(grouped_128x128)
 LAUNCHER(grouped_64x128)
 LAUNCHER(grouped_64x64)

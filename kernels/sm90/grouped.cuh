@@ -1,25 +1,31 @@
 /*
- * grouped: middle and large M on Hopper (sm_90a) where sums over groups of k are scaled one by one, and W4A16.
+ * grouped: middle and large M on Hopper (sm_90a) where weights go to wgmma from registers: sums over groups of k that
+ * are scaled one by one, W4A16, and int8 activations with a scale for each column.
  *
- *   t = 0, t = fma(float(acc_g), scale_b[g, n], t) for the groups in order; out = round(t * scale_a[m] + bias[n])
+ *   groups    t = 0, t = fma(float(acc_g), scale_b[g, n], t) for the groups in order; out = t * scale_a[m] + bias[n]
+ *   columns   out = float(acc) * scale_a[m] * scale_b[n] + bias[n]
  *
  * The operands change roles: wgmma's A, from registers, are 64 columns of B, and its B, from shared memory, is a tile
- * of activations. So the two rows of a thread's fragments are two columns of the output, and it needs two scales for
- * all of its sums. Persistent CTAs, each computing tiles of BM rows and BN columns of the output:
+ * of activations, as they were copied. So the two rows of a thread's fragments are two columns of the output, and it
+ * needs two scales for all of its sums. Persistent CTAs, each computing tiles of BM rows and BN columns of the output:
  *
  *   producers   a warpgroup: bulk tensor copies of packed B [16 words, BN] and activations [BM, 128], which lie in
- * shared memory as int8 or 16-bit floats, K-major in the 128-byte swizzle; scales and zero points, in the form that
- * consumers want. An int4 A comes widened to int8 (src/dispatch/choose.c) consumers   two warpgroups of BLOCKS blocks
- * of 64 columns each: packed B -> fragments in registers, wgmma, promotion to float32 sums, epilogue straight from
- * registers
+ *               shared memory as int8 or 16-bit floats, K-major in the 128-byte swizzle; scales and zero points of
+ *               groups in the form that consumers want, or factors. An int4 A comes widened to int8
+ *               (src/dispatch/choose.c)
+ *   consumers   two warpgroups of BLOCKS blocks of 64 columns each: packed B -> fragments in registers, wgmma,
+ *               promotion to float32 sums, epilogue straight from registers
  *
- * A k-block is 128 values of k. Its products are done in chains: CHAIN rows of the output and the values of k of one
- * group. A chain's wgmmas leave their sums in accumulators which are then promoted: converted, and added by an fma to
- * the float32 sums of the tile, DeepGEMM's way with fp8. With two sets of accumulators that happens while the next
- * chain is under way. With one, for W4A16, consumers take turns, so that one multiplies while the other promotes: in
- * step with each other they would leave the tensor cores idle.
+ * A k-block is 128 values of k. With groups its products are done in chains: CHAIN rows of the output and the values of
+ * k of one group. A chain's wgmmas leave their sums in accumulators which are then promoted: converted, and added by an
+ * fma to the float32 sums of the tile, DeepGEMM's way with fp8. With two sets of accumulators that happens while the
+ * next chain is under way. With one, consumers take turns, so that one multiplies while the other promotes: in step
+ * with each other they would leave the tensor cores idle. What bounds it is that promotion, and in W4A16 the card's
+ * power.
  *
- * What bounds it is that promotion, and in W4A16 the card's power.
+ * With a scale for each column all of K is one sum, and the fragments of a k-block are made while the one before is
+ * multiplied. Per k-block and 256 x 128 tile, 1024 clocks of wgmma, it moves 112 KB through shared memory; with the
+ * roles of hopper.cu, which writes int8 activations and weights and reads them again, that is 160 KB of at most 128.
  */
 #ifndef INT4MM_GROUPED_CUH
 #define INT4MM_GROUPED_CUH
@@ -29,42 +35,47 @@
 #include "common/launch.cuh"
 #include "common/shapes.h"
 #include "sm90/grouped_b.cuh"
+#include "sm90/kinds.cuh"
 #include "sm90/pipeline.cuh"
 
 namespace {
 
-constexpr int BLOCK_WORDS = INT4MM_BLOCK_WORDS; /* packed words of k in a k-block */
-constexpr int BLOCK_K = INT4MM_BLOCK_K;
 constexpr int BOX_COLUMNS = 32; /* of packed B in a copy: 128 bytes */
 constexpr int BOX_BYTES = BOX_COLUMNS * BLOCK_WORDS * 4;
 constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
- * block and as many chains as sets of accumulators; ZEROS: B has zero points; BM rows; BLOCKS of 64 columns to a
- * consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM. */
-template <int KIND_, int GROUP_, bool ZEROS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_>
+ * block and as many chains as sets of accumulators, or PER_COLUMN; what B's WEIGHTS are; BM rows; BLOCKS of 64 columns
+ * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM. */
+constexpr int PER_COLUMN = -1;
+template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_>
 struct Tile {
-  static constexpr int KIND = KIND_, GROUP = GROUP_, BM = BM_, BLOCKS = BLOCKS_;
-  static constexpr bool ZEROS = ZEROS_, FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
-  typedef typename PolicyB<KIND, ZEROS>::type B;
+  static constexpr int KIND = KIND_, GROUP = GROUP_, WEIGHTS = WEIGHTS_, BM = BM_, BLOCKS = BLOCKS_;
+  static constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, COLUMNS = GROUP == PER_COLUMN;
+  static constexpr bool HAS_FACTORS = WEIGHTS == FACTORS, GROUP_ZEROS = !COLUMNS && (WEIGHTS == ZEROS || FLOAT);
+  typedef typename PolicyB<KIND, WEIGHTS>::type B;
   static constexpr int CONSUMERS = CONSUMERS_, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
   static constexpr int PARTS = SLICES / 4;                    /* of a k-block: 128 bytes of a row of activations */
-  static constexpr int GROUPS = GROUP == 0 ? 1 : 128 / GROUP; /* of a k-block */
+  static constexpr int GROUPS = GROUP <= 0 ? 1 : 128 / GROUP; /* of a k-block */
   static constexpr int GROUP_SLICES = SLICES / GROUPS;
   static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
   static constexpr int ACCS = ACCS_;
   static constexpr bool AHEAD = !FLOAT || BM * BLOCKS < 256; /* words are loaded ahead: there are registers for them */
-  static constexpr bool TURNS = ACCS == 1 && BM > 64;        /* the small tile is bound by latency */
+  static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS; /* the small tile is bound by latency */
+  static constexpr int BUFFERS = COLUMNS ? 2 : 1;                 /* of fragments */
   static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
+  static_assert(!COLUMNS || !FLOAT, "a scale for each column is for integers");
+  static_assert(COLUMNS || !HAS_FACTORS, "factors have a scale for each column");
 
-  /* A stage: activations, packed B, and for each group a row of scales and of zero points; and its barriers. There are
-   * as many as fit, at most those asked for. */
-  static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4, SCALE_BYTES = GROUPS * BN * 4,
-                       ZERO_BYTES = ZEROS || FLOAT ? SCALE_BYTES : 0, STAGE_BARRIERS = 2;
+  /* A stage: activations, packed B, and for each group a row of scales and of zero points, or for each unit one of
+   * factors, bytes; and its barriers. There are as many as fit, at most those asked for. */
+  static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
+                       SCALE_BYTES = COLUMNS ? HAS_FACTORS * UNITS * BN : GROUPS * BN * 4,
+                       ZERO_BYTES = GROUP_ZEROS ? SCALE_BYTES : 0, STAGE_BARRIERS = 2;
   static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0)) /
                                  (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
   static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
@@ -74,7 +85,7 @@ struct Tile {
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
 
   /* Registers per thread, of the 504 (256) that the launch gives the three (two) warpgroups. */
-  static constexpr int PRODUCER_REGISTERS = BM == 64 ? 72 : CHAIN < 128 ? 40 : 24;
+  static constexpr int PRODUCER_REGISTERS = BM < 256 ? 72 : COLUMNS ? 40 : 24;
   static constexpr int CONSUMER_REGISTERS = ((CONSUMERS == 1 ? 256 : 504) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
@@ -89,6 +100,7 @@ struct Arguments {
   int32_t scales_dtype;
   const int8_t *zeros; /* or NULL */
   int64_t zeros_stride;
+  AffineArguments factors; /* where there are any */
   EpilogueArguments epilogue;
 };
 
@@ -105,7 +117,8 @@ template <class T> struct Shared {
   __device__ __forceinline__ uint32_t full(int stage) const { return barrier(stage); }
   __device__ __forceinline__ uint32_t empty(int stage) const { return barrier(T::STAGES + stage); }
   __device__ __forceinline__ int arrivals(int i) const {
-    return i < T::STAGES ? 2 : 4 * T::CONSUMERS; /* the copies' and the scales' */
+    if (i >= T::STAGES) return 4 * T::CONSUMERS;
+    return 1 + (T::HAS_FACTORS ? 32 : T::COLUMNS ? 0 : 1); /* the copies' and the factors' or scales' */
   }
 };
 
@@ -180,7 +193,7 @@ template <class T, int COUNT> struct GroupRow {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       zero[i] = 0;
-      if ((T::ZEROS || T::FLOAT) && p.zeros && 32 * i < columns)
+      if (T::GROUP_ZEROS && p.zeros && 32 * i < columns)
         zero[i] = __ldg(p.zeros + g * p.zeros_stride + column + 32 * i);
     }
   }
@@ -194,7 +207,7 @@ template <class T, int COUNT> struct GroupRow {
     for (int i = 0; i < COUNT; i++) {
       uint32_t at = (row * T::BN + column + 32 * i) * 4;
       ptx::st_shared(shared.scales(stage) + at, widen(scale[i], p.scales_dtype));
-      if (T::ZEROS || T::FLOAT) ptx::st_shared(shared.zeros(stage) + at, prepare_zero<T::KIND>(zero[i]));
+      if (T::GROUP_ZEROS) ptx::st_shared(shared.zeros(stage) + at, prepare_zero<T::KIND>(zero[i]));
     }
   }
 };
@@ -211,12 +224,24 @@ __device__ __forceinline__ void produce(const Shared<T> &shared, const CUtensorM
   }
 }
 
+/* One that brings factors. */
+template <class T> __device__ __forceinline__ void produce_factors(const Shared<T> &shared, const Arguments &p) {
+  PipelineState<T::STAGES> state;
+  int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (Walk<T> walk(p); !walk.done(); walk.advance(), state.advance()) {
+    ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
+    copy_affine<1>(p.factors, shared.scales(state.index) + lane * 4, T::BN, walk.k_block, walk.at.n * T::BN + lane * 4,
+                   p.N, shared.full(state.index));
+  }
+}
+
 /* And three that bring scales, each those of every third k-block, ROWS groups of it at once: they wait for memory, and
  * where there are registers for it (EARLY) load those of the next one before. */
 template <class T>
 __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = 3, COUNT = T::BN / 32, ROWS = T::BM == 64 ? T::GROUPS : 1;
-  constexpr bool EARLY = T::GROUPS == 1 && T::BM == 64;
+  constexpr int WARPS = 3, COUNT = T::BN / 32, ROWS = T::BM < 256 ? T::GROUPS : 1;
+  constexpr bool EARLY = T::GROUPS == 1 && T::BM < 256;
   static_assert(T::STAGES >= WARPS, "a warp may not skip a phase of a stage");
   typedef GroupRow<T, COUNT> Rows[ROWS];
   int lane = threadIdx.x % 32;
@@ -265,6 +290,27 @@ struct GroupScale {
   bool folded;
 };
 
+/* What COUNT neighbouring columns of the output take after their sums: a bias, and where it is for all of k the scale.
+ */
+template <int COUNT> struct OutputColumns {
+  float bias[COUNT], scale_b[COUNT];
+
+  template <bool SCALES> __device__ __forceinline__ void load(const EpilogueArguments &e, int column, int N) {
+    int4mm_load_bias(bias, e, column, N);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) scale_b[i] = SCALES && column + i < N ? __ldg(e.scale_b + column + i) : 0;
+  }
+  template <bool ROWS, bool SCALES>
+  __device__ __forceinline__ void scale(float (&x)[COUNT], const EpilogueArguments &e, int row) const {
+    float scale_a = ROWS ? __ldg(e.scale_a + row) : 1;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      if (ROWS) x[i] = __fmul_rn(x[i], scale_a);
+      if (SCALES) x[i] = __fmul_rn(x[i], scale_b[i]);
+    }
+  }
+};
+
 template <class T> struct Consumer {
   const Shared<T> &shared;
   const Arguments &p;
@@ -274,9 +320,11 @@ template <class T> struct Consumer {
   int column; /* in the tile: that of fragment row g in block 0; row g + 8 is the next, block 1 four further on */
   PipelineState<T::STAGES> state;
   uint2 words[T::SLICES]; /* of a k-block, as the policy loads them */
-  uint32_t fragments[T::SLICES][4];
+  uint32_t fragments[T::BUFFERS][T::SLICES][4];
   typename Accumulator<T::FLOAT>::type acc[T::ACCS][T::CHAIN / 2];
   float sums[T::BLOCKS][T::BM / 2];
+  uint2 zero;            /* prepared, where there is one for each column */
+  int last, before_last; /* stages of k-blocks whose products are under way, where there is a scale for each column */
 
   /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
    * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
@@ -304,15 +352,23 @@ template <class T> struct Consumer {
     return ptx::ld_shared_v2(from + (row * T::BN + column + 4 * block) * 4);
   }
 
-  __device__ __forceinline__ void make_fragments(int block, int stage) {
-    uint2 zero = make_uint2(0, 0);
+  /* Two neighbouring columns' factors of a unit. */
+  __device__ __forceinline__ uint2 load_factors(int stage, int unit) const {
+    uint32_t four = ptx::ld_shared(shared.scales(stage) + unit * T::BN + (column & ~3));
+    uint32_t first = 0x4440 + (column & 3);
+    return make_uint2(__byte_perm(four, 0, first), __byte_perm(four, 0, first + 1));
+  }
+
+  __device__ __forceinline__ void make_fragments(uint32_t (&to)[T::SLICES][4], int block, int stage) {
+    uint2 affine = zero;
 #pragma unroll
     for (int j = 0; j < T::SLICES; j++) {
-      if ((T::ZEROS || T::FLOAT) && j % T::GROUP_SLICES == 0)
-        zero = load_pair(shared.zeros(stage), block, j / T::GROUP_SLICES);
-      policy.unpack(fragments[j], words[j].x, words[j].y, zero);
+      if (T::GROUP_ZEROS && j % T::GROUP_SLICES == 0)
+        affine = load_pair(shared.zeros(stage), block, j / T::GROUP_SLICES);
+      if (T::HAS_FACTORS) affine = load_factors(stage, j);
+      policy.unpack(to[j], words[j].x, words[j].y, affine);
     }
-    keep_in_registers(fragments);
+    keep_in_registers(to);
   }
 
   /* The turns of the consumers; each passes its own on once it has issued a chain. */
@@ -325,19 +381,19 @@ template <class T> struct Consumer {
 
   /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
    * nothing. */
-  template <int ITEM> __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
+  template <int ITEM, int BUFFER = 0> __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
     constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
     auto &to = acc[ITEM % T::ACCS];
-    keep_in_registers(to);
+    if (!T::COLUMNS) keep_in_registers(to); /* else the k-block before is still writing to it */
     if (T::TURNS) wait_for_turn();
     ptx::wgmma_fence();
 #pragma unroll
     for (int j = FIRST; j < FIRST + T::GROUP_SLICES; j++) {
       uint64_t operand = a + (j / 4 * T::BM + CHAIN * T::CHAIN) * (ROW_BYTES / 16) + 2 * (j % 4);
       if constexpr (T::FLOAT)
-        ptx::wgmma_f32<T::CHAIN, T::KIND == W4A16_BFLOAT>(to, fragments[j], operand, !starts || j > FIRST);
+        ptx::wgmma_f32<T::CHAIN, T::KIND == W4A16_BFLOAT>(to, fragments[BUFFER][j], operand, !starts || j > FIRST);
       else
-        ptx::wgmma<T::CHAIN>(to, fragments[j], operand, !starts || j > FIRST);
+        ptx::wgmma<T::CHAIN>(to, fragments[BUFFER][j], operand, !starts || j > FIRST);
     }
     ptx::wgmma_commit_group();
     if (T::TURNS) pass_turn();
@@ -345,22 +401,26 @@ template <class T> struct Consumer {
 
   /* Adds a chain's sums to those of the tile. */
   template <int ITEM> __device__ __forceinline__ void promote(int block, const GroupScale &scale) {
-    keep_in_registers(acc[ITEM % T::ACCS]);
-    if (scale.folded)
-      add<ITEM>(block, scale.of, [](float x) { return x; });
-    else
-      add<ITEM>(block, scale.of, [](float x) { return __fmul_rn(x, T::B::UNSCALE); });
-  }
-  template <int ITEM, class Sum> __device__ __forceinline__ void add(int block, float2 scale, Sum sum) {
     constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
+    auto &from = acc[ITEM % T::ACCS];
+    keep_in_registers(from);
+    if constexpr (!T::FLOAT && T::B::UNSCALE != 1) {
+      if (__builtin_expect(!scale.folded, false))
+#pragma unroll
+        for (int32_t &x : from) x = unscaled(x);
+    }
 #pragma unroll
     for (int i = 0; i < T::CHAIN / 2; i++)
-      sums[block][FIRST + i] =
-          __fmaf_rn(sum((float)acc[ITEM % T::ACCS][i]), i & 2 ? scale.y : scale.x, sums[block][FIRST + i]);
+      sums[block][FIRST + i] = __fmaf_rn((float)from[i], i & 2 ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
   }
 
-  /* UNSCALE goes into the scales, unless a warp has one that it would round: then, rarely, into the sums, whose
-   * conversion it does not change. */
+  /* Without the 16 times of B, if there are any. */
+  static __device__ __forceinline__ int32_t unscaled(int32_t sum) {
+    static_assert(T::FLOAT || T::B::UNSCALE == 1 || T::B::UNSCALE == 1.0f / 16, "another factor");
+    return T::B::UNSCALE == 1 ? sum : sum >> 4;
+  }
+
+  /* UNSCALE goes into the scales, unless a warp has one that it would round: then, rarely, into the sums. */
   __device__ __forceinline__ GroupScale load_scale(int block, int stage, int group) const {
     constexpr float UNSCALE = T::B::UNSCALE;
     uint2 s = load_pair(shared.scales(stage), block, group);
@@ -374,15 +434,16 @@ template <class T> struct Consumer {
 
   /* From ITEM on: waits for a chain, promotes its sums and starts the one that takes its accumulators. next() is called
    * while a last chain is under way. */
-  template <int ITEM, class Next> __device__ __forceinline__ void finish(int block, int stage, uint64_t a, Next next) {
+  template <int ITEM, class Next>
+  __device__ __forceinline__ void finish(int block, int stage, uint64_t a, GroupScale scale, Next next) {
     constexpr int AFTER = ITEM + T::ACCS;
-    GroupScale scale = load_scale(block, stage, ITEM / T::CHAINS);
+    if (ITEM % T::CHAINS == 0) scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
     ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
     promote<ITEM>(block, scale);
     if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
     if (T::ACCS == 2 && AFTER == T::ITEMS) next();
-    if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, next);
+    if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, scale, next);
   }
 
   /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. `starts` and `ends`
@@ -390,12 +451,12 @@ template <class T> struct Consumer {
   template <class Next>
   __device__ __forceinline__ void multiply_block(int block, int stage, bool starts, bool ends, Next next) {
     if (!T::AHEAD) load_words(block, stage);
-    make_fragments(block, stage);
+    make_fragments(fragments[0], block, stage);
     uint64_t a = ptx::make_smem_desc(shared.a(stage));
     multiply<0>(a, T::GROUP > 0 || starts);
     if constexpr (T::ACCS == 2) multiply<1>(a, T::GROUP > 0 || starts);
     if constexpr (T::GROUP > 0) {
-      finish<0>(block, stage, a, next);
+      finish<0>(block, stage, a, GroupScale(), next);
     } else {
       next();
       ptx::wgmma_wait_group<0>();
@@ -429,11 +490,55 @@ template <class T> struct Consumer {
         else if (T::AHEAD)
           load_words(block + 1, stage);
       });
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.empty(stage));
+    release(stage);
   }
 
-  __device__ __forceinline__ void multiply_tile(bool last_tile) {
+  __device__ __forceinline__ void release(int stage) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0 && stage >= 0) ptx::mbarrier_arrive(shared.empty(stage));
+  }
+
+  /* A k-block's products with a scale for each column. Those of the k-block before are under way meanwhile, so that
+   * fragments take turns by PARITY. */
+  template <int PARITY> __device__ __forceinline__ void add_k_block(bool starts, bool more) {
+    int stage = state.index;
+    ptx::wgmma_wait_group<1>();
+    release(before_last);
+    make_fragments(fragments[PARITY], 0, stage);
+    multiply<0, PARITY>(ptx::make_smem_desc(shared.a(stage)), starts);
+    before_last = last, last = stage;
+    state.advance();
+    if (more) begin_k_block();
+  }
+
+  /* A tile's products with a scale for each column, left in the accumulators. */
+  __device__ __forceinline__ void add_tile(bool last_tile) {
+    last = before_last = -1;
+    int k_block = 0;
+#pragma unroll 1
+    for (; k_block + 1 < p.k_blocks; k_block += 2) {
+      add_k_block<0>(k_block == 0, true);
+      add_k_block<1>(false, k_block + 2 < p.k_blocks || !last_tile);
+    }
+    if (k_block < p.k_blocks) add_k_block<0>(k_block == 0, !last_tile);
+    ptx::wgmma_wait_group<0>();
+    release(before_last), release(last);
+    keep_in_registers(acc[0]);
+  }
+
+  /* The zero points of a tile's columns, for make_fragments; prefetched while the tile before is finished. */
+  __device__ __forceinline__ void load_zeros(const TileCoord &at) {
+    int first = at.n * T::BN + column;
+    zero.x = prepare_zero<T::KIND>(first < p.N ? __ldg(p.zeros + first) : 0);
+    zero.y = prepare_zero<T::KIND>(first + 1 < p.N ? __ldg(p.zeros + first + 1) : 0);
+  }
+  __device__ __forceinline__ void prefetch_zeros(const TileCoord &at) const {
+    int first = at.n * T::BN + column;
+    if (first < p.N) ptx::prefetch_l1(p.zeros + first);
+  }
+
+  /* A tile's products, scaled group by group. */
+  __device__ __forceinline__ void promote_tile(bool last_tile) {
 #pragma unroll
     for (int i = 0; i < T::BLOCKS * T::BM / 2; i++) sums[i / (T::BM / 2)][i % (T::BM / 2)] = 0;
     int left = 0; /* k-blocks of the group */
@@ -447,6 +552,14 @@ template <class T> struct Consumer {
 
   /* ---- the epilogue ---- */
 
+  /* A tile's sum. */
+  __device__ __forceinline__ float sum(int block, int i) const {
+    if constexpr (T::COLUMNS)
+      return (float)unscaled(acc[0][i]);
+    else
+      return sums[block][i];
+  }
+
   /* COUNT neighbouring columns of a row: of rows 8q + 2t and the next one, lanes l = 0 and 1 exchange halves. */
   static constexpr int COUNT = 4 * T::BLOCKS;
   __device__ __forceinline__ void gather(float (&x)[COUNT], int q) const {
@@ -455,7 +568,7 @@ template <class T> struct Consumer {
     for (int block = 0; block < T::BLOCKS; block++)
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        float first = sums[block][4 * q + 2 * r], second = sums[block][4 * q + 2 * r + 1];
+        float first = sum(block, 4 * q + 2 * r), second = sum(block, 4 * q + 2 * r + 1);
         float kept = l ? second : first, got = __shfl_xor_sync(0xffffffffu, l ? first : second, 4);
         x[4 * block + r] = l ? got : kept, x[4 * block + 2 + r] = l ? kept : got;
       }
@@ -463,16 +576,16 @@ template <class T> struct Consumer {
 
   /* A tile that lies whole inside an output of aligned rows, without activation and residual: straight-line code. */
   template <int DTYPE>
-  __device__ __forceinline__ void finish_full(int row, int first_column, const float (&bias)[COUNT]) const {
+  __device__ __forceinline__ void finish_full(int row, int first_column, const OutputColumns<COUNT> &columns) const {
     typedef typename int4mm_out_word<DTYPE>::type Word;
     Word *out = (Word *)p.epilogue.out + row * p.epilogue.ldo + first_column;
 #pragma unroll
     for (int q = 0; q < T::BM / 8; q++) {
-      float x[COUNT], scale = T::FLOAT ? 1 : __ldg(p.epilogue.scale_a + row + 8 * q);
+      float x[COUNT];
+      __syncwarp(); /* or the compiler works on several rows at once, and spills */
       gather(x, q);
-#pragma unroll
-      for (int i = 0; i < COUNT; i++) x[i] = T::FLOAT ? x[i] : __fmul_rn(x[i], scale);
-      int4mm_add_bias(x, p.epilogue, bias);
+      columns.template scale<!T::FLOAT, T::COLUMNS>(x, p.epilogue, row + 8 * q);
+      int4mm_add_bias(x, p.epilogue, columns.bias);
       int4mm_store_vector<DTYPE>(out + 8 * q * p.epilogue.ldo, x);
     }
   }
@@ -481,26 +594,28 @@ template <class T> struct Consumer {
 };
 
 /* A call, not inlined: a thread of a large tile has many units. */
-template <int COUNT>
-__device__ __noinline__ void call_finish_sums(const Arguments &p, int row, int column, int4mm_floats<COUNT> bias,
+template <class T, int COUNT>
+__device__ __noinline__ void call_finish_sums(const Arguments &p, int row, int column, OutputColumns<COUNT> columns,
                                               int4mm_floats<COUNT> sums) {
-  if (row < p.M && column < p.N) int4mm_finish_sums<true>(p.epilogue, row, column, p.N, bias.x, sums.x);
+  if (row >= p.M || column >= p.N) return;
+  columns.template scale<!T::FLOAT, T::COLUMNS>(sums.x, p.epilogue, row);
+  int4mm_finish_scaled<true>(p.epilogue, row, column, p.N, columns.bias, sums.x);
 }
 
 template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(const TileCoord &at) const {
   int t = threadIdx.x % 4, l = threadIdx.x >> 2 & 1;
   int row = at.m * T::BM + 2 * t + l, first_column = at.n * T::BN + column - 2 * l;
-  int4mm_floats<COUNT> bias;
-  int4mm_load_bias(bias.x, p.epilogue, first_column, p.N);
+  OutputColumns<COUNT> columns;
+  columns.template load<T::COLUMNS>(p.epilogue, first_column, p.N);
   bool inside = p.epilogue.vector_store && !p.epilogue.layer && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
   if (inside)
     return int4mm_for_out_dtype(p.epilogue.out_dtype,
-                                [&](auto dtype) { finish_full<decltype(dtype)::value>(row, first_column, bias.x); });
+                                [&](auto dtype) { finish_full<decltype(dtype)::value>(row, first_column, columns); });
 #pragma unroll
   for (int q = 0; q < T::BM / 8; q++) {
     int4mm_floats<COUNT> x;
     gather(x.x, q);
-    call_finish_sums<COUNT>(p, row + 8 * q, first_column, bias, x);
+    call_finish_sums<T>(p, row + 8 * q, first_column, columns, x);
   }
 }
 
@@ -508,13 +623,19 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
   int tiles = p.tiles_m * p.tiles_n;
   if ((int)blockIdx.x >= tiles) return;
   Consumer<T> consumer(shared, p, index);
+  constexpr bool COLUMN_ZEROS = T::COLUMNS && T::WEIGHTS == ZEROS;
   if (T::TURNS && index == 1) consumer.pass_turn();
   consumer.begin_k_block();
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    consumer.multiply_tile(tile + (int)gridDim.x >= tiles);
-    Walk<T> walk(p, tile);
-    consumer.finish_tile(walk.at);
+    bool last_tile = tile + (int)gridDim.x >= tiles;
+    if (COLUMN_ZEROS) consumer.load_zeros(Walk<T>(p, tile).at);
+    if constexpr (T::COLUMNS)
+      consumer.add_tile(last_tile);
+    else
+      consumer.promote_tile(last_tile);
+    if (COLUMN_ZEROS && !last_tile) consumer.prefetch_zeros(Walk<T>(p, tile + gridDim.x).at);
+    consumer.finish_tile(Walk<T>(p, tile).at);
   }
   if (T::TURNS && index == 0) consumer.wait_for_turn(); /* so that the barrier is left empty */
 }
@@ -537,10 +658,13 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS)
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
-    if (warp == 0)
+    if (warp == 0) {
       produce<T>(shared, map_a, map_b, p);
-    else
+    } else if constexpr (!T::COLUMNS) {
       produce_scales<T>(shared, p, warp - 1);
+    } else if constexpr (T::HAS_FACTORS) {
+      if (warp == 1) produce_factors<T>(shared, p);
+    }
   } else {
     ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
     consume<T>(shared, p, group - 1);
@@ -602,6 +726,7 @@ template <class T> Arguments make_arguments(const int4mm_problem &problem) {
   p.scales = b.group_scales.data, p.scales_stride = b.group_scales.stride, p.scales_dtype = b.group_scales.dtype;
   if (!p.scales) p.scales = b.scales, p.scales_stride = 0, p.scales_dtype = INT4MM_FLOAT32;
   p.zeros = (const int8_t *)b.zeros.data, p.zeros_stride = b.zeros.stride;
+  if (T::HAS_FACTORS) p.factors = affine_arguments(&problem);
   p.epilogue = int4mm_epilogue_arguments(&problem, Consumer<T>::COUNT);
   if (T::FLOAT) p.epilogue.scale_a = nullptr;
   return p;
@@ -617,18 +742,30 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
                                    p);
 }
 
-/* The instance for a problem's groups and zero points. With several groups to a k-block there are fewer registers for
- * accumulators. */
+/* The instance for a scale for each column: integers, with zero points, factors or neither. */
+template <int BM, int STAGES>
+cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  auto launch_weights = [&](auto weights) {
+    return launch<Tile<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2>>(problem, plan, stream);
+  };
+  if (problem->b.factors.data) return launch_weights(int4mm_constant<FACTORS>());
+  if (problem->b.zeros.data) return launch_weights(int4mm_constant<ZEROS>());
+  return launch_weights(int4mm_constant<PLAIN>());
+}
+
+/* The instance for a problem's groups and zero points. With several groups to a k-block chains are short, and two of
+ * them hide each other's latency. */
 template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int CONSUMERS = 2>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
   auto with_zeros = [&](auto group) {
     constexpr int GROUP = decltype(group)::value,
-                  ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN;
+                  ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN,
+                  ACCS = ROWS < CHAIN && !FLOAT ? 2 : 1;
     if constexpr (!FLOAT) /* floats take zero points in any case */
       if (problem->b.zeros.data)
-        return launch<Tile<KIND, GROUP, true, BM, BLOCKS, ROWS, 1, STAGES, CONSUMERS>>(problem, plan, stream);
-    return launch<Tile<KIND, GROUP, false, BM, BLOCKS, ROWS, 1, STAGES, CONSUMERS>>(problem, plan, stream);
+        return launch<Tile<KIND, GROUP, ZEROS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>>(problem, plan, stream);
+    return launch<Tile<KIND, GROUP, PLAIN, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>>(problem, plan, stream);
   };
   int64_t group = problem->b.group, K = problem->K;
   if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))

@@ -5,8 +5,8 @@
  *   BytesB   W4A8: k in its order, 32j + 4t .. + 3 and 16 further on: halves of the words 4j + t / 2 and two further on
  *   FloatsB  W4A16: k in its order, 16j + 2t, 2t + 1 and 8 further on: byte t of the words 2j and 2j + 1
  *
- * Without zero points integers are 16 times their value (unpack.cuh). With them a nibble u = b + 8 becomes the byte
- * u + c with c = 120 - z, 1 to 240, which carries into no other, and 128 less is b - z.
+ * Plain integers are 16 times their value (unpack.cuh). With a zero point a nibble u = b + 8 becomes the byte u + c
+ * with c = 120 - z, 1 to 240, which carries into no other, and 128 less is b - z; with a factor f, u f + 128 - 8 f.
  *
  * In float16 and bfloat16 the numbers 0 .. 255, as bits, are so many times the least subnormal. One fma for two values
  * multiplies that away, by a sixteenth for a nibble that lies in the upper half of its byte, and takes 8 + z: exact.
@@ -20,8 +20,9 @@
 
 namespace {
 
-/* What activations are. */
-enum Kind { W4A8, W4A16_HALF, W4A16_BFLOAT };
+/* What activations are, and B's weights: b, b - z, or b times an integer group scale. */
+enum Activations { W4A8, W4A16_HALF, W4A16_BFLOAT };
+enum Weights { PLAIN, ZEROS, FACTORS };
 
 /* A uniform value in an ordinary register: instructions that take it from a uniform one need a move each. */
 __device__ __forceinline__ uint32_t in_register(uint32_t x) {
@@ -29,18 +30,15 @@ __device__ __forceinline__ uint32_t in_register(uint32_t x) {
   return x;
 }
 
-/* Four nibbles in the low halves of bytes, as u = b + 8, to b - z. */
-__device__ __forceinline__ uint32_t subtract_zero(uint32_t u, uint32_t zero) {
-  return (u + zero) ^ 0x80808080u;
-}
-
-/* ZEROS: with zero points. `at(row)` is the address of a lane's two words in a row of packed B, where its rows begin
- * with first_row(), of a k-block's. */
-template <bool ZEROS> struct BytesB {
-  static constexpr float UNSCALE = ZEROS ? 1.0f : 1.0f / 16;
+/* `at(row)` is the address of a lane's two words in a row of packed B, where its rows begin with first_row(), of a
+ * k-block's. unpack's last argument has for each of the two columns what WEIGHTS take: a prepared zero point or a
+ * factor. */
+template <int WEIGHTS> struct BytesB {
+  static constexpr bool WIDE = WEIGHTS != PLAIN; /* nibbles become u = b + 8 in the low halves of bytes first */
+  static constexpr float UNSCALE = WIDE ? 1.0f : 1.0f / 16;
   uint32_t fix, halves; /* a selector for prmt: this lane's half of two words */
   __device__ __forceinline__ explicit BytesB(uint32_t xor_mask)
-      : fix(in_register(ZEROS ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)),
+      : fix(in_register(WIDE ? ~xor_mask & 0x08080808u : xor_mask & 0x80808080u)),
         halves(threadIdx.x & 1 ? 0x7632 : 0x5410) {}
 
   static __device__ __forceinline__ int first_row() { return threadIdx.x % 4 / 2; }
@@ -49,16 +47,20 @@ template <bool ZEROS> struct BytesB {
     uint2 first = ptx::ld_shared_v2(at(4 * j)), second = ptx::ld_shared_v2(at(4 * j + 2));
     return make_uint2(__byte_perm(first.x, second.x, halves), __byte_perm(first.y, second.y, halves));
   }
-  __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 zero) const {
-    spread(to[0], to[2], low, zero.x), spread(to[1], to[3], high, zero.y);
+  __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 affine) const {
+    spread(to[0], to[2], low, affine.x), spread(to[1], to[3], high, affine.y);
   }
 
 private:
-  __device__ __forceinline__ void spread(uint32_t &first, uint32_t &second, uint32_t w, uint32_t zero) const {
-    constexpr uint32_t MASK = ZEROS ? 0x0f0f0f0fu : 0xf0f0f0f0u;
-    uint32_t even = ZEROS ? w : w << 4, odd = ZEROS ? w >> 4 : w;
+  __device__ __forceinline__ void spread(uint32_t &first, uint32_t &second, uint32_t w, uint32_t affine) const {
+    constexpr uint32_t MASK = WIDE ? 0x0f0f0f0fu : 0xf0f0f0f0u;
+    uint32_t even = WIDE ? w : w << 4, odd = WIDE ? w >> 4 : w;
     first = (__byte_perm(even, odd, 0x5140) & MASK) ^ fix, second = (__byte_perm(even, odd, 0x7362) & MASK) ^ fix;
-    if (ZEROS) first = subtract_zero(first, zero), second = subtract_zero(second, zero);
+    if (WEIGHTS == ZEROS) first = (first + affine) ^ 0x80808080u, second = (second + affine) ^ 0x80808080u;
+    if (WEIGHTS == FACTORS) {
+      uint32_t offset = 0x80808080u - affine * 0x08080808u;
+      first = (first * affine + offset) ^ 0x80808080u, second = (second * affine + offset) ^ 0x80808080u;
+    }
   }
 };
 
@@ -91,8 +93,8 @@ private:
   }
 };
 
-template <int KIND, bool ZEROS> struct PolicyB { typedef FloatsB<KIND == W4A16_BFLOAT> type; };
-template <bool ZEROS> struct PolicyB<W4A8, ZEROS> { typedef BytesB<ZEROS> type; };
+template <int KIND, int WEIGHTS> struct PolicyB { typedef FloatsB<KIND == W4A16_BFLOAT> type; };
+template <int WEIGHTS> struct PolicyB<W4A8, WEIGHTS> { typedef BytesB<WEIGHTS> type; };
 
 /* A zero point as the policies take it, twice or four times. */
 template <int KIND> __device__ __forceinline__ uint32_t prepare_zero(int z) {

@@ -16,6 +16,7 @@
  * Several k-blocks are unpacked at a time, since the way of one through shared memory and the fence takes longer than
  * its products.
  */
+#include "common/experts.cuh"
 #include "sm90/hopper_b.cuh"
 #include "sm90/mainloop.cuh"
 
@@ -23,19 +24,19 @@ namespace {
 
 /* CONSUMERS warpgroups of ROW_BLOCKS 64-row blocks each; UNPACKERS warpgroups; depths of the pipelines of int4 A (and
  * where rows of B do not start on 16 bytes, which takes more shared memory; of int8 A half as deep), packed B and int8
- * B; what A and B are; with activation and residual or not; how B and out lie. */
+ * B; what A and B are; with activation and residual or not; how B and out lie; a grouped product. */
 template <int CONSUMERS_, int ROW_BLOCKS_, int UNPACKERS_, int STAGES_A_, int SHIFTED_STAGES_A_, int STAGES_B_,
-          int STAGES_8_, class Kind_, bool LAYER_, bool NK_, bool ALIGNED_, bool OUT_ALIGNED_>
+          int STAGES_8_, class Kind_, bool LAYER_, bool NK_, bool ALIGNED_, bool OUT_ALIGNED_, bool EXPERTS_ = false>
 struct Tile {
   typedef Kind_ Kind;
-  static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
+  static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_, EXPERTS = EXPERTS_;
   static constexpr int MAPS_B = ALIGNED && !NK ? 1 : 4;
   static constexpr int CONSUMERS = CONSUMERS_, ROW_BLOCKS = ROW_BLOCKS_, UNPACKERS = UNPACKERS_;
   static constexpr int STAGES_A = (ALIGNED_ ? STAGES_A_ : SHIFTED_STAGES_A_) / (Kind::INT8_A ? 2 : 1),
                        STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_ - (Kind::AFFINE && UNPACKERS_ == 2);
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
                        FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = Kind::AFFINE ? 1 : 2;
-  static constexpr bool LAYER = LAYER_, CALLS = LAYER_;
+  static constexpr bool LAYER = LAYER_, CALLS = LAYER_ || EXPERTS_;
   static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS);
 
   /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. */
@@ -52,14 +53,17 @@ struct Tile {
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, B_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
                        AFFINE_OFFSET = B_OFFSET + STAGES_B * B_BYTES,
                        BARRIER_OFFSET = AFFINE_OFFSET + STAGES_B * AFFINE_BYTES,
-                       BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8), SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
+                       BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8), TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
+                       SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? 8 * (INT4MM_HOPPER_EXPERTS + 1) : 0);
   static_assert(SHARED_BYTES <= SHARED_LIMIT, "too much shared memory");
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
   static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = 24, UNPACKER_REGISTERS = ROW_BLOCKS == 2 ? (Kind::AFFINE ? 72 : 56)
-                                                                     : Kind::AFFINE  ? 80
-                                                                                     : 72;
+  static constexpr int PRODUCER_REGISTERS = 24,
+                       UNPACKER_REGISTERS = (ROW_BLOCKS == 2 || Kind::ZEROS ? 56 : 72) +
+                                            (!Kind::AFFINE     ? (EXPERTS && ROW_BLOCKS == 2 ? 8 : 0)
+                                             : ROW_BLOCKS == 2 ? 16
+                                                               : 8);
   static constexpr int LEFT = LAUNCH_REGISTERS * THREADS / 128 - PRODUCER_REGISTERS - UNPACKERS * UNPACKER_REGISTERS;
   static constexpr int CONSUMER_REGISTERS = LEFT / CONSUMERS / 8 * 8;
 };
@@ -69,8 +73,7 @@ template <class T> struct Shared {
   __device__ __forceinline__ uint32_t b8(int stage) const { return base + stage * T::B8_BYTES; }
   __device__ __forceinline__ uint32_t a(int stage) const { return base + T::A_OFFSET + stage * T::A_BYTES; }
   __device__ __forceinline__ uint32_t b(int stage) const { return base + T::B_OFFSET + stage * T::B_BYTES; }
-  /* Factors or zero points of a stage of packed B: for each unit a byte for each column, as the unpackers' lanes take
-   * them. */
+  /* Factors of a stage of packed B: for each unit a byte for each column, as the unpackers' lanes take them. */
   __device__ __forceinline__ uint32_t affine(int stage) const {
     return base + T::AFFINE_OFFSET + stage * T::AFFINE_BYTES;
   }
@@ -98,31 +101,71 @@ template <class T> struct Shared {
   }
 };
 
-/* The CTA's tiles, first, first + stride, ..., of so many k-blocks each. Tiles are rasterised in groups of GROUP_M tile
- * rows, down a group's columns, so that the CTAs of a wave share operands in L2. */
-struct TileScheduler {
-  static constexpr int GROUP_M = 8;
-  int first, stride, tiles, k_blocks;
-  __device__ __forceinline__ explicit TileScheduler(const Arguments &p)
-      : first(blockIdx.x), stride(gridDim.x), tiles(p.tiles_m * p.tiles_n),
-        k_blocks((p.words + BLOCK_WORDS - 1) / BLOCK_WORDS) {}
+/* A tile's coordinates among those of its expert, of whom a plain product has one; and the expert's first row and the
+ * end of its rows. */
+struct ExpertCoord : TileCoord {
+  int expert, begin, end;
+};
 
-  static __device__ __forceinline__ TileCoord coord(int tile, const Arguments &p) {
-    int group = tile / (GROUP_M * p.tiles_n), rows = min(p.tiles_m - group * GROUP_M, GROUP_M);
+/* The table of a grouped product's experts (common/experts.cuh). */
+template <class T> __device__ __forceinline__ int2 *expert_table() {
+  extern __shared__ __align__(1024) uint8_t memory[];
+  return (int2 *)(memory + T::TABLE_OFFSET);
+}
+
+/* The CTA's tiles, first, first + stride, ..., of so many k-blocks each. Tiles are rasterised in groups of GROUP_M tile
+ * rows, down a group's columns, so that the CTAs of a wave share operands in L2; those of an expert after those of the
+ * one before. */
+template <class T> struct TileScheduler {
+  static constexpr int GROUP_M = 8;
+  int first, stride, k_blocks;
+  __device__ __forceinline__ explicit TileScheduler(const Arguments &p)
+      : first(blockIdx.x), stride(gridDim.x), k_blocks((p.words + BLOCK_WORDS - 1) / BLOCK_WORDS) {}
+  static __device__ __forceinline__ int tiles(const Arguments &p) {
+    return (T::EXPERTS ? ((volatile int2 *)expert_table<T>())[p.experts.count].x : p.tiles_m) * p.tiles_n;
+  }
+
+  static __device__ __forceinline__ ExpertCoord coord(int tile, const Arguments &p) {
+    int tiles_m = p.tiles_m, expert = 0, begin = 0, end = p.M;
+    if constexpr (T::EXPERTS) { /* found anew each time: registers are few */
+      const int2 *table = expert_table<T>();
+      for (int high = p.experts.count; high - expert > 1;) {
+        int middle = (expert + high) / 2;
+        if (table[middle].x * p.tiles_n <= tile)
+          expert = middle;
+        else
+          high = middle;
+      }
+      tile -= table[expert].x * p.tiles_n;
+      tiles_m = table[expert + 1].x - table[expert].x, begin = table[expert].y, end = table[expert + 1].y;
+    }
+    int group = tile / (GROUP_M * p.tiles_n), rows = min(tiles_m - group * GROUP_M, GROUP_M);
     int i = tile % (GROUP_M * p.tiles_n);
-    return {group * GROUP_M + i % rows, i / rows};
+    return {{group * GROUP_M + i % rows, i / rows}, expert, begin, end};
   }
 };
+
+/* A product's arguments as those of one expert's, up to the end of its rows. */
+template <class T> __device__ __forceinline__ decltype(auto) arguments_of(const Arguments &p, const ExpertCoord &at) {
+  if constexpr (T::EXPERTS) {
+    Arguments own = p;
+    own.M = at.end, own.epilogue.scale_b += at.expert * p.experts.scales;
+    if (p.epilogue.bias) own.epilogue.bias += at.expert * p.experts.bias;
+    return own;
+  } else {
+    return (p);
+  }
+}
 
 /* ---- producers ---- */
 
 /* Walks a pipeline of STAGES through the CTA's k-blocks; load(state, coord, k_block) fills a stage. One thread for each
  * map of an operand; and threads for each operand, since B runs ahead of A by the k-blocks that lie unpacked. */
-template <int STAGES, class Load> __device__ __forceinline__ void produce(const Arguments &p, Load load) {
+template <class T, int STAGES, class Load> __device__ __forceinline__ void produce(const Arguments &p, Load load) {
   PipelineState<STAGES> state;
-  TileScheduler scheduler(p);
-  for (int tile = scheduler.first; tile < scheduler.tiles; tile += scheduler.stride) {
-    TileCoord at = TileScheduler::coord(tile, p);
+  TileScheduler<T> scheduler(p);
+  for (int tile = scheduler.first; tile < scheduler.tiles(p); tile += scheduler.stride) {
+    ExpertCoord at = TileScheduler<T>::coord(tile, p);
 #pragma unroll 1
     for (int k_block = 0; k_block < scheduler.k_blocks; k_block++, state.advance()) load(state, at, k_block);
   }
@@ -133,12 +176,12 @@ __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtenso
   /* Tries for which A's second k-block is held back until B's first has landed, which has the longer way to the
    * consumers. They are bounded, since B's barrier may be phases further on. */
   int tries = 16;
-  produce<T::STAGES_A>(p, [&](const PipelineState<T::STAGES_A> &state, const TileCoord &at, int k_block) {
+  produce<T, T::STAGES_A>(p, [&](const PipelineState<T::STAGES_A> &state, const ExpertCoord &at, int k_block) {
     ptx::mbarrier_wait(shared.empty_a(state.index), state.phase ^ 1);
     for (; k_block == 1 && tries > 0; tries--)
       if (ptx::mbarrier_try_wait(shared.full_b(0), 0)) tries = 1; /* the last try */
     ptx::mbarrier_arrive_expect_tx(shared.full_a(state.index), p.box_rows * T::Kind::A_ROW_BYTES);
-    ptx::cp_async_bulk_tensor_2d(shared.a(state.index), map, k_block * T::Kind::A_ELEMENTS, at.m * T::BM,
+    ptx::cp_async_bulk_tensor_2d(shared.a(state.index), map, k_block * T::Kind::A_ELEMENTS, at.begin + at.m * T::BM,
                                  shared.full_a(state.index));
   });
 }
@@ -146,14 +189,16 @@ __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtenso
 /* A box of B: 16 rows of BN columns, or with NK the BN rows of 16 words each. */
 template <class T> struct BoxB {
   int x, y;
-  __device__ __forceinline__ BoxB(const TileCoord &at, int k_block)
-      : x(T::NK ? k_block * BLOCK_WORDS : at.n * T::BN), y(T::NK ? at.n * T::BN : k_block * BLOCK_WORDS) {}
+  __device__ __forceinline__ BoxB(const Arguments &p, const ExpertCoord &at, int k_block)
+      : x(T::NK ? k_block * BLOCK_WORDS : at.n * T::BN), y(T::NK ? at.n * T::BN : k_block * BLOCK_WORDS) {
+    if (T::EXPERTS) y += at.expert * (T::NK ? p.N : p.words);
+  }
 };
 
 template <class T>
 __device__ __forceinline__ void produce_b(const Shared<T> &shared, const RowMaps<T::MAPS_B> &maps, const Arguments &p) {
-  produce<T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const TileCoord &at, int k_block) {
-    BoxB<T> box(at, k_block);
+  produce<T, T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const ExpertCoord &at, int k_block) {
+    BoxB<T> box(p, at, k_block);
     BoxCopy<T::MAPS_B> copy(maps, box.x, box.y);
     ptx::mbarrier_wait(shared.empty_b(state.index), state.phase ^ 1);
     if (copy.r == 0) ptx::mbarrier_arrive_expect_tx(shared.full_b(state.index), T::COPY_BYTES);
@@ -162,36 +207,25 @@ __device__ __forceinline__ void produce_b(const Shared<T> &shared, const RowMaps
   });
 }
 
-/* Factors or zero points, which come with packed B: a warp's copies. */
+/* Factors, which come with packed B: a warp's copies. */
 template <class T>
 __device__ __forceinline__ void produce_affine(const Shared<T> &shared, const Arguments &p,
                                                const AffineArguments &affine) {
   typedef typename HopperB<T>::type B;
-  produce<T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const TileCoord &at, int k_block) {
-    int column = at.n * T::BN + B::first_column();
-    uint32_t to = shared.affine(state.index) + threadIdx.x % 32 * 4;
+  produce<T, T::STAGES_B>(p, [&](const PipelineState<T::STAGES_B> &state, const ExpertCoord &at, int k_block) {
     ptx::mbarrier_wait(shared.empty_b(state.index), state.phase ^ 1);
-    if (B::STEP == 1 && affine.vector) {
-#pragma unroll
-      for (int u = 0; u < UNITS; u++)
-        if (column < p.N) ptx::cp_async4(to + u * T::BN, affine_row(affine, k_block * UNITS + u) + column);
-      ptx::cp_async_mbarrier_arrive_noinc(shared.full_b(state.index));
-    } else {
-#pragma unroll 1
-      for (int u = 0; u < UNITS; u++)
-        ptx::st_shared(to + u * T::BN, load_affine<B::STEP>(affine, k_block * UNITS + u, column, p.N));
-      ptx::mbarrier_arrive(shared.full_b(state.index));
-    }
+    copy_affine<B::STEP>(affine, shared.affine(state.index) + threadIdx.x % 32 * 4, T::BN, k_block,
+                         at.n * T::BN + B::first_column(), p.N, shared.full_b(state.index));
   });
 }
 
 /* Prefetches B of the first k-blocks into L2, one CTA for each column of a rasterisation group: all CTAs at once for
  * the same lines would take longer than it saves. It reads nothing, so it need not wait for the prerequisite grids. */
 template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::MAPS_B> &maps, const Arguments &p) {
-  TileCoord at = TileScheduler::coord(blockIdx.x, p);
-  if (at.m % TileScheduler::GROUP_M) return;
+  ExpertCoord at = TileScheduler<T>::coord(blockIdx.x, p);
+  if (at.m % TileScheduler<T>::GROUP_M) return;
   for (int k_block = 0; k_block < 4; k_block++) {
-    BoxB<T> box(at, k_block);
+    BoxB<T> box(p, at, k_block);
     BoxCopy<T::MAPS_B> copy(maps, box.x, box.y);
     ptx::cp_async_bulk_prefetch_tensor_2d(copy.map, copy.x, copy.y);
   }
@@ -199,23 +233,22 @@ template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::M
 
 /* ---- unpackers ---- */
 
-/* What word(quarter, e, t) of a k-block's B, a policy, is with its factor or zero point, which lie in shared memory. */
+/* What word(quarter, e, t) of a k-block's B, a policy, is with its factor, which lies in shared memory. */
 template <class T, class B, bool AFFINE = T::Kind::AFFINE> struct AffineB {
   __device__ __forceinline__ explicit AffineB(const NoAffineArguments &) {}
   __device__ __forceinline__ void load(uint32_t) {}
   __device__ __forceinline__ uint32_t word(const B &b, int, int e, int t) const { return b.word(e, t); }
 };
 template <class T, class B> struct AffineB<T, B, true> {
-  const AffineArguments &arguments;
-  AffineColumns columns[UNITS];
-  __device__ __forceinline__ explicit AffineB(const AffineArguments &arguments) : arguments(arguments) {}
+  uint32_t bytes[UNITS];
+  __device__ __forceinline__ explicit AffineB(const AffineArguments &) {}
   /* For each quarter anew: what is made of these would else be kept for the next one, in too many registers. */
   __device__ __forceinline__ void load(uint32_t from) {
 #pragma unroll
-    for (int u = 0; u < UNITS; u++) columns[u].make(arguments, ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4));
+    for (int u = 0; u < UNITS; u++) bytes[u] = ptx::ld_shared(from + u * T::BN + threadIdx.x % 32 * 4);
   }
   __device__ __forceinline__ AffineWord word(const B &b, int quarter, int e, int t) const {
-    return columns[t].word(b.word(e, t), B::column_of(quarter, e));
+    return AffineColumns(bytes[t]).word(b.word(e, t), B::column_of(quarter, e));
   }
 };
 
@@ -226,9 +259,9 @@ template <class T>
 __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<T::MAPS_B> &maps, const Arguments &p,
                                          const typename T::Kind::Affine &affine_arguments, int warp) {
   constexpr int SHARE = 4 / T::GROUP_WARPS; /* quarters of a warp */
-  TileScheduler scheduler(p);
+  TileScheduler<T> scheduler(p);
   int group = warp / T::GROUP_WARPS, first_quarter = warp % T::GROUP_WARPS * SHARE;
-  int tiles = scheduler.first < scheduler.tiles ? (scheduler.tiles - 1 - scheduler.first) / scheduler.stride + 1 : 0;
+  int tiles = (scheduler.tiles(p) - 1 - scheduler.first + scheduler.stride) / scheduler.stride;
   int left = tiles > 0 ? tiles * scheduler.k_blocks - group : 0;
   int k_block = group; /* within its tile */
   PipelineState<T::STAGES_B> packed;
@@ -247,7 +280,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 #pragma unroll 1
   for (; left > 0; left -= T::UNPACK_GROUPS, k_block += T::UNPACK_GROUPS) {
     while (k_block >= scheduler.k_blocks) k_block -= scheduler.k_blocks;
-    int valid = p.words - k_block * BLOCK_WORDS;
+    int valid = T::EXPERTS ? BLOCK_WORDS : p.words - k_block * BLOCK_WORDS; /* or the next words are not 0 */
     B b;
     auto load = [&](int quarter) {
       b.load(shared.b(packed.index), quarter, T::ALIGNED ? 0 : maps.shift[quarter], valid, p.xor_b);
@@ -281,23 +314,41 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 
 /* ---- consumers ---- */
 
+/* Results of rows of no expert, by all consumers. */
+template <class T> __device__ __noinline__ void zero_rows(const Arguments &p) {
+  const int before = expert_table<T>()[0].y, after = expert_table<T>()[p.experts.count].y;
+  const int64_t outputs = (int64_t)(before + p.M - after) * p.N, step = (int64_t)gridDim.x * 128 * T::CONSUMERS;
+  const float zero[1] = {0};
+  for (int64_t i = blockIdx.x * 128 * T::CONSUMERS + threadIdx.x - 128 * (1 + T::UNPACKERS); i < outputs; i += step) {
+    const int row = (int)(i / p.N), column = (int)(i % p.N);
+    int4mm_store(p.epilogue, row < before ? row : row - before + after, column, p.N, zero);
+  }
+}
+
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
   /* Where registers are fewest, from what need not be kept. */
-  int consumer_index = T::Kind::AFFINE ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
+  int consumer_index = T::Kind::AFFINE || T::EXPERTS ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
   int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
-  TileScheduler scheduler(p);
+  TileScheduler<T> scheduler(p);
+  if constexpr (T::EXPERTS) {
+    zero_rows<T>(p);
+    if (scheduler.first >= scheduler.tiles(p)) return;
+  }
   /* One consumer starts SKEW k-blocks later where that costs no products, so that the two do not store at once. */
   constexpr int SKEW = 2;
   if (T::ROW_BLOCKS == 1 && index == 1 && scheduler.k_blocks > SKEW) ptx::mbarrier_wait(shared.full_b8(SKEW), 0);
-  for (int tile = scheduler.first; tile < scheduler.tiles; tile += scheduler.stride) {
+  for (int tile = scheduler.first; tile < scheduler.tiles(p); tile += scheduler.stride) {
     Scales<T> scales;
+    consumer.zeros.begin(p, true);
     consumer.multiply_tile(scheduler.k_blocks, [&] {
-      TileCoord at = TileScheduler::coord(tile, p);
-      scales.load(p, at, at.m * T::BM + row_in_tile);
+      ExpertCoord at = TileScheduler<T>::coord(tile, p);
+      scales.load(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile);
+      consumer.zeros.load(p, at);
     });
-    TileCoord at = TileScheduler::coord(tile, p); /* once more: registers are few in the mainloop */
-    epilogue<T>(p, at, at.m * T::BM + row_in_tile, scales, consumer.acc, [](int) { return true; });
+    ExpertCoord at = TileScheduler<T>::coord(tile, p); /* once more: registers are few in the mainloop */
+    epilogue<T>(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile, scales, consumer.acc,
+                [](int) { return true; });
   }
 }
 
@@ -317,8 +368,13 @@ __global__ void __launch_bounds__(T::THREADS, 1)
   }
   __syncthreads();
   ptx::griddepcontrol_launch_dependents();
-  if (threadIdx.x / T::MAPS_B == 64 / T::MAPS_B) prefetch_b<T>(maps_b, p);
+  if constexpr (!T::EXPERTS)
+    if (threadIdx.x / T::MAPS_B == 64 / T::MAPS_B) prefetch_b<T>(maps_b, p);
   ptx::griddepcontrol_wait();
+  if constexpr (T::EXPERTS) {
+    if (threadIdx.x / 32 == 3) make_expert_table<T::BM>(expert_table<T>(), p.experts, p.M);
+    __syncthreads();
+  }
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
@@ -343,14 +399,29 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   typename T::Kind::Affine affine = {};
   if constexpr (T::Kind::AFFINE) affine = affine_arguments(problem);
   const int4mm_operand *b = &problem->b;
-  int64_t words = int4mm_words_of_k(problem);
+  int64_t words = int4mm_words_of_k(problem), experts = T::EXPERTS ? problem->experts.count : 1;
   cudaError_t error = map_a_of<T>(&map_a, problem, p);
   if (error == cudaSuccess)
-    error = map_rows(&maps_b, b->words, T::NK ? problem->N : words, T::NK ? words : problem->N, b->stride, T::ROWS,
-                     T::ROW_BYTES / 4, T::NK && T::ALIGNED ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_NONE);
+    error = map_rows(&maps_b, b->words, experts * (T::NK ? problem->N : words), T::NK ? words : problem->N, b->stride,
+                     T::ROWS, T::ROW_BYTES / 4,
+                     T::NK && T::ALIGNED ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_NONE);
   if (error != cudaSuccess) return error;
   return int4mm_launch<hopper<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, maps_b,
                                   p, affine);
+}
+
+/* A grouped product, which has fewer instances. */
+template <int CONSUMERS, int ROW_BLOCKS, int UNPACKERS, int STAGES_A, int SHIFTED_STAGES_A, int STAGES_B, int STAGES_8,
+          class Kind>
+cudaError_t launch_experts(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if constexpr (Kind::AFFINE || Kind::ZEROS) return cudaErrorNotSupported;
+  if constexpr (!Kind::AFFINE && !Kind::ZEROS) {
+    auto with = [&](auto nk) {
+      return launch<Tile<CONSUMERS, ROW_BLOCKS, UNPACKERS, STAGES_A, SHIFTED_STAGES_A, STAGES_B, STAGES_8, Kind, false,
+                         nk.value, true, true, true>>(problem, plan, stream);
+    };
+    return problem->b.layout == INT4MM_K_MAJOR ? with(int4mm_constant<1>()) : with(int4mm_constant<0>());
+  }
 }
 
 } // namespace
@@ -364,6 +435,7 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
     static_assert(Basic::STAGES_8 == INT4MM_TILE(NAME, STAGES), "the registry has another depth");                     \
     return for_kind(problem, [&](auto kind) {                                                                          \
       typedef decltype(kind) K;                                                                                        \
+      if (problem->experts.count) return launch_experts<__VA_ARGS__, K>(problem, plan, stream);                        \
       if constexpr (KINDS)                                                                                             \
         return for_layout(problem, kind, is_aligned(problem->b), [&](auto layer, auto nk, auto aligned, auto out) {    \
           typedef Tile<__VA_ARGS__, K, layer.value, nk.value, aligned.value, out.value> T;                             \

@@ -35,6 +35,7 @@
  *   STAGES_A, _8      depths of the pipelines of packed A and int8 B in shared memory
  *   LAYER             may have an activation and a residual, and stores as any tile does: OUT_ALIGNED has no meaning
  *   CALLS             finishes 8 columns of a row by a call
+ *   EXPERTS           of a grouped product
  */
 #ifndef INT4MM_MAINLOOP_CUH
 #define INT4MM_MAINLOOP_CUH
@@ -59,8 +60,10 @@ struct Arguments {
                  */
   const uint32_t *b;
   int64_t ldb;
+  const int8_t *zeros; /* of the columns, or NULL */
   uint32_t xor_a, xor_b;
   EpilogueArguments epilogue;
+  int4mm_experts experts;
 };
 
 /* ---- copies ---- */
@@ -181,6 +184,66 @@ template <class T> struct BytesA {
   }
 };
 
+/* Zero points: a consumer's sums of rows of A, which are 1 << SHIFT_A times too large, and z of the columns of lane l,
+ * 4l .. 4l + 3, a byte each. */
+template <class T, bool ANY = T::Kind::ZEROS> struct ZeroPoints { /* none */
+  __device__ __forceinline__ void begin(const Arguments &, bool) {}
+  __device__ __forceinline__ void add(int, const uint32_t (&)[SLICES][4]) {}
+  __device__ __forceinline__ void load(const Arguments &, const TileCoord &) {}
+  __device__ __forceinline__ void subtract(int32_t (&)[T::ROW_BLOCKS][T::BN / 2]) {}
+};
+template <class T> struct ZeroPoints<T, true> {
+  int32_t sums[T::ROW_BLOCKS][2];
+  uint32_t columns;
+
+  /* For a tile's k-blocks, the last one among them or not: past K an A of words in the offset encoding reads as -8. */
+  __device__ __forceinline__ void begin(const Arguments &p, bool last) {
+    int past = -p.words & (BLOCK_WORDS - 1);
+    bool counts = !T::Kind::INT8_A && p.xor_a && last && threadIdx.x % 4 == 0; /* one lane of a row's four */
+#pragma unroll
+    for (int b = 0; b < T::ROW_BLOCKS; b++) sums[b][0] = sums[b][1] = counts ? past * 8 * 8 << T::Kind::SHIFT_A : 0;
+  }
+  __device__ __forceinline__ void add(int block, const uint32_t (&fragments)[SLICES][4]) {
+#pragma unroll
+    for (int j = 0; j < SLICES; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) sums[block][i % 2] = __dp4a((int)fragments[j][i], 0x01010101, sums[block][i % 2]);
+  }
+  __device__ __forceinline__ void load(const Arguments &p, const TileCoord &at) {
+    int first = at.n * T::BN + threadIdx.x % 32 * 4;
+    columns = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (threadIdx.x % 32 < T::UNPACK_LANES && first + i < p.N)
+        columns |= (uint32_t)__ldg((const uint8_t *)p.zeros + first + i) << 8 * i;
+  }
+  /* Makes sums what they are with zero points, no longer too large. */
+  __device__ __forceinline__ void subtract(int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2]) {
+#pragma unroll
+    for (int i = 0; i < 2 * T::ROW_BLOCKS; i++) {
+      int32_t &sum = sums[i / 2][i % 2];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      sum >>= T::Kind::SHIFT_A;
+    }
+#pragma unroll
+    for (int four = 0; four < T::BN / 16; four++) { /* neighbouring columns, the first or last of a column group's */
+      __syncwarp();                                 /* or the compiler works on many at once, and spills */
+      uint32_t zeros = __shfl_sync(0xffffffffu, columns, four / 2 * 8 + threadIdx.x % 4 * 2 + four % 2);
+#pragma unroll
+      for (int c = 0; c < 4; c++) {
+        int32_t z = (int8_t)(zeros >> 8 * c);
+        int i = (c * T::COLUMN_GROUPS + four / 2) * 4 + four % 2;
+#pragma unroll
+        for (int b = 0; b < T::ROW_BLOCKS; b++) {
+          acc[b][i] = (acc[b][i] >> T::Kind::SHIFT) - z * sums[b][0];
+          acc[b][i + 2] = (acc[b][i + 2] >> T::Kind::SHIFT) - z * sums[b][1];
+        }
+      }
+    }
+  }
+};
+
 /* The wgmmas of a row block and k-block, committed as a group. */
 template <class T>
 __device__ __forceinline__ void multiply(int32_t (&acc)[T::BN / 2], const uint32_t (&fragments)[SLICES][4], uint64_t b,
@@ -203,6 +266,7 @@ template <class T, class S> struct Consumer {
   PipelineState<T::STAGES_8> state_b8;
   int32_t acc[T::ROW_BLOCKS][T::BN / 2];
   uint32_t fragments[T::FRAGMENT_BUFFERS][SLICES][4];
+  ZeroPoints<T> zeros;
   int reading, read; /* stages of int8 B that groups in flight read: the last k-block's and the one before it; or -1 */
 
   __device__ __forceinline__ Consumer(const S &shared, const Arguments &p, int row_in_tile)
@@ -231,6 +295,7 @@ template <class T, class S> struct Consumer {
       keep_in_registers(buffer); /* all of them, before the fence of the wgmmas */
       if (block == 0) ptx::mbarrier_wait(shared.full_b8(state_b8.index), state_b8.phase);
       multiply<T>(acc[block], buffer, ptx::make_smem_desc(shared.b8(state_b8.index)), !first);
+      zeros.add(block, buffer);
       if (block + 1 < T::ROW_BLOCKS) a.load_next(shared.a(state_a.index), block + 1);
     }
     shared.release_a(state_a.index); /* only now: its words have been used */
@@ -241,10 +306,13 @@ template <class T, class S> struct Consumer {
   }
 
   /* The products of `k_blocks` k-blocks, at least one, left in acc. while_last() is called while the last are in
-   * flight. */
+   * flight; with zero points, which begin() before, it loads these. */
   template <class F> __device__ __forceinline__ void multiply_tile(int k_blocks, F while_last) {
     reading = read = -1;
     load_a();
+    if (T::Kind::ZEROS) /* so that what subtract() left does not stay in registers */
+#pragma unroll
+      for (int i = 0; i < T::ROW_BLOCKS * T::BN / 2; i++) acc[i / (T::BN / 2)][i % (T::BN / 2)] = 0;
     int i = 0;
     if constexpr (T::ROW_BLOCKS < T::FRAGMENT_BUFFERS) { /* the compiler has to see that fragments alternate */
 #pragma unroll 1
@@ -263,6 +331,7 @@ template <class T, class S> struct Consumer {
     release_b8(reading);
 #pragma unroll
     for (int b = 0; b < T::ROW_BLOCKS; b++) keep_in_registers(acc[b]);
+    zeros.subtract(acc);
   }
 };
 
@@ -350,7 +419,7 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
                                                    const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
   typedef typename int4mm_out_word<DTYPE>::type Word;
   /* Registers are few: scales are gathered for every row. */
-  constexpr bool TIGHT = (T::NK || T::Kind::AFFINE) && T::ROW_BLOCKS == 2;
+  constexpr bool TIGHT = (T::NK || T::Kind::AFFINE || T::EXPERTS) && T::ROW_BLOCKS == 2;
   int first_column = at.n * T::BN + threadIdx.x % 4 * COLUMNS;
   Word *out = (Word *)p.epilogue.out + first_row * p.epilogue.ldo + first_column;
   const Bias<T> bias(p, at);
@@ -469,7 +538,8 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
   if constexpr (T::LAYER) return epilogue_any_tile<T>(p, at, first_row, scales, acc, owns);
   /* A row's scale takes in UNSCALE where that is exact: not among the subnormals. */
   float row_scale[T::ROW_BLOCKS][T::FRAGMENT_ROWS];
-  bool inside = (!T::OUT_ALIGNED || p.epilogue.vector_store) && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
+  const int last_row = first_row + (T::ROW_BLOCKS - 1) * 64 + (T::FRAGMENT_ROWS - 1) * 8;
+  bool inside = (!T::OUT_ALIGNED || p.epilogue.vector_store) && last_row < p.M && (at.n + 1) * T::BN <= p.N;
 #pragma unroll
   for (int b = 0; b < T::ROW_BLOCKS; b++)
 #pragma unroll
@@ -532,9 +602,11 @@ bool is_out_aligned(const int4mm_problem &problem) {
 
 /* Calls launch(kind), the Kind of a problem. */
 template <class F> cudaError_t for_kind(const int4mm_problem *problem, F launch) {
-  bool affine = problem->b.factors.data || problem->b.zeros.data;
-  if (problem->a.dtype == INT4MM_INT8) return affine ? launch(Kind<true, true>()) : launch(Kind<true, false>());
-  return affine ? launch(Kind<false, true>()) : launch(Kind<false, false>());
+  bool int8 = problem->a.dtype == INT4MM_INT8;
+  if (problem->b.factors.data) return int8 ? launch(Kind<true, true>()) : launch(Kind<false, true>());
+  if (problem->b.zeros.data)
+    return int8 ? launch(Kind<true, false, false, true>()) : launch(Kind<false, false, false, true>());
+  return int8 ? launch(Kind<true, false>()) : launch(Kind<false, false>());
 }
 
 /* Calls launch(layer, nk, aligned, out_aligned), constants: the instance for a problem. Layers have one way to store,
@@ -546,12 +618,13 @@ template <class F, class Kind> cudaError_t for_layout(const int4mm_problem *prob
   bool nk = problem->b.layout == INT4MM_K_MAJOR, out = is_out_aligned(*problem), layer = int4mm_is_layer(problem);
   int4mm_constant<0> no;
   int4mm_constant<1> yes;
-  if constexpr (Kind::AFFINE || Kind::INT8_A) layer = layer || !aligned || !out;
+  constexpr bool W4A4 = !Kind::AFFINE && !Kind::INT8_A && !Kind::ZEROS;
+  if constexpr (!W4A4) layer = layer || !aligned || !out;
   if (layer) {
     if (nk) return aligned ? launch(yes, yes, yes, yes) : launch(yes, yes, no, no);
     return aligned ? launch(yes, no, yes, yes) : launch(yes, no, no, no);
   }
-  if constexpr (Kind::AFFINE || Kind::INT8_A)
+  if constexpr (!W4A4)
     return nk ? launch(no, yes, yes, yes) : launch(no, no, yes, yes);
   else {
     if (nk) return !aligned ? launch(no, yes, no, no) : out ? launch(no, yes, yes, yes) : launch(no, yes, yes, no);
@@ -565,9 +638,11 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)int4mm_words_of_k(problem);
   p.tiles_m = (p.M + plan->tile_m - 1) / plan->tile_m, p.tiles_n = (p.N + plan->tile_n - 1) / plan->tile_n;
   p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
+  p.zeros = (const int8_t *)problem->b.zeros.data;
   p.b = problem->b.words, p.ldb = problem->b.stride;
   p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
+  p.experts = problem->experts;
   return p;
 }
 

@@ -33,7 +33,7 @@ struct Tile {
   typedef Kind_ Kind;
   static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
   static constexpr int K_GROUPS = K_GROUPS_, STAGES_A = STAGES_A_, STAGES_8 = STAGES_8_;
-  static constexpr bool LAYER = LAYER_, CALLS = false;
+  static constexpr bool LAYER = LAYER_, EXPERTS = false, CALLS = false;
   static constexpr int CONSUMERS = 2, UNPACKERS = 2, THREADS = 128 * (UNPACKERS + CONSUMERS);
   static constexpr int ROW_BLOCKS = 1, BM = 64 * CONSUMERS / K_GROUPS, BN = 64, UNPACK_LANES = BN / 4,
                        COLUMN_GROUPS = BN / 32;
@@ -216,8 +216,12 @@ __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorM
   consumer.state_a.advance(k_group), consumer.state_b8.advance(k_group);
   Scales<T> scales;
   if (k_group < work.count) {
-    consumer.multiply_tile((work.count - k_group + T::K_GROUPS - 1) / T::K_GROUPS,
-                           [&] { scales.load(p, work.at, first_row); });
+    bool last = work.rank + 1 == p.split && (work.count - 1 - k_group) % T::K_GROUPS == 0;
+    consumer.zeros.begin(p, last);
+    consumer.multiply_tile((work.count - k_group + T::K_GROUPS - 1) / T::K_GROUPS, [&] {
+      scales.load(p, work.at, first_row);
+      consumer.zeros.load(p, work.at);
+    });
   } else { /* a single k-block */
     scales.load(p, work.at, first_row);
 #pragma unroll
@@ -293,23 +297,32 @@ cudaError_t launch_wide(const int4mm_problem *problem, const int4mm_plan *plan, 
 extern "C" cudaError_t int4mm_launch_narrow_128x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                    cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_128x64, STAGES);
-  typedef Kind<false, false> W4A4;
-  typedef Tile<1, 7, STAGES, W4A4, false, false, true, true> T;
+  typedef Tile<1, 7, STAGES, Kind<false, false>, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_128x64, M) && T::BN == INT4MM_TILE(narrow_128x64, N), "another tile");
-  if (problem->a.dtype == INT4MM_INT8) return launch_layout<1, 4, 4>(problem, Kind<true, false>(), plan, stream);
-  return launch_layout<1, 7, STAGES>(problem, W4A4(), plan, stream);
+  return for_kind(problem, [&](auto kind) {
+    typedef decltype(kind) K;
+    if constexpr (K::AFFINE)
+      return cudaErrorNotSupported;
+    else
+      return launch_layout < 1, K::INT8_A ? 4 : 7, K::INT8_A ? 4 : STAGES > (problem, kind, plan, stream);
+  });
 }
 
 extern "C" cudaError_t int4mm_launch_narrow_64x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                   cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_64x64, STAGES);
-  typedef Kind<false, false> W4A4;
-  typedef Tile<2, 8, STAGES, W4A4, false, false, true, true> T;
+  typedef Tile<2, 8, STAGES, Kind<false, false>, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_64x64, M) && T::BN == INT4MM_TILE(narrow_64x64, N), "another tile");
-  bool wide = problem->K >= INT4MM_WIDE_K;
-  if (problem->a.dtype == INT4MM_INT8)
-    return wide ? launch_wide<2, 6, 6, Kind<true, false, true>>(problem, plan, stream)
-                : launch_layout<2, 6, 6>(problem, Kind<true, false>(), plan, stream);
-  return wide ? launch_wide<2, 8, STAGES, Kind<false, false, true>>(problem, plan, stream)
-              : launch_layout<2, 8, STAGES>(problem, W4A4(), plan, stream);
+  return for_kind(problem, [&](auto kind) {
+    typedef decltype(kind) K;
+    constexpr int STAGES_A = K::INT8_A ? 6 : 8, STAGES_8 = K::INT8_A ? 6 : STAGES;
+    if constexpr (K::AFFINE) {
+      return cudaErrorNotSupported;
+    } else {
+      if constexpr (!K::ZEROS)
+        if (problem->K >= INT4MM_WIDE_K)
+          return launch_wide<2, STAGES_A, STAGES_8, Kind<K::INT8_A, false, true>>(problem, plan, stream);
+      return launch_layout<2, STAGES_A, STAGES_8>(problem, kind, plan, stream);
+    }
+  });
 }

@@ -12,8 +12,13 @@
 --   @{int4mm.ops.int4_matmul_cuda|int4_matmul_cuda}, the oracle
 --   @{int4mm.reference.int4_matmul_reference|int4_matmul_reference} and what it holds others to with floats,
 --   @{int4mm.reference.int4_matmul_bound|int4_matmul_bound}; @{int4mm.ops.prepack|prepack}
+-- - the products of several experts, or of a batch: @{int4mm.ops.int4_grouped_matmul|int4_grouped_matmul},
+--   @{int4mm.ops.int4_grouped_matmul_cpu|int4_grouped_matmul_cpu},
+--   @{int4mm.ops.int4_grouped_matmul_cuda|int4_grouped_matmul_cuda}, the oracle
+--   @{int4mm.reference.int4_grouped_matmul_reference|int4_grouped_matmul_reference}
 -- - what a product would do: @{int4mm.ops.explain|explain}, @{int4mm.ops.choose_cuda|choose_cuda},
---   @{int4mm.ops.cuda_kernels|cuda_kernels}
+--   @{int4mm.ops.cuda_kernels|cuda_kernels}, @{int4mm.ops.architectures|architectures},
+--   @{int4mm.tune.tune|tune}, @{int4mm.tune.load_tuning|load_tuning}
 -- - layers: @{int4mm.linear.linear|linear}, @{int4mm.linear.int4_linear|int4_linear},
 --   @{int4mm.linear.linear_workspace|linear_workspace}, the oracle
 --   @{int4mm.reference.int4_linear_reference|int4_linear_reference}
@@ -71,12 +76,15 @@ local reference = require "int4mm.reference"
 local safetensors = require "int4mm.io.safetensors"
 local shape = require "int4mm.shape"
 local tensor = require "int4mm.tensor"
+local tune = require "int4mm.tune"
 require "int4mm.reduce" -- methods of tensors
 
 local warning = binding.lib.int4mm_warning() -- of the environment's variables
 if warning ~= nil then
   io.stderr:write("int4mm: ", (require("ffi").string(warning):gsub("\n", "\nint4mm: ")), "\n")
 end
+local untuned = tune.load_environment()
+if untuned then io.stderr:write("int4mm: ", untuned, "\n") end
 
 return {
   --- The version of the library, as "0.1.0".
@@ -88,10 +96,17 @@ return {
   int4_matmul_cuda = ops.int4_matmul_cuda,
   int4_matmul_reference = reference.int4_matmul_reference,
   int4_matmul_bound = reference.int4_matmul_bound,
+  int4_grouped_matmul = ops.int4_grouped_matmul,
+  int4_grouped_matmul_cpu = ops.int4_grouped_matmul_cpu,
+  int4_grouped_matmul_cuda = ops.int4_grouped_matmul_cuda,
+  int4_grouped_matmul_reference = reference.int4_grouped_matmul_reference,
   prepack = ops.prepack,
   explain = ops.explain,
   choose_cuda = ops.choose_cuda,
   cuda_kernels = ops.cuda_kernels,
+  architectures = ops.architectures,
+  tune = tune.tune,
+  load_tuning = tune.load_tuning,
 
   -- layers
   linear = linear.linear,

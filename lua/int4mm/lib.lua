@@ -161,7 +161,9 @@ local function count_from_one(sentence)
   sentence = sentence:gsub("row (%d+), column (%d+) %(counted from 0%)", function(row, column)
     return ("row %.0f, column %.0f"):format(row + 1, column + 1)
   end)
-  sentence = sentence:gsub("index (%d+) %(counted from 0%)", function(i) return ("index %.0f"):format(i + 1) end)
+  sentence = sentence:gsub("(%l+) (%d+) %(counted from 0%)", function(what, i) -- an index, an expert
+    return ("%s %.0f"):format(what, i + 1)
+  end)
   return (sentence:gsub("along dim ([01])", { ["0"] = "along dim 1", ["1"] = "along dim 2" }))
 end
 

@@ -381,25 +381,53 @@ local function set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts
   if opts.kernel ~= nil then args.kernel = opts.kernel end
 end
 
-local function call_matmul(args) return lib.int4mm_matmul(args) end
+-- Of a grouped product the argument `offsets`: the tensor, or nil, and the number of experts.
+local function take_offsets(name, offsets)
+  if type(offsets) == "number" then return nil, check.integer(name, "offsets", offsets, 1, 2 ^ 20) end
+  if not tensor.is_tensor(offsets) then
+    check.raise(name, "offsets is %s, expected a tensor [E + 1] int32, where the rows of each expert begin, or the "
+      .. "number of experts, which then have as many rows each", check.describe(offsets))
+  end
+  tensor.check(name, "offsets", offsets)
+  return offsets, math.max(tonumber(offsets.c.shape[0]) - 1, 1)
+end
 
-local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
-  opts = check.options(name, opts, MATMUL_OPTIONS)
-  check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
+local function call_matmul(args, experts, offsets)
+  if not experts then return lib.int4mm_matmul(args) end
+  return lib.int4mm_grouped_matmul(args, offsets and offsets.c, offsets and 0 or experts)
+end
+
+-- A product, or with `experts` (a tensor of offsets beside it, or nil) a grouped one.
+local function matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts, experts, offsets)
   local args = make_args(name, backend, a_packed, b_packed, opts)
   local out = opts.out or tensor.released()
   set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
   local status
   if opts.out then
-    status = memory.with_retry(a_packed.c.device, call_matmul, args)
+    status = memory.with_retry(a_packed.c.device, call_matmul, args, experts, offsets)
   else
     local nk = args.layout_b == NK or b_packed.c.packing == 2
-    local bytes = tonumber(a_packed.c.shape[0]) * tonumber(b_packed.c.shape[nk and 0 or 1])
-      * enums.dtypes[enums.dtype_names[args.out_dtype]].bytes
-    status = memory.with_room(a_packed.c.device, bytes, call_matmul, args)
+    local columns = tonumber(b_packed.c.shape[nk and 0 or 1]) / (nk and experts or 1)
+    local bytes = tonumber(a_packed.c.shape[0]) * columns * enums.dtypes[enums.dtype_names[args.out_dtype]].bytes
+    status = memory.with_room(a_packed.c.device, bytes, call_matmul, args, experts, offsets)
   end
   binding.check(name, status)
   keep(a_packed, b_packed, scale_a, scale_b, opts)
+  return out
+end
+
+local function plain_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
+  opts = check.options(name, opts, MATMUL_OPTIONS)
+  check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
+  return matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
+end
+
+local function grouped_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, offsets, opts)
+  opts = check.options(name, opts, MATMUL_OPTIONS)
+  check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
+  local begins, experts = take_offsets(name, offsets)
+  local out = matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts, experts, begins)
+  if begins then keep(begins) end
   return out
 end
 
@@ -438,18 +466,58 @@ end
 -- @treturn tensor [M, N] on the device of a_packed
 -- @raise naming the argument, what it was and what was expected
 function ops.int4_matmul(a_packed, b_packed, scale_a, scale_b, opts)
-  return (matmul("int4_matmul", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
+  return (plain_matmul("int4_matmul", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
 end
 
 --- As @{int4_matmul}, on the CPU: threaded SIMD code. Operands have to be on the CPU.
 function ops.int4_matmul_cpu(a_packed, b_packed, scale_a, scale_b, opts)
-  return (matmul("int4_matmul_cpu", USE_CPU, a_packed, b_packed, scale_a, scale_b, opts))
+  return (plain_matmul("int4_matmul_cpu", USE_CPU, a_packed, b_packed, scale_a, scale_b, opts))
 end
 
 --- As @{int4_matmul}, on a GPU; operands on the CPU are copied there and the result back.
 -- @raise as int4_matmul, and where CUDA is not available, with the reason
 function ops.int4_matmul_cuda(a_packed, b_packed, scale_a, scale_b, opts)
-  return (matmul("int4_matmul_cuda", USE_CUDA, a_packed, b_packed, scale_a, scale_b, opts))
+  return (plain_matmul("int4_matmul_cuda", USE_CUDA, a_packed, b_packed, scale_a, scale_b, opts))
+end
+
+--- The products of several experts in one call, a weight of the same size each: what a mixture of experts multiplies
+-- after its rows were sorted by expert, or a batch. Tensors have two dimensions: an array [E, K/8, N] is the matrix of
+-- its experts one below the other, [E * K/8, N].
+--
+-- Each row has the bits that @{int4_matmul} gives with its expert's weight; with an A of floats it is within the same
+-- bound. Rows before the first offset and from the last one on belong to no expert, and their results are 0.
+--
+-- On a GPU the offsets are read there when the product runs, so that the call does not wait for them and may be
+-- captured into a CUDA graph. Their values are then not checked: in place of an offset it takes the largest of those so
+-- far, at least 0 and at most T, and touches no other rows.
+-- @tparam tensor a_packed [T, K/8] int32 words, or [T, K] int8 or floats: the rows of all experts, the first one's
+--   first; T below 2^31 - 1024
+-- @tparam tensor b_packed [E * K/8, N] int32 (K/8 rounded up for each expert), or [E * N, K/8] with `layout_b = "nk"`;
+--   not from @{prepack}
+-- @tparam ?tensor scale_a [T] float32; nil for an A of floats
+-- @tparam tensor scale_b [E, N] float32, or group scales [E * G, N], for "nk" also [E * N, G], of a float dtype; of
+--   float32 in E rows they are a scale for each column unless `group_size` is given
+-- @tparam tensor|number offsets [E + 1] int32 beside a_packed: expert e (from 1 on) has the rows from offsets[e],
+--   counted from 0, to before offsets[e + 1], which may be none; or the number of experts, which then have T / E rows
+--   each
+-- @tparam[opt] table opts as of @{int4_matmul}, but `zeros` [E, N] or [E * G, N] as scale_b is, or words of eight along
+--   N; `factors` [E * G, N]; `bias` [E, N]; `out` [T, N]
+-- @treturn tensor [T, N] on the device of a_packed
+-- @raise naming the argument, what it was and what was expected; on the CPU also for offsets that descend or lie
+--   outside 0 .. T
+function ops.int4_grouped_matmul(a_packed, b_packed, scale_a, scale_b, offsets, opts)
+  return (grouped_matmul("int4_grouped_matmul", AUTO, a_packed, b_packed, scale_a, scale_b, offsets, opts))
+end
+
+--- As @{int4_grouped_matmul}, on the CPU: one expert after the other, each by all threads.
+function ops.int4_grouped_matmul_cpu(a_packed, b_packed, scale_a, scale_b, offsets, opts)
+  return (grouped_matmul("int4_grouped_matmul_cpu", USE_CPU, a_packed, b_packed, scale_a, scale_b, offsets, opts))
+end
+
+--- As @{int4_grouped_matmul}, on a GPU; operands on the CPU are copied there and the result back.
+-- @raise as int4_grouped_matmul, and where CUDA is not available, with the reason
+function ops.int4_grouped_matmul_cuda(a_packed, b_packed, scale_a, scale_b, offsets, opts)
+  return (grouped_matmul("int4_grouped_matmul_cuda", USE_CUDA, a_packed, b_packed, scale_a, scale_b, offsets, opts))
 end
 
 --- Rearranges a weight once for many products on the CPU. Its scales, zero points and factors stay what they are.
@@ -506,44 +574,32 @@ local function plan_table(plan)
   }, Plan)
 end
 
-local function plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
+-- `offsets` as the argument of a grouped product; nil for a plain one.
+local function plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts, offsets)
   check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
+  local begins, experts
+  if offsets ~= nil then begins, experts = take_offsets(name, offsets) end
   local args, plan = make_args(name, backend, a_packed, b_packed, opts), ffi.new("int4mm_plan")
   local out = opts.out or tensor.released()
   set_tensors(args, a_packed, b_packed, scale_a, scale_b, out, opts)
-  binding.check(name, lib.int4mm_matmul_plan(args, plan))
-  keep(a_packed, b_packed, scale_a, scale_b, out, opts)
-  return plan
-end
-
---- What @{int4_matmul} would do with these arguments, without doing it.
--- @treturn table `{ device = "cuda:0", kernel = "tiled", tile = { m =, n =, k = }, stages =, split_k =, ctas =, reason
---   = }` that tostring makes a sentence of; `a_packed` and `b_packed` in it say how these are packed, where they know
--- @raise as int4_matmul
-function ops.explain(a_packed, b_packed, scale_a, scale_b, opts)
-  opts = check.options("explain", opts, MATMUL_OPTIONS)
-  local plan = plan_table(plan_matmul("explain", AUTO, a_packed, b_packed, scale_a, scale_b, opts))
-  plan.a_packed, plan.b_packed = tensor.packing_text(a_packed), tensor.packing_text(b_packed)
-  return plan
-end
-
--- Raises as a product of these operands would; for the oracle. `known` are the options that there are; returns them as
--- a table, never nil.
-function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known)
-  opts = check.options(name, opts, known)
-  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= enums.ROWS then
-    check.raise(name, "b_packed is prepacked; the oracle reads the words it was made from")
+  local status
+  if experts then
+    status = lib.int4mm_grouped_matmul_plan(args, begins and begins.c, begins and 0 or experts, plan)
+  else
+    status = lib.int4mm_matmul_plan(args, plan)
   end
-  -- nothing of CUDA is opened for operands on the CPU
-  local function on_gpu(t) return tensor.is_tensor(t) and t.c.rank > 0 and t.c.device >= 0 end
-  local backend = (on_gpu(a_packed) or on_gpu(opts.out)) and AUTO or USE_CPU
-  plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts)
-  return opts
+  binding.check(name, status)
+  keep(a_packed, b_packed, scale_a, scale_b, out, opts)
+  if begins then keep(begins) end
+  return plan
 end
+
+local EXPLAIN_OPTIONS = { "offsets", unpack(MATMUL_OPTIONS) }
 
 local PROBLEM_OPTIONS = {
-  "arch", "sms", "M", "N", "K", "lda", "ldb", "ldo", "align_a", "align_b", "align_out", "out_dtype", "encoding_a",
-  "encoding_b", "layout_b", "dtype_a", "scaling", "group_size", "zeros", "kernel",
+  "arch", "code_arch", "sms", "clock", "memory", "shared", "M", "N", "K", "lda", "ldb", "ldo", "align_a", "align_b",
+  "align_out", "out_dtype", "encoding_a", "encoding_b", "layout_b", "dtype_a", "scaling", "group_size", "zeros",
+  "experts", "kernel",
 }
 
 -- What A and the scales of B are, in the problem's fields.
@@ -559,26 +615,31 @@ local function set_kind(name, p, problem)
   end
   p.group = p.scaling == enums.scalings.per_column and 0 or check.integer(name, "group_size", problem.group_size, 1)
   p.zeros = check.boolean(name, "zeros", problem.zeros, false) and 1 or 0
+  p.experts = check.integer(name, "experts", check.default(problem.experts, 0), 0, 2 ^ 20)
 end
 
---- The choice of a CUDA kernel: a pure function, which needs no GPU.
--- @tparam table problem `arch` (90 for compute capability 9.0), `sms`, `M`, `N`, `K`; and where they are not those of
---   fresh contiguous operands `lda` and `ldb` (words from row to row), `ldo` (elements), `align_a`, `align_b`,
---   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`,
---   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
---   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
---   `kernel` to force one
--- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
--- @treturn ?string then the reason
-function ops.choose_cuda(problem)
-  local name = "choose_cuda"
+-- 86 for 86 or "sm_86"
+local function check_arch(name, what, value)
+  local number = type(value) == "string" and tonumber(value:match "^sm_(%d+)$") or value
+  if type(number) ~= "number" or number % 1 ~= 0 or number < 0 or number > MAX_INT32 then
+    check.raise(name, '%s is %s, expected an architecture such as 86 or "sm_86"', what, check.describe(value))
+  end
+  return number
+end
+
+-- @{choose_cuda} for the function `name`.
+local function choose_cuda(name, problem)
   if type(problem) ~= "table" then
-    check.raise(name, "the problem is %s, expected a table { arch =, sms =, M =, N =, K = }", check.describe(problem))
+    check.raise(name, "the problem is %s, expected a table { arch =, M =, N =, K = }", check.describe(problem))
   end
   problem = check.options(name, problem, PROBLEM_OPTIONS)
   local p = ffi.new("int4mm_gpu_problem")
   for _, key in ipairs { "M", "N", "K" } do p[key] = check.integer(name, key, problem[key], 0) end
-  for _, key in ipairs { "arch", "sms" } do p[key] = check.integer(name, key, problem[key], 0, MAX_INT32) end
+  p.arch = check_arch(name, "arch", problem.arch)
+  if problem.code_arch ~= nil then p.code_arch = check_arch(name, "code_arch", problem.code_arch) end
+  for _, key in ipairs { "sms", "clock", "memory", "shared" } do
+    if problem[key] ~= nil then p[key] = check.integer(name, key, problem[key], 1, MAX_INT32) end
+  end
   set_kind(name, p, problem)
   p.layout_b = check.choice(name, "layout_b", problem.layout_b, enums.layouts_b, "kn")
   local words = math.ceil(problem.K / 8)
@@ -600,6 +661,67 @@ function ops.choose_cuda(problem)
   if status == enums.status.unsupported then return nil, binding.last_error() end
   binding.check(name, status)
   return plan_table(plan)
+end
+
+--- What @{int4_matmul} would do with these arguments, without doing it; with the option `offsets` in opts, what
+-- @{int4_grouped_matmul} would do, whose argument that is. With one table in place of tensors, such as
+-- `{ arch = "sm_86", M = 1, K = 4096, N = 4096 }`, it is @{choose_cuda}: what would run on any architecture.
+-- @treturn table `{ device = "cuda:0", kernel = "tiled", tile = { m =, n =, k = }, stages =, split_k =, ctas =, reason
+--   = }` that tostring makes a sentence of; `a_packed` and `b_packed` in it say how these are packed, where they know
+-- @raise as int4_matmul
+function ops.explain(a_packed, b_packed, scale_a, scale_b, opts)
+  if type(a_packed) == "table" and not tensor.is_tensor(a_packed) and b_packed == nil then
+    return choose_cuda("explain", a_packed)
+  end
+  opts = check.options("explain", opts, EXPLAIN_OPTIONS)
+  local plan = plan_table(plan_matmul("explain", AUTO, a_packed, b_packed, scale_a, scale_b, opts, opts.offsets))
+  plan.a_packed, plan.b_packed = tensor.packing_text(a_packed), tensor.packing_text(b_packed)
+  return plan
+end
+
+-- Raises as a product of these operands would; for the oracle. `known` are the options that there are; returns them as
+-- a table, never nil. `offsets`: of a grouped product, else nil.
+function ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, known, offsets)
+  opts = check.options(name, opts, known)
+  if tensor.is_tensor(b_packed) and b_packed.c.rank > 0 and b_packed.c.layout ~= enums.ROWS then
+    check.raise(name, "b_packed is prepacked; the oracle reads the words it was made from")
+  end
+  -- nothing of CUDA is opened for operands on the CPU
+  local function on_gpu(t) return tensor.is_tensor(t) and t.c.rank > 0 and t.c.device >= 0 end
+  local backend = (on_gpu(a_packed) or on_gpu(opts.out)) and AUTO or USE_CPU
+  plan_matmul(name, backend, a_packed, b_packed, scale_a, scale_b, opts, offsets)
+  return opts
+end
+
+--- The choice of a CUDA kernel: a pure function, which needs no GPU.
+-- @tparam table problem `arch` (90 or "sm_90" for compute capability 9.0), `M`, `N`, `K`; where they are not those of
+--   the architecture's card (see @{architectures}) `sms`, `clock` (MHz), `memory` (GB/s), `shared` (bytes that a CTA
+--   may have), and `code_arch`, what the kernels for every architecture were compiled for; where they are not those of
+--   fresh contiguous operands `lda` and `ldb` (words from row to row), `ldo` (elements), `align_a`, `align_b`,
+--   `align_out` (powers of two up to 256 that divide the addresses); `out_dtype`, `encoding_a`, `encoding_b`,
+--   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
+--   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
+--   `experts`, of a grouped product, whose M counts the rows of all of them; `kernel` to force one
+-- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
+-- @treturn ?string then the reason
+function ops.choose_cuda(problem) return choose_cuda("choose_cuda", problem) end
+
+--- The architectures that the CUDA kernels serve, and what the estimates behind the choice take from the datasheet of
+-- a card of each.
+-- @treturn table array, oldest first, of `{ arch = 86, card =, sms =, clock =, memory =, l2 =, shared =, int4_macs =,
+--   int8_macs =, fp16_macs = }`: clock in MHz, memory in GB/s, l2 and shared (what a CTA may have) in bytes, the last
+--   three in multiply-adds of an SM a clock by mma.sync
+function ops.architectures()
+  local list = {}
+  local a = lib.int4mm_architecture_at(0)
+  while a ~= nil do
+    list[#list + 1] = {
+      arch = a.arch, card = ffi.string(a.card), sms = a.sms, clock = a.clock, memory = a.memory, l2 = a.l2 * 2 ^ 20,
+      shared = a.shared * 2 ^ 10, int4_macs = a.int4_macs, int8_macs = a.int8_macs, fp16_macs = a.fp16_macs,
+    }
+    a = lib.int4mm_architecture_at(#list)
+  end
+  return list
 end
 
 --- The names of the CUDA kernels, for the option `kernel`.

@@ -72,6 +72,66 @@ local ROUNDING = {
   float16 = { 2 ^ -11, 2 ^ -25 }, bfloat16 = { 2 ^ -8, 2 ^ -134 }, float32 = { 2 ^ -24, 2 ^ -150 },
 }
 
+-- Where the rows of each expert begin, from 0, and where the last one's end: E + 1 numbers.
+local function beginnings(name, offsets, T)
+  local begins = {}
+  if type(offsets) == "number" then
+    for e = 0, offsets do begins[e + 1] = T / offsets * e end
+    return begins
+  end
+  local last = 0 -- where a GPU's were not checked, as int4_grouped_matmul takes them
+  for e, offset in ipairs(tensor.on_cpu(name, offsets):totable()) do
+    last = math.min(math.max(last, offset), T)
+    begins[e] = last
+  end
+  return begins
+end
+
+-- The part of a matrix that belongs to expert e of E; with `vector`, its one row as a vector.
+local function share(name, t, e, E, vector)
+  if not t then return nil end
+  local rows = t:size(1) / E
+  local part = tensor.narrow(name, t, 1, (e - 1) * rows + 1, rows)
+  return vector and tensor.view(name, part, 1, t:size(2), 1) or part
+end
+
+--- The grouped product in plain LuaJIT, expert by expert: what @{int4mm.ops.int4_grouped_matmul} is compared with.
+-- @tparam tensor a_packed [T, K/8] int32, [T, K] int8, or [T, K] of floats
+-- @tparam tensor b_packed [E * K/8, N] int32, or [E * N, K/8] with `layout_b = "nk"`
+-- @tparam ?tensor scale_a [T] float32; nil for floats
+-- @tparam tensor scale_b [E, N] float32, or group scales [E * G, N]
+-- @tparam tensor|number offsets [E + 1] int32, or the number of experts
+-- @tparam[opt] table opts `out`, `out_dtype`, `bias`, `zeros`, `factors`, `group_size`, `encoding_a`, `encoding_b`,
+--   `layout_b` as there
+-- @treturn tensor [T, N]
+-- @raise as int4_grouped_matmul
+function reference.int4_grouped_matmul_reference(a_packed, b_packed, scale_a, scale_b, offsets, opts)
+  local name = "int4_grouped_matmul_reference"
+  if offsets == nil then offsets = false end -- which is refused
+  opts = ops.check_matmul(name, a_packed, b_packed, scale_a, scale_b, opts, OPTIONS, offsets)
+  local call = call_of(name, a_packed, b_packed, scale_a, scale_b, opts)
+  local T, begins = a_packed:size(1), beginnings(name, offsets, a_packed:size(1))
+  local E, nk = #begins - 1, call.layout_b == "nk"
+  local N = nk and b_packed:size(1) / E or b_packed:size(2)
+  local by_column = scale_b.dtype == "float32" and scale_b:size(1) == E and (not opts.group_size or opts.factors ~= nil)
+  local here = tensor.alloc(name, 2, T, N, enums.dtypes[opts.out and opts.out.dtype or opts.out_dtype or "float16"],
+    enums.CPU)
+  ffi.fill(here:data(), here:numel() * enums.dtypes[here.dtype].bytes)
+  for e = 1, E do
+    local first, rows = begins[e], begins[e + 1] - begins[e]
+    local own = {}
+    for key, value in pairs(call) do own[key] = value end
+    own.a = tensor.narrow(name, call.a, 1, first + 1, rows)
+    own.scale_a = call.scale_a and tensor.narrow(name, call.scale_a, 1, first + 1, rows)
+    own.b, own.factors = share(name, call.b, e, E), share(name, call.factors, e, E)
+    own.scale_b, own.zeros = share(name, call.scale_b, e, E, by_column), share(name, call.zeros, e, E, by_column)
+    own.bias = share(name, call.bias, e, E, true)
+    product.multiply(tensor.narrow(name, here, 1, first + 1, rows), own)
+  end
+  if opts.out then return tensor.copy(name, opts.out, here) end
+  return tensor.convert(name, here, a_packed.c.device, enums.dtypes[here.dtype])
+end
+
 --- How near @{int4mm.ops.int4_matmul} is with an `a` of floats:
 -- |out - exact| <= r |exact| + (16 + K/8) 2^-24 (sum over k of |a w|), with r 2^-11 for float16, 2^-8 for bfloat16 and
 -- 2^-24 for float32, where nothing overflows. A bias is one more term of both sums, and half of the dtype's least

@@ -230,7 +230,9 @@ static bool within_bound(const int4mm_problem *p, int64_t m, int64_t n, const vo
   if (p->residual.data) exact += ((const float *)p->residual.data)[m * p->residual.stride + n], rest += fabs(exact);
   double unit = p->out.dtype == INT4MM_FLOAT16 ? 0x1p-11 : p->out.dtype == INT4MM_BFLOAT16 ? 0x1p-8 : 0x1p-24;
   double bound = unit * fabs(exact) + (16.0 + (double)p->K / 8.0) * 0x1p-24 * sum + rest * 0x1p-23;
-  bound += p->out.dtype == INT4MM_FLOAT16 ? 0x1p-25 : 0x1p-149; /* half a subnormal unit */
+  bound += p->out.dtype == INT4MM_FLOAT16    ? 0x1p-25
+           : p->out.dtype == INT4MM_BFLOAT16 ? 0x1p-134
+                                             : 0x1p-149; /* half a subnormal unit */
   float x = int4mm_load_float(out, p->out.dtype, m * p->out.stride + n);
   return fabs(x - exact) <= bound * (1.0 + 1e-6) || (p->out.dtype == INT4MM_FLOAT16 && fabs(exact) > 65500.0);
 }
@@ -315,6 +317,7 @@ int main(int argc, char **argv) {
     state = (uint64_t)i;
     int64_t M = some_size(100), N = some_size(100), K = below(20) ? some_size(1200) : below(30000);
     if (K > 2000) M = 1 + below(20), N = 1 + below(40);
+    if (below(40) == 0) M = 1 + below(48), N = 400 + below(1200), K = 1 + below(300); /* several pieces along N */
     generated g = make(M, N, K, dtypes[below(6)]);
     if (!run_case(&g)) {
       printf("case %" PRId64 " failed\n", i);

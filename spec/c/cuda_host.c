@@ -113,12 +113,20 @@ cudaError_t cudaGetDeviceCount(int *count) {
   *count = DEVICES;
   return cudaSuccess;
 }
+cudaError_t cudaGetDevice(int *device) {
+  *device = 0;
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
   (void)device;
   *value = attribute == cudaDevAttrMemoryPoolsSupported     ? pools
            : attribute == cudaDevAttrComputeCapabilityMinor ? 0
+           : attribute == cudaDevAttrClockRate              ? 1980000
+           : attribute == cudaDevAttrGlobalMemoryBusWidth   ? 5120
                                                             : 9;
-  return cudaSuccess;
+  if (attribute != cudaDevAttrMemoryClockRate) return cudaSuccess;
+  *value = 2619000;
+  return device == 0 ? cudaSuccess : cudaErrorInvalidValue; /* the second does not tell */
 }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
   (void)device;
@@ -413,10 +421,10 @@ static cudaStream_t make_stream(unsigned flags) {
 static void test_half_ready_device(void) {
   static const char *const steps[] = {"cuDevicePrimaryCtxRetain", "cudaEventCreateWithFlags", "cudaMemPoolCreate",
                                       "cudaMemPoolSetAttribute", "cudaThreadExchangeStreamCaptureMode"};
-  int32_t arch, sms;
+  int4mm_gpu_traits traits;
   for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
     fail_in(steps[i], NULL, cudaErrorLaunchFailure);
-    FAILS(cuda->arch(1, &arch, &sms), INT4MM_ERR_CUDA, "told to fail");
+    FAILS(cuda->traits(1, &traits), INT4MM_ERR_CUDA, "told to fail");
     CHECK(events == 0 && live_pools == 0 && context == NO_CONTEXT && mode == cudaStreamCaptureModeGlobal);
   }
   fail_in(NULL, NULL, cudaSuccess);
@@ -442,9 +450,12 @@ static void test_contexts(void) {
   CHECK(!devices_made[0] && devices_made[1] && context == NO_CONTEXT && mode == cudaStreamCaptureModeGlobal);
   CHECK(host[15] == 1 && blocks == 0 && live_streams == 0);
 
-  int32_t arch, sms;
+  int4mm_gpu_traits traits;
   context = 1; /* the caller's own */
-  OK(cuda->arch(0, &arch, &sms));
+  OK(cuda->traits(0, &traits));
+  CHECK(traits.arch == 90 && traits.sms == 9 && traits.shared == 9 && traits.clock == 1980 && traits.memory == 3352);
+  OK(cuda->traits(1, &traits));
+  CHECK(traits.clock == 1980 && traits.memory == 0);
   OK(cuda->alloc(0, 16, NULL, &data));
   cuda->free(0, data, false);
   CHECK(devices_made[0] && context == 1 && blocks == 0);
@@ -726,7 +737,10 @@ static void test_failures(void) {
   cuda->free(0, data, false);
   CHECK(blocks == 0);
 
-  FAILS(int4mm_cuda_check(cudaErrorNoKernelImageForDevice, "launch"), INT4MM_ERR_UNAVAILABLE, "cannot launch");
+  const char *no_code = "cannot launch: this build has no code that cuda:0, an sm_90, can run; it was built with "
+                        "CUDA_ARCHS=\"80 90a\"";
+  FAILS(int4mm_cuda_check(cudaErrorNoKernelImageForDevice, "launch"), INT4MM_ERR_UNAVAILABLE, no_code);
+  FAILS(int4mm_cuda_check(cudaErrorInvalidDeviceFunction, "launch"), INT4MM_ERR_UNAVAILABLE, no_code);
   FAILS(int4mm_cuda_check(cudaErrorUnsupportedPtxVersion, "launch"), INT4MM_ERR_UNAVAILABLE, "cannot launch");
   FAILS(int4mm_cuda_check(cudaErrorLaunchFailure, "launch"), INT4MM_ERR_CUDA, "cannot launch");
 }

@@ -253,14 +253,15 @@ static int32_t fake_device_count(int32_t *count) {
   return INT4MM_OK;
 }
 
-static int32_t fake_arch(int32_t device, int32_t *arch, int32_t *sms) {
-  *arch = 90, *sms = 132;
+static int32_t fake_traits(int32_t device, int4mm_gpu_traits *traits) {
+  *traits = (int4mm_gpu_traits){
+      .name = "host memory", .arch = 90, .sms = 132, .clock = 1980, .memory = 3350, .shared = 227 << 10};
   return check_device(device);
 }
 
 static int32_t fake_code_arch(int32_t device, int32_t *code_arch) {
-  int32_t sms;
-  return fake_arch(device, code_arch, &sms);
+  *code_arch = 90;
+  return check_device(device);
 }
 
 static int32_t fake_device_info(int32_t device, int4mm_gpu_info *info) {
@@ -271,7 +272,11 @@ static int32_t fake_device_info(int32_t device, int4mm_gpu_info *info) {
                             .free_memory = (int64_t)(device_bytes - atomic_load(&used[device])),
                             .runtime_version = 13000,
                             .driver_version = 13000};
-  return fake_arch(device, &info->arch, &info->sms);
+  int4mm_gpu_traits traits;
+  status = fake_traits(device, &traits);
+  info->arch = traits.arch, info->sms = traits.sms;
+  info->clock = traits.clock, info->memory = traits.memory, info->shared = traits.shared;
+  return status;
 }
 
 static int32_t fake_synchronize(int32_t device) {
@@ -529,7 +534,7 @@ const int4mm_cuda_backend *int4mm_cuda_backend_table(void) {
                                       .open = fake_open,
                                       .device_count = fake_device_count,
                                       .device_info = fake_device_info,
-                                      .arch = fake_arch,
+                                      .traits = fake_traits,
                                       .code_arch = fake_code_arch,
                                       .alloc = fake_alloc,
                                       .free = fake_free,

@@ -14,7 +14,7 @@
 #include "core/dtype.h"
 #include "random.h"
 
-enum { TENSORS = 6, BYTES = 8192 };
+enum { TENSORS = 7, BYTES = 8192 };
 
 /* The memory of each tensor, and what it held before the call. */
 static _Alignas(64) uint8_t memory[TENSORS][BYTES + 64], before[TENSORS][BYTES + 64];
@@ -274,13 +274,47 @@ static void matmul_call(void) {
   int4mm_tensor_release(&allocated);
 }
 
+static void grouped_call(void) {
+  int4mm_tensor t[TENSORS], allocated = {0};
+  int64_t E = 1 + below(4), M = below(40), N = 1 + below(20), k8 = below(3) ? below(5) : extent();
+  bool nk = below(2), with_offsets = below(4);
+  static const int32_t outs[] = {4, 2, 3};
+  make(&t[0], 0, 2, INT4MM_INT32, below(8) ? M : extent(), k8);
+  make(&t[1], 1, 2, INT4MM_INT32, (int64_t)((uint64_t)E * (uint64_t)(nk ? N : k8)), nk ? k8 : N);
+  make(&t[2], 2, 1, INT4MM_FLOAT32, M, 1);
+  make(&t[3], 3, 2, INT4MM_FLOAT32, E, N);
+  make(&t[4], 4, 2, INT4MM_FLOAT32, E, N);
+  make(&t[5], 5, 2, outs[below(3)], M, N);
+  make(&t[6], 6, 1, INT4MM_INT32, below(8) ? E + 1 : extent(), 1);
+  int32_t offset = 0;
+  for (int64_t i = 0; i < BYTES / 4; i++)
+    ((int32_t *)memory[6])[i] =
+        below(200) ? (offset += i && offset < M ? (int32_t)below(M - offset + 1) : 0) : (int32_t)next();
+  bool with_out = t[5].rank && below(2);
+  int4mm_matmul_args args = {.a_packed = &t[0],
+                             .b_packed = &t[1],
+                             .scale_a = &t[2],
+                             .scale_b = &t[3],
+                             .bias = below(2) ? &t[4] : NULL,
+                             .out = with_out ? &t[5] : &allocated,
+                             .out_dtype = outs[below(3)],
+                             .layout_b = nk,
+                             .backend = INT4MM_USE_CPU};
+  int64_t experts = with_offsets && below(2) ? 0 : below(8) ? E : extent();
+  memcpy(before, memory, sizeof memory);
+  int4mm_plan plan;
+  judge(int4mm_grouped_matmul_plan(&args, with_offsets ? &t[6] : NULL, experts, &plan), "grouped plan");
+  judge(int4mm_grouped_matmul(&args, with_offsets ? &t[6] : NULL, experts), "grouped");
+  int4mm_tensor_release(&allocated);
+}
+
 int main(int argc, char **argv) {
   int calls = argc > 1 ? atoi(argv[1]) : 20000;
   state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
   for (int i = 0; i < TENSORS; i++) memset(memory[i], 0x11 * i, sizeof memory[i]);
   for (int i = 0; i < calls; i++) {
     OK(int4mm_set_cpu_isa(int4mm_cpu_isa_at((int32_t)(i % 5)) ? int4mm_cpu_isa_at((int32_t)(i % 5)) : NULL));
-    int kind = (int)below(11);
+    int kind = (int)below(12);
     if (kind < 4) pack_call(kind);
     if (kind == 4) tensor_call();
     if (kind == 5) matmul_call();
@@ -289,6 +323,7 @@ int main(int argc, char **argv) {
     if (kind == 8) rowwise_call();
     if (kind == 9) rearrange_call();
     if (kind == 10) group_call();
+    if (kind == 11) grouped_call();
   }
   CHECK(!int4mm_cpu_isa_at(INT32_MIN) && !int4mm_cpu_isa_at(-1) && !int4mm_cpu_isa_at(INT32_MAX));
   CHECK(int4mm_allocated(INT4MM_CPU) == 0);

@@ -68,6 +68,21 @@ static inline bool int4mm_is_k_major(const int4mm_operand *o) {
   return o->layout == INT4MM_K_MAJOR;
 }
 
+/* Whose rows are whose in a grouped product: its M counts the rows of all experts, its operand b is the first one's,
+ * and the others' data follow at these distances, in elements. Rows of no expert have results of 0. */
+typedef struct int4mm_experts {
+  int32_t count;          /* 0: a plain product */
+  const int32_t *offsets; /* [count + 1], and what it holds is not to be trusted: see int4mm_grouped_matmul. Or NULL: */
+  int64_t rows;           /* each has so many */
+  int64_t b, scales, group_scales, factors, zeros, bias;
+} int4mm_experts;
+
+/* The most tiles of tile_m rows, none with rows of two experts, that M rows of `experts` can take. */
+static inline int64_t int4mm_expert_tiles(int64_t M, int64_t experts, int64_t tile_m) {
+  int64_t tiles = M / tile_m + experts + 2; /* rows before and after the experts' are two more parts */
+  return tiles < M ? tiles : M;
+}
+
 /* A product, checked, with what follows it, as int4mm_matmul and int4mm_linear have it:
  *   out[m, n] = round(activation(y[m, n] + bias[n]) + residual[m, n]).
  * M, N and K may be 0. */
@@ -80,6 +95,7 @@ typedef struct int4mm_problem {
   int4mm_matrix residual; /* [M, N] of a float dtype; no data: none */
   int4mm_matrix out;      /* [M, N] float16, bfloat16 or float32 */
   int32_t strassen;       /* CPU: -1 by rule, else levels */
+  int4mm_experts experts; /* CUDA: a grouped product; on the CPU each expert's is a problem of its own */
 } int4mm_problem;
 
 /* Words of B along k; values past K in the last one have no counterpart in A. */

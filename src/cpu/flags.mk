@@ -9,7 +9,7 @@ CPU_FLAGS := -O3 -fno-math-errno -fno-trapping-math
 CPU_FILES := cpu threads thread_count elementwise/elementwise elementwise/groups elementwise/map elementwise/quantize elementwise/rearrange elementwise/rotate elementwise/rowwise features workspace scalar
 
 ifeq ($(MACHINE),x86_64)
-CPU_FILES += gemm/blocked gemm/float gemm/pack gemm/skinny gemm/strassen x86/avx2 x86/avxvnni x86/avx512vl_vnni x86/avx512vnni
+CPU_FILES += gemm/blocked gemm/float gemm/pack gemm/raw gemm/skinny gemm/strassen x86/avx2 x86/avxvnni x86/avx512vl_vnni x86/avx512vnni
 # x86/x86_256.inc is compiled three times, in avx2, avxvnni and avx512vl_vnni
 CPU_FLAGS_avx2 := -mavx2 -mfma -mf16c
 CPU_FLAGS_avxvnni := -mavx2 -mfma -mf16c -mavxvnni
@@ -18,7 +18,7 @@ CPU_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mprefer-ve
 endif
 
 ifeq ($(MACHINE),aarch64)
-CPU_FILES += gemm/blocked gemm/float gemm/pack gemm/skinny gemm/strassen aarch64/neon_dot aarch64/neon_i8mm
+CPU_FILES += gemm/blocked gemm/float gemm/pack gemm/raw gemm/skinny gemm/strassen aarch64/neon_dot aarch64/neon_i8mm
 # aarch64/neon.inc is compiled twice, in both
 CPU_FLAGS_neon_dot := -march=armv8.2-a+dotprod
 CPU_FLAGS_neon_i8mm := -march=armv8.2-a+dotprod+i8mm

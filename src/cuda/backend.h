@@ -25,7 +25,8 @@ int32_t int4mm_cuda_open_driver(int32_t (*fail)(int32_t status, const char *form
 
 /* A device this process has used. */
 typedef struct int4mm_cuda_device {
-  int32_t arch, sms;
+  char name[128];
+  int4mm_gpu_traits traits;
   cudaMemPool_t pool;        /* NULL where the device has no pools: plain cudaMalloc */
   cudaEvent_t default_event; /* for stream_join */
 } int4mm_cuda_device;

@@ -22,8 +22,6 @@ static int32_t status_of(cudaError_t error) {
   switch (error) {
   case cudaErrorMemoryAllocation:
     return INT4MM_ERR_MEMORY;
-  case cudaErrorNoKernelImageForDevice:
-  case cudaErrorInvalidDeviceFunction: /* what setting a kernel's attributes says of the same */
   case cudaErrorInvalidKernelImage:
   case cudaErrorInvalidPtx:
   case cudaErrorUnsupportedPtxVersion:
@@ -36,9 +34,29 @@ static int32_t status_of(cudaError_t error) {
   }
 }
 
+/* Neither machine code that this GPU runs nor PTX that the driver could compile for it; the second is what setting a
+ * kernel's attributes says of that. */
+static bool is_code_missing(cudaError_t error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
+}
+
+static int32_t fail_for_code(const char *doing) {
+  int device = 0, major = 0, minor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  (void)int4mm_cuda_fail(INT4MM_ERR_UNAVAILABLE,
+                         "cannot %s: this build has no code that cuda:%d, an sm_%d%d, can run; it was built with "
+                         "CUDA_ARCHS=\"%s\"",
+                         doing, device, major, minor, INT4MM_CUDA_ARCHS);
+  return INT4MM_ERR_UNAVAILABLE;
+}
+
 int32_t int4mm_cuda_check(cudaError_t error, const char *doing) {
   if (error == cudaSuccess) return INT4MM_OK;
   (void)cudaGetLastError(); /* returns and clears it */
+  if (is_code_missing(error)) return fail_for_code(doing);
   int32_t status = status_of(error);
   return int4mm_cuda_fail(status, "cannot %s: %s (%s)", doing, cudaGetErrorString(error), cudaGetErrorName(error));
 }
@@ -84,19 +102,17 @@ int32_t int4mm_cuda_device_in_use(void) {
 
 /* A pool of our own, so that what it keeps does not depend on others in the process. It keeps up to an eighth of the
  * device's memory over synchronisations; the default of 0 would give everything back to the system each time. */
-static int32_t make_pool(int device, cudaMemPool_t *pool) {
+static int32_t make_pool(int device, size_t memory, cudaMemPool_t *pool) {
   struct cudaMemPoolProps properties = {.allocType = cudaMemAllocationTypePinned,
                                         .location = {.type = cudaMemLocationTypeDevice, .id = device}};
-  struct cudaDeviceProp device_properties;
   int supported = 0;
   *pool = NULL;
   int32_t status = int4mm_cuda_check(cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device),
                                      "ask for memory pools");
   if (status || !supported) return status;
-  status = int4mm_cuda_check(cudaGetDeviceProperties(&device_properties, device), "read the device's properties");
-  if (!status) status = int4mm_cuda_check(cudaMemPoolCreate(pool, &properties), "create a memory pool");
+  status = int4mm_cuda_check(cudaMemPoolCreate(pool, &properties), "create a memory pool");
   if (status) return status;
-  uint64_t keep = device_properties.totalGlobalMem / 8;
+  uint64_t keep = memory / 8;
   status =
       int4mm_cuda_check(cudaMemPoolSetAttribute(*pool, cudaMemPoolAttrReleaseThreshold, &keep), "set up a memory pool");
   if (status) {
@@ -106,26 +122,49 @@ static int32_t make_pool(int device, cudaMemPool_t *pool) {
   return status;
 }
 
+static int32_t read_traits(int device, int4mm_gpu_traits *traits) {
+  enum { MAJOR, MINOR, SMS, SHARED, CLOCK, MEMORY_CLOCK, BUS_WIDTH, COUNT }; /* clocks in kHz, the bus in bits */
+  static const enum cudaDeviceAttr attributes[COUNT] = {cudaDevAttrComputeCapabilityMajor,
+                                                        cudaDevAttrComputeCapabilityMinor,
+                                                        cudaDevAttrMultiProcessorCount,
+                                                        cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                                        cudaDevAttrClockRate,
+                                                        cudaDevAttrMemoryClockRate,
+                                                        cudaDevAttrGlobalMemoryBusWidth};
+  int value[COUNT] = {0};
+  for (int i = 0; i < COUNT; i++) {
+    cudaError_t error = cudaDeviceGetAttribute(&value[i], attributes[i], device);
+    if (error != cudaSuccess && i < CLOCK) return int4mm_cuda_check(error, "read the device's attributes");
+    if (error != cudaSuccess) (void)cudaGetLastError(), value[i] = 0; /* it need not say */
+  }
+  *traits = (int4mm_gpu_traits){.arch = 10 * value[MAJOR] + value[MINOR],
+                                .sms = value[SMS],
+                                .clock = value[CLOCK] / 1000,
+                                .memory = (int32_t)((int64_t)value[MEMORY_CLOCK] * 2 * value[BUS_WIDTH] / 8 / 1000000),
+                                .shared = value[SHARED]};
+  return INT4MM_OK;
+}
+
 /* Fills devices[device], which is the current one. */
 static int32_t prepare(int device) {
   int4mm_cuda_device *d = &devices[device];
-  int major = 0, minor = 0, sms = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  int32_t status = int4mm_cuda_check(error, "read the device's attributes");
+  struct cudaDeviceProp properties;
+  int4mm_gpu_traits traits;
+  int32_t status = read_traits(device, &traits);
+  if (!status) status = int4mm_cuda_check(cudaGetDeviceProperties(&properties, device), "read the device's properties");
   if (status) return status;
-  if (10 * major + minor < INT4MM_CUDA_OLDEST_ARCH)
+  if (traits.arch < INT4MM_CUDA_OLDEST_ARCH)
     return int4mm_cuda_fail(INT4MM_ERR_UNAVAILABLE, "cuda:%d has compute capability %d.%d; 7.5 is the oldest served",
-                            device, major, minor);
+                            device, (int)traits.arch / 10, (int)traits.arch % 10);
   status = int4mm_cuda_check(cudaEventCreateWithFlags(&d->default_event, cudaEventDisableTiming), "create an event");
   if (status) return status;
-  status = make_pool(device, &d->pool);
+  status = make_pool(device, properties.totalGlobalMem, &d->pool);
   if (status) {
     (void)cudaEventDestroy(d->default_event);
     return status;
   }
-  d->arch = 10 * major + minor, d->sms = sms;
+  snprintf(d->name, sizeof d->name, "%.*s", (int)sizeof d->name - 1, properties.name);
+  d->traits = traits, d->traits.name = d->name;
   return INT4MM_OK;
 }
 
@@ -147,7 +186,7 @@ static int32_t device_count(int32_t *count) {
   return INT4MM_OK;
 }
 
-static int32_t device_arch(int32_t device, int32_t *arch, int32_t *sms) {
+static int32_t device_traits(int32_t device, int4mm_gpu_traits *traits) {
   int32_t status = int4mm_cuda_check_device(device);
   if (status) return status;
   if (!atomic_load_explicit(&device_ready[device], memory_order_acquire)) {
@@ -155,7 +194,7 @@ static int32_t device_arch(int32_t device, int32_t *arch, int32_t *sms) {
     if ((status = int4mm_cuda_enter(device, &scope))) return status;
     int4mm_cuda_leave(&scope);
   }
-  *arch = devices[device].arch, *sms = devices[device].sms;
+  *traits = devices[device].traits;
   return INT4MM_OK;
 }
 
@@ -173,9 +212,10 @@ static int32_t device_info(int32_t device, int4mm_gpu_info *info) {
   status = int4mm_cuda_check(error, "read the device's properties");
   int4mm_cuda_leave(&scope);
   if (status) return status;
-  snprintf(made.name, sizeof made.name, "%.*s", (int)sizeof made.name - 1, properties.name);
-  made.arch = 10 * properties.major + properties.minor;
-  made.sms = properties.multiProcessorCount;
+  int4mm_gpu_traits traits = devices[device].traits;
+  snprintf(made.name, sizeof made.name, "%s", traits.name);
+  made.arch = traits.arch, made.sms = traits.sms;
+  made.clock = traits.clock, made.memory = traits.memory, made.shared = traits.shared;
   made.total_memory = (int64_t)total, made.free_memory = (int64_t)unused_bytes;
   made.l2_bytes = properties.l2CacheSize;
   *info = made;
@@ -189,7 +229,7 @@ static const int4mm_cuda_backend table = {
     .open = open_cuda,
     .device_count = device_count,
     .device_info = device_info,
-    .arch = device_arch,
+    .traits = device_traits,
     .code_arch = int4mm_cuda_code_arch,
     .alloc = int4mm_cuda_alloc,
     .free = int4mm_cuda_free,

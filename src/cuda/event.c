@@ -16,7 +16,7 @@ static int32_t check_event(cudaError_t error, const char *doing) {
 
 int32_t int4mm_cuda_event_create(int32_t device, void **event) {
   int4mm_cuda_scope scope;
-  cudaEvent_t made;
+  cudaEvent_t made = NULL;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
   status = int4mm_cuda_check(cudaEventCreateWithFlags(&made, cudaEventDefault), "create an event");

@@ -36,7 +36,7 @@ static int32_t begin_capture(cudaStream_t stream, uint64_t *capture) {
 
 int32_t int4mm_cuda_graph_begin(int32_t device, void **stream, uint64_t *capture) {
   int4mm_cuda_scope scope;
-  cudaStream_t made;
+  cudaStream_t made = NULL;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
   int4mm_cuda_flush_deferred();

@@ -128,13 +128,6 @@ int32_t int4mm_cuda_device_count(int32_t *count) {
   return cuda ? cuda->device_count(count) : status;
 }
 
-int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) {
-  const int4mm_cuda_backend *cuda;
-  if (!info) return null_argument("info");
-  int32_t status = int4mm_cuda_for(device, &cuda);
-  return cuda ? cuda->device_info(device, info) : status;
-}
-
 int32_t int4mm_stream_create(int32_t device, void **stream) {
   const int4mm_cuda_backend *cuda;
   if (!stream) return null_argument("stream");

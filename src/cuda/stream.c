@@ -171,7 +171,7 @@ cudaError_t int4mm_cuda_wait_for_work(int32_t device, const int4mm_cuda_device *
 /* A blocking stream: ordered with the default stream, as everything else here is. */
 int32_t int4mm_cuda_stream_create(int32_t device, void **stream) {
   int4mm_cuda_scope scope;
-  cudaStream_t made;
+  cudaStream_t made = NULL;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
   status = int4mm_cuda_check(cudaStreamCreateWithFlags(&made, cudaStreamDefault), "create a stream");

@@ -25,13 +25,19 @@ typedef struct int4mm_location {
   bool pinned;    /* host memory that is page-locked */
 } int4mm_location;
 
+/* What the choice of a kernel wants to know of a device; clock, memory and shared are as in int4mm_gpu_info. */
+typedef struct int4mm_gpu_traits {
+  const char *name; /* lasts */
+  int32_t arch, sms, clock, memory, shared;
+} int4mm_gpu_traits;
+
 typedef struct int4mm_cuda_backend {
   uint32_t abi; /* INT4MM_CUDA_ABI of the generated int4mm_abi.h: a library built from other headers is refused */
   /* Opens the driver once. OK, or INT4MM_ERR_UNAVAILABLE with the reason through `fail`. */
   int32_t (*open)(int32_t (*fail)(int32_t status, const char *format, ...));
   int32_t (*device_count)(int32_t *count);
   int32_t (*device_info)(int32_t device, int4mm_gpu_info *info);
-  int32_t (*arch)(int32_t device, int32_t *arch, int32_t *sms); /* cached, cheap */
+  int32_t (*traits)(int32_t device, int4mm_gpu_traits *traits); /* cached, cheap */
   /* What the kernels for every architecture were compiled for, as this device runs them; cached, cheap. */
   int32_t (*code_arch)(int32_t device, int32_t *code_arch);
   /* From a stream-ordered pool, usable at once on `stream` (NULL: on every blocking stream); ERR_MEMORY when full. */

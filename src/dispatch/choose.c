@@ -11,12 +11,20 @@
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/problem.h"
+#include "dispatch/gpu.h"
 #include "dispatch/registry.h"
 
-enum { MAX_SMS = 65536 /* that a problem may name: far above any GPU's, and products with it fit */ };
+/* What a problem may name: at most what is far above any GPU, so that products with it fit. */
+enum { MAX_SMS = 65536, MAX_CLOCK = 100000 /* MHz */, MAX_MEMORY = 1000000 /* GB/s */, LEAST_SHARED = 48 << 10 };
 
 static int runs_on(const int4mm_kernel *kernel, int32_t arch) {
   return arch >= kernel->min_arch && arch <= kernel->max_arch;
+}
+
+/* Why a kernel that runs on the problem's architecture cannot serve it, or NULL. */
+static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  if (p->experts && !kernel->family->experts) return "has no code for grouped products";
+  return kernel->family->unsupported(kernel, p);
 }
 
 /* The plan of one kernel without name and reason, and its cost. */
@@ -36,15 +44,18 @@ static int32_t take(int32_t index, const int4mm_gpu_problem *p, int4mm_plan *pla
   return INT4MM_OK;
 }
 
-/* ---- an int4 A made int8, for kernels whose other operands leave them no room to unpack both ---- */
+/* ---- an int4 A made int8, for kernels whose other operands leave them no room to unpack both, and for code that would
+ * multiply int4 by an emulated instruction ---- */
 
 enum {
-  WIDENING_TIME = 2200, /* ns of a call that widens A, */
-  WIDENING_RATE = 1400  /* and values a ns, with 1.5 bytes each: what copying reaches on an H100 */
+  WIDENING_TIME = 2200,  /* ns of a call that widens A, */
+  WIDENING_RATE = 1400,  /* and values a ns, with 1.5 bytes each: what copying reaches on an H100, */
+  WIDENING_MEMORY = 3350 /* whose memory has so many GB/s */
 };
 
 static bool may_widen(const int4mm_gpu_problem *p) {
-  return p->dtype_a == INT4MM_INT32 && !int4mm_plan_is_elementary(p) && p->M > 0 && p->N > 0;
+  bool pays = !int4mm_plan_is_elementary(p) || int4mm_gpu_emulates_int4(p);
+  return p->dtype_a == INT4MM_INT32 && pays && p->M > 0 && p->N > 0;
 }
 
 /* The same problem with such a copy of A, as src/ops/ makes it. */
@@ -56,7 +67,7 @@ static int4mm_gpu_problem widen(const int4mm_gpu_problem *p) {
 }
 
 static int64_t widening_time(const int4mm_gpu_problem *p) {
-  return WIDENING_TIME + int4mm_plan_mul(p->M, p->K) / WIDENING_RATE;
+  return WIDENING_TIME + int4mm_plan_mul(p->M, p->K) / int4mm_gpu_memory_rate(p, WIDENING_MEMORY, WIDENING_RATE);
 }
 
 static int32_t take_forced(const char *name, const int4mm_gpu_problem *p, int4mm_plan *plan) {
@@ -64,12 +75,13 @@ static int32_t take_forced(const char *name, const int4mm_gpu_problem *p, int4mm
     const int4mm_kernel *kernel = &int4mm_kernels_cuda[i];
     if (strcmp(name, kernel->name)) continue;
     if (!runs_on(kernel, p->arch))
-      return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s needs sm_%d%s, this is sm_%d", name,
-                         (int)kernel->min_arch, kernel->max_arch == kernel->min_arch ? "" : " or later", (int)p->arch);
-    const char *reason = kernel->family->unsupported(kernel, p);
+      return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s needs sm_%d%s, this is sm_%d%s", name,
+                         (int)kernel->min_arch, kernel->max_arch == kernel->min_arch ? "" : " or later", (int)p->arch,
+                         p->arch == int4mm_hidden_above() ? " by INT4MM_CUDA_ARCH" : "");
+    const char *reason = unsupported(kernel, p);
     if (!reason) return take(i, p, plan);
     int4mm_gpu_problem wide = widen(p);
-    if (!may_widen(p) || kernel->family->unsupported(kernel, &wide))
+    if (!may_widen(p) || unsupported(kernel, &wide))
       return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "the kernel %s %s", name, reason);
     (void)take(i, &wide, plan);
     plan->widened = 1;
@@ -86,7 +98,7 @@ static int32_t find_cheapest(const int4mm_gpu_problem *p, int64_t *lowest) {
   *lowest = INT64_MAX;
   for (int32_t i = 0; i < int4mm_kernel_count; i++) {
     const int4mm_kernel *kernel = &int4mm_kernels_cuda[i];
-    if (!runs_on(kernel, p->arch) || kernel->family->unsupported(kernel, p)) continue;
+    if (!runs_on(kernel, p->arch) || unsupported(kernel, p)) continue;
     int64_t cost = make_plan(i, p, &unused);
     if (cost < *lowest) *lowest = cost, best = i;
   }
@@ -143,6 +155,9 @@ static int32_t check_alignment(const char *name, int32_t value) {
 static int32_t check_problem(const int4mm_gpu_problem *p) {
   const int64_t max_size = (int64_t)1 << 60;
   int32_t status = check_number("sms", p->sms, 1, MAX_SMS);
+  if (!status) status = check_number("clock", p->clock, 0, MAX_CLOCK);
+  if (!status) status = check_number("memory", p->memory, 0, MAX_MEMORY);
+  if (!status && p->shared) status = check_number("shared", p->shared, LEAST_SHARED, INT32_MAX);
   if (!status) status = check_number("M", p->M, 0, max_size);
   if (!status) status = check_number("N", p->N, 0, max_size);
   if (!status) status = check_number("K", p->K, 0, p->dtype_a ? max_size : INT4MM_MAX_K);
@@ -156,6 +171,7 @@ static int32_t check_problem(const int4mm_gpu_problem *p) {
   if (!status) status = check_number("group", p->group, 0, max_size);
   if (!status && p->scaling && p->K && !p->group)
     status = int4mm_fail(INT4MM_ERR_ARGUMENT, "group is 0, but scaling has groups");
+  if (!status) status = check_number("experts", p->experts, 0, 1 << 20);
   if (!status) status = check_number("zeros", p->zeros, 0, p->scaling == INT4MM_GROUP_FACTORS ? 0 : 1);
   if (!status) status = check_number("lda", p->lda, words ? k8 : p->K, max_size);
   if (!status) status = check_number("layout_b", p->layout_b, INT4MM_B_KN, INT4MM_B_NK);
@@ -170,17 +186,39 @@ static int32_t check_problem(const int4mm_gpu_problem *p) {
   return status;
 }
 
+enum { SCALED_FROM = 80 /* for older ones there is nothing to scale: their kernels were measured nowhere */ };
+
+/* Where the times come from that a kernel was chosen by. */
+static void explain_estimate(const int4mm_gpu_problem *p, char *text, size_t size) {
+  const int4mm_architecture *card = int4mm_architecture_of(p->arch);
+  if (int4mm_gpu_is_measured(p))
+    snprintf(text, size, "; by times measured on sm_%d", (int)p->arch);
+  else
+    snprintf(text, size, "; by times %s %d MHz and %d GB/s%s%s",
+             p->arch < SCALED_FROM ? "derived for" : "scaled from sm_90 to", p->clock ? p->clock : card->clock,
+             p->memory ? p->memory : card->memory, p->clock && p->memory ? "" : " of ",
+             p->clock && p->memory ? "" : card->card);
+}
+
 int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
   if (!problem || !plan) return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s is NULL", problem ? "plan" : "problem");
-  if (int4mm_check_args(problem->reserved)) return INT4MM_ERR_ARGUMENT;
+  const int64_t reserved[4] = {problem->reserved[0], problem->reserved[1]};
+  if (int4mm_check_args(reserved)) return INT4MM_ERR_ARGUMENT;
   int4mm_gpu_problem p = *problem;
   if (!p.code_arch) p.code_arch = p.arch;
+  if (!p.sms) p.sms = int4mm_architecture_of(p.arch)->sms;
   int32_t status = check_problem(&p);
   if (!status) status = int4mm_choose_kernel(&p, kernel, plan);
   if (status) return status;
   if (plan->widened) p = widen(&p);
   int4mm_kernels_cuda[plan->kernel].family->explain(&p, plan, plan->reason, sizeof plan->reason);
   size_t used = strlen(plan->reason);
-  if (plan->widened) snprintf(plan->reason + used, sizeof plan->reason - used, "; A is widened to int8 first");
+  if (p.experts)
+    snprintf(plan->reason + used, sizeof plan->reason - used, "; at most so many, for %d experts", (int)p.experts);
+  used = strlen(plan->reason);
+  if (plan->widened)
+    used += (size_t)snprintf(plan->reason + used, sizeof plan->reason - used, "; A is widened to int8 first");
+  if (!kernel && int4mm_kernels_cuda[plan->kernel].family != &int4mm_family_elementary)
+    explain_estimate(&p, plan->reason + used, sizeof plan->reason - used);
   return INT4MM_OK;
 }

@@ -1,6 +1,7 @@
 /*
- * grouped: products with group scales and W4A16 by the wgmma kernels of sm_90. The constants are fitted to measurements
- * on an H100 (132 SMs); times are in ns, of calls that follow each other.
+ * grouped: products with group scales, of int8 activations and W4A16 by the wgmma kernels of sm_90 that take weights
+ * from registers. The constants are fitted to measurements on an H100 (132 SMs); times are in ns, of calls
+ * that follow each other.
  */
 #include <stdio.h>
 
@@ -9,7 +10,8 @@
 #include "dispatch/registry.h"
 
 enum {
-  CALL_TIME = 3500,      /* a call, beside its tiles */
+  CALL_TIME = 3500,      /* a call, beside its tiles, */
+  COLUMNS_TIME = 2050,   /* and with a scale for each column */
   READ_RATE = 2800,      /* bytes a ns */
   LONGEST_GROUP = 131071 /* of integers: bytes of both operands may be 16 times their values */
 };
@@ -20,22 +22,30 @@ static bool is_float(const int4mm_gpu_problem *p) {
   return p->dtype_a == INT4MM_FLOAT16 || p->dtype_a == INT4MM_BFLOAT16;
 }
 
+/* Integers with one scale for a column: with zero points, factors or neither. */
+static bool is_per_column(const int4mm_gpu_problem *p) {
+  return !is_float(p) && p->scaling != INT4MM_GROUP_SCALES;
+}
+
 /* Values of k that share a scale. */
 static int64_t group_of(const int4mm_gpu_problem *p) {
   return p->scaling == INT4MM_GROUP_SCALES && p->group < p->K ? p->group : p->K;
 }
 
-static const char *kind_unsupported(const int4mm_gpu_problem *p) {
+static const char *kind_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   if (p->dtype_a == INT4MM_INT32) return "is not for int4 activations";
   if (p->dtype_a == INT4MM_FLOAT32) return "is not for float32 activations";
-  if (p->scaling == INT4MM_GROUP_FACTORS) return "is not for integer group scales";
-  if (!is_float(p) && p->scaling != INT4MM_GROUP_SCALES) return "is for group scales and W4A16";
+  if (is_float(p) && p->scaling == INT4MM_GROUP_FACTORS)
+    return "is not for integer group scales with float activations";
+  if (is_per_column(p) && kernel->tile_m == 64) return "is not for integer activations with a scale for each column";
+  if (is_per_column(p) && p->K >= INT4MM_WIDE_K) return "needs a K below 131072 with a scale for each column";
   return NULL;
 }
 
 static const char *group_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   int64_t group = group_of(p);
-  if (group == 32 && is_float(p) && kernel->tile_m > 64 && group < p->K)
+  if (is_per_column(p)) return NULL;
+  if (group == 32 && is_float(p) && kernel->tile_m > 128 && group < p->K)
     return "needs groups of at least 64 values with float activations";
   if (group == 32 || group == 64 || group == 128 || (group == p->K && p->K <= INT4MM_BLOCK_K)) return NULL;
   if (group % 128 && group < p->K) return "needs groups of 32, 64 or a multiple of 128 values";
@@ -45,7 +55,7 @@ static const char *group_unsupported(const int4mm_kernel *kernel, const int4mm_g
 }
 
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
-  const char *reason = kind_unsupported(p);
+  const char *reason = kind_unsupported(kernel, p);
   if (reason) return reason;
   if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (p->M > max_extent || p->N > max_extent || p->K > max_extent) return "needs an M, N and K below 2147482625";
@@ -56,46 +66,73 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
   return group_unsupported(kernel, p);
 }
 
-/* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile, for
- * W4A8 and W4A16. 1024 x 4096 x 14336 with groups of 128 takes 142 us in W4A8, 413 with groups of 32, and 196 in
- * W4A16. For the smaller tiles all of it is latency: 64 x 128 takes 15 and 19 us for up to 132 tiles
- * of K = 4096, in W4A8 30 with groups of 32; 64 x 64 takes 13 and 15, and a quarter more with two CTAs to an SM. */
+/* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile. On
+ * an H100, in us, with each tile that is near the fastest:
+ *
+ *                          256 x 128   128 x 128   64 x 128   64 x 64
+ *   W4A8, groups of 128
+ *     1024 x 4096 x 4096        36.4        42.8       54.4
+ *     512 x 4096 x 4096         39.7        25.2       29.4
+ *     256 x 4096 x 4096                     22.5       15.6      16.5
+ *   groups of 64, of 32
+ *     1024 x 4096 x 4096  50.0, 83.3  56.8, 91.1
+ *   W4A16, groups of 128
+ *     1024 x 4096 x 14336        190         194        272
+ *     512 x 4096 x 4096         45.7        26.6       36.4
+ *     256 x 3072 x 12288        39.7        42.9       44.0      43.6
+ *   W4A8, a scale for each column
+ *     1024 x 4096 x 4096        24.2        27.2
+ *     512 x 4096 x 4096         23.8        14.6
+ *     with zero points          24.8        17.4
+ *     with factors              23.8        18.9
+ */
 typedef struct grouped_cost {
   int64_t k_block, group, tile;
 } grouped_cost;
 
-static const grouped_cost large[] = {{150, 740, 3500}, {1150, 230, 3500}},
-                          small[] = {{183, 151, 1200}, {285, 180, 1200}},
-                          smallest[] = {{165, 135, 1200}, {220, 140, 1200}};
+typedef struct tile_costs {
+  grouped_cost groups, floats, columns;
+  int64_t zeros, factors; /* of a k-block more, with a scale for each column */
+} tile_costs;
 
-/* The time of all tiles, and how many CTAs compute them. */
-static int64_t tiles_time(const int4mm_gpu_problem *p, const grouped_cost *cost, int64_t tiles, bool pairable,
-                          int64_t *ctas) {
+static const tile_costs tile_256x128 = {{390, 500, 4500}, {1190, 150, 3500}, {640, 0, 2200}, 20, 20},
+                        tile_128x128 = {{335, 250, 1700}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
+                        tile_64x128 = {{183, 151, 1200}, {285, 180, 1200}, {0}, 0, 0},
+                        tile_64x64 = {{165, 135, 1200}, {220, 140, 1200}, {0}, 0, 0};
+
+static int64_t k_block_time(const int4mm_gpu_problem *p, const tile_costs *costs) {
+  if (is_per_column(p))
+    return costs->columns.k_block + (p->scaling == INT4MM_GROUP_FACTORS ? costs->factors : p->zeros ? costs->zeros : 0);
   int64_t group = group_of(p), groups = group < INT4MM_BLOCK_K && group ? INT4MM_BLOCK_K / group : 1; /* of a k-block */
-  bool pairs = pairable && tiles > p->sms;
-  int64_t resident = pairs ? p->sms * 2 : p->sms;
-  *ctas = tiles < resident ? tiles : resident;
-  int64_t k_block = cost->k_block + groups * cost->group;
-  int64_t time =
-      int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), pairs ? k_block * 5 / 4 : k_block), cost->tile);
-  return int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time);
+  const grouped_cost *cost = is_float(p) ? &costs->floats : &costs->groups;
+  return cost->k_block + groups * cost->group;
 }
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
-  const grouped_cost *cost = (kernel->tile_m > 64 ? large : kernel->tile_n > 64 ? small : smallest) + is_float(p);
-  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), ctas;
-  int64_t time = tiles_time(p, cost, tiles, kernel->tile_n == 64, &ctas);
-  plan->tile_k = INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(ctas);
-  time = int4mm_plan_add(CALL_TIME, time);
+  const tile_costs *costs = kernel->tile_m == 256   ? &tile_256x128
+                            : kernel->tile_m == 128 ? &tile_128x128
+                            : kernel->tile_n == 128 ? &tile_64x128
+                                                    : &tile_64x64;
+  const grouped_cost *cost = is_per_column(p) ? &costs->columns : is_float(p) ? &costs->floats : &costs->groups;
+  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
+  bool pairs = kernel->tile_n == 64 && tiles > p->sms; /* of CTAs on an SM */
+  int64_t resident = pairs ? p->sms * 2 : p->sms;
+  int64_t time =
+      int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), pairs ? k_block * 4 / 3 : k_block), cost->tile);
+  time = int4mm_plan_add(is_per_column(p) ? COLUMNS_TIME : CALL_TIME,
+                         int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time));
   int64_t reading = CALL_TIME + int4mm_plan_mul(p->K / 2, p->N) / READ_RATE;
+  plan->tile_k = INT4MM_BLOCK_K;
+  plan->ctas = int4mm_plan_ctas(tiles < resident ? tiles : resident);
   return time > reading ? time : reading;
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
-  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, groups of %lld promoted to float32",
+  char scales[64] = "a scale for each column";
+  if (!is_per_column(p)) snprintf(scales, sizeof scales, "groups of %lld promoted to float32", (long long)group_of(p));
+  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, %s",
            (long long)int4mm_plan_tiles(p, plan->tile_m, plan->tile_n), plan->tile_m, plan->tile_n, plan->ctas,
-           (int)p->sms, (long long)group_of(p));
+           (int)p->sms, scales);
 }
 
-const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_NONE};
+const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_NONE, false};

@@ -1,22 +1,22 @@
 /*
  * mma: large M on GPUs that have no kernel of their own, and operands for which these have none. The constants are
- * fitted to an H100 (132 SMs), where the int8 tensor cores of mma.sync give 1,325 TOPS, and stand in for the other
- * architectures until they are measured, as those of skinny do. Code for an architecture below 90 multiplies int4,
- * which by the datasheets of sm_80, 86, 87 and 89 is twice as fast as int8: that is derived, not measured. Times are in
- * ns, of calls that follow each other.
+ * fitted to an H100 (132 SMs), where the int8 tensor cores of mma.sync give 1,325 TOPS; on other GPUs they are scaled
+ * (dispatch/gpu.h). Code for an architecture below 90 multiplies int4. Times are in ns, of calls that follow each
+ * other.
  */
 #include <stdio.h>
 
 #include "core/dtype.h"
 #include "core/problem.h"
+#include "dispatch/gpu.h"
 #include "dispatch/registry.h"
 
 enum {
-  FIRST_INT8_ARCH = 90, /* from here on code multiplies int8 where it can (kernels/sm80/mma.cuh) */
-  CALL_TIME = 2200,     /* a call, beside its tiles */
-  WEIGHT_RATE = 1500,   /* bytes of B a ns: 64 x 4096 x 14336 takes 21 us */
-  COPY_TIME = 2000,     /* of a copy of A or B, and its bytes a ns */
-  COPY_RATE = 1000,
+  CALL_TIME = 2200,       /* a call, beside its tiles */
+  WEIGHT_RATE = 1500,     /* bytes of B a ns: 64 x 4096 x 14336 takes 21 us, */
+  COPY_RATE = 1000,       /* and of a copy of A or B, */
+  FITTED_MEMORY = 3350,   /* with a memory of so many GB/s; */
+  COPY_TIME = 2000,       /* of the copy's call */
   MAX_GROUPED_K = 1 << 20 /* where a group is found by a multiplication */
 };
 
@@ -71,7 +71,7 @@ static const mma_cost *cost_of(const int4mm_kernel *kernel, const int4mm_gpu_pro
 }
 
 static bool is_int8(const int4mm_gpu_problem *p) {
-  return p->code_arch >= FIRST_INT8_ARCH || p->dtype_a == INT4MM_INT8;
+  return int4mm_gpu_unpacks(p) || p->dtype_a == INT4MM_INT8; /* kernels/sm80/mma.cuh */
 }
 
 /* Values of k that share a scale. */
@@ -115,14 +115,19 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
   if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (p->M > max_extent || p->N > max_extent) return "needs an M and N below 2147482625";
   if (p->K > INT4MM_MAX_K) return "needs a K below 2^25";
+  if (p->experts && kernel->tile_m != kernel->tile_n) return "has no code for grouped products";
+  if (p->experts && copies_b(p)) return "needs aligned rows of b_packed for grouped products";
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX ? "has too many tiles" : NULL;
 }
 
 /* Tiles go over the SMs in waves, with two CTAs for each of them as long as there are enough. */
 static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles) {
-  int64_t k_blocks = int4mm_plan_k_blocks(p), faster = p->dtype_a == INT4MM_INT32 && !is_int8(p) ? 2 : 1;
-  int64_t one = k_blocks * cost->k_block_one / faster + cost->tile_one;
-  int64_t two = k_blocks * cost->k_block_two / faster + cost->tile_two;
+  int4mm_mma mma = p->dtype_a == INT4MM_INT32 && !is_int8(p)                 ? INT4MM_MMA_INT4
+                   : p->dtype_a == INT4MM_INT32 || p->dtype_a == INT4MM_INT8 ? INT4MM_MMA_INT8
+                                                                             : INT4MM_MMA_FP16;
+  int64_t k_blocks = int4mm_plan_k_blocks(p);
+  int64_t one = int4mm_gpu_mma_time(p, mma, k_blocks * cost->k_block_one) + int4mm_gpu_clock_time(p, cost->tile_one);
+  int64_t two = int4mm_gpu_mma_time(p, mma, k_blocks * cost->k_block_two) + int4mm_gpu_clock_time(p, cost->tile_two);
   if (!cost->pairs) return int4mm_plan_mul(int4mm_plan_ceil_div(tiles, p->sms), one);
   int64_t rest = tiles % (2 * p->sms);
   return int4mm_plan_add(int4mm_plan_mul(tiles / (2 * p->sms), two), rest > p->sms ? two : rest ? one : 0);
@@ -130,16 +135,18 @@ static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
 
 /* What copies of operands take. */
 static int64_t copying_time(const int4mm_gpu_problem *p) {
+  const int64_t rate = int4mm_gpu_memory_rate(p, FITTED_MEMORY, COPY_RATE);
   int64_t bits = p->dtype_a == INT4MM_INT32 ? 4 : 8 * (int64_t)int4mm_dtype_size(p->dtype_a), time = 0;
-  if (copies_a(p)) time = COPY_TIME + int4mm_plan_mul(int4mm_plan_mul(p->M, p->K), bits) / 8 / COPY_RATE;
-  if (copies_b(p)) time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_mul(p->K, p->N) / 2 / COPY_RATE);
+  if (copies_a(p)) time = COPY_TIME + int4mm_plan_mul(int4mm_plan_mul(p->M, p->K), bits) / 8 / rate;
+  if (copies_b(p)) time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_mul(p->K, p->N) / 2 / rate);
   return time;
 }
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  int64_t time = waves_time(cost_of(kernel, p), p, tiles), reading = int4mm_plan_mul(p->K / 2, p->N) / WEIGHT_RATE;
+  int64_t time = waves_time(cost_of(kernel, p), p, int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n));
+  int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
   if (time < reading) time = reading;
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
   time = int4mm_plan_add(time, copying_time(p));
@@ -151,11 +158,11 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   const bool real = kind_of(p) >= REALS;
   const char *type = real ? int4mm_dtype_name(p->dtype_a) : is_int8(p) ? "int8" : "int4";
-  int used =
-      snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s%s", plan->ctas, plan->tile_m, plan->tile_n,
-               (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "", copies_a(p) ? ", A copied" : "", copies_b(p) ? ", B copied" : "");
+  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s%s", plan->ctas, plan->tile_m,
+                      plan->tile_n, (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
+                      copies_a(p) ? ", A copied" : "", copies_b(p) ? ", B copied" : "");
   if (p->scaling == INT4MM_GROUP_SCALES && used > 0 && (size_t)used < size)
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }
 
-const int4mm_family int4mm_family_mma = {unsupported, plan, explain, INT4MM_COPIES_AB};
+const int4mm_family int4mm_family_mma = {unsupported, plan, explain, INT4MM_COPIES_AB, true};

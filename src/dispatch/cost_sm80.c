@@ -1,13 +1,17 @@
 /*
- * skinny: few rows, and from sm_80 on whatever no other fast kernel serves. The cost is fitted to an H200, which stands
- * in for the other architectures until they are measured.
+ * skinny: few rows, and from sm_80 on whatever no other fast kernel serves. The cost is fitted to an H200; on other
+ * GPUs it is scaled (dispatch/gpu.h).
  */
 #include <stdio.h>
 
 #include "core/problem.h"
+#include "dispatch/gpu.h"
 #include "dispatch/registry.h"
 
-enum { WAVE_TIME = 2000 /* ns of each wave of CTAs but the first */ };
+enum {
+  WAVE_TIME = 2000,    /* ns of each wave of CTAs but the first */
+  FITTED_MEMORY = 4800 /* GB/s of the memory that the rates are of */
+};
 
 /* `call` is the time of a call beside reading B, `rate` the bytes of B read per ns: 1, 16, 32 and 64 rows of
  * 4096 x 4096 take 4.1, 4.7, 6.1 and 8.4 us, of 14336 x 4096 8.9, 9.9, 12.5 and 22; 1, 16 and 32 rows of 4096 x 14336
@@ -30,12 +34,6 @@ static const skinny_cost *cost_of(const int4mm_kernel *kernel) {
   const skinny_cost *cost = costs;
   while (cost->rows < kernel->tile_m) cost++;
   return cost;
-}
-
-/* Bytes of shared memory that a CTA may have. */
-static int64_t shared_limit(int32_t arch) {
-  if (arch >= 90 && arch < 120) return 227 << 10;
-  return arch == 80 || arch == 87 ? 163 << 10 : 99 << 10;
 }
 
 /* ---- operands of every kind (kernels/sm80/skinny_general.cuh) ---- */
@@ -62,6 +60,16 @@ static general_kind kind_of(const int4mm_gpu_problem *p) {
   return p->scaling == INT4MM_GROUP_FACTORS || p->K >= INT4MM_WIDE_K ? FACTORS : PLAIN;
 }
 
+/* Bytes of B a ns on this GPU: what its memory gives, as it does for the fewest rows, or what its tensor cores keep up
+ * with at `percent` of the time. */
+static int64_t rate_of(const skinny_cost *cost, const int4mm_gpu_problem *p, int32_t percent) {
+  int64_t reading = int4mm_gpu_memory_rate(p, FITTED_MEMORY, costs[0].rate), rate = cost->rate * 100 / percent;
+  bool int4 = p->dtype_a == INT4MM_INT32 && !int4mm_gpu_unpacks(p); /* skinny_fragments.cuh */
+  int4mm_mma type = kind_of(p) == FLOATS ? INT4MM_MMA_FP16 : int4 ? INT4MM_MMA_INT4 : INT4MM_MMA_INT8;
+  int64_t mma = int4mm_gpu_mma_rate(p, type, rate);
+  return mma < reading ? mma : reading;
+}
+
 static general_bytes general_bytes_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   int64_t segments = segments_of(p), rows = p->M < kernel->tile_m ? p->M : kernel->tile_m;
   int64_t words = p->dtype_a == INT4MM_INT32 ? 1 : p->dtype_a == INT4MM_INT8 ? 2 : 4;
@@ -83,7 +91,7 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
   if (kernel->tile_m == 32 || (kernel->tile_m == 64 && bytes.slot && p->group != INT4MM_BLOCK_K))
     return "has no code for this kind of operands";
   if (p->dtype_a == INT4MM_FLOAT32) return "has no code for an A of float32";
-  if (bytes.slot && chain_warps_of(kernel) * 2 * (bytes.stage + bytes.slot) > shared_limit(p->arch))
+  if (bytes.slot && chain_warps_of(kernel) * 2 * (bytes.stage + bytes.slot) > int4mm_gpu_shared(p))
     return "needs more shared memory than there is for group scales";
   if (p->layout_b != INT4MM_B_KN) return "needs a B of [K/8, N] for this kind of operands";
   if (!int4mm_plan_aligned16(p)) return "needs rows that start on 16 bytes for this kind of operands";
@@ -96,7 +104,7 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
  * rounds' at least; a cluster needs all, and 64 rows have no code for one. */
 static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel, const int4mm_gpu_problem *p,
                             int4mm_plan *plan) {
-  const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = shared_limit(p->arch);
+  const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = int4mm_gpu_shared(p);
   const general_bytes bytes = general_bytes_of(kernel, p);
   int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps_of(kernel) : 1, max_warps = cost->max_warps,
           max_warps_k = k_blocks < 64 ? 8 : 16;
@@ -108,7 +116,7 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
   int64_t rounds = int4mm_plan_ceil_div(k_blocks, warps_k), most_slots = (rounds < 2 ? rounds : 2) * warps_k;
   plan->split_k = 1;
-  if (p->code_arch >= 90 && !(bytes.slot && kernel->tile_m == 64))
+  if (int4mm_gpu_has_clusters(p) && !(bytes.slot && kernel->tile_m == 64))
     while (plan->split_k < 8 && ctas * plan->split_k * 2 <= p->sms && k_blocks >= warps_k * plan->split_k * 4)
       plan->split_k *= 2;
   if (plan->split_k > 1) {
@@ -123,7 +131,7 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
   plan->tile_n = (int32_t)(warps_n * columns);
   plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(ctas, plan->split_k));
-  int64_t read = int4mm_plan_mul(p->K / 2, p->N) / cost->rate * cost->reading[kind_of(p)] / 100;
+  int64_t read = int4mm_plan_mul(p->K / 2, p->N) / rate_of(cost, p, cost->reading[kind_of(p)]);
   int64_t waves = int4mm_plan_ceil_div(ctas, p->sms) - 1;
   return int4mm_plan_add(int4mm_plan_add(cost->call, int4mm_plan_mul(row_tiles, read)),
                          int4mm_plan_mul(waves, WAVE_TIME));
@@ -132,6 +140,7 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
 /* ---- the family ---- */
 
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  if (p->code_arch < 80) return "needs code for sm_80 or later";
   if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (int4mm_plan_ceil_div(p->M, kernel->tile_m) > UINT16_MAX) return "has a grid of at most 65535 blocks of rows";
   const char *reason = int4mm_plan_is_elementary(p) ? NULL : general_unsupported(kernel, p);
@@ -158,19 +167,19 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   int64_t max_warps_k = k_blocks < 64 ? 8 : 16; /* 1 x 4096 x 4096: 4.4 us, with 16 4.8 */
   plan->stages = stages_of(kernel, p);
   int64_t warp_bytes = plan->stages * (INT4MM_SKINNY_B_BYTES + kernel->tile_m / 8 * INT4MM_SKINNY_A_BYTES);
-  while (max_warps > shared_limit(p->arch) / warp_bytes) max_warps /= 2;
+  while (max_warps > int4mm_gpu_shared(p) / warp_bytes) max_warps /= 2;
   while (warps_n < 8 && warps_n < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms) warps_n *= 2;
   while (warps_n * warps_k < max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
   int64_t row_tiles = int4mm_plan_ceil_div(p->M, kernel->tile_m);
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
   plan->split_k = 1;
-  if (p->code_arch >= 90)
+  if (int4mm_gpu_has_clusters(p))
     while (plan->split_k < 8 && ctas * plan->split_k * 2 <= p->sms && k_blocks >= warps_k * plan->split_k * 4)
       plan->split_k *= 2;
   plan->tile_n = (int32_t)(warps_n * columns);
   plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(ctas, plan->split_k));
-  int64_t reading = int4mm_plan_mul(row_tiles, int4mm_plan_mul(p->K / 2, p->N) / cost->rate);
+  int64_t reading = int4mm_plan_mul(row_tiles, int4mm_plan_mul(p->K / 2, p->N) / rate_of(cost, p, 100));
   int64_t waves = int4mm_plan_ceil_div(ctas, p->sms * (kernel->tile_m <= 16 ? 2 : 1)) - 1;
   return int4mm_plan_add(int4mm_plan_add(cost->call, reading), int4mm_plan_mul(waves, WAVE_TIME));
 }
@@ -183,4 +192,4 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
            p->layout_b == INT4MM_B_NK ? ", B along k" : "");
 }
 
-const int4mm_family int4mm_family_skinny = {unsupported, plan, explain, INT4MM_COPIES_NONE};
+const int4mm_family int4mm_family_skinny = {unsupported, plan, explain, INT4MM_COPIES_NONE, false};

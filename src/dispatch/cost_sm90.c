@@ -30,9 +30,14 @@ static const char *wgmma_unsupported(const int4mm_gpu_problem *p) {
   return NULL;
 }
 
-/* Whether B has integer group scales or zero points. */
-static bool is_affine(const int4mm_gpu_problem *p) {
-  return p->scaling == INT4MM_GROUP_FACTORS || p->zeros;
+/* Whether B has integer group scales. */
+static bool has_factors(const int4mm_gpu_problem *p) {
+  return p->scaling == INT4MM_GROUP_FACTORS;
+}
+
+/* Zero points take a sum of each row of A, beside its products, and a product for each output. */
+static int64_t with_zeros(const int4mm_gpu_problem *p, int64_t k_block) {
+  return p->zeros ? k_block + k_block / 20 : k_block;
 }
 
 /* Bytes of A. */
@@ -63,7 +68,7 @@ static int64_t with_alignment(const int4mm_gpu_problem *p, int64_t time) {
 
 /* What reading the operands takes at least. */
 static int64_t reading_time(const int4mm_gpu_problem *p) {
-  return LAUNCH_TIME + int4mm_plan_add(int4mm_plan_mul(p->K / 2, p->N), bytes_of_a(p)) / WEIGHT_RATE;
+  return LAUNCH_TIME + int4mm_plan_add(int4mm_plan_bytes_of_b(p), bytes_of_a(p)) / WEIGHT_RATE;
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
@@ -80,17 +85,28 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
  * 4096 takes 9.6, 512 x 4096 x 4096 15.0, 1024 x 4096 x 5120 41.6 (with the larger 45.4). On an H100 with int8 A,
  * 1024 x 4096 x 4096 takes 28.1 with the larger, 32.5 with the smaller; with factors 33 and 43, whatever A is. */
 typedef struct hopper_cost {
-  int64_t k_block, k_block_int8, k_block_affine, tile; /* with an int8 A; with factors or zero points */
+  int64_t k_block, k_block_int8, k_block_factors, tile; /* with an int8 A; with factors */
 } hopper_cost;
 
 static const hopper_cost hopper_256 = {576, 676, 820, 3250}, hopper_128 = {365, 416, 588, 1900};
 
+/* Of a grouped product, whose weights lie one below the other: a copy past one's K or N comes from the next one. */
+static const char *experts_unsupported(const int4mm_gpu_problem *p) {
+  if (p->experts > INT4MM_HOPPER_EXPERTS) return "is for grouped products of at most 256 experts";
+  if (has_factors(p) || p->zeros) return "has no code for grouped products with integer group scales or zero points";
+  if (p->K % INT4MM_BLOCK_K) return "needs a K that is a multiple of 128 for grouped products";
+  if (p->layout_b == INT4MM_B_NK && p->N % 4)
+    return "needs an N that is a multiple of 4 for grouped products of [N, K/8]";
+  return is_aligned(p) ? NULL : "needs rows that start on 16 bytes for grouped products";
+}
+
 static const char *hopper_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const char *reason = wgmma_unsupported(p);
+  if (!reason && p->experts) reason = experts_unsupported(p);
   if (reason) return reason;
   if (p->K >= INT4MM_WIDE_K) return "needs a K below 131072";
-  if (kernel->tile_m == 256 && is_affine(p) && p->dtype_a != INT4MM_INT8)
-    return "has no registers for int4 activations with integer group scales or zero points";
+  if (kernel->tile_m == 256 && has_factors(p) && p->dtype_a != INT4MM_INT8)
+    return "has no registers for int4 activations with integer group scales";
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8 ? "has too many tiles" : NULL;
 }
 
@@ -99,14 +115,15 @@ static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles < p->sms ? tiles : p->sms);
-  int64_t k_block = is_affine(p)                ? cost->k_block_affine
+  int64_t k_block = has_factors(p)              ? cost->k_block_factors
                     : p->dtype_a == INT4MM_INT8 ? cost->k_block_int8
                                                 : cost->k_block;
-  int64_t tile_time = int4mm_plan_k_blocks(p) * k_block + cost->tile;
-  return with_alignment(p, max64(reading_time(p), HOPPER_TIME + int4mm_plan_ceil_div(tiles, p->sms) * tile_time));
+  int64_t tile_time = int4mm_plan_k_blocks(p) * with_zeros(p, k_block) + cost->tile;
+  int64_t waves = int4mm_plan_ceil_div(int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), p->sms);
+  return with_alignment(p, max64(reading_time(p), HOPPER_TIME + waves * tile_time));
 }
 
-const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A};
+const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true};
 
 /* ---- narrow: a CTA a tile, up to two an SM ---- */
 
@@ -127,17 +144,19 @@ static const narrow_cost narrow_128_int8 = {297, 580, 2400, 3000}, narrow_64_int
 static const char *narrow_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const char *reason = wgmma_unsupported(p);
   if (reason) return reason;
-  if (is_affine(p)) return "is for weights without integer group scales and zero points";
+  if (has_factors(p)) return "is for weights without integer group scales";
+  if (p->K >= INT4MM_WIDE_K && p->zeros) return "needs a K below 131072 with zero points";
   if (p->K >= INT4MM_WIDE_K && kernel->tile_m > 64) return "needs a K below 131072";
   /* a grid is at most so high */
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > UINT16_MAX ? "has too many tiles" : NULL;
 }
 
 /* The time of so many CTAs of `k_blocks` each, two at a time on an SM as long as there are enough. */
-static int64_t narrow_time(const narrow_cost *cost, int32_t sms, int64_t ctas, int64_t k_blocks) {
-  int64_t pairs = ctas / (2 * sms), rest = ctas % (2 * sms);
-  int64_t one = k_blocks * cost->k_block_one + cost->call_one, two = k_blocks * cost->k_block_two + cost->call_two;
-  return pairs * two + (rest > sms ? two : rest ? one : 0);
+static int64_t narrow_time(const narrow_cost *cost, const int4mm_gpu_problem *p, int64_t ctas, int64_t k_blocks) {
+  int64_t pairs = ctas / (2 * p->sms), rest = ctas % (2 * p->sms);
+  int64_t one = k_blocks * with_zeros(p, cost->k_block_one) + cost->call_one,
+          two = k_blocks * with_zeros(p, cost->k_block_two) + cost->call_two;
+  return pairs * two + (rest > p->sms ? two : rest ? one : 0);
 }
 
 /* Where tiles are few, a pair of CTAs for each, which split K and then exchange sums. */
@@ -146,8 +165,8 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   const narrow_cost *cost =
       kernel->tile_m == 128 ? (int8 ? &narrow_128_int8 : &narrow_128) : (int8 ? &narrow_64_int8 : &narrow_64);
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
-  int64_t whole = narrow_time(cost, p->sms, tiles, k_blocks);
-  int64_t split = narrow_time(cost, p->sms, 2 * tiles, int4mm_plan_ceil_div(k_blocks, 2)) + EXCHANGE_TIME;
+  int64_t whole = narrow_time(cost, p, tiles, k_blocks);
+  int64_t split = narrow_time(cost, p, 2 * tiles, int4mm_plan_ceil_div(k_blocks, 2)) + EXCHANGE_TIME;
   int pairs = split < whole && 2 * tiles <= p->sms && k_blocks >= 8; /* with two CTAs an SM pairs are slower */
   plan->tile_k = INT4MM_BLOCK_K;
   plan->split_k = pairs ? 2 : 1;
@@ -155,4 +174,4 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   return with_alignment(p, max64(reading_time(p), pairs ? split : whole));
 }
 
-const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A};
+const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A, false};

@@ -10,6 +10,7 @@
 #include "core/host_memory.h"
 #include "core/storage.h"
 #include "cuda/table.h"
+#include "dispatch/gpu.h"
 
 /* ---- the host ---- */
 
@@ -40,8 +41,8 @@ static int32_t host_check_pointer(int32_t device, const void *data) {
 
 static int32_t gpu_check(int32_t device) {
   const int4mm_cuda_backend *cuda = int4mm_cuda();
-  int32_t arch, sms;
-  return cuda ? cuda->arch(device, &arch, &sms) : INT4MM_ERR_UNAVAILABLE;
+  int4mm_gpu_traits gpu;
+  return cuda ? int4mm_gpu_traits_of(cuda, device, &gpu) : INT4MM_ERR_UNAVAILABLE;
 }
 
 static void gpu_release(int4mm_storage *s) {
@@ -90,6 +91,20 @@ __attribute__((constructor)) static void register_devices(void) {
   static const int4mm_device_ops host = {host_check, int4mm_host_alloc, host_check_pointer, NULL};
   static const int4mm_device_ops gpu = {gpu_check, gpu_alloc, gpu_check_pointer, pinned_alloc};
   int4mm_register_devices(&host, &gpu);
+}
+
+int32_t int4mm_cuda_device_info(int32_t device, int4mm_gpu_info *info) {
+  const int4mm_cuda_backend *cuda;
+  int4mm_gpu_info made;
+  int4mm_gpu_traits traits;
+  if (!info) return int4mm_fail(INT4MM_ERR_ARGUMENT, "info is NULL");
+  int32_t status = int4mm_cuda_for(device, &cuda);
+  if (!status) status = cuda->device_info(device, &made);
+  if (!status) status = int4mm_gpu_traits_of(cuda, device, &traits);
+  if (status) return status;
+  made.kernel_arch = traits.arch;
+  *info = made;
+  return INT4MM_OK;
 }
 
 /* ---- streams ---- */

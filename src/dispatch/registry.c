@@ -4,6 +4,7 @@
 #include "dispatch/registry.h"
 
 #include "core/dtype.h"
+#include "core/problem.h"
 
 #define INT4MM_KERNEL(name, min_arch, max_arch, tile_m, tile_n, stages, family)                                        \
   {#name, min_arch, max_arch, tile_m, tile_n, stages, &int4mm_family_##family},
@@ -41,7 +42,24 @@ int32_t int4mm_plan_ctas(int64_t n) {
 }
 
 int64_t int4mm_plan_tiles(const int4mm_gpu_problem *p, int32_t m, int32_t n) {
-  return int4mm_plan_mul(int4mm_plan_ceil_div(p->M, m), int4mm_plan_ceil_div(p->N, n));
+  int64_t rows = p->experts ? int4mm_expert_tiles(p->M, p->experts, m) : int4mm_plan_ceil_div(p->M, m);
+  return int4mm_plan_mul(rows, int4mm_plan_ceil_div(p->N, n));
+}
+
+/* Experts that have rows, if they are shared out evenly. */
+static int64_t experts_at_work(const int4mm_gpu_problem *p) {
+  return p->experts < p->M ? p->experts : p->M;
+}
+
+int64_t int4mm_plan_likely_tiles(const int4mm_gpu_problem *p, int32_t m, int32_t n) {
+  if (!p->experts) return int4mm_plan_tiles(p, m, n);
+  int64_t experts = experts_at_work(p), rows = p->M / m + experts / 2;
+  return int4mm_plan_mul(rows > experts ? rows : experts, int4mm_plan_ceil_div(p->N, n));
+}
+
+int64_t int4mm_plan_bytes_of_b(const int4mm_gpu_problem *p) {
+  int64_t bytes = int4mm_plan_mul(p->K / 2, p->N);
+  return p->experts ? int4mm_plan_mul(experts_at_work(p), bytes) : bytes;
 }
 
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *p) {

@@ -30,6 +30,8 @@ typedef struct int4mm_family {
   /* The plan in words. */
   void (*explain)(const int4mm_gpu_problem *problem, const int4mm_plan *plan, char *text, size_t size);
   int copies; /* int4mm_copies */
+  /* Serves grouped products. */
+  bool experts;
 } int4mm_family;
 
 struct int4mm_kernel {
@@ -42,8 +44,8 @@ struct int4mm_kernel {
 /* Above every estimate. */
 #define INT4MM_COST_ANY ((int64_t)1 << 62)
 
-extern const int4mm_family int4mm_family_elementary, int4mm_family_skinny, int4mm_family_mma, int4mm_family_narrow,
-    int4mm_family_hopper, int4mm_family_grouped;
+extern const int4mm_family int4mm_family_elementary, int4mm_family_skinny, int4mm_family_mma, int4mm_family_turing,
+    int4mm_family_narrow, int4mm_family_hopper, int4mm_family_grouped;
 
 /* The registry, in the order of kernels.inc. */
 extern const int4mm_kernel int4mm_kernels_cuda[];
@@ -57,8 +59,13 @@ int64_t int4mm_plan_mul(int64_t a, int64_t b);
 int64_t int4mm_plan_add(int64_t a, int64_t b);
 /* n as a number of CTAs, at least 1. */
 int32_t int4mm_plan_ctas(int64_t n);
-/* Tiles of m x n in the output. */
+/* Tiles of m x n in the output; of a grouped product the most that there can be. */
 int64_t int4mm_plan_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
+/* How many there will be: of a grouped product, where each expert has about as many rows, which end anywhere in a tile.
+ */
+int64_t int4mm_plan_likely_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
+/* Bytes of the weights that are read, at least once. */
+int64_t int4mm_plan_bytes_of_b(const int4mm_gpu_problem *problem);
 /* k-blocks of a problem. */
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *problem);
 /* W4A4 with a scale for each column alone, as int4mm_is_elementary. */

@@ -4,6 +4,7 @@
  */
 #include <string.h>
 
+#include "dispatch/gpu.h"
 #include "dispatch/target.h"
 
 /* Multiplications and additions per second and thread that the CPU path sustains on large matrices, measured on one
@@ -44,9 +45,9 @@ int32_t int4mm_choose_target(const int4mm_matmul_args *args, int64_t M, int64_t 
   target->reason = "too small for copies to a GPU to pay";
   if (!gpu_pays(M, N, K, cpu_rate(int4mm_cpu_isa()) * int4mm_get_num_threads())) return INT4MM_OK;
   const int4mm_cuda_backend *cuda = int4mm_cuda();
-  int32_t arch, sms;
+  int4mm_gpu_traits gpu;
   target->reason = "no GPU can be used";
-  if (cuda && !cuda->arch(0, &arch, &sms)) /* one that is too old or busy cannot */
+  if (cuda && !int4mm_gpu_traits_of(cuda, 0, &gpu)) /* one that is too old or busy cannot */
     *target = (int4mm_dispatch_target){
         .cuda = cuda, .device = 0, .may_fall_back = true, .reason = "large enough for copies to a GPU to pay"};
   return INT4MM_OK;

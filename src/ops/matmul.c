@@ -179,8 +179,7 @@ static int32_t check_vectors(const int4mm_matmul_args *args, const int4mm_matmul
   return status;
 }
 
-/* That no operand lies in out. */
-static int32_t check_out_apart(const int4mm_matmul_args *args) {
+int32_t int4mm_check_out_apart(const int4mm_matmul_args *args) {
   const struct {
     const char *name;
     const int4mm_tensor *t;
@@ -211,46 +210,54 @@ static int32_t check_devices(const int4mm_matmul_args *args, const int4mm_matmul
   return INT4MM_OK;
 }
 
-static int32_t check_call(const int4mm_matmul_args *args, int4mm_matmul_call *c) {
+int32_t int4mm_check_matmul(const int4mm_matmul_args *args, int4mm_matmul_call *c) {
   if (int4mm_check_args(args ? args->reserved : NULL)) return INT4MM_ERR_ARGUMENT;
   *c = (int4mm_matmul_call){.args = args};
   int32_t status = check_options(args);
   if (!status) status = check_operands(c);
   if (!status) status = check_vectors(args, c);
   if (!status) status = int4mm_check_out(args->out, args->out_dtype, c->M, c->N);
-  if (!status) status = check_out_apart(args);
+  if (!status) status = int4mm_check_out_apart(args);
   if (!status) status = check_devices(args, c);
   return status;
 }
 
 /* ---- entry points ---- */
 
+int32_t int4mm_finish_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
+  const int4mm_matmul_args *args = c->args;
+  bool allocate = args->out->rank == 0;
+  int32_t device = args->a_packed->device, status = INT4MM_OK;
+  if (allocate)
+    status = int4mm_tensor_alloc_on(args->out, 2, c->M, c->N, args->out_dtype, device,
+                                    device == INT4MM_CPU ? NULL : args->stream);
+  if (!status) status = int4mm_run_matmul(c, target);
+  if (status && allocate) int4mm_tensor_release(args->out);
+  return status;
+}
+
+int32_t int4mm_describe_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
+  int4mm_plan made = {.device = INT4MM_CPU};
+  int32_t status = int4mm_plan_matmul(c, target, &made);
+  if (status) return status;
+  *plan = made;
+  if (target->reason) snprintf(plan->reason, sizeof plan->reason, "%s; %.*s", target->reason, 150, made.reason);
+  return INT4MM_OK;
+}
+
 int32_t int4mm_matmul(const int4mm_matmul_args *args) {
   int4mm_matmul_call call;
   int4mm_dispatch_target target;
-  int32_t status = check_call(args, &call);
+  int32_t status = int4mm_check_matmul(args, &call);
   if (!status) status = int4mm_choose_target(args, call.M, call.N, call.K, &target);
-  if (status) return status;
-  bool allocate = args->out->rank == 0;
-  int32_t device = args->a_packed->device;
-  if (allocate)
-    status = int4mm_tensor_alloc_on(args->out, 2, call.M, call.N, args->out_dtype, device,
-                                    device == INT4MM_CPU ? NULL : args->stream);
-  if (!status) status = int4mm_run_matmul(&call, &target);
-  if (status && allocate) int4mm_tensor_release(args->out);
-  return status;
+  return status ? status : int4mm_finish_matmul(&call, &target);
 }
 
 int32_t int4mm_matmul_plan(const int4mm_matmul_args *args, int4mm_plan *plan) {
   int4mm_matmul_call call;
   int4mm_dispatch_target target;
-  int4mm_plan made = {.device = INT4MM_CPU};
   if (!plan) return int4mm_fail(INT4MM_ERR_ARGUMENT, "plan is NULL");
-  int32_t status = check_call(args, &call);
+  int32_t status = int4mm_check_matmul(args, &call);
   if (!status) status = int4mm_choose_target(args, call.M, call.N, call.K, &target);
-  if (!status) status = int4mm_plan_matmul(&call, &target, &made);
-  if (status) return status;
-  *plan = made;
-  if (target.reason) snprintf(plan->reason, sizeof plan->reason, "%s; %.*s", target.reason, 150, made.reason);
-  return INT4MM_OK;
+  return status ? status : int4mm_describe_matmul(&call, &target, plan);
 }

@@ -1,9 +1,14 @@
 /*
  * A valid product on its target: the problem as backends see it, and the steps around their kernels.
  */
+#include <stdio.h>
+#include <string.h>
+
 #include "cpu/backend.h"
 #include "dispatch/choose.h"
 #include "dispatch/devices.h"
+#include "dispatch/gpu.h"
+#include "dispatch/tuning.h"
 #include "ops/copy.h"
 #include "ops/matmul.h"
 
@@ -57,7 +62,7 @@ static int32_t multiply_on_cpu(const int4mm_matmul_call *c, const int4mm_problem
   return status ? status : int4mm_cpu_matmul(problem);
 }
 
-static int32_t run_cpu(const int4mm_matmul_call *c) {
+static int32_t run_one_cpu(const int4mm_matmul_call *c) {
   const int4mm_dispatch_target cpu = {.device = INT4MM_CPU};
   int4mm_problem problem = make_problem(c);
   int64_t bytes = int4mm_weight_scratch(&c->weight, c->args, c->N);
@@ -70,6 +75,34 @@ static int32_t run_cpu(const int4mm_matmul_call *c) {
   return status;
 }
 
+static void zero_rows(const int4mm_tensor *out, int64_t first, int64_t rows) {
+  const size_t size = int4mm_dtype_size(out->dtype);
+  for (int64_t m = first; m < first + rows; m++)
+    memset((char *)out->data + (size_t)(m * out->stride) * size, 0, (size_t)out->shape[1] * size);
+}
+
+/* One expert after the other. */
+static int32_t run_experts_cpu(const int4mm_matmul_call *c) {
+  const int64_t first = int4mm_first_row(c, 0), last = int4mm_first_row(c, c->experts);
+  int32_t status = INT4MM_OK;
+  if (!c->M || !c->N) return status;
+  zero_rows(c->args->out, 0, first), zero_rows(c->args->out, last, c->M - last);
+  for (int64_t e = 0; e < c->experts && !status; e++) {
+    int64_t from = int4mm_first_row(c, e), rows = int4mm_first_row(c, e + 1) - from;
+    int4mm_expert expert;
+    int4mm_matmul_call one = *c;
+    if (!rows) continue;
+    int4mm_make_expert(&expert, c, e, from, rows);
+    one.args = &expert.args, one.M = rows, one.experts = 0, one.weight.experts = 1;
+    status = run_one_cpu(&one);
+  }
+  return status;
+}
+
+static int32_t run_cpu(const int4mm_matmul_call *c) {
+  return c->experts ? run_experts_cpu(c) : run_one_cpu(c);
+}
+
 /* ---- CUDA ---- */
 
 static int32_t alignment_of(const void *address) {
@@ -78,6 +111,21 @@ static int32_t alignment_of(const void *address) {
 }
 
 typedef int32_t chooser(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan);
+
+/* The choice, of the tuned kernel where there is one that serves the problem. */
+static int32_t choose_tuned(const int4mm_gpu_traits *gpu, const int4mm_gpu_problem *g, const char *kernel,
+                            chooser *choose, int4mm_plan *plan) {
+  const char *tuned = kernel || g->experts ? NULL : int4mm_tuned_kernel(gpu, g); /* a table knows no experts */
+  int4mm_hold_error();
+  int32_t status = tuned ? choose(g, tuned, plan) : INT4MM_ERR_UNSUPPORTED;
+  int4mm_unhold_error();
+  const char *why = status ? "" : "; the fastest when it was tuned";
+  if (status) status = choose(g, kernel, plan);
+  size_t used = status ? 0 : strlen(plan->reason); /* none, where nobody reads it */
+  if (used && !kernel && int4mm_is_tuned_elsewhere(gpu)) why = "; the tuning is of another GPU";
+  if (used) snprintf(plan->reason + used, sizeof plan->reason - used, "%s", why);
+  return status;
+}
 
 static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_problem *p, const char *kernel,
                          chooser *choose, int4mm_plan *plan) {
@@ -97,10 +145,14 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
                           .dtype_a = p->a.dtype,
                           .scaling = int4mm_scaling_of(p),
                           .group = p->b.group,
-                          .zeros = p->b.zeros.data != NULL};
-  int32_t status = target->cuda->arch(target->device, &g.arch, &g.sms);
-  if (!status) status = target->cuda->code_arch(target->device, &g.code_arch);
-  if (!status) status = choose(&g, kernel, plan);
+                          .zeros = p->b.zeros.data != NULL,
+                          .experts = p->experts.count};
+  int4mm_gpu_traits gpu;
+  int32_t status = int4mm_gpu_traits_of(target->cuda, target->device, &gpu);
+  if (status) return status;
+  g.arch = gpu.arch, g.sms = gpu.sms, g.clock = gpu.clock, g.memory = gpu.memory, g.shared = gpu.shared;
+  status = target->cuda->code_arch(target->device, &g.code_arch);
+  if (!status) status = choose_tuned(&gpu, &g, kernel, choose, plan);
   if (!status) plan->device = target->device;
   return status;
 }
@@ -183,6 +235,7 @@ static int32_t place_and_launch(const int4mm_matmul_call *c, const int4mm_dispat
                                 bool non_blocking) {
   int4mm_problem problem = make_problem(c);
   int32_t status = int4mm_place_weight(&c->weight, c->args, c->N, target, scratch, &problem.b);
+  if (c->experts) problem.experts = int4mm_place_experts(c, &problem);
   if (!status && c->rotate && c->M) status = target->cuda->rotate(target->device, c->rotate, c->args->stream);
   return status ? status : launch(target, &problem, c, non_blocking);
 }
@@ -196,8 +249,8 @@ static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_tar
   int32_t status =
       int4mm_use_on_stream(target->cuda, target->device, args->stream,
                            (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b,
-                                                     args->zero_b, args->factor_b, args->bias, args->out},
-                           8, &non_blocking);
+                                                     args->zero_b, args->factor_b, args->bias, c->offsets, args->out},
+                           9, &non_blocking);
   if (!status && bytes) status = target->cuda->scratch(target->device, (size_t)bytes, &scratch, args->stream);
   if (status) return status;
   status = place_and_launch(c, target, scratch, non_blocking);
@@ -214,9 +267,9 @@ static int32_t stage(int4mm_tensor *staged, const int4mm_tensor *t, int32_t devi
 /* Operands on the CPU: copies over, multiplies, copies back unless out is on the GPU, and returns when done. */
 static int32_t run_staged(const int4mm_matmul_call *c, const int4mm_dispatch_target *target) {
   const int4mm_matmul_args *args = c->args;
-  enum { OPERANDS = 7 };
+  enum { OPERANDS = 8 };
   const int4mm_tensor *from[OPERANDS] = {args->a_packed, args->b_packed, args->scale_a, args->scale_b,
-                                         args->zero_b,   args->factor_b, args->bias};
+                                         args->zero_b,   args->factor_b, args->bias,    c->offsets};
   int4mm_tensor staged[OPERANDS] = {{0}}, result = {0};
   bool out_on_cpu = args->out->device == INT4MM_CPU;
   int32_t status = INT4MM_OK;
@@ -225,11 +278,11 @@ static int32_t run_staged(const int4mm_matmul_call *c, const int4mm_dispatch_tar
     status = int4mm_tensor_alloc_on(&result, 2, c->M, c->N, args->out->dtype, target->device, args->stream);
   if (!status) {
     int4mm_matmul_args on_gpu = *args;
+    int4mm_matmul_call moved = *c;
     const int4mm_tensor **to[OPERANDS] = {&on_gpu.a_packed, &on_gpu.b_packed, &on_gpu.scale_a, &on_gpu.scale_b,
-                                          &on_gpu.zero_b,   &on_gpu.factor_b, &on_gpu.bias};
+                                          &on_gpu.zero_b,   &on_gpu.factor_b, &on_gpu.bias,    &moved.offsets};
     for (int i = 0; i < OPERANDS; i++) *to[i] = from[i] ? &staged[i] : NULL;
     on_gpu.out = out_on_cpu ? &result : args->out;
-    int4mm_matmul_call moved = *c;
     moved.args = &on_gpu;
     status = run_on_gpu(&moved, target);
   }
@@ -254,7 +307,9 @@ int32_t int4mm_run_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_tar
 int32_t int4mm_plan_matmul(const int4mm_matmul_call *c, const int4mm_dispatch_target *target, int4mm_plan *plan) {
   int4mm_problem problem = make_problem(c);
   (void)int4mm_place_weight(&c->weight, c->args, c->N, target, NULL, &problem.b);
+  if (c->experts) problem.experts = int4mm_place_experts(c, &problem);
   if (!target->cuda) {
+    if (c->experts) problem.M = (c->M + c->experts - 1) / c->experts; /* that it has on average */
     int4mm_cpu_plan(&problem, plan);
     return INT4MM_OK;
   }

@@ -152,7 +152,7 @@ static int32_t check_values(const char *name, const int4mm_tensor *t, int low, i
 
 int32_t int4mm_check_weight(int4mm_weight *w, const int4mm_matmul_args *args, const char *name, int32_t dtype_a,
                             int64_t N, int64_t K, bool nk, int32_t encoding) {
-  *w = (int4mm_weight){.scaling = INT4MM_PER_COLUMN};
+  *w = (int4mm_weight){.scaling = INT4MM_PER_COLUMN, .experts = 1};
   int32_t status = check_scales(w, args, N, K, nk);
   if (!status) status = check_zeros(w, args, N, nk, encoding);
   if (!status) status = check_sums(w, args, name, dtype_a, K);
@@ -195,9 +195,9 @@ static int32_t transpose(place *at, int4mm_matrix *m) {
   return status;
 }
 
-static int32_t unpack_zeros(place *at, int4mm_matrix *m, int64_t N, uint32_t xor_mask) {
+static int32_t unpack_zeros(place *at, int4mm_matrix *m, int64_t columns, uint32_t xor_mask) {
   int4mm_pack_job job = {
-      .packed = *m, .plain = take_memory(at, m->rows, N, INT4MM_INT8), .dim = 1, .xor_mask = xor_mask};
+      .packed = *m, .plain = take_memory(at, m->rows, columns, INT4MM_INT8), .dim = 1, .xor_mask = xor_mask};
   *m = job.plain;
   if (at->target->cuda) return at->target->cuda->unpack(at->target->device, &job, at->stream);
   int4mm_cpu_unpack(&job);
@@ -205,11 +205,11 @@ static int32_t unpack_zeros(place *at, int4mm_matrix *m, int64_t N, uint32_t xor
 }
 
 int64_t int4mm_weight_scratch(const int4mm_weight *w, const int4mm_matmul_args *args, int64_t N) {
-  int64_t bytes = 0;
-  if (w->scales_ng) bytes += bytes_of(w->groups, N, args->scale_b->dtype);
-  if (w->factors_ng) bytes += bytes_of(w->groups, N, INT4MM_INT8);
-  if (w->zeros_ng) bytes += bytes_of(w->groups, w->zero_words ? N / 8 + 1 : N, args->zero_b->dtype);
-  if (w->zero_words) bytes += bytes_of(w->groups, N, INT4MM_INT8);
+  int64_t bytes = 0, rows = w->groups * w->experts;
+  if (w->scales_ng) bytes += bytes_of(rows, N, args->scale_b->dtype);
+  if (w->factors_ng) bytes += bytes_of(rows, N, INT4MM_INT8);
+  if (w->zeros_ng) bytes += bytes_of(rows, w->zero_words ? N / 8 + 1 : N, args->zero_b->dtype);
+  if (w->zero_words) bytes += bytes_of(rows, w->zeros_ng ? N + 7 : N, INT4MM_INT8);
   return bytes;
 }
 
@@ -230,6 +230,9 @@ int32_t int4mm_place_weight(const int4mm_weight *w, const int4mm_matmul_args *ar
   if (w->scales_ng) status = transpose(&at, &b->group_scales);
   if (!status && w->factors_ng) status = transpose(&at, &b->factors);
   if (!status && w->zeros_ng) status = transpose(&at, &b->zeros);
-  if (!status && w->zero_words) status = unpack_zeros(&at, &b->zeros, N, w->zero_xor_mask);
+  if (!status && w->zero_words) {
+    int64_t columns = w->zeros_ng && w->experts > 1 ? 8 * b->zeros.cols : N; /* then experts are side by side */
+    status = unpack_zeros(&at, &b->zeros, columns, w->zero_xor_mask);
+  }
   return status;
 }

@@ -16,6 +16,7 @@ typedef struct int4mm_weight {
   bool scales_ng, factors_ng, zeros_ng; /* given as [N, G] */
   bool zero_words;                      /* zero points are given as words */
   uint32_t zero_xor_mask;               /* of these */
+  int64_t experts;                      /* so many such weights, one below the other: 1 but for a grouped product */
 } int4mm_weight;
 
 /* Checks scale_b, zero_b, factor_b and group of `args` for a product of N columns and K values, whose A has `dtype_a`,

@@ -95,11 +95,16 @@ function json.decode(text)
   return value
 end
 
---- Encodes a string, a whole number, true, false or an object of these, its names in order of their bytes.
+--- Encodes a string, a whole number, true, false, a list or an object of these, its names in order of their bytes; an
+-- empty table is an object.
 function json.encode(value)
   if type(value) == "number" then return ("%.0f"):format(value) end
   if type(value) ~= "table" then return codec.encode(value) end
   local names, parts = {}, {}
+  if #value > 0 then
+    for i, item in ipairs(value) do parts[i] = json.encode(item) end
+    return "[" .. table.concat(parts, ",") .. "]"
+  end
   for name in pairs(value) do names[#names + 1] = name end
   table.sort(names)
   for i, name in ipairs(names) do parts[i] = codec.encode(name) .. ":" .. json.encode(value[name]) end

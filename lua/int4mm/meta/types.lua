@@ -333,6 +333,21 @@ local int4mm = {}
 ---@field kernel? string the name of a CUDA kernel, of q.cuda_kernels
 ---@field strassen? boolean|0|1|2 on the CPU: by measured rules (true, the default), never, or so many levels
 
+---@class int4mm.explain_options
+---@field out? int4mm.tensor # [M, N] to write to
+---@field out_dtype? int4mm.float_dtype of a new result, "float16" by default
+---@field bias? int4mm.tensor # [N] float32
+---@field zeros? int4mm.tensor zero points of scale_b's shape: int8, or int32 words of eight along N
+---@field factors? int4mm.tensor integer group scales [G, N], int8 from 1 to 15
+---@field group_size? number values of K in a group, by default K / G
+---@field encoding_a? int4mm.encoding of words that do not know theirs
+---@field encoding_b? int4mm.encoding
+---@field layout_b? int4mm.layout
+---@field stream? int4mm.any_stream
+---@field kernel? string the name of a CUDA kernel, of q.cuda_kernels
+---@field strassen? boolean|0|1|2 on the CPU: by measured rules (true, the default), never, or so many levels
+---@field offsets? int4mm.tensor|number of a grouped product
+
 ---@class int4mm.matmul_reference_options
 ---@field out? int4mm.tensor
 ---@field out_dtype? int4mm.float_dtype
@@ -370,8 +385,12 @@ local int4mm = {}
 ---@field b_packed? string
 
 ---@class int4mm.gpu_problem
----@field arch number 90 for compute capability 9.0
----@field sms number
+---@field arch number|string 90 or "sm_90" for compute capability 9.0
+---@field code_arch? number|string what the kernels for every architecture were compiled for
+---@field sms? number that of the architecture's card by default, as the next three
+---@field clock? number MHz
+---@field memory? number GB/s
+---@field shared? number bytes that a CTA may have
 ---@field M number
 ---@field N number
 ---@field K number
@@ -389,6 +408,7 @@ local int4mm = {}
 ---@field scaling? "per_column"|"group_scales"|"group_factors"
 ---@field group_size? number
 ---@field zeros? boolean whether there are zero points
+---@field experts? number of a grouped product, whose M counts the rows of all
 ---@field kernel? string
 
 ---The product with an int4 weight, where its operands are; of int4 and int8 exact up to one rounding.
@@ -436,18 +456,59 @@ function int4mm.int4_matmul_reference(a_packed, b_packed, scale_a, scale_b, opts
 ---@return number[][] bound
 function int4mm.int4_matmul_bound(a, b_packed, scale_b, opts) end
 
+---The products of several experts, or of a batch.
+---@param a_packed int4mm.tensor # [T, K/8] int32 words, or [T, K] int8 or floats: each expert's rows in turn
+---@param b_packed int4mm.tensor # [E * K/8, N] int32, or [E * N, K/8]
+---@param scale_a int4mm.tensor|nil # [T] float32; nil for floats
+---@param scale_b int4mm.tensor # [E, N] float32, or [E * G, N] of floats
+---@param offsets int4mm.tensor|number # [E + 1] int32, where each expert's rows begin; or E
+---@param opts? int4mm.matmul_options
+---@return int4mm.tensor
+function int4mm.int4_grouped_matmul(a_packed, b_packed, scale_a, scale_b, offsets, opts) end
+
+---As q.int4_grouped_matmul, on the CPU.
+---@param a_packed int4mm.tensor # [T, K/8] int32 words, or [T, K] int8 or floats: each expert's rows in turn
+---@param b_packed int4mm.tensor # [E * K/8, N] int32, or [E * N, K/8]
+---@param scale_a int4mm.tensor|nil # [T] float32; nil for floats
+---@param scale_b int4mm.tensor # [E, N] float32, or [E * G, N] of floats
+---@param offsets int4mm.tensor|number # [E + 1] int32, where each expert's rows begin; or E
+---@param opts? int4mm.matmul_options
+---@return int4mm.tensor
+function int4mm.int4_grouped_matmul_cpu(a_packed, b_packed, scale_a, scale_b, offsets, opts) end
+
+---As q.int4_grouped_matmul, on a GPU.
+---@param a_packed int4mm.tensor # [T, K/8] int32 words, or [T, K] int8 or floats: each expert's rows in turn
+---@param b_packed int4mm.tensor # [E * K/8, N] int32, or [E * N, K/8]
+---@param scale_a int4mm.tensor|nil # [T] float32; nil for floats
+---@param scale_b int4mm.tensor # [E, N] float32, or [E * G, N] of floats
+---@param offsets int4mm.tensor|number # [E + 1] int32, where each expert's rows begin; or E
+---@param opts? int4mm.matmul_options
+---@return int4mm.tensor
+function int4mm.int4_grouped_matmul_cuda(a_packed, b_packed, scale_a, scale_b, offsets, opts) end
+
+---The products of several experts in plain LuaJIT, to compare with.
+---@param a_packed int4mm.tensor # [T, K/8] int32 words, or [T, K] int8 or floats: each expert's rows in turn
+---@param b_packed int4mm.tensor # [E * K/8, N] int32, or [E * N, K/8]
+---@param scale_a int4mm.tensor|nil # [T] float32; nil for floats
+---@param scale_b int4mm.tensor # [E, N] float32, or [E * G, N] of floats
+---@param offsets int4mm.tensor|number # [E + 1] int32, where each expert's rows begin; or E
+---@param opts? int4mm.matmul_reference_options
+---@return int4mm.tensor
+function int4mm.int4_grouped_matmul_reference(a_packed, b_packed, scale_a, scale_b, offsets, opts) end
+
 ---Rearranges a weight once for many products on the CPU.
 ---@param b_packed int4mm.tensor
 ---@param opts? int4mm.prepack_options
 ---@return int4mm.tensor
 function int4mm.prepack(b_packed, opts) end
 
----What q.int4_matmul would do with these arguments.
+---What q.int4_matmul, or with `offsets` q.int4_grouped_matmul, would do with these arguments, or with one int4mm.gpu_problem in their place, what a GPU would.
+---@overload fun(problem: int4mm.gpu_problem): int4mm.plan?, string?
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor
 ---@param scale_a int4mm.tensor|nil
 ---@param scale_b int4mm.tensor
----@param opts? int4mm.matmul_options
+---@param opts? int4mm.explain_options
 ---@return int4mm.plan
 function int4mm.explain(a_packed, b_packed, scale_a, scale_b, opts) end
 
@@ -459,6 +520,60 @@ function int4mm.choose_cuda(problem) end
 
 ---@return string[]
 function int4mm.cuda_kernels() end
+
+---@class int4mm.architecture
+---@field arch number
+---@field card string
+---@field sms number
+---@field clock number MHz
+---@field memory number GB/s
+---@field l2 number bytes
+---@field shared number bytes that a CTA may have
+---@field int4_macs number multiply-adds of an SM a clock by mma.sync
+---@field int8_macs number
+---@field fp16_macs number
+
+---The architectures that the CUDA kernels serve, oldest first.
+---@return int4mm.architecture[]
+function int4mm.architectures() end
+
+---@class int4mm.tuned_product
+---@field M number
+---@field K number
+---@field N number
+---@field dtype_a? "int32"|"int8"|int4mm.float_dtype words of int4 by default
+---@field scaling? "per_column"|"group_scales"|"group_factors"
+---@field group_size? number
+---@field zeros? boolean
+---@field layout_b? int4mm.layout
+
+---@class int4mm.tune_options
+---@field device? string "cuda" by default
+---@field path? string the file to write
+---@field seconds? number for each kernel and product, 0.05 by default
+
+---@class int4mm.tuning
+---@field format string
+---@field version string
+---@field device string the GPU's name
+---@field arch number
+---@field entries table[]
+
+---Times the kernels that can serve each product.
+---@param shapes int4mm.tuned_product[]
+---@param opts? int4mm.tune_options
+---@return int4mm.tuning
+function int4mm.tune(shapes, opts) end
+
+---@class int4mm.load_tuning_options
+---@field device? string "cuda" by default
+
+---Has products take the kernels that q.tune found; nil: nothing is tuned any more.
+---@param source string|int4mm.tuning|nil
+---@param opts? int4mm.load_tuning_options
+---@return number? products
+---@return string? reason
+function int4mm.load_tuning(source, opts) end
 
 ---@class int4mm.linear_options
 ---@field bias? int4mm.tensor # [N] float32

@@ -19,14 +19,14 @@ enum {
   MAX_K8 = 2048,              /* words of K up to which there is one k-block: 16384 values */
   BLOCK_K8 = 1024,            /* words of K in a k-block where there are several */
   MAX_GROUP8 = 4096,          /* words of K in a group with a float scale: a k-block holds whole groups */
+  SKINNY_GROUP8 = 4096,       /* the same in a slice of the skinny driver with dot products */
   SUPER_BLOCK = 1024,         /* rows and columns of a super block then: 4 MiB of sums */
   PACKED_BYTES = 16 << 20,    /* of B, packed: a super block */
   L2_BYTES = 384 << 10,       /* of A, packed: a block that the second-level cache holds */
   L2_WHOLE_BYTES = 512 << 10, /* the same where one block is all of A */
   PIECE_WORDS = 32768,        /* of B in a piece of packing it */
   PIECE_K8 = 16,              /* words of K in such a piece: long reads along the rows are the fastest */
-  PIECE_K8_K_MAJOR = 512,     /* the same where rows lie along K */
-  PREFETCH_ROWS = 16 /* rows of a raw weight: each may be on another page, which no hardware prefetcher follows */
+  PIECE_K8_K_MAJOR = 512      /* the same where rows lie along K */
 };
 
 /* A range of blocks with an atomic counter. Each thread has one; one whose queue is empty takes from the others'. */
@@ -74,17 +74,6 @@ static int64_t b_width(const gemm *g) {
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
-/* Packs mr rows of A from row m on, words j .. j + k8 - 1 of K. */
-static void pack_a(const gemm *g, uint32_t *panel, int32_t *sums, int64_t m, int64_t rows, int64_t j, int64_t k8) {
-  const int4mm_operand *a = &g->p->a;
-  if (a->dtype == INT4MM_INT8) {
-    g->k->pack_a_int8(panel, sums, (const int8_t *)a->data + m * a->stride + 8 * j, a->stride, rows,
-                      int4mm_min64(8 * k8, g->p->K - 8 * j));
-  } else {
-    g->k->pack_a(panel, sums, a->words + m * a->stride + j, a->stride, rows, k8, a->xor_mask);
-  }
-}
-
 /* Packs rows m .. m + rows - 1 of the super block's A into the thread's buffer, unless they are there. */
 static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
   const gemm *g = w->g;
@@ -96,12 +85,13 @@ static void pack_block_of_a(worker *w, int64_t m, int64_t rows) {
     int64_t here = int4mm_min64(mr, rows - r);
     int32_t *sums = w->acc_init + r * g->acc_init_rows;
     if (!g->in_groups) {
-      pack_a(g, panel, sums, g->m0 + m + r, here, g->j0, g->k8);
+      int4mm_pack_rows(g->k, g->p, g->m0 + m + r, here, g->j0, g->k8, panel, sums);
       for (int64_t i = 0; i < mr; i++) sums[i] *= -g->k->offset;
       continue;
     }
     for (int64_t j = 0; j < g->k8; j += g->group8, sums += 2 * mr) {
-      pack_a(g, panel + 2 * j * mr, sums, g->m0 + m + r, here, g->j0 + j, int4mm_min64(g->group8, g->k8 - j));
+      int4mm_pack_rows(g->k, g->p, g->m0 + m + r, here, g->j0 + j, int4mm_min64(g->group8, g->k8 - j),
+                       panel + 2 * j * mr, sums);
       for (int64_t i = 0; i < mr; i++) sums[mr + i] = sums[i] * -g->k->offset;
     }
   }
@@ -122,18 +112,6 @@ static void load_columns(worker *w, int64_t n) {
   w->columns.factors = b->factors.data ? at + size : NULL;
   w->columns.zeros = b->zeros.data ? at + 2 * size : NULL;
   w->columns.ld = INT4MM_PANEL;
-}
-
-static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask) {
-  for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
-    __builtin_prefetch(src + PREFETCH_ROWS * ld);
-    __builtin_prefetch(src + PREFETCH_ROWS * ld + INT4MM_PANEL - 1);
-    if (columns == INT4MM_PANEL) {
-      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = src[i] ^ xor_mask;
-    } else {
-      for (int64_t i = 0; i < INT4MM_PANEL; i++) dst[i] = i < columns ? src[i] ^ xor_mask : 0;
-    }
-  }
 }
 
 static int64_t bytes_of_panel(const gemm *g, int64_t k8) {
@@ -158,7 +136,7 @@ static void pack_panel_of_b(const gemm *g, uint32_t *dst, int64_t panel, int64_t
   if (int4mm_is_k_major(&p->b)) {
     g->k->transpose(dst, INT4MM_PANEL, src, ld, columns, k8, p->b.xor_mask);
   } else {
-    copy_words(dst, src, ld, columns, k8, p->b.xor_mask);
+    g->k->copy_words(dst, src, ld, columns, k8, p->b.xor_mask);
   }
 }
 
@@ -435,6 +413,8 @@ static bool is_dot(const int4mm_kernels *kernels, const int4mm_problem *p) {
 }
 
 static bool is_skinny(const int4mm_kernels *kernels, const int4mm_problem *p) {
+  if (int4mm_in_groups(kernels, p) && int4mm_is_k_major(&p->b))
+    return p->M <= kernels->dot_groups_max_m && int4mm_group8(p) <= SKINNY_GROUP8;
   if (int4mm_in_groups(kernels, p)) return p->M <= kernels->skinny_groups_max_m;
   if (int4mm_is_panels(&p->b)) return p->M <= kernels->skinny_panel_max_m;
   if (int4mm_is_k_major(&p->b)) return is_dot(kernels, p);
@@ -450,7 +430,9 @@ static bool is_served(const int4mm_problem *p) {
 int32_t int4mm_gemm(const int4mm_kernels *kernels, const int4mm_problem *p) {
   if (int4mm_is_w4a16(p)) return int4mm_gemm_float(kernels, p);
   if (!is_served(p)) return int4mm_cpu_scalar.matmul(NULL, p);
-  if (is_skinny(kernels, p)) return int4mm_gemm_skinny(kernels, p);
+  bool skinny = is_skinny(kernels, p);
+  if (int4mm_is_raw(kernels, p, skinny)) return int4mm_gemm_raw(kernels, p);
+  if (skinny) return int4mm_gemm_skinny(kernels, p);
   int32_t levels = int4mm_strassen_levels(kernels, p);
   if (levels > 0) {
     int32_t status = int4mm_gemm_strassen(kernels, p, levels);
@@ -484,6 +466,8 @@ void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, in
   } else if (!is_served(p)) {
     plan->tile_m = plan->tile_n = 0;
     int4mm_cpu_scalar.plan(NULL, p, plan);
+  } else if (int4mm_is_raw(kernels, p, is_skinny(kernels, p))) {
+    snprintf(plan->reason, sizeof plan->reason, "few rows, a tile at a time: the weight is read where it is%s", groups);
   } else if (is_skinny(kernels, p)) {
     plan->tile_m = (int32_t)p->M;
     plan->tile_n = dot ? tile_n_of_dot(kernels, p->M) : kernels->skinny_columns;

@@ -16,6 +16,9 @@ enum {
   MIN_CHUNK = 16,
   BLOCK_SUMS = 24 << 10, /* totals of a block: the second-level cache holds them */
   ROW_STRIP = 2048,      /* columns that one row takes at a time */
+  K_MAJOR_STRIP = 128,   /* the same of a K-major weight: all of them are read along K at once */
+  K_MAJOR_ROWS = 32,     /* up to which that holds for a block of rows, too */
+  K_MAJOR_AHEAD = 64,    /* words that each of these streams is prefetched ahead */
   BLOCK_ROWS = 192,
   PACKED_A_BYTES = 32 << 20 /* of A in floats at a time */
 };
@@ -117,7 +120,8 @@ static int4mm_float_columns load_columns(const float_gemm *g, const scratch *s, 
   return to;
 }
 
-/* Words j .. j + k8 - 1 of at most a panel of columns: where they are, or in `buffer`, and how to read them. */
+/* Words j .. j + k8 - 1 of at most a panel of columns, or K_MAJOR_STRIP K-major ones: where they are, or in `buffer`,
+ * and how to read them. */
 typedef struct word_rows {
   const uint32_t *words;
   int64_t ld;
@@ -129,8 +133,10 @@ static word_rows rows_of_b(const float_gemm *g, int64_t j, int64_t n, int64_t co
   const uint32_t *words = int4mm_b_word(g->p, j, n);
   if (int4mm_is_panels(b)) return (word_rows){words, INT4MM_PANEL, 0};
   if (int4mm_is_k_major(b)) {
-    g->k->transpose(buffer, INT4MM_PANEL, words, b->stride, columns, k8, b->xor_mask);
-    return (word_rows){buffer, INT4MM_PANEL, 0};
+    int64_t wide = int4mm_round_up(columns, INT4MM_PANEL);
+    for (int64_t c = 0; c < columns; c++) __builtin_prefetch(words + c * b->stride + K_MAJOR_AHEAD, 0, 2);
+    g->k->transpose(buffer, wide, words, b->stride, columns, k8, b->xor_mask);
+    return (word_rows){buffer, wide, 0};
   }
   if (columns == INT4MM_PANEL) return (word_rows){words, b->stride, b->xor_mask};
   for (int64_t i = 0; i < k8; i++) {
@@ -141,7 +147,7 @@ static word_rows rows_of_b(const float_gemm *g, int64_t j, int64_t n, int64_t co
   return (word_rows){buffer, INT4MM_PANEL, b->xor_mask};
 }
 
-enum { BUFFER_WORDS = MAX_CHUNK / 8 * INT4MM_PANEL };
+enum { BUFFER_WORDS = MAX_CHUNK / 8 * K_MAJOR_STRIP };
 
 static int4mm_float_columns columns_from(const int4mm_float_columns *columns, int64_t c) {
   return (int4mm_float_columns){.scales = columns->scales + c,
@@ -206,15 +212,17 @@ static void multiply_row(const float_gemm *g, const scratch *s, const int4mm_flo
                          int64_t length, int64_t n, int64_t columns) {
   const int4mm_operand *b = &g->p->b;
   int64_t whole = b->layout == INT4MM_MN_MAJOR ? columns / INT4MM_PANEL * INT4MM_PANEL : 0;
+  int64_t step = int4mm_is_k_major(b) ? K_MAJOR_STRIP : INT4MM_PANEL;
   uint32_t buffer[BUFFER_WORDS];
   if (whole) {
     g->k->row_float(whole, length, g->a + k, int4mm_b_word(g->p, k / 8, n), b->stride, b->xor_mask, values, s->acc);
   }
-  for (int64_t c = whole; c < columns; c += INT4MM_PANEL) {
-    word_rows rows =
-        rows_of_b(g, k / 8, n + c, int4mm_min64(INT4MM_PANEL, columns - c), int4mm_ceil_div(length, 8), buffer);
+  for (int64_t c = whole; c < columns; c += step) {
+    int64_t count = int4mm_min64(step, columns - c);
+    word_rows rows = rows_of_b(g, k / 8, n + c, count, int4mm_ceil_div(length, 8), buffer);
     int4mm_float_columns here = columns_from(values, c);
-    g->k->row_float(INT4MM_PANEL, length, g->a + k, rows.words, rows.ld, rows.xor_mask, &here, s->acc + c);
+    g->k->row_float(int4mm_round_up(count, INT4MM_PANEL), length, g->a + k, rows.words, rows.ld, rows.xor_mask, &here,
+                    s->acc + c);
   }
 }
 
@@ -265,12 +273,13 @@ static void piece(void *context, int64_t index, int32_t slot) {
 /* Rows and columns of pieces. */
 static void choose_pieces(float_gemm *g, int32_t threads) {
   int64_t mr = g->k->mr, panels = int4mm_ceil_div(g->p->N, INT4MM_PANEL);
+  int64_t strip = int4mm_is_k_major(&g->p->b) && g->p->M <= K_MAJOR_ROWS ? K_MAJOR_STRIP : ROW_STRIP;
   g->block = 1;
-  g->width = int4mm_min64(ROW_STRIP, int4mm_ceil_div(panels, threads) * INT4MM_PANEL);
+  g->width = int4mm_min64(strip, int4mm_ceil_div(panels, threads) * INT4MM_PANEL);
   if (g->p->M == 1) return;
   int64_t blocks = int4mm_ceil_div(g->p->M, BLOCK_ROWS);
   g->block = int4mm_round_up(int4mm_ceil_div(g->p->M, blocks), mr);
-  int64_t most = int4mm_max64(INT4MM_PANEL, int4mm_min64(ROW_STRIP, BLOCK_SUMS / g->block));
+  int64_t most = int4mm_max64(INT4MM_PANEL, int4mm_min64(strip, BLOCK_SUMS / g->block));
   int64_t pieces = int4mm_ceil_div(panels * INT4MM_PANEL, most); /* at least: a few for each thread, if there are */
   if (threads > 1) pieces = int4mm_max64(pieces, int4mm_min64(panels, int4mm_ceil_div(4 * threads, blocks)));
   g->width = int4mm_ceil_div(panels, pieces) * INT4MM_PANEL;

@@ -61,12 +61,14 @@ typedef struct int4mm_group_columns {
 typedef struct int4mm_group_tile {
   const uint32_t *a, *b;        /* panels, as for int4mm_microkernel */
   int64_t ldb, k8, group8;      /* k8: words of K of the whole tile */
+  uint32_t xor_mask;            /* where b is raw words (raw.c): makes them two's complement; else 0 */
   bool a_int8;                  /* A is int8: its products are larger */
   const int32_t *row_sums;      /* [groups][2][mr]: sums of the rows of A over each group, and these times -offset */
   int4mm_group_columns columns; /* of the tile */
   int32_t *totals;              /* [mr][nr], rows ldt apart */
   int64_t ldt;
   int4mm_prefetch prefetch;
+  int64_t second_line; /* bytes from each line of prefetch to another one; 0: none */
 } int4mm_group_tile;
 
 /* Words of one group for few rows. */
@@ -80,6 +82,21 @@ typedef struct int4mm_skinny_group {
   int64_t ld;
   bool first, last; /* words of the group */
 } int4mm_skinny_group;
+
+/* Few rows and K-major words, group by group. */
+typedef struct int4mm_dot_groups {
+  int64_t rows, columns, k8, group8;
+  const uint32_t *a; /* rows expanded in runs of dot_words, lda apart */
+  int64_t lda;
+  const uint32_t *b; /* columns ldb apart */
+  int64_t ldb;
+  uint32_t xor_mask;
+  int32_t offset;              /* of the instruction set */
+  const int32_t *row_sums;     /* [groups][rows] */
+  int4mm_group_columns groups; /* columns in whole vectors */
+  int32_t *totals;             /* [rows][columns], ld apart, the same */
+  int64_t ld;
+} int4mm_dot_groups;
 
 /* What the values of B need to become floats, and the sums of a group: for a run of columns; NULL: none. */
 typedef struct int4mm_float_columns {
@@ -108,9 +125,11 @@ struct int4mm_kernels {
   int32_t skinny_columns;        /* N of a skinny tile; divides INT4MM_PANEL */
   int32_t skinny_panel_max_m;    /* largest M for `skinny_panel` */
   int32_t skinny_groups_max_m;   /* largest M for both where the product is made group by group: at most 8 */
+  int32_t raw_max_m;             /* largest M for the raw driver: its `microkernel_groups` reads raw words; 0: none */
   int32_t dot_words;             /* words of K that `dot` takes at a time */
   int32_t dot_sums;              /* largest tile of `dot`, rows times columns */
   int32_t dot_max_m;             /* largest M for `dot` */
+  int32_t dot_groups_max_m;      /* largest M for `dot_groups`: at most 4 */
   bool int8_in_groups;           /* an A of int8 takes the way of groups always: the other kernels' sums overflow */
   int32_t strassen;              /* levels that `microkernel_bytes` and the combinations allow: 0 to 2 */
 
@@ -124,6 +143,9 @@ struct int4mm_kernels {
   void (*pack_b)(uint32_t *panel, const uint32_t *b, int64_t ldb, int64_t columns, int64_t k8, uint32_t xor_mask,
                  int32_t offset);
   int4mm_transpose_words *transpose;
+  /* dst[j, c] = src[j, c] ^ xor_mask for j < k8 and c < columns, 0 for columns <= c < INT4MM_PANEL, which is dst's
+   * width. NULL with bytes_b. */
+  void (*copy_words)(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask);
   int4mm_microkernel *microkernel;
   /* For Strassen: A any signed bytes, B any unsigned ones. NULL without it. */
   int4mm_microkernel *microkernel_bytes;
@@ -171,6 +193,9 @@ struct int4mm_kernels {
   void (*dot)(int64_t rows, int64_t columns, int64_t k8, const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
               uint32_t xor_mask, int32_t *acc, int64_t ldacc);
 
+  /* The same group by group: totals as skinny_group has them. */
+  void (*dot_groups)(const int4mm_dot_groups *job);
+
   /* out[m .. m + rows - 1, n .. n + columns - 1] from sums, which are float32 where int4mm_has_float_sums. Rows of acc
    * are read up to a multiple of 16 columns. */
   void (*epilogue)(const int4mm_problem *p, int64_t m, int64_t n, int64_t rows, int64_t columns, const int32_t *acc,
@@ -205,6 +230,10 @@ static inline uint32_t int4mm_odd_bytes(uint64_t x) {
   return int4mm_even_bytes(x >> 8);
 }
 
+/* Packs words j .. j + k8 - 1 of K of `rows` <= mr rows of A, from row m on, as int4mm_kernels.pack_a does. */
+void int4mm_pack_rows(const int4mm_kernels *kernels, const int4mm_problem *p, int64_t m, int64_t rows, int64_t j,
+                      int64_t k8, uint32_t *panel, int32_t *sums);
+
 /* int4mm_kernels.expand for a row of k int8. */
 int32_t int4mm_expand_int8(uint32_t *dwords, const int8_t *a, int64_t k, int64_t run);
 
@@ -228,8 +257,11 @@ void int4mm_pack_b(const int4mm_kernels *kernels, const int4mm_problem *p, int64
 /* The drivers. */
 int32_t int4mm_gemm_blocked(const int4mm_kernels *kernels, const int4mm_problem *problem);
 int32_t int4mm_gemm_skinny(const int4mm_kernels *kernels, const int4mm_problem *problem);
+int32_t int4mm_gemm_raw(const int4mm_kernels *kernels, const int4mm_problem *problem);
 int32_t int4mm_gemm_float(const int4mm_kernels *kernels, const int4mm_problem *problem); /* W4A16 */
 int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem *problem, int32_t levels);
+/* Whether the raw driver can serve a problem, and is faster than the skinny one where that can, too. */
+bool int4mm_is_raw(const int4mm_kernels *kernels, const int4mm_problem *problem, bool skinny);
 /* Levels of Strassen for a problem: those it names, or by measured rules; 0 where Strassen does not apply,
  * as where the problem is not elementary. */
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *problem);

@@ -30,7 +30,18 @@ void int4mm_pack_b(const int4mm_kernels *kernels, const int4mm_problem *p, int64
   }
 }
 
-/* ---- A of int8 --------------------------------------------------------------------------------------------------- */
+/* ---- A --------------------------------------------------------------------------------------------------- */
+
+void int4mm_pack_rows(const int4mm_kernels *kernels, const int4mm_problem *p, int64_t m, int64_t rows, int64_t j,
+                      int64_t k8, uint32_t *panel, int32_t *sums) {
+  const int4mm_operand *a = &p->a;
+  if (a->dtype == INT4MM_INT8) {
+    kernels->pack_a_int8(panel, sums, (const int8_t *)a->data + m * a->stride + 8 * j, a->stride, rows,
+                         int4mm_min64(8 * k8, p->K - 8 * j));
+  } else {
+    kernels->pack_a(panel, sums, a->words + m * a->stride + j, a->stride, rows, k8, a->xor_mask);
+  }
+}
 
 int32_t int4mm_expand_int8(uint32_t *dwords, const int8_t *a, int64_t k, int64_t run) {
   int64_t k8 = int4mm_ceil_div(k, 8);

@@ -12,6 +12,7 @@ enum {
   SLICE_K8 = 4096,       /* words of K of an expanded slice of A */
   ACC_BYTES = 128 << 10, /* of a thread's accumulators */
   GROUP_SUMS = 2048,     /* of a thread, where there are totals as well: the first-level cache holds both */
+  DOT_COLUMNS = 128,     /* of a strip where groups are made by dot products: scales for all of its groups are loaded */
   PART_K8 = 64,          /* words of K of a group that are computed for all columns before the next ones */
   PAGE = 4096,
   ROW_PAD = 16 /* dwords after each row of scratch: rows a power of two apart would map to the same cache sets */
@@ -34,11 +35,13 @@ typedef struct skinny_run {
   int64_t lda;
   slice *slices;     /* [threads]: which slices these are */
   bool in_groups;    /* the product is made group by group: a slice is whole groups, or lies inside of one */
+  bool dot;          /* by dot products along K */
   int64_t group8;    /* words of K to a group */
   int64_t slice8;    /* words of K in a slice */
   int64_t pieces;    /* parts of groups in a slice */
   int32_t *row_sums; /* [threads][pieces][M] then */
-  int32_t *totals;   /* [threads]: scales, factors and zero points [3][width], totals [M][width + ROW_PAD] */
+  int32_t *totals;   /* [threads]: scales, factors and zero points [3][width], with `dot` of each piece of a slice,
+                        totals [M][width + ROW_PAD] */
   int64_t totals_size;
   int32_t *acc; /* [threads][acc_size], in each [M][width + ROW_PAD] */
   int64_t acc_size;
@@ -76,7 +79,7 @@ static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, 
     return;
   }
   const uint32_t *b = int4mm_b_word(p, j, n);
-  if (int4mm_is_k_major(&p->b)) {
+  if (s->dot) {
     s->k->dot(p->M, columns, k8, a, s->lda, b, p->b.stride, p->b.xor_mask, acc, ldacc);
     return;
   }
@@ -88,12 +91,24 @@ static void multiply_columns(const skinny_run *s, const uint32_t *a, int64_t j, 
 /* Row m of A, words j .. j + k8 - 1 of K, expanded: the sum of its values. */
 static int32_t expand(const skinny_run *s, uint32_t *dwords, int64_t m, int64_t j, int64_t k8) {
   const int4mm_operand *a = &s->p->a;
-  int64_t run = int4mm_is_k_major(&s->p->b) && !s->in_groups ? s->k->dot_words : 1;
+  int64_t run = s->dot ? s->k->dot_words : 1;
   if (a->dtype == INT4MM_INT8) {
     const int8_t *row = (const int8_t *)a->data + m * a->stride + 8 * j;
     return int4mm_expand_int8(dwords, row, int4mm_min64(8 * k8, s->p->K - 8 * j), run);
   }
   return s->k->expand(dwords, a->words + m * a->stride + j, k8, a->xor_mask, run);
+}
+
+/* The sum of the values of words j .. j + k8 - 1 of an expanded row in runs of `run` words. */
+static int32_t sum_of_words(const uint32_t *row, int64_t j, int64_t k8, int64_t run) {
+  int64_t sum = -8 * 128 * k8; /* bytes + 128 are added, two at a time */
+  for (int64_t i = j; i < j + k8; i++) {
+    const uint32_t *even = row + 2 * i - i % run;
+    uint32_t x = even[0] ^ 0x80808080u, y = even[run] ^ 0x80808080u;
+    uint32_t pairs = (x & 0x00ff00ff) + (x >> 8 & 0x00ff00ff) + (y & 0x00ff00ff) + (y >> 8 & 0x00ff00ff);
+    sum += (pairs & 0xffff) + (pairs >> 16);
+  }
+  return (int32_t)sum;
 }
 
 /* The slice of A from word j on, expanded, and the sums of its rows; with groups in each of them. */
@@ -110,7 +125,11 @@ static const uint32_t *expand_slice(const skinny_run *s, int64_t j, int64_t k8, 
       continue;
     }
     int32_t *sums = s->row_sums + slot * s->pieces * p->M + m;
-    for (int64_t i = 0; i < k8; i += s->group8, sums += p->M) {
+    if (s->dot) (void)expand(s, row, m, j, k8);
+    for (int64_t i = 0; s->dot && i < k8; i += s->group8, sums += p->M) {
+      *sums = sum_of_words(row, i, int4mm_min64(s->group8, k8 - i), s->k->dot_words);
+    }
+    for (int64_t i = 0; !s->dot && i < k8; i += s->group8, sums += p->M) {
       *sums = expand(s, row + 2 * i, m, j + i, int4mm_min64(s->group8, k8 - i));
     }
   }
@@ -151,15 +170,10 @@ static int4mm_group_columns load_columns(const skinny_run *s, int64_t group, int
                                 .zeros = b->zeros.data ? zeros : NULL};
 }
 
-/* At most a panel of columns whose words are no rows as skinny_group wants them: K-major ones, for which groups are too
- * short for dot products, are transposed, and the last columns of a raw weight are copied. */
+/* At most a panel of columns of a raw weight: its last ones. */
 static void copied_words(const skinny_run *s, uint32_t *words, int64_t j, int64_t n, int64_t columns, int64_t k8) {
   const int4mm_operand *b = &s->p->b;
   const uint32_t *src = int4mm_b_word(s->p, j, n);
-  if (int4mm_is_k_major(b)) {
-    s->k->transpose(words, INT4MM_PANEL, src, b->stride, columns, k8, b->xor_mask);
-    return;
-  }
   for (int64_t i = 0; i < k8; i++, words += INT4MM_PANEL, src += b->stride) {
     for (int64_t c = 0; c < INT4MM_PANEL; c++) words[c] = c < columns ? src[c] ^ b->xor_mask : 0;
   }
@@ -211,6 +225,48 @@ static void multiply_group(const skinny_run *s, group_part *part, int64_t k8) {
   }
 }
 
+/* The scales, factors and zero points of the groups of a slice, of k8 words from word j on: where they are, or in
+ * `buffer`, [3][pieces][width]. */
+static int4mm_group_columns load_slice(const skinny_run *s, int64_t j, int64_t k8, int64_t n, int64_t columns,
+                                       int32_t *buffer) {
+  const int4mm_operand *b = &s->p->b;
+  const int4mm_matrix *scales = &b->group_scales;
+  bool alone = !b->factors.data && !b->zeros.data, whole = columns % s->k->skinny_columns == 0;
+  if (scales->data && scales->dtype == INT4MM_FLOAT32 && alone && whole) {
+    const float *first = (const float *)scales->data + j / s->group8 * scales->stride + n;
+    return (int4mm_group_columns){.scales = first, .ld = scales->stride};
+  }
+  int64_t size = s->pieces * s->width;
+  int32_t *at = buffer;
+  for (int64_t i = 0; i < k8; i += s->group8, at += s->width) {
+    int4mm_load_group(s->k, s->p, (j + i) / s->group8, n, columns, s->width, (float *)(void *)at, at + size,
+                      at + 2 * size);
+  }
+  return (int4mm_group_columns){.scales = scales->data ? (const float *)(const void *)buffer : NULL,
+                                .factors = b->factors.data ? buffer + size : NULL,
+                                .zeros = b->zeros.data ? buffer + 2 * size : NULL,
+                                .ld = s->width};
+}
+
+/* The totals of columns n .. n + columns - 1 over all of K, group by group, by dot products. */
+static int32_t *run_dot_groups(const skinny_run *s, int64_t n, int64_t columns, int32_t slot) {
+  const int4mm_problem *p = s->p;
+  const int4mm_operand *b = &p->b;
+  int64_t k8 = int4mm_words_of_k(p);
+  int32_t *scales = s->totals + slot * s->totals_size, *totals = scales + 3 * s->pieces * s->width;
+  int4mm_dot_groups job = {.rows = p->M, .columns = columns, .group8 = s->group8, .lda = s->lda, .ldb = b->stride};
+  job.xor_mask = b->xor_mask, job.offset = s->k->offset, job.totals = totals, job.ld = s->width + ROW_PAD;
+  memset(totals, 0, (size_t)(p->M * job.ld) * 4);
+  for (int64_t j = 0; j < k8; j += job.k8) {
+    job.k8 = int4mm_min64(s->slice8, k8 - j);
+    job.a = expand_slice(s, j, job.k8, slot), job.b = int4mm_b_word(p, j, n);
+    job.row_sums = s->row_sums + slot * s->pieces * p->M;
+    job.groups = load_slice(s, j, job.k8, n, columns, scales);
+    s->k->dot_groups(&job);
+  }
+  return totals;
+}
+
 /* The totals of columns n .. n + columns - 1 over all of K, group by group. */
 static int32_t *run_groups(const skinny_run *s, int64_t n, int64_t columns, int32_t slot, int32_t *acc) {
   const int4mm_problem *p = s->p;
@@ -252,7 +308,8 @@ static void piece(void *context, int64_t index, int32_t slot) {
   for (int64_t n = n0; n < n1; n += s->width) {
     int64_t columns = int4mm_min64(s->width, n1 - n);
     if (s->in_groups) {
-      s->k->epilogue(p, 0, n, p->M, columns, run_groups(s, n, columns, slot, acc), ldacc);
+      const int32_t *totals = s->dot ? run_dot_groups(s, n, columns, slot) : run_groups(s, n, columns, slot, acc);
+      s->k->epilogue(p, 0, n, p->M, columns, totals, ldacc);
       continue;
     }
     run_columns(s, n, columns, j0, j1, slot, acc);
@@ -294,6 +351,7 @@ static void choose_parts(skinny_run *s) {
   s->k8 = int4mm_ceil_div(k8, s->k_parts);
   s->k_parts = int4mm_ceil_div(k8, s->k8);
   int64_t sums = s->in_groups ? GROUP_SUMS : ACC_BYTES / 4;
+  if (s->in_groups && s->dot) sums = DOT_COLUMNS * p->M;
   s->width = int4mm_min64(s->columns, sums / p->M / INT4MM_PANEL * INT4MM_PANEL);
 }
 
@@ -301,6 +359,7 @@ static void choose_parts(skinny_run *s) {
 static void choose_slices(skinny_run *s) {
   s->in_groups = int4mm_in_groups(s->k, s->p);
   s->group8 = int4mm_group8(s->p);
+  s->dot = int4mm_is_k_major(&s->p->b);
   s->slice8 = s->in_groups && s->group8 < SLICE_K8 ? SLICE_K8 / s->group8 * s->group8 : SLICE_K8;
   s->pieces = int4mm_ceil_div(s->slice8, s->group8);
 }
@@ -316,7 +375,7 @@ static bool acquire_workspace(skinny_run *s) {
   int64_t acc = 4 * s->threads * s->acc_size;
   int64_t sums = s->k_parts > 1 ? 4 * s->k_parts * p->M * s->ld : 0;
   int64_t row_sums = s->in_groups ? int4mm_round_up(4 * s->threads * s->pieces * p->M, 64) : 0;
-  s->totals_size = s->in_groups ? 3 * s->width + p->M * (s->width + ROW_PAD) : 0;
+  s->totals_size = s->in_groups ? 3 * (s->dot ? s->pieces : 1) * s->width + p->M * (s->width + ROW_PAD) : 0;
   char *memory = int4mm_workspace_acquire(a + slices + acc + sums + row_sums + 4 * s->threads * s->totals_size);
   if (!memory) return false;
   s->a = (uint32_t *)memory;

@@ -35,6 +35,11 @@ static inline __m512i low_nibbles(__m512i words, __m512i xor_mask) {
   return _mm512_ternarylogic_epi32(words, _mm512_set1_epi32(0x0f0f0f0f), xor_mask, 0x6a); /* (x & y) ^ z */
 }
 
+/* What XORed into low nibbles of this encoding gives value + 8. */
+static inline __m512i offset_mask(uint32_t xor_mask) {
+  return _mm512_set1_epi32((int32_t)(~xor_mask & 0x08080808u));
+}
+
 static inline __m512i high_nibbles(__m512i words, __m512i xor_mask) {
   return low_nibbles(_mm512_srli_epi32(words, 4), xor_mask);
 }
@@ -118,31 +123,34 @@ static inline void prefetch_tiles(const int4mm_output_tile *tiles, int32_t count
 typedef struct operands {
   const uint32_t *a, *b;
   int64_t ldb;
+  uint32_t xor_mask; /* of b */
+  int64_t second_line;
   int4mm_prefetch prefetch;
 } operands;
 
-/* Accumulates the next k8 words of K, B in words. */
-INLINE void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, operands *o) {
-  const __m512i xor_mask = _mm512_set1_epi32(0x08080808); /* B in words is two's complement */
+/* Accumulates the next k8 words of K, B in words. two: prefetches second lines, which costs some percent. */
+INLINE void multiply_words(__m512i acc[MR][VECTORS], int64_t k8, operands *o, bool two) {
+  const __m512i to_offset = offset_mask(o->xor_mask);
   for (int64_t j = 0; j < k8; j++, o->a += 2 * MR, o->b += o->ldb, o->prefetch.line += o->prefetch.stride) {
     __m512i words[VECTORS], part[VECTORS];
     _mm_prefetch(o->prefetch.line, _MM_HINT_T1);
+    if (two) _mm_prefetch(o->prefetch.line + o->second_line, _MM_HINT_T1);
     UNROLL for (int v = 0; v < VECTORS; v++) {
       words[v] = _mm512_loadu_si512(o->b + LANES * v);
-      part[v] = low_nibbles(words[v], xor_mask);
+      part[v] = low_nibbles(words[v], to_offset);
     }
     rank4(acc, o->a, part);
-    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = high_nibbles(words[v], xor_mask);
+    UNROLL for (int v = 0; v < VECTORS; v++) part[v] = high_nibbles(words[v], to_offset);
     rank4(acc, o->a + MR, part);
   }
 }
 
 static void microkernel_words(int64_t k8, const uint32_t *a, const uint32_t *b, int64_t ldb, const int32_t *acc_init,
                               const int4mm_output_tile *tiles, int32_t count, int64_t ldt, int4mm_prefetch prefetch) {
-  operands o = {a, b, ldb, prefetch};
+  operands o = {a, b, ldb, 0, 0, prefetch};
   __m512i acc[MR][VECTORS];
   init_tile(acc, acc_init);
-  multiply_words(acc, k8, &o);
+  multiply_words(acc, k8, &o, false);
   store_tiles(acc, tiles, count, ldt);
 }
 
@@ -171,7 +179,7 @@ static void microkernel_bytes(int64_t k8, const uint32_t *a, const uint32_t *b, 
 INLINE void multiply_group(__m512i acc[MR][VECTORS], const int32_t *acc_init, int64_t k8, operands *o, bool a_int8) {
   (void)a_int8;
   init_tile(acc, acc_init);
-  multiply_words(acc, k8, o);
+  multiply_words(acc, k8, o, true);
 }
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
@@ -179,11 +187,6 @@ INLINE void multiply_group(__m512i acc[MR][VECTORS], const int32_t *acc_init, in
 /* Signed bytes from nibbles that are value + 8. */
 static inline __m512i signed_bytes(__m512i nibbles) {
   return _mm512_sub_epi8(nibbles, _mm512_set1_epi8(8));
-}
-
-/* What XORed into low nibbles of this encoding gives value + 8. */
-static inline __m512i offset_mask(uint32_t xor_mask) {
-  return _mm512_set1_epi32((int32_t)(~xor_mask & 0x08080808u));
 }
 
 /* Transposes four rows of 16 words within 128-bit lanes: lane l of x[i] becomes word 4 * l + i of the four rows. */
@@ -344,6 +347,19 @@ INLINE void transpose_square(uint32_t *dst, int64_t width, const uint32_t *src, 
     join_lanes(x[i], x[4 + i], x[8 + i], x[12 + i], line);
     UNROLL for (int l = 0; l < 4; l++) {
       if (4 * l + i < count) _mm512_storeu_si512(dst + (4 * l + i) * width, line[l]);
+    }
+  }
+}
+
+/* int4mm_kernels.copy_words. */
+static void copy_words(uint32_t *dst, const uint32_t *src, int64_t ld, int64_t columns, int64_t k8, uint32_t xor_mask) {
+  enum { AHEAD = 16 }; /* rows: each may be on another page, which no hardware prefetcher follows */
+  const __m512i mask = _mm512_set1_epi32((int32_t)xor_mask);
+  for (int64_t j = 0; j < k8; j++, dst += INT4MM_PANEL, src += ld) {
+    UNROLL for (int64_t c = 0; c < INT4MM_PANEL; c += LANES) {
+      __mmask16 there = (__mmask16)((1u << int4mm_max64(0, int4mm_min64(LANES, columns - c))) - 1);
+      __builtin_prefetch(src + AHEAD * ld + c);
+      _mm512_storeu_si512(dst + c, _mm512_maskz_xor_epi32(there, _mm512_maskz_loadu_epi32(there, src + c), mask));
     }
   }
 }
@@ -586,7 +602,10 @@ INLINE f32_vector f32_sub(f32_vector x, f32_vector y) {
 }
 
 typedef __m512 nibble_table; /* the values of the 16 nibbles */
-enum { ROW_AHEAD = 8 };      /* words of K ahead of which a row of B is prefetched */
+enum {
+  ROW_AHEAD = 8, /* words of K ahead of which a row of B is prefetched */
+  ROW_WIDE = 4   /* vectors of columns in step */
+};
 
 INLINE nibble_table nibble_table_of(uint32_t xor_mask) {
   float values[16];
@@ -605,6 +624,17 @@ INLINE f32_vector nibble_value(i32_vector words, int i, nibble_table table) {
 #include "cpu/gemm/epilogue.inc"
 #include "cpu/gemm/float.inc"
 #include "cpu/gemm/groups.inc"
+
+INLINE i32_vector dot_quad(const dot_sum x[4]) {
+  __m512i y = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+  __m512i z = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+  return _mm512_add_epi32(_mm512_unpacklo_epi64(y, z), _mm512_unpackhi_epi64(y, z));
+}
+INLINE void dot_lanes(const i32_vector x[4], i32_vector lanes[4]) {
+  join_lanes(x[0], x[1], x[2], x[3], lanes);
+}
+
+#include "cpu/gemm/dot_groups.inc"
 
 /* ---- the fused microkernel -------------------------------------------------------------------------------------- */
 
@@ -628,13 +658,13 @@ INLINE bool store_tile(const int4mm_problem *p, int64_t m, int64_t n, __m512i ac
 static bool microkernel_fused(const int4mm_problem *p, int64_t m, int64_t n, const uint32_t *a, const uint32_t *b,
                               const int32_t *acc_init, int4mm_prefetch prefetch) {
   int64_t k8 = int4mm_words_of_k(p), late = int4mm_min64(PREFETCH_K8, k8);
-  operands o = {a, b, INT4MM_PANEL, prefetch};
+  operands o = {a, b, INT4MM_PANEL, 0, 0, prefetch};
   __m512i acc[MR][VECTORS];
   init_tile(acc, acc_init);
-  multiply_words(acc, k8 - late, &o);
+  multiply_words(acc, k8 - late, &o, false);
   __asm__("" : "+r"(p)); /* keeps gcc from computing out's addresses before the loop, which needs all registers */
   int4mm_prefetch_out(p, m, n, MR); /* not sooner, or the operands evict the lines */
-  multiply_words(acc, late, &o);
+  multiply_words(acc, late, &o, false);
   if (p->out.dtype == INT4MM_FLOAT16) return store_tile(p, m, n, acc, INT4MM_FLOAT16);
   if (p->out.dtype == INT4MM_BFLOAT16) return store_tile(p, m, n, acc, INT4MM_BFLOAT16);
   return store_tile(p, m, n, acc, INT4MM_FLOAT32);
@@ -647,19 +677,22 @@ static const int4mm_kernels kernels = {
     .nr = NR,
     .offset = 8,
     .bytes_b = false,
-    .skinny_max_m = 64,
+    .skinny_max_m = 40,
     .skinny_max_m_threaded = 11,
     .skinny_columns = LANES,
     .skinny_panel_max_m = 4,
     .skinny_groups_max_m = 8,
+    .raw_max_m = 16,
     .dot_words = LANES,
     .dot_sums = DOT_SUMS,
     .dot_max_m = 64,
+    .dot_groups_max_m = 4,
     .strassen = 2,
     .pack_a = pack_a,
     .pack_a_int8 = pack_a_int8,
     .pack_b = pack_b,
     .transpose = transpose,
+    .copy_words = copy_words,
     .microkernel = microkernel_words,
     .microkernel_bytes = microkernel_bytes,
     .microkernel_groups = microkernel_groups,
@@ -675,6 +708,7 @@ static const int4mm_kernels kernels = {
     .skinny = skinny,
     .skinny_panel = skinny_panel,
     .dot = dot_product,
+    .dot_groups = dot_groups,
     .epilogue = epilogue,
     .microkernel_fused = microkernel_fused,
 };

@@ -1,0 +1,165 @@
+--- What each CUDA kernel was compiled to, and from that the share of a card's tensor cores that its inner loop can
+-- reach: a table in Markdown, for cards that are not at hand.
+--
+--     luajit examples/bench/kernel_table.lua [--library build/libint4mm_cuda.so] [--only mma] [--arch 80,86]
+--
+-- Needs cuobjdump, which comes with the CUDA toolkit; c++filt, of binutils, makes the names readable. No GPU.
+--
+-- A scheduler of an SM issues one instruction a clock, and an mma keeps its tensor core for `clocks`, by the rate of
+-- the datasheet. Two bounds come from that, as shares of the rate:
+--
+--     all overlaps       clocks / max(clocks, instructions for each mma, bytes of shared memory / 32)
+--     nothing overlaps   clocks / (clocks + other instructions for each mma)
+--
+-- bytes / 32, since four schedulers share the 128 bytes that shared memory gives in a clock. On an H100 what is
+-- measured is the second: mma_128x256 for int8, 74 % by count, does 74 % at 8192^3.
+
+package.path = (arg[0]:match "^(.*)/[^/]*$" or ".") .. "/?.lua;" .. package.path
+
+local argparse = require "argparse"
+local sass = require "sass"
+
+-- Dense rates in TOPS, products and sums counted, SMs and boost clock in GHz. int8 of the H100 is what mma.sync was
+-- measured to give (wgmma has the rate of the datasheet, 1,979), and no rate of mma.sync was published for the B200.
+local CARDS = {
+  ["75"] = { { name = "T4", sms = 40, clock = 1.59, int8 = 130, int4 = 260, half = 65 } },
+  ["80"] = { { name = "A100 SXM", sms = 108, clock = 1.41, int8 = 624, int4 = 1248, half = 312 } },
+  ["86"] = { { name = "RTX 3090", sms = 82, clock = 1.695, int8 = 284, int4 = 568, half = 71 } },
+  ["89"] = {
+    { name = "RTX 4090", sms = 128, clock = 2.52, int8 = 660, int4 = 1321, half = 165 },
+    { name = "L4", sms = 58, clock = 2.04, int8 = 242, int4 = 485, half = 121 },
+  },
+  ["90"] = { { name = "H100 SXM (mma.sync)", sms = 132, clock = 1.755, int8 = 1325, half = 660 } },
+  ["100"] = { { name = "B200 (mma.sync)", sms = 148, clock = 1.85 } },
+  ["120"] = { { name = "RTX 5090", sms = 170, clock = 2.41, int8 = 838, half = 210 } },
+}
+
+local REGISTERS, REGISTER_UNIT = 65536, 8 -- of an SM; a thread's are given out by eights
+
+-- The output of a command as lines; stops the program where it fails.
+local function lines_of(command)
+  local pipe = assert(io.popen(command .. " 2>/dev/null"))
+  return coroutine.wrap(function()
+    for line in pipe:lines() do coroutine.yield(line) end
+    pipe:close()
+  end)
+end
+
+local function has(program) return os.execute("command -v " .. program .. " >/dev/null 2>&1") == 0 end
+
+-- Readable names of functions, those of templates without what their arguments are called.
+local function readable(names)
+  if #names == 0 or not has "c++filt" then return names end
+  local file = os.tmpname()
+  local out = assert(io.open(file, "w"))
+  out:write(table.concat(names, "\n"), "\n")
+  out:close()
+  local found = {}
+  for line in lines_of("c++filt -p < " .. file) do
+    found[#found + 1] = line:gsub("%(anonymous namespace%)::", ""):gsub("^void ", ""):gsub("%(bool%)", "")
+      :gsub("%(int%)", ""):gsub("%(unsigned int%)", ""):gsub("%([^()]*%)$", "")
+  end
+  os.remove(file)
+  return found
+end
+
+-- The architectures that a library has machine code for: "80", "90a", ...
+local function architectures(library)
+  local found, seen = {}, {}
+  for line in lines_of("cuobjdump --list-elf " .. library) do
+    local arch = line:match "%.sm_(%d+%a?)%."
+    if arch and not seen[arch] then
+      seen[arch], found[#found + 1] = true, arch
+    end
+  end
+  table.sort(found, function(a, b) return tonumber(a:match "%d+") < tonumber(b:match "%d+") end)
+  return found
+end
+
+-- The kernels of one architecture that have an inner loop with mma: name, resources and counts each.
+local function kernels(library, arch)
+  local of_arch = (" -arch sm_%s %s"):format(arch, library)
+  local resources = sass.resources(lines_of("cuobjdump -res-usage" .. of_arch))
+  local threads = sass.threads(lines_of("cuobjdump -elf" .. of_arch))
+  local found, names = {}, {}
+  for name, code in sass.functions(lines_of("cuobjdump -sass" .. of_arch)) do
+    local first, last = sass.inner_loop(code)
+    if first and resources[name] then
+      found[#found + 1] =
+        { counts = sass.count(code, first, last), resources = resources[name], threads = threads[name] }
+      names[#names + 1] = name
+    end
+  end
+  for i, name in ipairs(readable(names)) do found[i].name = name end
+  return found
+end
+
+-- CTAs of a kernel for which an SM has registers.
+local function ctas(kernel)
+  local registers = math.ceil(kernel.resources.registers / REGISTER_UNIT) * REGISTER_UNIT
+  return kernel.threads and math.floor(REGISTERS / (registers * kernel.threads)) or "-"
+end
+
+-- The rate of a card for an mma, by what it multiplies.
+local function rate_of(card, mma)
+  if mma:find "S4" or mma:find "U4" then return card.int4 end
+  if mma:find "S8" or mma:find "U8" then return card.int8 end
+  return card.half
+end
+
+-- Both bounds of a kernel on a card in words, "-" where there is no rate.
+local function bounds(kernel, card)
+  local counts = kernel.counts
+  local rate = rate_of(card, counts.mma_name)
+  if not rate then return "-" end
+  local per_mma = counts.products / counts.mma
+  local clocks = per_mma / (rate * 1e3 / 2 / card.sms / card.clock / 4)
+  local issued = counts.instructions / counts.mma
+  local all = clocks / math.max(clocks, issued, counts.shared_bytes / counts.mma / 32)
+  local nothing = clocks / (clocks + issued - 1)
+  return ("%s: %.0f to %.0f %% of %d TOPS"):format(card.name, 100 * nothing, 100 * all, rate)
+end
+
+local function row(arch, kernel)
+  local counts, per_mma, spilled = kernel.counts, {}, kernel.resources.stack + kernel.resources.spilled
+  for _, kind in ipairs(sass.KINDS) do
+    if kind ~= "mma" then per_mma[#per_mma + 1] = ("%.2f"):format(counts[kind] / counts.mma) end
+  end
+  local cards = {}
+  for _, card in ipairs(CARDS[arch:match "%d+"] or {}) do cards[#cards + 1] = bounds(kernel, card) end
+  print(("| %s | `%s` | %d | %d | %s | %s | %s | %.4f | %s |"):format(arch, kernel.name, kernel.resources.registers,
+    spilled, ctas(kernel), counts.mma_name, table.concat(per_mma, " | "), counts.shared_bytes / counts.products,
+    table.concat(cards, "; ")))
+end
+
+local parser = argparse("kernel_table.lua", "What the CUDA kernels were compiled to, and their bounds.")
+parser:option("--library", "the library, or one object of it", "build/libint4mm_cuda.so")
+parser:option("--only", "kernels whose name has this Lua pattern", "")
+parser:option("--arch", "architectures, as 80,90a; all that there are", "")
+local options = parser:parse()
+
+local file = io.open(options.library)
+if not file then
+  io.stderr:write(options.library, " cannot be read: build it first (make all)\n")
+  os.exit(1)
+end
+file:close()
+if not has "cuobjdump" then
+  io.stderr:write "cuobjdump is not on PATH: it comes with the CUDA toolkit (package cuda-cuobjdump)\n"
+  os.exit(1)
+end
+
+local heads = {}
+for _, kind in ipairs(sass.KINDS) do
+  if kind ~= "mma" then heads[#heads + 1] = kind end
+end
+print(("| sm | kernel | registers | bytes spilled | CTAs an SM has registers for | mma | %s |"):format(
+  table.concat(heads, " | ")) .. " bytes of shared memory a product | nothing to all overlaps |")
+print("|" .. (" --- |"):rep(8 + #heads))
+for _, arch in ipairs(architectures(options.library)) do
+  if options.arch == "" or ("," .. options.arch .. ","):find("," .. arch .. ",", 1, true) then
+    for _, kernel in ipairs(kernels(options.library, arch)) do
+      if kernel.name:find(options.only) then row(arch, kernel) end
+    end
+  end
+end

@@ -1,0 +1,160 @@
+--- Reads what cuobjdump prints of compiled kernels: their resources, and of their machine code the inner loop, by kinds
+-- of instructions. Pure functions of text.
+
+local sass = {}
+
+-- Kinds of instructions, by how their names begin; the first that fits. An instruction of the uniform datapath (U...)
+-- takes an issue slot as any other.
+local KINDS = {
+  { "mma", "^[IH]MMA%.", "^[IHQ]GMMA%." },
+  { "shared", "^LDSM?[%. ]", "^LDSM?$", "^STS" },
+  { "copy", "^LDGSTS", "^LDG", "^STG", "^UBLKCP", "^UTMA" },
+  { "convert", "^I2F", "^F2", "^I2I" },
+  { "float", "^FFMA", "^FMUL", "^FADD", "^HFMA2", "^HMUL2", "^HADD2", "^FSEL", "^FSETP" },
+  { "logic", "^LOP3", "^PRMT", "^SHF", "^SGXT", "^ULOP3", "^USHF", "^UPRMT" },
+  { "integer", "^IMAD", "^IADD", "^VIADD", "^LEA", "^ISETP", "^SEL", "^IMNMX", "^VIMNMX", "^MOV", "^PLOP3",
+    "^R2UR", "^R2P", "^P2R", "^CS2R", "^S2R", "^UI", "^UMOV", "^ULEA", "^USEL", "^UPLOP3", "^UVI", "^ULDC", "^LDC",
+    "^S2UR", "^UR2UP" },
+}
+
+--- The kinds, in the order in which a table shows them; "control" is whatever is none of the others.
+sass.KINDS = { "mma", "shared", "copy", "convert", "float", "logic", "integer", "control" }
+
+--- The kind of an instruction: "IMMA.16832.S8.S8" is an mma.
+function sass.kind(name)
+  for _, kind in ipairs(KINDS) do
+    for i = 2, #kind do
+      if name:find(kind[i]) then return kind[1] end
+    end
+  end
+  return "control"
+end
+
+--- Multiplications of an mma for a warp (for a warpgroup where the name begins with one of its own): "IMMA.16832.S8.S8"
+-- has 16 x 8 x 32. nil for other instructions.
+function sass.products(name)
+  local m, n, k = name:match "GMMA%.(%d+)x(%d+)x(%d+)"
+  if not m then
+    local digits = name:match "^[IH]MMA%.(%d+)"
+    if not digits then return nil end
+    m, n, k = digits:match "^(16)(8)(%d+)$"
+    if not m then
+      m, n, k = digits:match "^(8)(8)(%d+)$"
+    end
+  end
+  return m and m * n * k or nil
+end
+
+-- Bytes that a warp moves from or to shared memory by an instruction: those of its size in bits for 32 lanes.
+local function shared_bytes(name)
+  if name:find "^LDSM" then return 128 * tonumber(name:match "%.(%d)$" or 1) end
+  if name:find "^LDGSTS" then return 4 * tonumber(name:match "%.(%d%d+)" or 32) end
+  if name:find "^LDS" or name:find "^STS" then return 4 * tonumber(name:match "%.(%d%d+)" or 32) end
+  return 0
+end
+
+--- The functions in what `cuobjdump -sass` prints, as an iterator over `lines` (an iterator of lines): name and the
+-- instructions, { address =, name =, target = } each, target being where a branch goes.
+function sass.functions(lines)
+  return coroutine.wrap(function()
+    local name, code
+    for line in lines do
+      local started = line:match "^%s*Function : (%S+)"
+      if started then
+        if name then coroutine.yield(name, code) end
+        name, code = started, {}
+      elseif name then
+        local address, text = line:match "^%s*/%*(%x%x%x%x+)%*/%s+(.-)%s*;"
+        if address then
+          text = text:gsub("^@!?U?P%w+%s+", "")
+          local instruction = { address = tonumber(address, 16), name = text:match "^%S+" }
+          if instruction.name:find "^BRA" then
+            local target = text:match "(0x%x+)%s*$"
+            instruction.target = target and tonumber(target)
+          end
+          code[#code + 1] = instruction
+        end
+      end
+    end
+    if name then coroutine.yield(name, code) end
+  end)
+end
+
+--- The innermost loop with the most mma instructions: first and last index into `code`, nil where no loop has any.
+function sass.inner_loop(code)
+  local index, loops = {}, {}
+  for i, instruction in ipairs(code) do
+    index[instruction.address] = i
+    local first = instruction.target and index[instruction.target]
+    if first and first < i then
+      local count = 0
+      for j = first, i do
+        if sass.kind(code[j].name) == "mma" then count = count + 1 end
+      end
+      if count > 0 then loops[#loops + 1] = { first = first, last = i, mma = count } end
+    end
+  end
+  local best
+  for _, loop in ipairs(loops) do
+    local innermost = true
+    for _, other in ipairs(loops) do
+      if other ~= loop and other.first >= loop.first and other.last <= loop.last then innermost = false end
+    end
+    if innermost and (not best or loop.mma > best.mma) then best = loop end
+  end
+  if best then return best.first, best.last end
+end
+
+--- What a warp issues in one turn of a loop: a count for each of KINDS, `instructions` in all, `mma_name`, `products`
+-- of its mma and `shared_bytes` that it moves.
+function sass.count(code, first, last)
+  local counts = { instructions = last - first + 1, products = 0, shared_bytes = 0 }
+  for _, kind in ipairs(sass.KINDS) do counts[kind] = 0 end
+  for i = first, last do
+    local name = code[i].name
+    local kind = sass.kind(name)
+    counts[kind] = counts[kind] + 1
+    counts.shared_bytes = counts.shared_bytes + shared_bytes(name)
+    local products = sass.products(name)
+    if products then counts.mma_name, counts.products = name, counts.products + products end
+  end
+  return counts
+end
+
+--- Registers and bytes of stack and local memory by function, of what `cuobjdump -res-usage` prints: spills show as
+-- either.
+function sass.resources(lines)
+  local found, name = {}, nil
+  for line in lines do
+    name = line:match "^%s*Function (%S+):" or name
+    local registers = line:match "REG:(%d+)"
+    if registers and name then
+      found[name] = {
+        registers = tonumber(registers),
+        stack = tonumber(line:match "STACK:(%d+)"),
+        spilled = tonumber(line:match "LOCAL:(%d+)"),
+        shared = tonumber(line:match "SHARED:(%d+)"),
+      }
+    end
+  end
+  return found
+end
+
+--- Most threads of a CTA by function, of what `cuobjdump -elf` prints.
+function sass.threads(lines)
+  local found, name, wanted = {}, nil, false
+  for line in lines do
+    name = line:match "^%.nv%.info%.(%S+)" or name
+    if line:find("EIATTR_MAX_THREADS", 1, true) then
+      wanted = true
+    elseif wanted and line:find("Value:", 1, true) then
+      local threads = 1
+      for extent in line:gmatch "0x(%x+)" do threads = threads * tonumber(extent, 16) end
+      if name then found[name] = threads end
+      wanted = false
+    end
+  end
+  return found
+end
+
+return sass

@@ -1,0 +1,423 @@
+--- Grouped products: every row has the bits that its expert's own product gives, on the CPU and on a GPU, for every
+--- kind of operands and every way to share rows out; what is wrong has a sentence, and offsets that a GPU cannot check
+--- touch no other rows.
+
+local assert = require "luassert"
+local ffi = require "ffi"
+
+local cases = require "spec.cases"
+local helper = require "spec.helper"
+local kinds = require "spec.kinds"
+local q = require "int4mm"
+
+-- ---- cases ----
+
+--- How rows are shared out among E experts: offsets, and how many rows there are in all.
+local SHARES = {
+  even = function(_, E)
+    local begins = {}
+    for e = 0, E do begins[e + 1] = 5 * e end
+    return begins, 5 * E
+  end,
+  ragged = function(r, E) -- some have none, and rows before and after belong to nobody
+    local begins = { r:range(0, 3) }
+    for e = 1, E do begins[e + 1] = begins[e] + (r:chance(0.4) and 0 or r:range(1, 23)) end
+    return begins, begins[E + 1] + r:range(0, 3)
+  end,
+  one = function(r, E) -- one expert has all
+    local begins, own = {}, r:range(1, E)
+    for e = 0, E do begins[e + 1] = e < own and 0 or 37 end
+    return begins, 37
+  end,
+  none = function(_, E)
+    local begins = {}
+    for e = 0, E do begins[e + 1] = 0 end
+    return begins, 0
+  end,
+  outside = function(_, E) -- rows, but nobody's
+    local begins = {}
+    for e = 0, E do begins[e + 1] = 4 end
+    return begins, 9
+  end,
+}
+
+--- A case of spec/kinds.lua for each expert, with E and the shares; `set` overrides.
+local function draw(r, E, share, N, K, set)
+  local begins, T = SHARES[share](r, E)
+  local case = kinds.draw(r, T, N, K, set)
+  case.E, case.begins, case.ng = E, begins, false
+  -- float32 in E rows would be taken as a scale for each column
+  if case.scaling == "group" and case.groups == 1 then case.give = true end
+  case.name = ("E=%d %s: %s"):format(E, share, case.name)
+  return case
+end
+
+local generated
+
+local function all_cases()
+  if generated then return generated end
+  local r, list = cases.random(77), {}
+  local function add(...) list[#list + 1] = draw(r, ...) end
+  for _, E in ipairs { 1, 2, 8 } do
+    for _, share in ipairs { "even", "ragged", "one", "none", "outside" } do
+      add(E, share, r:range(1, 40), 8 * r:range(1, 30), { a = "int4", scaling = "column", zeros = false })
+      add(E, share, r:range(1, 40), r:range(1, 200))
+    end
+  end
+  for _, a in ipairs { "int4", "int8", "float16", "float32" } do
+    for _, scaling in ipairs { "column", "group", "factors" } do
+      for _, layout_b in ipairs { "kn", "nk" } do
+        add(3, "ragged", r:range(1, 50), r:range(1, 260), { a = a, scaling = scaling, layout_b = layout_b })
+        add(3, "ragged", r:range(1, 50), 128, { a = a, scaling = scaling, layout_b = layout_b, group = 32 })
+      end
+    end
+  end
+  add(64, "ragged", 17, 64, { a = "int4", scaling = "column" })
+  add(64, "one", 17, 40, { a = "int8" })
+  add(70, "ragged", 9, 96, { a = "int4", scaling = "group", group = 32 })
+  add(4, "ragged", 0, 64)
+  add(4, "ragged", 12, 0, { a = "int4", scaling = "column", zeros = false })
+  generated = list
+  return list
+end
+
+--- The operands of all experts: those of spec/kinds.lua for each, copied one below the other into guarded matrices.
+local function build(case)
+  local r, E, nk = cases.random(case.seed), case.E, case.layout_b == "nk"
+  local words, single = math.ceil(case.K / 8), {}
+  for key, value in pairs(case) do single[key] = value end
+  local built = kinds.build(case) -- A, scale_a and out are of all rows
+  for _, key in ipairs { "b", "scale_b", "zeros", "factors", "bias" } do
+    if built[key] then
+      local parts = {}
+      single.M = 0
+      for e = 1, E do
+        single.seed = case.seed + e
+        local t = kinds.build(single)[key].view
+        parts[e] = t:dim() == 2 and t or t:view(1, t:size(1))
+      end
+      local rows, columns = parts[1]:size(1), parts[1]:size(2)
+      local stacked = cases.guarded(r, parts[1].dtype, E * rows, columns, key == "b" and case.guard_b or case.guard_s)
+      for e = 1, E do stacked.view:narrow(1, (e - 1) * rows + 1, rows):copy_(parts[e]) end
+      built[key] = stacked
+    end
+  end
+  assert(built.b.view:size(1) == E * (nk and case.N or words))
+  return built
+end
+
+--- Arguments on a device, and the options without `out`.
+local function arguments(case, built, place)
+  local a, b, scale_a, scale_b, opts = kinds.arguments(case, built, place)
+  local offsets = q.tensor(case.begins, { dtype = "int32" })
+  return a, b, scale_a, scale_b, place == "cpu" and offsets or offsets:to(place), opts
+end
+
+--- Part e of a matrix of E parts; with `vector`, its row.
+local function part(t, e, E, vector)
+  if not t then return nil end
+  local rows = t:size(1) / E
+  local own = t:narrow(1, (e - 1) * rows + 1, rows)
+  return vector and own:view(own:size(2)) or own
+end
+
+--- Calls f(first, rows, a, b, scale_a, scale_b, opts) with the operands of each expert's own product.
+local function each_expert(case, built, f)
+  local a, b, scale_a, scale_b, _, opts = arguments(case, built, "cpu")
+  local column = case.scaling ~= "group"
+  for e = 1, case.E do
+    local first, rows = case.begins[e] + 1, case.begins[e + 1] - case.begins[e]
+    local own = {}
+    for key, value in pairs(opts) do own[key] = value end
+    own.zeros, own.factors = part(opts.zeros, e, case.E, column), part(opts.factors, e, case.E)
+    own.bias = part(opts.bias, e, case.E, true)
+    f(first, rows, a:narrow(1, first, rows), part(b, e, case.E), scale_a and scale_a:narrow(1, first, rows),
+      part(scale_b, e, case.E, column), own)
+  end
+end
+
+--- The bytes of the whole result; of floats exact results and bounds by row.
+local function work_out(case, built)
+  local is_float = kinds.IS_FLOAT[case.a]
+  local whole = q.zeros { case.M, case.N, dtype = case.out_dtype }
+  local expected = is_float and { exact = {}, bound = {} } or {}
+  for m = 1, is_float and case.M or 0 do
+    expected.exact[m], expected.bound[m] = {}, {}
+    for n = 1, case.N do expected.exact[m][n], expected.bound[m][n] = 0, 0 end
+  end
+  each_expert(case, built, function(first, rows, a, b, scale_a, scale_b, opts)
+    if not is_float then
+      whole:narrow(1, first, rows):copy_(q.int4_matmul_reference(a, b, scale_a, scale_b, opts))
+      return
+    end
+    local exact, bound = q.int4_matmul_bound(a, b, scale_b, opts)
+    for m = 1, rows do expected.exact[first + m - 1], expected.bound[first + m - 1] = exact[m], bound[m] end
+  end)
+  if not is_float then expected.bytes = helper.bytes(whole) end
+  return expected
+end
+
+local known = setmetatable({}, { __mode = "k" })
+
+local function expect(case, built)
+  known[case] = known[case] or work_out(case, built)
+  return known[case]
+end
+
+--- Runs `multiply` with a poisoned out on a device and compares all of it, and what lies around it.
+local function check(case, multiply, place, more)
+  local built = build(case)
+  local expected = expect(case, built)
+  local a, b, scale_a, scale_b, offsets, opts = arguments(case, built, place)
+  local whole, out = built.out.on(place)
+  local before = helper.bytes(whole)
+  for key, value in pairs(more or {}) do opts[key] = value end
+  opts.out, opts.out_dtype = out, nil
+  multiply(a, b, scale_a, scale_b, offsets, opts)
+  if expected.bytes then
+    assert.same_bits(expected.bytes, out, case.name)
+  else
+    kinds.check_bound(expected, out, case.name)
+  end
+  if case.guard_out > 0 then cases.check_guards(case, before, helper.bytes(whole)) end
+end
+
+-- ---- specs ----
+
+describe("a grouped product", function()
+  after_each(function() q.set_cpu_isa(nil) end)
+
+  it("has each expert's own bits on the CPU", function()
+    for _, case in ipairs(all_cases()) do check(case, q.int4_grouped_matmul_cpu, "cpu") end
+  end)
+
+  it("has them on every instruction set", function()
+    local list = all_cases()
+    helper.on_every_isa(function()
+      for i = 1, #list, 7 do check(list[i], q.int4_grouped_matmul_cpu, "cpu") end
+    end)
+  end)
+
+  it("has them from the oracle", function()
+    for _, case in ipairs(all_cases()) do check(case, q.int4_grouped_matmul_reference, "cpu") end
+  end)
+
+  it("makes its own result, of equal shares where the number of experts is given", function()
+    local E, M, K, N = 4, 3, 64, 10
+    local a, _, scale_a = q.generate_test_data(E * M, K, N, { seed = 3 })
+    local b = select(2, q.generate_test_data(1, E * K, N, { seed = 4 }))
+    local scale_b = q.random(q.empty { E, N }, { seed = 5 })
+    for _, multiply in ipairs { q.int4_grouped_matmul, q.int4_grouped_matmul_cpu, q.int4_grouped_matmul_reference } do
+      local out = multiply(a, b, scale_a, scale_b, E, { out_dtype = "bfloat16" })
+      assert.same({ E * M, N, "bfloat16", "cpu" }, { out:size(1), out:size(2), out.dtype, out.device })
+      for e = 1, E do
+        assert.same_bits(q.int4_matmul_reference(part(a, e, E), part(b, e, E), scale_a:narrow(1, (e - 1) * M + 1, M),
+          part(scale_b, e, E, true), { out_dtype = "bfloat16" }), part(out, e, E))
+      end
+    end
+  end)
+
+  it("goes by the marks of its operands", function()
+    local E, K, N = 2, 64, 6
+    local b = q.random(q.empty { E * N, K }, { seed = 8, low = -1, high = 1 })
+    local words, scales = q.quantize(b, { encoding = "offset" })
+    local a, scale_a = q.quantize(q.random(q.empty { 5, K }, { seed = 9, low = -1, high = 1 }), { encoding = "offset" })
+    local offsets = q.tensor({ 0, 2, 5 }, { dtype = "int32" })
+    local out = q.int4_grouped_matmul(a, words, scale_a, scales:view(E, N), offsets)
+    assert.same_bits(q.int4_grouped_matmul_reference(a, words, scale_a, scales:view(E, N), offsets), out)
+    assert.same_bits(q.int4_matmul(a:narrow(1, 3, 3), words:narrow(1, N + 1, N), scale_a:narrow(1, 3, 3),
+      scales:narrow(1, N + 1, N)), out:narrow(1, 3, 3))
+  end)
+
+  it("is explained", function()
+    local a, _, scale_a = q.generate_test_data(12, 64, 10)
+    local b = select(2, q.generate_test_data(1, 256, 10))
+    local plan = q.explain(a, b, scale_a, q.ones { 4, 10 }, { offsets = 4 })
+    assert.equal("cpu", plan.device)
+    assert.fails_with(
+      "explain: a_packed is [12, 8] int32, whose rows are not as many for each of 8 experts: give offsets", function()
+        local _ = q.explain(a, q.zeros { 64, 10, dtype = "int32" }, scale_a, q.ones { 8, 10 }, { offsets = 8 })
+      end)
+  end)
+end)
+
+-- ---- mistakes ----
+
+--- A valid call of 3 experts: K 32, N 10, 6 rows.
+local function valid()
+  local a, _, scale_a = q.generate_test_data(6, 32, 10, { seed = 1 })
+  local b = select(2, q.generate_test_data(1, 96, 10, { seed = 2 }))
+  return { a = a, b = b, scale_a = scale_a, scale_b = q.ones { 3, 10 },
+    offsets = q.tensor({ 0, 1, 4, 6 }, { dtype = "int32" }) }
+end
+
+local function offsets_of(list) return q.tensor(list, { dtype = "int32" }) end
+
+local mistakes = {
+  { "no offsets", function(c) c.offsets = nil end,
+    { pattern = "^offsets is nil, expected a tensor %[E %+ 1%] int32" } },
+  { "offsets of floats", function(c) c.offsets = q.ones { 4 } end,
+    "offsets is [4] float32, expected [E + 1] int32: where each expert's rows begin, and the end" },
+  { "one offset", function(c) c.offsets = offsets_of { 0 } end,
+    "offsets is [1] int32, expected [E + 1] int32: where each expert's rows begin, and the end" },
+  { "no experts", function(c) c.offsets = 0 end, "offsets is 0, expected a whole number from 1 to 1048576" },
+  { "offsets that descend", function(c) c.offsets = offsets_of { 0, 4, 3, 6 } end,
+    "offsets holds 3 at index 3: expected 4 to 6" },
+  { "a negative offset", function(c) c.offsets = offsets_of { -1, 4, 5, 6 } end,
+    "offsets holds -1 at index 1: expected 0 to 6" },
+  { "an offset past the rows", function(c) c.offsets = offsets_of { 0, 4, 5, 7 } end,
+    "offsets holds 7 at index 4: expected 5 to 6" },
+  { "rows that are not as many for each", function(c)
+    c.offsets = 4
+    c.b, c.scale_b = q.zeros { 16, 10, dtype = "int32" }, q.ones { 4, 10 }
+  end, "a_packed is [6, 4] int32, whose rows are not as many for each of 4 experts: give offsets" },
+  { "a weight whose rows are not as many for each", function(c) c.b = q.zeros { 13, 10, dtype = "int32" } end,
+    "b_packed is [13, 10] int32, whose rows are not as many for each of 3 experts" },
+  { "a weight of another K", function(c) c.b = q.zeros { 15, 10, dtype = "int32" } end,
+    "for each of 3 experts: b_packed is [5, 10] int32 but a_packed is [6, 4] int32: K/8 differs (4 and 5)" },
+  { "scales as a vector", function(c) c.scale_b = q.ones { 30 } end,
+    "scale_b is [30] float32, expected a matrix, the rows of each of 3 experts below the other's" },
+  { "scales of another N", function(c) c.scale_b = q.ones { 3, 9 } end,
+    "for each of 3 experts: scale_b is [9] float32, expected [10] float32: one scale per column of b" },
+  { "scale_a that is too short", function(c) c.scale_a = q.ones { 5 } end,
+    "for each of 3 experts: scale_a is [5] float32, expected [6] float32: one scale per row of a_packed" },
+  { "a bias for one expert", function(c) c.opts = { bias = q.ones { 1, 10 } } end,
+    "bias is [1, 10] float32, expected a row for each of 3 experts" },
+  { "zero points that are out of range for one expert", function(c)
+    c.opts = { zeros = q.zeros { 3, 10, dtype = "int8" } }
+    c.opts.zeros:set(2, 4, 127)
+  end, { pattern = "^expert 2: zeros holds 127 at index 4" } },
+  { "an out of another shape", function(c) c.opts = { out = q.zeros { 5, 10, dtype = "float16" } } end,
+    { pattern = "^for each of 3 experts: out is %[5, 10%] float16, expected %[6, 10%]" } },
+  { "an out that overlaps another expert's weight", function(c)
+    c.b:unmark_()
+    local memory = ffi.cast("void *", c.b:narrow(1, 5, 1):data())
+    c.opts = { out = q.wrap(memory, { shape = { 6, 10 }, dtype = "float16", owner = c.b }) }
+  end, "out overlaps b_packed in memory" },
+  { "an unknown option", function(c) c.opts = { offset = 1 } end, { pattern = '^unknown option "offset"' } },
+}
+
+for _, name in ipairs { "int4_grouped_matmul", "int4_grouped_matmul_cpu" } do
+  describe(name .. " refuses", function()
+    for _, mistake in ipairs(mistakes) do
+      it(mistake[1], function()
+        local c, expected = valid(), mistake[3]
+        mistake[2](c)
+        expected = type(expected) == "table" and { pattern = "^" .. name .. ": " .. expected.pattern:gsub("^%^", "") }
+          or name .. ": " .. expected
+        assert.fails_with(expected, function()
+          local _ = q[name](c.a, c.b, c.scale_a, c.scale_b, c.offsets, c.opts)
+        end)
+      end)
+    end
+
+    it("a prepacked weight", function()
+      local c = valid()
+      assert.fails_with(name .. ": b_packed is prepacked, expected words: a grouped product takes those", function()
+        local _ = q[name](c.a, q.prepack(c.b), c.scale_a, c.scale_b, c.offsets)
+      end)
+    end)
+  end)
+end
+
+-- ---- GPU ----
+
+describe("a grouped product on a GPU", function()
+  --- Calls f(kernel) for each kernel that serves a case.
+  local function each_kernel(case, f)
+    local a, b, scale_a, scale_b, offsets, opts = arguments(case, build(case), "cuda:0")
+    opts.offsets = offsets
+    for _, kernel in ipairs(q.cuda_kernels()) do
+      opts.kernel = kernel
+      local serves = pcall(q.explain, a, b, scale_a, scale_b, opts)
+      if serves then f(kernel) end
+      assert(serves or kernel ~= "tiled", case.name)
+    end
+  end
+
+  helper.on_gpu("has each expert's own bits by every kernel that serves it", function()
+    for _, case in ipairs(all_cases()) do
+      check(case, q.int4_grouped_matmul_cuda, "cuda:0")
+      each_kernel(case, function(kernel) check(case, q.int4_grouped_matmul_cuda, "cuda:0", { kernel = kernel }) end)
+    end
+  end)
+
+  helper.on_gpu("has them on shapes that the fast kernels serve", function()
+    local r, served = cases.random(31), {}
+    for _, set in ipairs { { a = "int4" }, { a = "int8" }, { a = "float16" }, { a = "bfloat16" } } do
+      for _, layout_b in ipairs { "kn", "nk" } do
+        for _, scaling in ipairs { "column", "column", "group", "factors" } do
+          local E, share = r:choose { 1, 3, 8 }, r:choose { "ragged", "one", "even" }
+          local case = draw(r, E, share, 4 * r:range(1, 70), 128 * r:range(1, 4), { a = set.a, scaling = scaling,
+            layout_b = layout_b, group = 128, guard_a = 16, guard_b = 4, guard_out = r:choose { 0, 1, 8 } })
+          each_kernel(case, function(kernel)
+            served[kernel] = true
+            check(case, q.int4_grouped_matmul_cuda, "cuda:0", { kernel = kernel })
+          end)
+        end
+      end
+    end
+    assert.is_true(served.tiled)
+  end)
+
+  helper.on_gpu("takes operands on the CPU", function()
+    local list = all_cases()
+    for i = 1, #list, 5 do check(list[i], q.int4_grouped_matmul_cuda, "cpu") end
+  end)
+
+  --- What offsets stand for on a GPU: the largest so far, from 0 to T.
+  local function limited(list, T)
+    local begins, last = {}, 0
+    for i, offset in ipairs(list) do
+      last = math.min(math.max(last, offset), T)
+      begins[i] = last
+    end
+    return begins
+  end
+
+  helper.on_gpu("touches no other rows, whatever the offsets are", function()
+    local r = cases.random(5)
+    for i = 1, 40 do
+      local E = r:range(1, 40)
+      local case = draw(r, E, "even", i % 2 == 0 and 4 * r:range(1, 20) or r:range(1, 70), 32 * r:range(1, 5),
+        { guard_out = 2, guard_a = r:choose { 1, 16 }, guard_b = r:choose { 0, 4, 13 } })
+      local hostile = {}
+      for e = 1, E + 1 do
+        hostile[e] = r:choose { -2 ^ 31, -1, 0, r:range(-10, case.M + 10), case.M, case.M + 1, 2 ^ 31 - 1 }
+      end
+      case.begins = limited(hostile, case.M)
+      local offsets = offsets_of(hostile):to "cuda:0"
+      local function with_hostile(multiply)
+        return function(a, b, scale_a, scale_b, _, opts) multiply(a, b, scale_a, scale_b, offsets, opts) end
+      end
+      check(case, with_hostile(q.int4_grouped_matmul_reference), "cuda:0")
+      each_kernel(case, function(kernel)
+        check(case, with_hostile(q.int4_grouped_matmul_cuda), "cuda:0", { kernel = kernel })
+      end)
+    end
+  end)
+
+  helper.on_gpu("reads the offsets when a graph is launched", function()
+    local case = draw(cases.random(9), 4, "even", 33, 256, { a = "int4", scaling = "column", zeros = false })
+    local built = build(case)
+    local a, b, scale_a, scale_b, offsets, opts = arguments(case, built, "cuda:0")
+    opts.out = q.empty { case.M, case.N, dtype = case.out_dtype, device = "cuda:0" }
+    opts.out_dtype = nil
+    local graph = q.graph(function() q.int4_grouped_matmul(a, b, scale_a, scale_b, offsets, opts) end)
+    for _, begins in ipairs { case.begins, { 0, 0, 20, 20, 20 }, { 3, 4, 5, 6, 7 } } do
+      case.begins = begins
+      offsets:copy_(offsets_of(begins))
+      graph:launch()
+      q.synchronize()
+      assert.same_bits(work_out(case, built).bytes, opts.out, table.concat(begins, " "))
+    end
+  end)
+
+  helper.on_gpu("names an operand that is elsewhere", function()
+    local c = valid()
+    assert.fails_with({ pattern = "offsets is on cpu but a_packed is on cuda:0" }, function()
+      local _ = q.int4_grouped_matmul(c.a:to "cuda:0", c.b:to "cuda:0", c.scale_a:to "cuda:0", c.scale_b:to "cuda:0",
+        c.offsets)
+    end)
+  end)
+end)

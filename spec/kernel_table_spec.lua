@@ -1,0 +1,86 @@
+--- What the table of kernels reads of cuobjdump's output: examples/bench/sass.lua.
+
+local helper = require "spec.helper"
+local sass = require "examples.bench.sass"
+
+-- Lines as cuobjdump prints them.
+local function lines(text) return text:gmatch "[^\n]+" end
+
+-- A function of two nested loops: the inner one has two mma, the outer one a third.
+local SASS = [[
+	code for sm_80
+		Function : _Z5firstv
+	.headerflags	@"EF_CUDA_SM80 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM80)"
+        /*0000*/                   MOV R1, c[0x0][0x28] ;                  /* 0x00000a0000017a02 */
+                                                                           /* 0x000fe40000000f00 */
+        /*0010*/                   IMMA.16864.S4.S4 R4, R8.ROW, R2.COL, R4 ; /* 0x0000000208047237 */
+        /*0020*/                   LDSM.16.M88.4 R8, [R2] ;                /* 0x000000000208783b */
+        /*0030*/                   LDGSTS.E.BYPASS.128 [R3], [R6.64] ;     /* 0x0000000006037fae */
+        /*0040*/              @!P0 LDS.128 R12, [R2+0x10] ;                /* 0x000010000c027984 */
+        /*0050*/                   IMMA.16864.S4.S4 R4, R8.ROW, R2.COL, R4 ; /* 0x0000000208047237 */
+        /*0060*/                   LOP3.LUT R8, R8, 0x88888888, RZ, 0x3c, !PT ; /* 0x8888888808087812 */
+        /*0070*/                   IMMA.16864.S4.S4 R4, R8.ROW, R2.COL, R4 ; /* 0x0000000208047237 */
+        /*0080*/              @P1  BRA 0x20 ;                              /* 0xffffff9000001947 */
+        /*0090*/              @!PT BRA 0x10 ;                              /* 0xffffff7000007947 */
+        /*00a0*/                   EXIT ;                                  /* 0x000000000000794d */
+		Function : _Z6secondv
+        /*0000*/                   EXIT ;                                  /* 0x000000000000794d */
+        /*0010*/                   BRA 0x10;                               /* 0xfffffff000007947 */
+]]
+
+describe("kernel table", function()
+  it("finds the innermost loop with mma and counts it by kinds", function()
+    local found = {}
+    for name, code in sass.functions(lines(SASS)) do found[#found + 1] = { name = name, code = code } end
+    assert.equal(2, #found)
+    assert.equal("_Z5firstv", found[1].name)
+    assert.equal(11, #found[1].code)
+    local first, last = sass.inner_loop(found[1].code)
+    assert.same({ 3, 9 }, { first, last })
+    local counts = sass.count(found[1].code, first, last)
+    assert.equal(7, counts.instructions)
+    local kinds = {}
+    for _, kind in ipairs(sass.KINDS) do kinds[#kinds + 1] = kind .. "=" .. counts[kind] end
+    assert.equal("mma=2 shared=2 copy=1 convert=0 float=0 logic=1 integer=0 control=1", table.concat(kinds, " "))
+    assert.equal(2 * 16 * 8 * 64, counts.products)
+    assert.equal(3 * 512, counts.shared_bytes)
+    assert.equal("IMMA.16864.S4.S4", counts.mma_name)
+    assert.is_nil((sass.inner_loop(found[2].code)))
+  end)
+
+  it("knows how much an mma multiplies", function()
+    assert.equal(16 * 8 * 32, sass.products "IMMA.16832.S8.S8")
+    assert.equal(16 * 8 * 16, sass.products "HMMA.16816.F32")
+    assert.equal(16 * 8 * 8, sass.products "HMMA.1688.F32.BF16")
+    assert.equal(8 * 8 * 32, sass.products "IMMA.8832.S4.S4")
+    assert.equal(64 * 128 * 32, sass.products "IGMMA.64x128x32.S8.S8")
+    assert.is_nil(sass.products "IMAD.WIDE")
+  end)
+
+  it("reads resources and threads by function", function()
+    local found = sass.resources(lines [[
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _Z5firstv:
+  REG:152 STACK:8 SHARED:64 LOCAL:16 CONSTANT[2]:8 CONSTANT[0]:488 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function _Z6secondv:
+  REG:4 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:488 TEXTURE:0 SURFACE:0 SAMPLER:0]])
+    assert.same({ registers = 152, stack = 8, spilled = 16, shared = 64 }, found._Z5firstv)
+    assert.equal(4, found._Z6secondv.registers)
+    assert.same({ _Z5firstv = 256 }, sass.threads(lines [[
+.nv.info
+	Attribute:	EIATTR_MIN_STACK_SIZE
+	Value:	function: _Z5firstv(0x5)	min stack size: 0x0
+.nv.info._Z5firstv
+	Attribute:	EIATTR_MAX_THREADS
+	Format:	EIFMT_SVAL
+	Value:	0x80 0x2 0x1]]))
+  end)
+
+  it("says what it needs", function()
+    local out, status = helper.script("examples/bench/kernel_table.lua", "--library nowhere.so")
+    assert.equal(1, status)
+    assert.equal("nowhere.so cannot be read: build it first (make all)\n", out)
+  end)
+end)
