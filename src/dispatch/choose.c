@@ -123,10 +123,21 @@ int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kern
   return int4mm_fail(INT4MM_ERR_UNSUPPORTED, "no kernel serves sm_%d", (int)problem->arch);
 }
 
+static bool is_aligned16(const int4mm_operand *o) {
+  return (uintptr_t)o->data % 16 == 0 && o->stride * (int64_t)int4mm_dtype_size(o->dtype) % 16 == 0;
+}
+
 bool int4mm_wants_copy_of_a(const int4mm_problem *problem, const int4mm_plan *plan) {
-  const int4mm_operand *a = &problem->a;
-  bool aligned = (uintptr_t)a->data % 16 == 0 && a->stride * (int64_t)int4mm_dtype_size(a->dtype) % 16 == 0;
-  return int4mm_kernels_cuda[plan->kernel].family->copies_a && !aligned;
+  const int copies = int4mm_kernels_cuda[plan->kernel].family->copies;
+  const bool whole = copies != INT4MM_COPIES_AB || problem->a.dtype != INT4MM_INT32 || problem->K % 32 == 0;
+  return copies && !(whole && is_aligned16(&problem->a));
+}
+
+bool int4mm_wants_copy_of_b(const int4mm_problem *problem, const int4mm_plan *plan) {
+  const int copies = int4mm_kernels_cuda[plan->kernel].family->copies;
+  const bool whole = problem->b.layout == INT4MM_MN_MAJOR ? problem->N % 4 == 0
+                                                          : problem->a.dtype != INT4MM_INT32 || problem->K % 32 == 0;
+  return copies == INT4MM_COPIES_AB && !(whole && is_aligned16(&problem->b));
 }
 
 /* ---- the public function ---- */
