@@ -181,6 +181,29 @@ describe("on the GPU as on the CPU:", function()
     end
   end)
 
+  on_gpu("quantising and rotating many rows, which CTAs have one after another", function()
+    for _, dtype in ipairs { "float32", "bfloat16" } do
+      -- a warp, part of its values, several warps, as many as a CTA may have, rows that start off 16 bytes
+      for _, case in ipairs { { 6200, 1024, 256 }, { 9000, 520, 8 }, { 1400, 4104, 8 }, { 2100, 4096, 64 },
+        { 600, 14336, 1024 }, { 530, 29696, 512 }, { 2000, 2052, 4 } } do
+        local rows, columns, block = case[1], case[2], case[3]
+        local source = halves(rows, columns, dtype, 2)
+        local source_gpu = source:to "cuda"
+        local name = ("%s [%d, %d], block %d"):format(dtype, rows, columns, block)
+        assert.same_bits(q.rotate(source, { block = block }), q.rotate(source_gpu, { block = block }), name)
+        for _, out in ipairs { "int4", "int8" } do
+          for _, rotate in ipairs { false, block } do
+            local opts = { dtype = out, clip = rotate and 0.7 or 1, rotate = rotate or nil }
+            local packed, scales = q.quantize(source, opts)
+            local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
+            assert.same_bits(scales, scales_gpu, name .. " scales")
+            assert.same_bits(packed, packed_gpu, name .. " " .. out)
+          end
+        end
+      end
+    end
+  end)
+
   on_gpu("quantising rows to places where sixteen values are aligned, and where they are not", function()
     for _, columns in ipairs { 15, 16, 24, 40, 48, 1040, 4096 } do
       local source = halves(33, columns, "bfloat16", 2)

@@ -976,7 +976,7 @@ cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long lon
   const int64_t lines = job->dim ? job->plain.rows : job->plain.cols;
   Arguments a = {};
   a.job = *job, a.bad = bad, a.factor = int4mm_rotation_factor(job->rotate);
-  const int loaded = job->dim ? CHUNK : 2, stored = job->dim ? 4 : 2;
+  const int loaded = job->dim ? 16 / (int)element_bytes(job->plain) : 2, stored = job->dim ? 4 : 2;
   a.vector_load = is_whole_vectors(job->plain, loaded, loaded * element_bytes(job->plain));
   a.vector_store = is_whole_vectors(job->packed, stored, stored * element_bytes(job->packed));
   const bool int8 = job->packed.dtype == INT4MM_INT8;
@@ -1000,7 +1000,7 @@ cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stre
   Arguments a = {};
   a.rotated = job->dst, a.factor = int4mm_rotation_factor(job->block);
   a.job.plain = job->src, a.job.rotate = job->block, a.job.dim = job->dim;
-  a.vector_load = is_whole_vectors(job->src, CHUNK, CHUNK * element_bytes(job->src));
+  a.vector_load = is_whole_vectors(job->src, 16 / (int)element_bytes(job->src), 16);
   if (!job->src.cols) return cudaSuccess;
   cudaError_t error = divide(&a, 8);
   return error == cudaSuccess ? launch_task<ROTATE>(a, stream) : error;
