@@ -256,7 +256,7 @@ describe("int4mm_choose_cuda", function()
     end
   end)
 
-  it("gives mma kernels rows of B that are aligned, and int8 ones no wide K", function()
+  it("gives mma kernels copies of what is not aligned, and int8 ones no wide K", function()
     local function refused(set, pattern, K)
       local status, message = choose(problem(89, 300, 640, K or 512, set), "mma_128x128")
       assert.equal(UNSUPPORTED, status)
@@ -265,10 +265,16 @@ describe("int4mm_choose_cuda", function()
     assert.equal(OK, (choose(problem(89, 300, 640, 512), "mma_128x128")))
     local _, plan = choose(problem(89, 300, 640, 512, { lda = 65 }), "mma_128x128")
     assert.matches("A copied", plan.reason, 1, true)
-    refused({ align_b = 8 }, "needs rows of b_packed that start on 16 bytes")
-    refused({ ldb = 641 }, "needs rows of b_packed that start on 16 bytes")
-    refused({ N = 639 }, "needs an N that is a multiple of 4")
-    refused({ lda = 68 }, "needs a K that is a multiple of 32", 520)
+    local function copied(set, K, text)
+      local _, made = choose(problem(89, 300, 640, K, set), "mma_128x128")
+      assert.matches(text, made.reason, 1, true)
+      assert.equal(text:find("A copied", 1, true) ~= nil, made.reason:find("A copied", 1, true) ~= nil)
+    end
+    copied({ align_b = 8 }, 512, ", B copied")
+    copied({ ldb = 641 }, 512, ", B copied")
+    copied({ N = 639 }, 512, ", B copied")
+    copied({ lda = 68 }, 520, ", A copied")
+    copied({ lda = 65, layout_b = 1, ldb = 65 }, 520, ", B along k, A copied, B copied")
     refused({ code_arch = 90 }, "needs a K below 131072", 131072)
     refused({ code_arch = 75 }, "needs code for sm_80 or later")
     refused({ dtype_a = 4, lda = 512 }, "has no code for an A of float32")
@@ -410,7 +416,7 @@ describe("int4mm_choose_cuda", function()
       [{ dtype_a = FLOAT16, lda = 4100 }] = "16 bytes",
       [{ dtype_a = INT8, lda = 2 ^ 21, K = 2 ^ 21, scaling = 1, group = 128 }] = "2^20",
     } do
-      local status, message = choose(problem(90, 4, 4096, 4096, set), "skinny_8")
+      local status, message = choose(problem(90, 4, 4096, 4096, set), "skinny_16")
       assert.equal(UNSUPPORTED, status, reason)
       assert.matches(reason, message, 1, true)
       assert.equal(OK, (choose(problem(90, 4, 4096, 4096, set))), reason)
@@ -690,6 +696,8 @@ describe("the choice by architecture", function()
     ["W4A4, integer group scales"] = { scaling = "group_factors", group_size = 128 },
     W4A8 = { dtype_a = "int8" }, ["W4A8, groups of 128"] = { dtype_a = "int8", scaling = "group_scales",
       group_size = 128 },
+    ["W4A4 of experts"] = { experts = 64 }, ["W4A8, groups of 128, of experts"] = { dtype_a = "int8", experts = 8,
+      scaling = "group_scales", group_size = 128 },
     W4A16 = { dtype_a = "float16" }, ["W4A16, groups of 64"] = { dtype_a = "bfloat16", scaling = "group_scales",
       group_size = 64 },
   }

@@ -30,23 +30,32 @@ static inline uint32_t bytes_fix(int weights, uint32_t xor_mask) {
   return weights == PLAIN ? xor_mask & 0x80808080u : ~xor_mask & 0x08080808u;
 }
 
-/* What it takes for a column: c in every byte; AFFINE: c in the lowest byte, f in the next. A byte of the matrix of
- * factors or zero points is prepared for that. */
-template <int WEIGHTS> __device__ __forceinline__ uint32_t prepare_bytes(int byte, bool is_factor) {
-  if (WEIGHTS == AFFINE) return is_factor ? (uint32_t)(128 - 8 * byte) | (uint32_t)byte << 8 : 120u - byte | 1 << 8;
-  return (120u - byte) * 0x01010101u;
+/* What weights take for a column: c, and for AFFINE f, as above; floats: -8 - z, twice, at the scale of the values. */
+struct Column {
+  uint32_t c, f;
+};
+
+/* Of four columns, from a byte of the matrix of zero points, or of factors, for each. */
+template <int WEIGHTS> __device__ __forceinline__ void columns_of_bytes(Column *to, uint32_t bytes, bool factors) {
+  uint32_t c = 0xf8f8f8f8u - (bytes ^ 0x80808080u); /* no byte borrows from the next */
+  if (WEIGHTS == AFFINE && factors) c = 0x80808080u - 8 * bytes;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    to[i].c = __byte_perm(c, 0, i * 0x1111);
+    to[i].f = WEIGHTS == AFFINE && factors ? __byte_perm(bytes, 0, 0x4440 + i) : 1;
+  }
 }
 
 /* `halves`: two half words, of which the first gives the lower 16 bits. */
 template <int WEIGHTS>
 __device__ __forceinline__ void bytes_of_neighbours(uint32_t &first, uint32_t &second, uint32_t halves, uint32_t fix,
-                                                    uint32_t column) {
+                                                    const Column &column) {
   constexpr uint32_t MASK = WEIGHTS == PLAIN ? 0xf0f0f0f0u : 0x0f0f0f0fu;
   uint32_t even = WEIGHTS == PLAIN ? halves << 4 : halves, odd = WEIGHTS == PLAIN ? halves : halves >> 4;
   first = (__byte_perm(even, odd, 0x5140) & MASK) ^ fix, second = (__byte_perm(even, odd, 0x7362) & MASK) ^ fix;
   if (WEIGHTS == PLAIN) return;
-  uint32_t c = WEIGHTS == AFFINE ? __byte_perm(column, 0, 0) : column, f = WEIGHTS == AFFINE ? column >> 8 : 1;
-  first = (first * f + c) ^ 0x80808080u, second = (second * f + c) ^ 0x80808080u;
+  const uint32_t f = WEIGHTS == AFFINE ? column.f : 1;
+  first = (first * f + column.c) ^ 0x80808080u, second = (second * f + column.c) ^ 0x80808080u;
 }
 
 /* ---- float16 and bfloat16 ---- */
@@ -59,23 +68,29 @@ static inline uint32_t floats_fix(uint32_t xor_mask) {
   return ~xor_mask & 0x00800008u;
 }
 
-/* -8 - z in both halves, at the scale of the values. */
-template <bool BFLOAT16> __device__ __forceinline__ uint32_t prepare_floats(int zero) {
-  float x = (float)(-8 - zero) / FloatsScale<BFLOAT16>::UNSCALE;
-  if (BFLOAT16) return (__float_as_uint(x) >> 16) * 0x10001u; /* of 8 bits at most, like all of them */
-  return (uint32_t)__half_as_ushort(__float2half_rn(x)) * 0x10001u;
+/* x * unit + column for two values. */
+template <bool BFLOAT16> __device__ __forceinline__ uint32_t fma2(uint32_t x, uint32_t unit, uint32_t column) {
+  uint32_t y;
+  if (BFLOAT16)
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(x), "r"(unit), "r"(column));
+  else
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(x), "r"(unit), "r"(column));
+  return y;
+}
+
+/* Of four columns, from four zero points: 120 - (z + 128), whose bits are those of a subnormal number. */
+template <bool BFLOAT16> __device__ __forceinline__ void columns_of_floats(Column *to, uint32_t zeros) {
+  constexpr uint32_t UNIT = BFLOAT16 ? 0xff00ff00u : 0xf800f800u, BASE = BFLOAT16 ? 0x3ff03ff0u : 0x33803380u;
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    to[i].c = fma2<BFLOAT16>(__byte_perm(zeros ^ 0x80808080u, 0, 0x4040 + i * 0x0101), UNIT, BASE), to[i].f = 1;
 }
 
 /* The nibbles at bits 0 and 20. */
 template <bool BFLOAT16>
-__device__ __forceinline__ uint32_t floats_of_neighbours(uint32_t bits, uint32_t fix, uint32_t column) {
+__device__ __forceinline__ uint32_t floats_of_neighbours(uint32_t bits, uint32_t fix, const Column &column) {
   constexpr uint32_t UNIT = BFLOAT16 ? 0x7d007f00u : 0x68007800u; /* 2^127 or 2^15, the upper one a sixteenth */
-  uint32_t u = (bits & 0x00f0000fu) ^ fix, x;
-  if (BFLOAT16)
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(x) : "r"(u), "r"(UNIT), "r"(column));
-  else
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(x) : "r"(u), "r"(UNIT), "r"(column));
-  return x;
+  return fma2<BFLOAT16>((bits & 0x00f0000fu) ^ fix, UNIT, column.c);
 }
 
 } // namespace

@@ -192,6 +192,15 @@ __device__ __forceinline__ void mma_m16n8k32_movable(int32_t (&acc)[4], const ui
 #endif
 }
 
+/* acc = A * B, four times c added to it. */
+__device__ __forceinline__ void mma_m16n8k32_from(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                                  int32_t c) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %10, %10, %10};"
+      : "=r"(acc[0]), "=r"(acc[1]), "=r"(acc[2]), "=r"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c));
+}
+
 /* The same of int4, 16 x 32 by 32 x 8, and 16 x 64 by 64 x 8: native on sm_80, 86, 87 and 89, made of other
  * instructions on later ones. */
 __device__ __forceinline__ void mma_m16n8k32_s4_movable(int32_t (&acc)[4], const uint32_t (&a)[2], uint32_t b) {

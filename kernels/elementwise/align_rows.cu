@@ -1,7 +1,8 @@
 /*
- * A made ready for a product: its words copied to rows that start on 16 bytes, for the kernels whose copies take
- * nothing else, or widened to int8. Launched so that the product's CTAs start beside it. 128 rows of 513 words cost 2.4
- * us in a graph, scratch memory and all, where cudaMemcpy2DAsync costs 5.7, and 4096 rows 9, not 33.
+ * An operand made ready for a product: its words copied to rows of whole 16 bytes, filled up with zeros, for the
+ * kernels whose copies take nothing else, or widened to int8. Launched so that the product's CTAs start beside it. 128
+ * rows of 513 words cost 2.4 us in a graph, scratch memory and all, where cudaMemcpy2DAsync costs 5.7, and 4096 rows 9,
+ * not 33.
  */
 #include "common/kernels.h"
 #include "common/launch.cuh"
@@ -39,6 +40,8 @@ __global__ void __launch_bounds__(THREADS)
         to[i * THREADS] = widen(words[i]);
       else
         to[i * THREADS] = words[i];
+    } else if (sizeof(T) == 4 && first + i * THREADS < (cols + 3) / 4 * 4) {
+      to[i * THREADS] = {};
     }
 }
 

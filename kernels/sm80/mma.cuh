@@ -114,20 +114,37 @@ template <bool XORS> struct Int8 {
   }
 };
 
-/* What Bytes and Floats share: a unit of A as ldmatrix gives it and two words of B for each column. AFFINE, for each
- * column, is what the weights take (neighbours.cuh). */
+/* What Bytes and Floats share: a unit of A as ldmatrix gives it and two words of B for each column. */
 template <class POLICY> struct Neighbours {
   static constexpr bool UNPACKS = false, NEIGHBOURS = true, AVAILABLE = true;
   static constexpr int A_WORDS = 4, F_WORDS = 4, B_WORDS = 2;
+
   template <int MT, int NT, class Sum>
   __device__ __forceinline__ void multiply(Sum (&acc)[MT][NT][4], const uint32_t (&f)[MT][4],
-                                           const uint32_t (&b)[2][NT], const uint32_t (&affine)[NT]) const {
+                                           const uint32_t (&b)[2][NT], const Column (&columns)[NT]) const {
+    each(acc, f, b, columns,
+         [](Sum(&acc)[4], const uint32_t(&a)[4], uint32_t b0, uint32_t b1) { POLICY::mma(acc, a, b0, b1); });
+  }
+  /* The same for sums that begin with `zero`. */
+  template <int MT, int NT, class Sum>
+  __device__ __forceinline__ void multiply_first(Sum (&acc)[MT][NT][4], const uint32_t (&f)[MT][4],
+                                                 const uint32_t (&b)[2][NT], const Column (&columns)[NT],
+                                                 Sum zero) const {
+    each(acc, f, b, columns, [zero](Sum(&acc)[4], const uint32_t(&a)[4], uint32_t b0, uint32_t b1) {
+      ptx::mma_m16n8k32_from(acc, a, b0, b1, zero);
+    });
+  }
+
+private:
+  template <int MT, int NT, class Sum, class F>
+  __device__ __forceinline__ void each(Sum (&acc)[MT][NT][4], const uint32_t (&f)[MT][4], const uint32_t (&b)[2][NT],
+                                       const Column (&columns)[NT], F mma) const {
 #pragma unroll
     for (int n = 0; n < NT; n++) {
       uint32_t b0, b1;
-      ((const POLICY *)this)->unpack(b0, b1, b[0][n], b[1][n], affine[n]);
+      ((const POLICY *)this)->unpack(b0, b1, b[0][n], b[1][n], columns[n]);
 #pragma unroll
-      for (int m = 0; m < MT; m++) POLICY::mma(acc[m][n], f[m], b0, b1);
+      for (int m = 0; m < MT; m++) mma(acc[m][n], f[m], b0, b1);
     }
   }
 };
@@ -142,12 +159,12 @@ template <int WEIGHTS_> struct Bytes : Neighbours<Bytes<WEIGHTS_>> {
   uint32_t fix, halves; /* a selector for prmt: this lane's half of two words */
   __device__ __forceinline__ explicit Bytes(const Encodings &e) : fix(e.b), halves(threadIdx.x & 1 ? 0x7632 : 0x5410) {}
   static Encodings encodings(uint32_t, uint32_t xor_b) { return {0, bytes_fix(WEIGHTS, xor_b), 16}; }
-  static __device__ __forceinline__ uint32_t prepare(int byte, bool is_factor) {
-    return prepare_bytes<WEIGHTS>(byte, is_factor);
+  static __device__ __forceinline__ void columns(Column *to, uint32_t bytes, bool factors) {
+    columns_of_bytes<WEIGHTS>(to, bytes, factors);
   }
   __device__ __forceinline__ void unpack(uint32_t &b0, uint32_t &b1, uint32_t first, uint32_t second,
-                                         uint32_t affine) const {
-    bytes_of_neighbours<WEIGHTS>(b0, b1, __byte_perm(first, second, halves), fix, affine);
+                                         const Column &column) const {
+    bytes_of_neighbours<WEIGHTS>(b0, b1, __byte_perm(first, second, halves), fix, column);
   }
   static __device__ __forceinline__ void mma(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     ptx::mma_m16n8k32_movable(acc, a, b0, b1);
@@ -163,11 +180,13 @@ template <bool BFLOAT16> struct Floats : Neighbours<Floats<BFLOAT16>> {
   uint32_t fix, byte; /* a selector for prmt: byte t of two words, twice */
   __device__ __forceinline__ explicit Floats(const Encodings &e) : fix(e.b), byte(threadIdx.x % 4 * 0x1111 + 0x4040) {}
   static Encodings encodings(uint32_t, uint32_t xor_b) { return {0, floats_fix(xor_b), 16}; }
-  static __device__ __forceinline__ uint32_t prepare(int zero, bool) { return prepare_floats<BFLOAT16>(zero); }
+  static __device__ __forceinline__ void columns(Column *to, uint32_t zeros, bool) {
+    columns_of_floats<BFLOAT16>(to, zeros);
+  }
   __device__ __forceinline__ void unpack(uint32_t &b0, uint32_t &b1, uint32_t first, uint32_t second,
-                                         uint32_t affine) const {
+                                         const Column &column) const {
     uint32_t w = __byte_perm(first, second, byte);
-    b0 = floats_of_neighbours<BFLOAT16>(w, fix, affine), b1 = floats_of_neighbours<BFLOAT16>(w >> 8, fix, affine);
+    b0 = floats_of_neighbours<BFLOAT16>(w, fix, column), b1 = floats_of_neighbours<BFLOAT16>(w >> 8, fix, column);
   }
   static __device__ __forceinline__ void mma(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     ptx::mma_m16n8k16_movable<BFLOAT16>(acc, a, b0, b1);
@@ -180,17 +199,20 @@ enum SumKind { INTEGERS, FLOATS, TOTALS };
 /* BM x BN outputs of a CTA by warps of WM x WN; WARPS_K warps share a warp's outputs, each with every WARPS_Kth unit
  * of k. BK values of k a stage, STAGES of them; CTAS for each SM. NK: B is [N, K/8], else [K/8, N]. CHAIN: with group
  * scales, for each of which a warp adds its sums to totals in float32. SEGMENT: values of k that no group's border
- * divides. STAGED: for sm_75, which has 64 KB of shared memory and no cp.async. */
+ * divides; STAGE_IS_GROUP: each stage is a group. STAGED: for sm_75, which has 64 KB of shared memory and no cp.async.
+ */
 template <class POLICY_, int BM_, int BN_, int WM_, int WN_, int WARPS_K_, int BK_, int STAGES_, int CTAS_, bool NK_,
-          bool CHAIN_ = false, int SEGMENT_ = (POLICY_::UNIT > 32 ? POLICY_::UNIT : 32), bool STAGED_ = false>
+          bool CHAIN_ = false, int SEGMENT_ = (POLICY_::UNIT > 32 ? POLICY_::UNIT : 32), bool STAGED_ = false,
+          bool STAGE_IS_GROUP_ = false>
 struct Tile {
   typedef POLICY_ POLICY;
   static constexpr int BM = BM_, BN = BN_, WM = WM_, WN = WN_, WARPS_K = WARPS_K_, BK = BK_, STAGES = STAGES_;
   static constexpr int CTAS = CTAS_;
-  static constexpr bool NK = NK_, CHAIN = CHAIN_, STAGED = STAGED_;
+  static constexpr bool NK = NK_, CHAIN = CHAIN_, STAGED = STAGED_, STAGE_IS_GROUP = STAGE_IS_GROUP_;
   /* Values of k that sums of floats may be of, 0 for any number: an mma of sm_75 adds 8 products and rounds towards
    * zero, so that so many cost no more than what the bound allows for K. */
   static constexpr int LONGEST_SUM = STAGED && POLICY::FLOAT ? 128 : 0;
+  static constexpr float UNSCALE = CHAIN && !POLICY::FLOAT ? 1 : POLICY::UNSCALE; /* of the sums at last */
   static constexpr SumKind SUM_KIND = CHAIN ? TOTALS : POLICY::FLOAT ? FLOATS : INTEGERS;
   static constexpr int MT = WM / 16, NT = WN / 8; /* tiles of an mma in a warp's */
   static constexpr int WARPS_M = BM / WM, WARPS_N = BN / WN, THREADS = 32 * WARPS_M * WARPS_N * WARPS_K;
@@ -203,11 +225,11 @@ struct Tile {
 
   /* Where k has groups a stage's segments have each a row of scales and one of what the weights take for a column. They
    * have a ring of their own, of a slot more: a segment's scales are read when its products are done. */
-  static constexpr bool COLUMN_WORDS = POLICY::WEIGHTS == AFFINE || (CHAIN && POLICY::WEIGHTS == ZEROS);
-  static constexpr bool GROUPS = CHAIN || COLUMN_WORDS;
+  static constexpr bool COLUMN_BYTES = POLICY::WEIGHTS == AFFINE || (CHAIN && POLICY::WEIGHTS == ZEROS);
+  static constexpr bool GROUPS = CHAIN || COLUMN_BYTES;
   static constexpr int SEGMENT = SEGMENT_, SEGMENTS = BK / SEGMENT;
   static constexpr int SCALE_BYTES = CHAIN ? SEGMENTS * BN * 4 : 0;
-  static constexpr int GROUP_BYTES = SCALE_BYTES + (COLUMN_WORDS ? SEGMENTS * BN * 4 : 0), SLOTS = STAGES + 1;
+  static constexpr int GROUP_BYTES = SCALE_BYTES + (COLUMN_BYTES ? SEGMENTS * BN : 0), SLOTS = STAGES + 1;
 
   static constexpr int REDUCE_BYTES = (WARPS_K - 1) * BM * BN * 4;
   static constexpr int USED_BYTES = RING_BYTES + SLOTS * GROUP_BYTES;

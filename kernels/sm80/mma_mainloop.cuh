@@ -28,6 +28,7 @@
 #include "common/ptx.cuh"
 #include "common/shapes.h"
 #include "sm80/mma.cuh"
+#include "sm80/mma_groups.cuh"
 
 namespace {
 
@@ -44,17 +45,8 @@ struct Arguments {
   int tiles_m, tiles_n;
   Encodings encodings;
   EpilogueArguments epilogue;
-  /* Groups: rows of scales, and of factors or zero points; strides of 0 for one row that serves all. */
-  const void *scales;
-  const int8_t *bytes; /* NULL: no zero points */
-  int64_t scales_stride, bytes_stride;
-  int32_t scale_dtype;
-  bool factors;
-  int group, segments; /* in segments: a group; K */
-  bool large;          /* a group's sums may be 2^22 and more */
-  uint32_t reciprocal; /* 2^31 over `group`, rounded up; 0 where there is one group */
+  GroupArguments groups;
   int4mm_experts experts;
-  int64_t scales_expert, bytes_expert; /* from an expert's `scales` and `bytes` to the next one's, in bytes */
 };
 
 /* First row and column of this CTA's tile. */
@@ -72,8 +64,8 @@ __device__ __forceinline__ Arguments arguments_of(const Arguments &p, int expert
   Arguments own = p;
   own.M = end;
   own.b += expert * p.experts.b;
-  own.scales = (const char *)p.scales + expert * p.scales_expert;
-  if (p.bytes) own.bytes += expert * p.bytes_expert;
+  own.groups.scales += expert * p.groups.scales_expert;
+  if (p.groups.bytes) own.groups.bytes += expert * p.groups.bytes_expert;
   own.epilogue.scale_b += expert * p.experts.scales;
   if (p.epilogue.bias) own.epilogue.bias += expert * p.experts.bias;
   return own;
@@ -294,155 +286,6 @@ template <class T> struct NeighboursOfB {
 
 template <class T> using LoadB = typename std::conditional<T::POLICY::NEIGHBOURS, NeighboursOfB<T>, WordsOfB<T>>::type;
 
-/* ---- groups ---- */
-
-/* This thread's scales, and factors or zero points, of the segments of a stage, on their way to shared memory: loaded a
- * stage ahead. */
-template <class T> struct CopyGroups {
-  static constexpr int ALL = T::SEGMENTS * T::BN, ITEMS = (ALL + T::THREADS - 1) / T::THREADS;
-  static constexpr int ROWS = T::THREADS / T::BN;
-  static_assert(!T::GROUPS || (T::THREADS % T::BN == 0 && (ITEMS == 1 || ALL % T::THREADS == 0)),
-                "a thread has a column of its own");
-  const Arguments &p;
-  int segment, column;
-  bool inside;
-  uint32_t scales[ITEMS]; /* as they lie in memory */
-  int bytes[ITEMS];
-
-  __device__ __forceinline__ CopyGroups(const Arguments &p, int first_column)
-      : p(p), segment(threadIdx.x / T::BN), column(first_column + threadIdx.x % T::BN),
-        inside(column < p.N && (int)threadIdx.x < ALL) {}
-  /* Of the next stage; past K those of the last segment. */
-  __device__ __forceinline__ void load() {
-#pragma unroll
-    for (int i = 0; i < ITEMS; i++) {
-      int64_t group = __umulhi(2 * min(segment + i * ROWS, p.segments - 1), p.reciprocal);
-      int64_t at = group * p.scales_stride + column;
-      scales[i] = 0, bytes[i] = 0;
-      if (T::CHAIN && inside)
-        scales[i] = p.scale_dtype == INT4MM_FLOAT32 ? __ldg((const uint32_t *)p.scales + at)
-                                                    : __ldg((const uint16_t *)p.scales + at);
-      if (T::COLUMN_WORDS && inside && p.bytes) bytes[i] = __ldg(p.bytes + group * p.bytes_stride + column);
-    }
-    segment += T::SEGMENTS;
-  }
-  __device__ __forceinline__ void store(uint32_t slot) const {
-    if (ALL < T::THREADS && (int)threadIdx.x >= ALL) return;
-#pragma unroll
-    for (int i = 0; i < ITEMS; i++) {
-      uint32_t to = slot + (threadIdx.x + i * T::THREADS) * 4;
-      if constexpr (T::CHAIN) ptx::st_shared(to, __float_as_uint(scale(scales[i])));
-      if constexpr (T::COLUMN_WORDS) ptx::st_shared(to + T::SCALE_BYTES, T::POLICY::prepare(bytes[i], p.factors));
-    }
-  }
-
-private:
-  __device__ __forceinline__ float scale(uint32_t bits) const {
-    float x = p.scale_dtype == INT4MM_FLOAT32    ? __uint_as_float(bits)
-              : p.scale_dtype == INT4MM_BFLOAT16 ? int4mm_widen<INT4MM_BFLOAT16>((uint16_t)bits)
-                                                 : int4mm_widen<INT4MM_FLOAT16>((uint16_t)bits);
-    if constexpr (T::POLICY::FLOAT) x *= T::POLICY::UNSCALE;
-    return x;
-  }
-};
-
-/* What the weights take for the columns that a lane unpacks: of a segment, or where there are no groups of all K. */
-template <class T> struct ColumnWords {
-  static constexpr bool ALTERNATE = T::COLUMN_WORDS && T::SEGMENTS > 1;
-  uint32_t of[ALTERNATE ? 2 : 1][T::NT];
-
-  __device__ __forceinline__ ColumnWords(const Arguments &p, int first_column) {
-    if constexpr (!T::COLUMN_WORDS && T::POLICY::WEIGHTS == ZEROS)
-#pragma unroll
-      for (int n = 0; n < T::NT; n++) {
-        int column = first_column + n / 4 * 32 + threadIdx.x % 32 / 4 * 4 + n % 4;
-        of[0][n] = T::POLICY::prepare(p.bytes && column < p.N ? __ldg(p.bytes + column) : 0, false);
-      }
-  }
-  /* Of a segment of a slot of groups. Where a stage has several they alternate. */
-  __device__ __forceinline__ void load(uint32_t slot, int segment, int warp_n) {
-    if constexpr (T::COLUMN_WORDS) {
-      uint32_t from = slot + T::SCALE_BYTES + (segment * T::BN + warp_n * T::WN + threadIdx.x % 32 / 4 * 4) * 4;
-#pragma unroll
-      for (int n = 0; n < T::NT; n += 4) {
-        uint4 v = ptx::ld_shared_v4(from + n * 32);
-        uint32_t(&to)[T::NT] = of[ALTERNATE ? segment % 2 : 0];
-        to[n] = v.x, to[n + 1] = v.y, to[n + 2] = v.z, to[n + 3] = v.w;
-      }
-    }
-  }
-  __device__ __forceinline__ const uint32_t (&words(int segment) const)[T::NT] {
-    return of[ALTERNATE ? segment % 2 : 0];
-  }
-};
-
-/* What accumulators begin with, and their sum as a float. An int32 beside the bits of 1.5 * 2^23 is that number plus
- * it, as long as it is below 2^22: an addition where a conversion costs more. */
-template <class Sum> struct Accumulator {
-  static __device__ __forceinline__ float zero() { return 0; }
-  static __device__ __forceinline__ float sum(float acc) { return acc; }
-};
-template <> struct Accumulator<int32_t> {
-  static constexpr int32_t BITS = 0x4b400000;
-  static __device__ __forceinline__ int32_t zero() { return BITS; }
-  static __device__ __forceinline__ float sum(int32_t acc) { return __int_as_float(acc) - 12582912.0f; }
-  /* Of any int32: its halves, each a float, added with one rounding. */
-  static __device__ __forceinline__ float large_sum(int32_t acc) {
-    acc -= BITS;
-    float upper = __int_as_float((acc >> 16) + BITS) - 12582912.0f, lower = __int_as_float((acc & 0xffff) + BITS);
-    return __fmaf_rn(upper, 65536, lower - 12582912.0f);
-  }
-};
-
-/* A warp's outputs so far, of the groups whose products are done. */
-template <class T> struct Totals {
-  typedef typename T::POLICY::Sum Sum;
-  typedef Accumulator<Sum> Acc;
-  static constexpr bool MAY_BE_LARGE = !T::POLICY::FLOAT && (T::SEGMENTS == 1 || T::STAGED);
-  float t[T::MT][T::NT][4];
-  int segment, next; /* segments done, and that after which a group ends */
-
-  __device__ __forceinline__ explicit Totals(const Arguments &p) : segment(0), next(min(p.group, p.segments)) {
-#pragma unroll
-    for (int m = 0; m < T::MT; m++)
-#pragma unroll
-      for (int n = 0; n < T::NT; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) t[m][n][i] = 0;
-  }
-  /* After a segment, where `scales` are this lane's for columns 8t .. 8t + 7 of each 32: adds the sums of a group that
-   * ends, and clears them. */
-  __device__ __forceinline__ void end_segment(Sum (&acc)[T::MT][T::NT][4], const Arguments &p, uint32_t scales) {
-    if (++segment != next) return;
-    next = next < p.segments ? min(next + p.group, p.segments) : -1;
-    if constexpr (MAY_BE_LARGE)
-      if (p.large) return add(acc, scales, [](Sum x) { return Acc::large_sum(x); });
-    add(acc, scales, [](Sum x) { return Acc::sum(x); });
-  }
-
-private:
-  template <class F> __device__ __forceinline__ void add(Sum (&acc)[T::MT][T::NT][4], uint32_t scales, F to_float) {
-#pragma unroll
-    for (int q = 0; q < T::NT; q += 4) {
-      uint4 v[2] = {ptx::ld_shared_v4(scales + q * 32), ptx::ld_shared_v4(scales + q * 32 + 16)};
-#pragma unroll
-      for (int m = 0; m < T::MT; m++)
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            float scale = __uint_as_float(element(v[i % 2], n));
-            t[m][q + n][i] = __fmaf_rn(to_float(acc[m][q + n][i]), scale, t[m][q + n][i]);
-            acc[m][q + n][i] = Acc::zero();
-          }
-    }
-  }
-};
-template <class T> struct NoTotals {
-  __device__ __forceinline__ explicit NoTotals(const Arguments &) {}
-};
-template <class T> using TotalsOf = typename std::conditional<T::CHAIN, Totals<T>, NoTotals<T>>::type;
-
 /* ---- mainloop ---- */
 
 /* Fills the ring but for its last slot, STAGED also the registers, and waits for the first stage. */
@@ -454,13 +297,10 @@ __device__ __forceinline__ void copy_first_stages(Copies<T> &copies, CopyA<T> &c
     if (i > 0) copies.begin_stage();
 #pragma unroll
     for (int j = 0; j < T::PASSES; j++) copy_pass<T>(copies, copy_a, copy_b, ring + i * T::STAGE_BYTES, j);
+    if constexpr (T::GROUPS)
+      if (i < T::STAGES - 1) groups.copy(ring + T::RING_BYTES + i * T::GROUP_BYTES);
     copy_a.advance(), copy_b.advance();
     copies.end_stage();
-  }
-  if constexpr (T::GROUPS) {
-#pragma unroll
-    for (int i = 0; i < T::STAGES - 1; i++) groups.load(), groups.store(ring + T::RING_BYTES + i * T::GROUP_BYTES);
-    groups.load();
   }
   copies.template wait<T::STAGES - 2>();
   __syncthreads();
@@ -479,12 +319,26 @@ __device__ __forceinline__ void begin_sums(typename T::POLICY::Sum (&acc)[T::MT]
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         if constexpr (T::CHAIN)
-          acc[m][n][i] = Accumulator<typename T::POLICY::Sum>::zero();
+          acc[m][n][i] = Accumulator<typename T::POLICY::Sum, T::POLICY::SCALE>::ZERO;
         else if constexpr (T::POLICY::NEIGHBOURS)
           acc[m][n][i] = 0;
         else
           acc[m][n][i] = -64 * T::POLICY::SCALE * past;
       }
+}
+
+/* A unit's products for policies that do not unpack A; `first` of a stage. */
+template <class T, class Sum, int WORDS>
+__device__ __forceinline__ void multiply_unit(const typename T::POLICY &policy, Sum (&acc)[T::MT][T::NT][4],
+                                              const uint32_t (&f)[T::MT][T::POLICY::F_WORDS],
+                                              const uint32_t (&b)[WORDS][T::NT], const Column (&columns)[T::NT],
+                                              bool first) {
+  if constexpr (T::STAGE_IS_GROUP)
+    if (first) return policy.multiply_first(acc, f, b, columns, Accumulator<Sum, T::POLICY::SCALE>::ZERO);
+  if constexpr (T::POLICY::NEIGHBOURS)
+    policy.multiply(acc, f, b, columns);
+  else
+    policy.multiply(acc, f, b);
 }
 
 /* A ring's slots that are read and written. */
@@ -510,18 +364,18 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
   const LoadB<T> words_b(warp_n, warp_k);
   CopyA<T> copy_a(p.a, p.lda, p.a_bytes, p.M, at.row);
   CopyB<T> copy_b(p.b, p.ldb, p.b_bytes, p.N, at.column);
-  CopyGroups<T> copy_groups(p, at.column);
-  ColumnWords<T> columns(p, at.column + warp_n * T::WN);
+  CopyGroups<T> copy_groups(p.groups, at.column, p.N);
+  Columns<T> columns(p.groups, at.column + warp_n * T::WN, p.N);
   begin_sums<T>(acc, p, warp_k);
   Copies<T> copies;
   copy_first_stages<T>(copies, copy_a, copy_b, copy_groups, memory);
 
   Ring<T::STAGE_BYTES, T::STAGES> ring(memory, T::STAGES - 1);
   Ring<T::GROUP_BYTES, T::SLOTS> groups(memory + T::RING_BYTES, T::STAGES - 1);
-  const uint32_t scales_at = (warp_n * T::WN + threadIdx.x % 4 * COLUMNS) * 4;
+  const int scales_at = warp_n * T::WN * p.groups.scale_size;
   uint32_t a[2][T::MT][POLICY::A_WORDS], b[2][POLICY::B_WORDS][T::NT], f[2][T::MT][POLICY::F_WORDS];
   words_b.load(b[0], ring.read, 0);
-  if (columns.ALTERNATE) columns.load(groups.read, 0, warp_n);
+  if (columns.ALTERNATE) columns.load(p.groups, groups.read, 0, warp_n);
   if constexpr (POLICY::UNPACKS) {
     words_a.load(a[0], ring.read, 0), words_a.load(a[1], ring.read, 1);
 #pragma unroll
@@ -532,7 +386,7 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
 #pragma unroll 1
   for (int stage = 0; stage < p.stages; stage++) {
     const uint32_t scales = groups.read + scales_at;
-    if constexpr (T::GROUPS) copy_groups.store(groups.write), copy_groups.load();
+    if constexpr (T::GROUPS) copy_groups.copy(groups.write);
 #pragma unroll
     for (int i = 0; i < T::UNITS; i++) {
       if (i == 0) copies.begin_stage();
@@ -543,8 +397,8 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
       }
       if (i < T::UNITS - 1) words_b.load(b[(i + 1) % 2], ring.read, i + 1);
       if (columns.ALTERNATE && i < T::UNITS - 1 && (i + 1) % SEGMENT_UNITS == 0)
-        columns.load(groups.read, (i + 1) / SEGMENT_UNITS, warp_n);
-      if (!columns.ALTERNATE && i == 0) columns.load(groups.read, 0, warp_n);
+        columns.load(p.groups, groups.read, (i + 1) / SEGMENT_UNITS, warp_n);
+      if (!columns.ALTERNATE && i == 0) columns.load(p.groups, groups.read, 0, warp_n);
       if constexpr (!POLICY::UNPACKS)
         if (i < T::UNITS - 1) words_a.load(f[(i + 1) % 2], ring.read, i + 1);
       if (i == T::UNITS - 2) { /* the next stage has landed, and all have loaded all of this one */
@@ -555,19 +409,16 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
         if constexpr (T::GROUPS) groups.advance();
       }
       if (i == T::UNITS - 1) words_b.load(b[0], ring.read, 0);
-      if (columns.ALTERNATE && i == T::UNITS - 1) columns.load(groups.read, 0, warp_n);
+      if (columns.ALTERNATE && i == T::UNITS - 1) columns.load(p.groups, groups.read, 0, warp_n);
       if constexpr (POLICY::UNPACKS) {
         words_a.load(a[i % 2], ring.read, (i + 2) % T::UNITS);
         policy.multiply(acc, f[i % 2], b[i % 2], f[(i + 1) % 2], a[(i + 1) % 2]);
       } else {
         if (i == T::UNITS - 1) words_a.load(f[0], ring.read, 0);
-        if constexpr (POLICY::NEIGHBOURS)
-          policy.multiply(acc, f[i % 2], b[i % 2], columns.words(i / SEGMENT_UNITS));
-        else
-          policy.multiply(acc, f[i % 2], b[i % 2]);
+        multiply_unit<T>(policy, acc, f[i % 2], b[i % 2], columns.segment(i / SEGMENT_UNITS), i == 0);
       }
       if constexpr (T::CHAIN)
-        if ((i + 1) % SEGMENT_UNITS == 0) totals.end_segment(acc, p, scales + i / SEGMENT_UNITS * T::BN * 4);
+        if ((i + 1) % SEGMENT_UNITS == 0) totals.end_segment(acc, p.groups, scales + i / SEGMENT_UNITS * T::BN * 4);
     }
     copy_a.advance(), copy_b.advance();
   }
@@ -621,7 +472,8 @@ __device__ __forceinline__ void scale_sums(float (&x)[COUNT], const int32_t (&su
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       float sum = __int_as_float(sums[i]);
-      x[i] = KIND == FLOATS ? __fmul_rn(__fmul_rn(sum, unscale), scale_b[i]) : scaled_a ? __fmul_rn(sum, scale_a) : sum;
+      x[i] = KIND == FLOATS ? __fmul_rn(__fmul_rn(sum, unscale), scale_b[i])
+                            : __fmul_rn(sum, scaled_a ? scale_a : unscale);
     }
   }
 }
@@ -697,7 +549,7 @@ __device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoor
     float x[COLUMNS];
     uint32_t w[COLUMNS / 2];
     gather<T>(sums, acc, m, lower, n);
-    scale_sums<KIND>(x, sums, T::POLICY::UNSCALE, scaled_a, scaled_a ? __ldg(p.epilogue.scale_a + row) : 1, scale_b);
+    scale_sums<KIND>(x, sums, T::UNSCALE, scaled_a, scaled_a ? __ldg(p.epilogue.scale_a + row) : 1, scale_b);
     int4mm_add_bias(x, p.epilogue, bias);
 #pragma unroll
     for (int i = 0; i < COLUMNS / 2; i++)
@@ -718,7 +570,7 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
       [&](int m, int lower, int n, int row, int column) {
         Octet octet;
         gather<T>(octet.sums, acc, m, lower, n);
-        if (row < p.M && column < p.N) finish_any<T::SUM_KIND>(p, row, column, T::POLICY::UNSCALE, octet);
+        if (row < p.M && column < p.N) finish_any<T::SUM_KIND>(p, row, column, T::UNSCALE, octet);
       });
 }
 
@@ -742,7 +594,7 @@ template <class T> __device__ __forceinline__ void run_tile(const Arguments &p, 
   const int warp_k = warp / (T::WARPS_M * T::WARPS_N);
   prefetch_scales<T>(p, at, warp_m, warp_n);
   typename T::POLICY::Sum acc[T::MT][T::NT][4];
-  TotalsOf<T> totals(p);
+  TotalsOf<T> totals(p.groups);
   multiply_tile<T>(acc, totals, p, at, ring, warp_m, warp_n, warp_k);
   ptx::griddepcontrol_launch_dependents();
   if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
@@ -790,27 +642,6 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_
 
 /* ---- host ---- */
 
-/* Segments and groups, where k has any. */
-template <class T> void set_groups(Arguments *p, const int4mm_problem *problem) {
-  const int4mm_operand *b = &problem->b;
-  const int4mm_matrix &scales = b->group_scales, &bytes = b->factors.data ? b->factors : b->zeros;
-  p->segments = (int)((problem->K + T::SEGMENT - 1) / T::SEGMENT);
-  p->group = b->groups > 1 ? (int)(b->group / T::SEGMENT) : p->segments;
-  p->reciprocal = b->groups > 1 ? (uint32_t)(((1ull << 31) + p->group - 1) / p->group) : 0;
-  p->large = (b->groups > 1 ? b->group : problem->K) * T::POLICY::SUM_LIMIT >= 1 << 22;
-  p->scales = scales.data, p->scale_dtype = scales.dtype, p->scales_stride = scales.rows > 1 ? scales.stride : 0;
-  if (T::CHAIN && !scales.data) /* a scale for each column alone: a long K */
-    p->scales = b->scales, p->scale_dtype = INT4MM_FLOAT32, p->group = INT4MM_MMA_LONG_GROUP / T::SEGMENT;
-  for (int part = T::LONGEST_SUM / T::SEGMENT; part > 0 && p->group > part; part /= 2)
-    if (b->groups <= 1 || p->group % part == 0) p->group = part; /* a group's sum in parts of one scale */
-  p->bytes = (const int8_t *)bytes.data, p->factors = b->factors.data,
-  p->bytes_stride = bytes.rows > 1 ? bytes.stride : 0;
-  const int4mm_experts &x = problem->experts;
-  const int64_t size = p->scale_dtype == INT4MM_FLOAT32 ? 4 : 2;
-  p->scales_expert = (scales.data ? x.group_scales : x.scales) * size;
-  p->bytes_expert = p->factors ? x.factors : x.zeros;
-}
-
 template <class T> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   Arguments p = {};
   const int64_t element = T::POLICY::A_BITS == 4 ? 4 : T::POLICY::A_BITS / 8; /* of A's dtype, in bytes */
@@ -824,7 +655,7 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.tiles_n = (p.N + T::BN - 1) / T::BN;
   p.encodings = T::POLICY::encodings(problem->a.xor_mask, problem->b.xor_mask);
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
-  if (T::GROUPS || T::POLICY::WEIGHTS == ZEROS) set_groups<T>(&p, problem);
+  p.groups = group_arguments<T>(problem);
   const dim3 grid(p.tiles_m * p.tiles_n);
   if (!p.experts.count)
     return int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);

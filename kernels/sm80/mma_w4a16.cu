@@ -6,15 +6,22 @@
 
 namespace {
 
+template <class POLICY, bool NK, int SEGMENT>
+cudaError_t launch_groups(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (plan->tile_m == 128)
+    return launch<Tile<POLICY, 128, 128, 64, 32, 1, 64, 4, 1, NK, true, SEGMENT>>(problem, plan, stream);
+  return launch<Tile<POLICY, 64, 64, 32, 32, 1, 64, 4, 2, NK, true, SEGMENT>>(problem, plan, stream);
+}
+
 template <class POLICY, bool NK>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  const bool large = plan->tile_m == 128;
-  if (problem->b.group_scales.data || problem->K > INT4MM_MMA_LONG_K)
-    return large ? launch<Tile<POLICY, 128, 128, 64, 32, 1, 64, 4, 1, NK, true>>(problem, plan, stream)
-                 : launch<Tile<POLICY, 64, 64, 32, 32, 1, 64, 4, 2, NK, true>>(problem, plan, stream);
-  if (plan->tile_n == 256) return launch<Tile<POLICY, 128, 256, 64, 64, 1, 64, 4, 1, NK>>(problem, plan, stream);
-  return large ? launch<Tile<POLICY, 128, 128, 64, 64, 1, 64, 2, 2, NK>>(problem, plan, stream)
-               : launch<Tile<POLICY, 64, 64, 32, 32, 1, 64, 4, 2, NK>>(problem, plan, stream);
+  const int4mm_operand *b = &problem->b;
+  if (b->group_scales.data || problem->K > INT4MM_MMA_LONG_K)
+    return b->groups == 1 || b->group % 64 == 0 ? launch_groups<POLICY, NK, 64>(problem, plan, stream)
+                                                : launch_groups<POLICY, NK, 32>(problem, plan, stream);
+  if (plan->tile_n == 256) return launch<Tile<POLICY, 128, 256, 128, 32, 1, 64, 4, 1, NK>>(problem, plan, stream);
+  if (plan->tile_m == 128) return launch<Tile<POLICY, 128, 128, 64, 64, 1, 64, 2, 2, NK>>(problem, plan, stream);
+  return launch<Tile<POLICY, 64, 64, 32, 32, 1, 64, 4, 2, NK>>(problem, plan, stream);
 }
 
 template <class POLICY>

@@ -11,6 +11,9 @@ template <bool NK>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
   const bool large = plan->tile_m == 128;
+  if (b->group_scales.data && b->group == 128 && !b->zeros.data && large)
+    return launch<Tile<Bytes<PLAIN>, 128, 128, 64, 32, 1, 128, 3, 1, NK, true, 128, false, true>>(problem, plan,
+                                                                                                  stream);
   if (b->group_scales.data && (b->groups == 1 || b->group % 128 == 0))
     return large ? launch<Tile<Bytes<ZEROS>, 128, 128, 64, 32, 1, 128, 3, 1, NK, true, 128>>(problem, plan, stream)
                  : launch<Tile<Bytes<ZEROS>, 64, 64, 32, 32, 1, 128, 3, 2, NK, true, 128>>(problem, plan, stream);
@@ -21,7 +24,8 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   if (b->factors.data || b->zeros.data)
     return large ? launch<Tile<Bytes<AFFINE>, 128, 128, 64, 32, 1, 128, 3, 1, NK>>(problem, plan, stream)
                  : launch<Tile<Bytes<AFFINE>, 64, 64, 32, 32, 1, 128, 3, 2, NK>>(problem, plan, stream);
-  if (plan->tile_n == 256) return launch<Tile<Bytes<PLAIN>, 128, 256, 64, 64, 1, 128, 3, 1, NK>>(problem, plan, stream);
+  if (plan->tile_n == 256)
+    return launch<Tile<Bytes<PLAIN>, 128, 256, 128, 32, 1, 128, 3, 1, NK>>(problem, plan, stream);
   return large ? launch<Tile<Bytes<PLAIN>, 128, 128, 64, 64, 1, 128, 2, 2, NK>>(problem, plan, stream)
                : launch<Tile<Bytes<PLAIN>, 64, 64, 32, 32, 1, 128, 4, 2, NK>>(problem, plan, stream);
 }

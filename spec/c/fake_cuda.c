@@ -486,9 +486,9 @@ static void run_align_rows(const void *job) {
     return;
   }
   for (int64_t r = 0; r < a->from.rows; r++)
-    for (int64_t c = 0; c < a->from.cols; c++)
+    for (int64_t c = 0; c < (a->from.cols + 3) / 4 * 4; c++)
       ((uint32_t *)a->to.data)[r * a->to.stride + c] =
-          ((const uint32_t *)a->from.data)[r * a->from.stride + c] ^ a->xor_mask;
+          c < a->from.cols ? ((const uint32_t *)a->from.data)[r * a->from.stride + c] ^ a->xor_mask : 0;
 }
 
 static int32_t fake_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,

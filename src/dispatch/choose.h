@@ -11,7 +11,9 @@
  * choice. */
 int32_t int4mm_choose_kernel(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan);
 
-/* Whether a plan's kernel takes A only from rows that start on 16 bytes, and these do not. */
+/* Whether a plan's kernel takes A, or B, only from rows that start on 16 bytes, or of whole 16 bytes, and these are
+ * not. */
 bool int4mm_wants_copy_of_a(const int4mm_problem *problem, const int4mm_plan *plan);
+bool int4mm_wants_copy_of_b(const int4mm_problem *problem, const int4mm_plan *plan);
 
 #endif

@@ -14,7 +14,7 @@
 enum {
   CALL_TIME = 2200,       /* a call, beside its tiles */
   WEIGHT_RATE = 1500,     /* bytes of B a ns: 64 x 4096 x 14336 takes 21 us, */
-  COPY_RATE = 1000,       /* and of a copy of A, */
+  COPY_RATE = 1000,       /* and of a copy of A or B, */
   FITTED_MEMORY = 3350,   /* with a memory of so many GB/s; */
   COPY_TIME = 2000,       /* of the copy's call */
   MAX_GROUPED_K = 1 << 20 /* where a group is found by a multiplication */
@@ -46,20 +46,20 @@ static const mma_cost costs[] = {{WORDS, 128, 256, false, 1016, 4300, 0, 0},
                                  {WORDS, 128, 128, true, 599, 0, 1081, 2000},
                                  {WORDS, 128, 64, false, 312, 670, 0, 0},
                                  {WORDS, 64, 64, false, 175, 900, 0, 0},
-                                 {WORDS_GROUPS, 128, 128, false, 1900, 3000, 0, 0},
-                                 {WORDS_GROUPS, 64, 64, true, 1000, 1000, 1100, 1500},
-                                 {BYTES, 128, 256, false, 1390, 4300, 0, 0},
+                                 {WORDS_GROUPS, 128, 128, false, 1240, 1500, 0, 0},
+                                 {WORDS_GROUPS, 64, 64, true, 640, 1000, 800, 1500},
+                                 {BYTES, 128, 256, false, 1240, 2300, 0, 0},
                                  {BYTES, 128, 128, true, 1150, 2000, 1450, 2000},
-                                 {BYTES, 64, 64, true, 400, 1000, 470, 1500},
-                                 {BYTES_AFFINE, 128, 128, false, 1060, 1300, 0, 0},
+                                 {BYTES, 64, 64, true, 340, 1000, 465, 1500},
+                                 {BYTES_AFFINE, 128, 128, false, 1030, 1300, 0, 0},
                                  {BYTES_AFFINE, 64, 64, true, 720, 1000, 740, 1000},
-                                 {BYTES_GROUPS, 128, 128, false, 1900, 1500, 0, 0},
-                                 {BYTES_GROUPS, 64, 64, true, 1100, 1000, 1130, 1000},
-                                 {REALS, 128, 256, false, 2580, 2500, 0, 0},
+                                 {BYTES_GROUPS, 128, 128, false, 1020, 1000, 0, 0},
+                                 {BYTES_GROUPS, 64, 64, true, 640, 1000, 820, 1000},
+                                 {REALS, 128, 256, false, 2300, 1500, 0, 0},
                                  {REALS, 128, 128, true, 1740, 1000, 2800, 2000},
                                  {REALS, 64, 64, true, 560, 1000, 920, 1500},
-                                 {REALS_GROUPS, 128, 128, false, 2070, 1500, 0, 0},
-                                 {REALS_GROUPS, 64, 64, true, 1080, 1000, 1280, 1500}};
+                                 {REALS_GROUPS, 128, 128, false, 1780, 1500, 0, 0},
+                                 {REALS_GROUPS, 64, 64, true, 950, 1000, 1250, 1500}};
 
 /* NULL: there is no code for that kind with that tile. */
 static const mma_cost *cost_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
@@ -79,8 +79,14 @@ static int64_t group_of(const int4mm_gpu_problem *p) {
   return p->scaling != INT4MM_PER_COLUMN && p->group < p->K ? p->group : p->K;
 }
 
-static bool is_a_aligned(const int4mm_gpu_problem *p) {
-  return p->align_a >= 16 && p->lda * (int64_t)int4mm_dtype_size(p->dtype_a) % 16 == 0;
+/* Whether A, or B, is copied first (int4mm_wants_copy_of_a, _of_b). */
+static bool copies_a(const int4mm_gpu_problem *p) {
+  return p->align_a < 16 || p->lda * (int64_t)int4mm_dtype_size(p->dtype_a) % 16 ||
+         (p->dtype_a == INT4MM_INT32 && p->K % 32);
+}
+static bool copies_b(const int4mm_gpu_problem *p) {
+  if (p->align_b < 16 || p->ldb % 4) return true;
+  return p->layout_b == INT4MM_B_KN ? p->N % 4 != 0 : p->dtype_a == INT4MM_INT32 && p->K % 32;
 }
 
 static const char *kind_unsupported(const int4mm_gpu_problem *p) {
@@ -102,18 +108,15 @@ static const char *kind_unsupported(const int4mm_gpu_problem *p) {
 
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const int64_t max_extent = INT32_MAX - 1023; /* rows and columns are counted in 32 bits */
-  const bool words = p->dtype_a == INT4MM_INT32;
   if (p->code_arch < 80) return "needs code for sm_80 or later";
   const char *reason = kind_unsupported(p);
   if (reason) return reason;
   if (!cost_of(kernel, p)) return "has no code for this kind of operands";
-  if (p->M < 1 || p->N < 1 || p->K < (words ? 32 : 1)) return "needs an M and N above 0 and a K of at least 32";
+  if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (p->M > max_extent || p->N > max_extent) return "needs an M and N below 2147482625";
   if (p->K > INT4MM_MAX_K) return "needs a K below 2^25";
   if (p->experts && kernel->tile_m != kernel->tile_n) return "has no code for grouped products";
-  if (words && p->K % 32) return "needs a K that is a multiple of 32";
-  if (p->align_b < 16 || p->ldb % 4) return "needs rows of b_packed that start on 16 bytes";
-  if (p->layout_b == INT4MM_B_KN && p->N % 4) return "needs an N that is a multiple of 4";
+  if (p->experts && copies_b(p)) return "needs aligned rows of b_packed for grouped products";
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX ? "has too many tiles" : NULL;
 }
 
@@ -130,6 +133,15 @@ static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
   return int4mm_plan_add(int4mm_plan_mul(tiles / (2 * p->sms), two), rest > p->sms ? two : rest ? one : 0);
 }
 
+/* What copies of operands take. */
+static int64_t copying_time(const int4mm_gpu_problem *p) {
+  const int64_t rate = int4mm_gpu_memory_rate(p, FITTED_MEMORY, COPY_RATE);
+  int64_t bits = p->dtype_a == INT4MM_INT32 ? 4 : 8 * (int64_t)int4mm_dtype_size(p->dtype_a), time = 0;
+  if (copies_a(p)) time = COPY_TIME + int4mm_plan_mul(int4mm_plan_mul(p->M, p->K), bits) / 8 / rate;
+  if (copies_b(p)) time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_mul(p->K, p->N) / 2 / rate);
+  return time;
+}
+
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
@@ -137,11 +149,7 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
   if (time < reading) time = reading;
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
-  if (!is_a_aligned(p)) {
-    int64_t bytes = int4mm_plan_mul(int4mm_plan_mul(p->M, p->K), (int64_t)int4mm_dtype_size(p->dtype_a));
-    time = int4mm_plan_add(time, COPY_TIME + bytes / (p->dtype_a == INT4MM_INT32 ? 8 : 1) /
-                                                 int4mm_gpu_memory_rate(p, FITTED_MEMORY, COPY_RATE));
-  }
+  time = int4mm_plan_add(time, copying_time(p));
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles);
   return int4mm_plan_add(CALL_TIME, time);
@@ -150,11 +158,11 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   const bool real = kind_of(p) >= REALS;
   const char *type = real ? int4mm_dtype_name(p->dtype_a) : is_int8(p) ? "int8" : "int4";
-  int used =
-      snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s", plan->ctas, plan->tile_m, plan->tile_n,
-               (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "", is_a_aligned(p) ? "" : ", A copied");
+  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s%s", plan->ctas, plan->tile_m,
+                      plan->tile_n, (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
+                      copies_a(p) ? ", A copied" : "", copies_b(p) ? ", B copied" : "");
   if (p->scaling == INT4MM_GROUP_SCALES && used > 0 && (size_t)used < size)
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }
 
-const int4mm_family int4mm_family_mma = {unsupported, plan, explain, true, true};
+const int4mm_family int4mm_family_mma = {unsupported, plan, explain, INT4MM_COPIES_AB, true};

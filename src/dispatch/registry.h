@@ -14,6 +14,11 @@
 
 typedef struct int4mm_kernel int4mm_kernel;
 
+/* Operands whose rows have to start on 16 bytes: others are copied before the launch (int4mm_wants_copy_of_a, _of_b).
+ * INT4MM_COPIES_AB: of packed operands 16 bytes of k, or of columns of [K/8, N], are taken together as well; copies are
+ * padded with zeros. */
+typedef enum int4mm_copies { INT4MM_COPIES_NONE, INT4MM_COPIES_A, INT4MM_COPIES_AB } int4mm_copies;
+
 typedef struct int4mm_family {
   /* Why this kernel cannot serve a problem of an architecture that it runs on ("needs an N that is a multiple of 4"),
    * or NULL. */
@@ -24,8 +29,7 @@ typedef struct int4mm_family {
   int64_t (*plan)(const int4mm_kernel *kernel, const int4mm_gpu_problem *problem, int4mm_plan *plan);
   /* The plan in words. */
   void (*explain)(const int4mm_gpu_problem *problem, const int4mm_plan *plan, char *text, size_t size);
-  /* Rows of A have to start on 16 bytes: others are copied before the launch (int4mm_wants_copy_of_a). */
-  bool copies_a;
+  int copies; /* int4mm_copies */
   /* Serves grouped products. */
   bool experts;
 } int4mm_family;

@@ -165,12 +165,11 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
   return status;
 }
 
-/* dst = A of a problem, in dst's dtype: its own, or int8 for words. */
+/* dst = A of a problem, in dst's dtype: its own, or int8 for words. Words become two's complement. */
 static int32_t copy_a(const int4mm_dispatch_target *target, const int4mm_problem *p, int4mm_matrix *dst, void *stream) {
   const int4mm_cuda_backend *cuda = target->cuda;
   int4mm_matrix src = {(void *)p->a.data, p->M, p->a.cols, p->a.stride, p->a.dtype};
-  if (src.dtype == INT4MM_INT32)
-    return cuda->align_rows(target->device, dst, &src, dst->dtype == src.dtype ? 0 : p->a.xor_mask, stream);
+  if (src.dtype == INT4MM_INT32) return cuda->align_rows(target->device, dst, &src, p->a.xor_mask, stream);
   size_t size = int4mm_dtype_size(src.dtype);
   return cuda->copy(target->device, dst->data, (size_t)dst->stride * size, target->device, src.data,
                     (size_t)src.stride * size, (size_t)src.cols * size, (size_t)p->M, stream);
@@ -190,23 +189,44 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   if (status) return status;
   if (quantize) status = cuda->quantize(target->device, quantize, &unchecked, stream);
   if (!status) status = copy_a(target, &p, &copy, stream);
-  if (dtype != p.a.dtype) p.a.xor_mask = 0;
+  if (p.a.dtype == INT4MM_INT32) p.a.xor_mask = 0;
   p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
   if (!status) status = cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
+  return int4mm_free_scratch(target, copy.data, stream, status);
+}
+
+/* Runs a plan, on copies of A where it wants them. */
+static int32_t launch_plan(const int4mm_dispatch_target *target, const int4mm_problem *problem,
+                           const int4mm_matmul_call *c, const int4mm_plan *plan, bool non_blocking) {
+  void *stream = c->args->stream;
+  if (plan->widened) return launch_on_copy(target, c->quantize, problem, INT4MM_INT8, plan, stream, non_blocking);
+  if (int4mm_wants_copy_of_a(problem, plan))
+    return launch_on_copy(target, c->quantize, problem, problem->a.dtype, plan, stream, non_blocking);
+  return target->cuda->matmul(target->device, c->quantize, problem, plan, stream, non_blocking);
+}
+
+/* The same on a copy of B in two's complement, whose rows start on 128 bytes. */
+static int32_t launch_on_copy_of_b(const int4mm_dispatch_target *target, const int4mm_problem *problem,
+                                   const int4mm_matmul_call *c, const int4mm_plan *plan, bool non_blocking) {
+  void *stream = c->args->stream;
+  int4mm_problem p = *problem;
+  int4mm_matrix src = {(void *)p.b.data, p.b.rows, p.b.cols, p.b.stride, INT4MM_INT32}, copy = src;
+  copy.stride = (src.cols + 31) / 32 * 32;
+  int32_t status = target->cuda->scratch(target->device, (size_t)(copy.rows * copy.stride * 4), &copy.data, stream);
+  if (status) return status;
+  status = target->cuda->align_rows(target->device, &copy, &src, p.b.xor_mask, stream);
+  p.b.data = copy.data, p.b.stride = copy.stride, p.b.xor_mask = 0;
+  if (!status) status = launch_plan(target, &p, c, plan, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
 }
 
 static int32_t launch(const int4mm_dispatch_target *target, const int4mm_problem *problem, const int4mm_matmul_call *c,
                       bool non_blocking) {
   int4mm_plan plan = {0};
-  void *stream = c->args->stream;
   int32_t status = plan_cuda(target, problem, c->args->kernel, int4mm_choose_kernel, &plan);
   if (status || !problem->M || !problem->N) return status;
-  if (plan.widened) return launch_on_copy(target, c->quantize, problem, INT4MM_INT8, &plan, stream, non_blocking);
-  /* a layer's A lies as the kernels want it (linear.c) */
-  if (!c->quantize && int4mm_wants_copy_of_a(problem, &plan))
-    return launch_on_copy(target, NULL, problem, problem->a.dtype, &plan, stream, non_blocking);
-  return target->cuda->matmul(target->device, c->quantize, problem, &plan, stream, non_blocking);
+  if (int4mm_wants_copy_of_b(problem, &plan)) return launch_on_copy_of_b(target, problem, c, &plan, non_blocking);
+  return launch_plan(target, problem, c, &plan, non_blocking);
 }
 
 /* The problem with its weight placed, and A of a layer of floats rotated. A product without outputs is checked like any
