@@ -301,6 +301,30 @@ describe("on the GPU as on the CPU:", function()
     end
   end)
 
+  on_gpu("a layer whose weight was quantised just before it", function()
+    local K, N = 1024, 640
+    for _, M in ipairs { 40, 256, 700 } do
+      local x = q.random(q.empty { M, K }, { seed = M, low = -1, high = 1 }):to "bfloat16"
+      local x_gpu, floats, expected, outs = x:to "cuda", {}, {}, {}
+      for i = 1, 3 do
+        local weight = q.random(q.empty { K, N }, { seed = i, low = -1, high = 1 })
+        local words, scales = q.quantize(weight, { dim = 1 })
+        floats[i], expected[i] = weight:to "cuda", q.int4_linear(x, words, scales)
+      end
+      local words = q.empty { K / 8, N, dtype = "int32", device = "cuda" }
+      local scales = q.empty { N, device = "cuda" }
+      local graph = q.graph(function()
+        for i = 1, 12 do
+          q.quantize(floats[i % 3 + 1], { dim = 1, check = false, out = words, scales = scales })
+          outs[i] = q.int4_linear(x_gpu, words, scales)
+        end
+      end)
+      for _ = 1, 5 do graph:launch() end
+      for i = 1, 12 do assert.same_bits(expected[i % 3 + 1], outs[i], ("M = %d, layer %d"):format(M, i)) end
+      graph:free()
+    end
+  end)
+
   on_gpu("the first bad value when packing and quantising", function()
     local values = q.zeros { 70, 90, dtype = "int8" }
     values:set(61, 3, 8)
