@@ -314,12 +314,6 @@ __device__ __forceinline__ int4 ld_shared_cluster_v4(uint32_t address) {
   return v;
 }
 
-__device__ __forceinline__ uint32_t ld_shared_cluster(uint32_t address) {
-  uint32_t v;
-  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
-  return v;
-}
-
 /* Stores 16 bytes to another CTA's shared memory; `barrier` there counts them (complete_tx). */
 __device__ __forceinline__ void st_async_v4(uint32_t address, uint32_t barrier, int32_t x, int32_t y, int32_t z,
                                             int32_t w) {
@@ -338,9 +332,6 @@ __device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void cluster_wait() {}
 __device__ __forceinline__ uint32_t mapa(uint32_t address, uint32_t) {
   return address;
-}
-__device__ __forceinline__ uint32_t ld_shared_cluster(uint32_t address) {
-  return ld_shared(address);
 }
 __device__ __forceinline__ int4 ld_shared_cluster_v4(uint32_t address) {
   uint4 v = ld_shared_v4(address);

@@ -29,15 +29,14 @@ void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
   p->scales = (const char *)b->group_scales.data, p->scale_dtype = b->group_scales.dtype;
   p->scales_stride = group_stride(b->group_scales, scale_size);
   p->bytes = (const char *)bytes.data, p->bytes_stride = group_stride(bytes, 1), p->factors = b->factors.data;
-  p->scale_bytes = p->scales ? COLUMNS * (uint32_t)scale_size : 0;
   p->group_reciprocal = p->group >= p->all_segments ? 0 : (uint32_t)(((1ull << 31) + p->group - 1) / p->group);
   bool vectors = is_vectors(p->scales, p->scales_stride) && is_vectors(p->bytes, p->bytes_stride);
   p->whole_blocks = vectors ? (int)(problem->K / INT4MM_BLOCK_K) : 0;
   p->b_block_bytes = (uint32_t)(b->stride * BLOCK_WORDS * 4);
 }
 
-/* Windows of a chain: all of K where it fits beside the stages, else two of as many rounds as do. With a cluster it is
- * all of K. `left`: bytes of shared memory. False: there is no place. */
+/* Windows of a chain: all of K where it fits beside the stages, else two of as many rounds as do. `left`: bytes of
+ * shared memory. False: there is no place. */
 bool set_windows(GeneralArguments *p, int64_t left, int rows) {
   p->slot_rows = p->M < rows ? p->M : rows, p->slot_bytes = (p->slot_rows + 1) * COLUMNS * 4;
   p->block_slot_bytes = p->segments * p->slot_bytes;
@@ -46,7 +45,7 @@ bool set_windows(GeneralArguments *p, int64_t left, int rows) {
   p->window = whole ? p->rounds : (int)(fit / 2);
   p->stripe_bytes = (int)((whole ? 1 : 2) * p->window * round);
   if (!whole) p->rotation_length = 0; /* K in order */
-  return p->window > 0 && (whole || p->split == 1);
+  return p->window > 0;
 }
 
 template <class S> cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
@@ -73,6 +72,7 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
 
   int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS, most;
   size_t shared = (size_t)warps * p.stages * p.stage_bytes;
+  if (S::CHAINS && p.split > 1) return cudaErrorNotSupported;
   if (S::CHAINS) {
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
@@ -93,7 +93,7 @@ template <int ROWS, class A>
 cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
   if (b->group_scales.data) {
-    if (b->group == INT4MM_BLOCK_K && !b->zeros.data && plan->split_k == 1)
+    if (b->group == INT4MM_BLOCK_K && !b->zeros.data)
       return launch<GeneralShape<ROWS, A, GROUPS>>(problem, plan, stream);
     if constexpr (ROWS < 64) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
     return cudaErrorNotSupported;
@@ -112,8 +112,14 @@ template <int ROWS, class A>
 cudaError_t launch_floats(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
   if constexpr (ROWS < 64)
-    if (b->group_scales.data && b->group % INT4MM_BLOCK_K == 0 && !b->zeros.data)
-      return launch<GeneralShape<ROWS, A, GROUPS>>(problem, plan, stream);
+    if (!b->factors.data && !b->zeros.data && (!b->group_scales.data || b->group % INT4MM_BLOCK_K == 0)) {
+      int4mm_problem grouped = *problem; /* scales of columns are those of one group */
+      if (!b->group_scales.data) {
+        grouped.b.group_scales = {(void *)b->scales, 1, problem->N, problem->N, INT4MM_FLOAT32};
+        grouped.b.scales = nullptr;
+      }
+      return launch<GeneralShape<ROWS, A, GROUPS>>(&grouped, plan, stream);
+    }
   if constexpr (ROWS > 8) return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
   return cudaErrorNotSupported;
 }

@@ -14,7 +14,6 @@
  * Integers with group scales, whose chain t = fma(float(acc_g), scale, t) has an order: a segment's sums and scales go
  * to its slot in shared memory, and after a window of rounds the threads that will finish outputs take them from there
  * in order. The window is all of K where that fits, else there are two, of which one is filled while the other is read.
- * With a cluster it is all of K, and the slots of all CTAs are read.
  */
 #ifndef INT4MM_SKINNY_GENERAL_CUH
 #define INT4MM_SKINNY_GENERAL_CUH
@@ -29,14 +28,14 @@ constexpr int B_BYTES = INT4MM_SKINNY_B_BYTES;
 struct GeneralArguments : SkinnyCommon {
   const char *rows; /* A */
   int64_t row_stride;
-  const char *scales;        /* of each group; NULL: none */
-  uint32_t scales_stride;    /* from group to group, in bytes */
-  uint32_t scale_bytes;      /* of a warp's columns, 0 without scales */
-  uint32_t group_reciprocal; /* 2^31 over `group`, rounded up */
+  const char *scales;     /* of each group; NULL: none */
+  uint32_t scales_stride; /* from group to group, in bytes */
   int scale_dtype;
-  uint32_t b_block_bytes; /* from a k-block of B to the next */
-  int whole_blocks;       /* k-blocks that are copied as a whole */
-  int stages, stage_bytes;
+  uint32_t group_reciprocal; /* 2^31 over `group`, rounded up */
+  uint32_t b_block_bytes;    /* from a k-block of B to the next */
+  int whole_blocks;          /* k-blocks that are copied as a whole */
+  int stages;
+  int stage_bytes;    /* where the shape does not say it */
   int rounds, window; /* rounds of k-blocks, and those of a window */
   /* A slot: rows of sums, then the scales; a k-block's slots, a stripe's. */
   int slot_rows, slot_bytes, block_slot_bytes, stripe_bytes;
@@ -92,7 +91,7 @@ template <class S> struct ChainSums {
   int first, half;               /* a window's first round; which of two it is */
   int items;                     /* outputs that a lane of the warp has */
   uint32_t at[S::ITEMS], scales; /* in the window's first slot: sums of each output and their scales */
-  uint32_t slot;                 /* of k-block 0, were it in the window; with a cluster of this warp's first */
+  uint32_t slot;                 /* of k-block 0, were it in the window */
 };
 
 template <class S> struct GeneralSource;
@@ -123,7 +122,9 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static constexpr int CHAIN_WARPS = ROWS == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
   static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (CHAIN_WARPS * CHAIN_COLUMNS);
 
-  static __device__ __forceinline__ int stage_bytes(const Arguments &p) { return p.stage_bytes; }
+  static __device__ __forceinline__ int stage_bytes(const Arguments &p) {
+    return BRANCHES ? p.stage_bytes : MODE == GROUPS ? PARAMETERS + 256 : PARAMETERS;
+  }
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
   static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
   static __device__ void wait(const Source &source);
@@ -199,12 +200,12 @@ template <class S> struct GeneralSource {
     if (S::MODE == GROUPS) {
       uint32_t at = S::FLOAT ? 8 * t * size_of_scale(p) : lane * size_of_scale(p) & ~3u;
       scales = kept(scales), scale_dtype = kept(p.scale_dtype), scales_at = kept(S::PARAMETERS + at);
-      copies_scales = kept(lane * 16 < (int)p.scale_bytes ? 1 : 0);
+      copies_scales = kept(lane * 16 < COLUMNS * size_of_scale(p) ? 1 : 0);
       return;
     }
     scales = kept(scales), bytes = kept(bytes), slices = kept(p.slices), factors = kept((int)p.factors);
     scale_dtype = kept(p.scales ? p.scale_dtype : -1);
-    copies_scales = kept(lane / 8 < p.segments && lane % 8 * 16 < (int)p.scale_bytes ? 1 : 0);
+    copies_scales = kept(lane / 8 < p.segments && p.scales && lane % 8 * 16 < COLUMNS * size_of_scale(p) ? 1 : 0);
     copies_bytes = kept(lane / 8 < p.segments && p.bytes && lane % 8 < 2 ? 1 : 0);
   }
 };
@@ -552,8 +553,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
   }
   const bool zeros = source.zeros;
   uint32_t scales = stage + PARAMETERS, bytes = scales + p.segments * 128;
-  if constexpr (MODE == CHAIN)
-    pending.slot = sums.slot + (p.split == 1 ? k_block : round * p.warps_k) * p.block_slot_bytes;
+  if constexpr (MODE == CHAIN) pending.slot = sums.slot + k_block * p.block_slot_bytes;
 #pragma unroll 1
   for (int j = 0; j < 4; j += source.slices, scales += 128, bytes += 32) {
     if (j > 0) {
@@ -613,7 +613,7 @@ __device__ __forceinline__ void chain_groups(float (&t)[ALL][COUNT], const Gener
   }
 }
 
-/* A column from segment `segment` on, where a group is several or the slots are another CTA's of the cluster. */
+/* A column of a window's segments from `segment` on, of which several are a group. */
 struct ChainState {
   float t;
   int32_t sum; /* of the group so far */
@@ -622,32 +622,13 @@ __device__ __noinline__ ChainState chain_segments(ChainState state, const Genera
                                                   uint32_t scales, int segment, int count) {
   int in_group = segment - (int)group_of(p, segment) * p.group;
   for (int i = 0; i < count; i++, sums += p.slot_bytes, scales += p.slot_bytes) {
-    state.sum += (int32_t)ptx::ld_shared_cluster(sums);
+    state.sum += (int32_t)ptx::ld_shared(sums);
     if (++in_group == p.group || segment + i + 1 == p.all_segments) {
-      state.t = int4mm_next_group(state.t, state.sum, __uint_as_float(ptx::ld_shared_cluster(scales)));
+      state.t = int4mm_next_group(state.t, state.sum, __uint_as_float(ptx::ld_shared(scales)));
       state.sum = in_group = 0;
     }
   }
   return state;
-}
-
-/* The same for an output over a window, from the addresses in the first CTA's first slot. */
-template <int COUNT>
-__device__ __forceinline__ void chain_any(float (&t)[COUNT], int32_t (&sum)[COUNT], const GeneralArguments &p,
-                                          uint32_t sums, uint32_t scales, int segment, int rounds) {
-  int length = (p.split == 1 ? rounds : 1) * p.warps_k * p.segments, runs = p.split == 1 ? 1 : rounds * p.split;
-  for (int run = 0, rank = 0; run < runs; run++, segment += length) {
-    int count = min(length, p.all_segments - segment);
-#pragma unroll
-    for (int c = 0; c < COUNT; c++) {
-      ChainState state = {t[c], sum[c]};
-      uint32_t at = p.split > 1 ? ptx::mapa(sums + 4 * c, rank) : sums + 4 * c;
-      uint32_t scale = p.split > 1 ? ptx::mapa(scales + 4 * c, rank) : scales + 4 * c;
-      state = chain_segments(state, p, at, scale, segment, count);
-      t[c] = state.t, sum[c] = state.sum;
-    }
-    if (++rank == p.split) rank = 0, sums += length * p.slot_bytes, scales += length * p.slot_bytes;
-  }
 }
 
 /* The chains of this thread's outputs over a window's slots. */
@@ -656,14 +637,20 @@ __device__ __forceinline__ void chain_window(typename S::Sums &sums, const Gener
   constexpr int ITEMS = S::ITEMS;
   if (!sums.items) return;
   const int items = sums.items;
-  if (S::MODE == CHAIN && (p.split > 1 || p.group > 1)) {
-    int segment = sums.first * p.split * p.warps_k * p.segments;
+  const int segment = sums.first * p.warps_k * p.segments;
+  const int count = min(rounds * p.warps_k * p.segments, p.all_segments - segment);
+  if (S::MODE == CHAIN && p.group > 1) {
 #pragma unroll
     for (int item = 0; item < ITEMS; item++)
-      if (item < items) chain_any(sums.t[item], sums.sum[item], p, sums.at[item], sums.scales, segment, rounds);
+#pragma unroll
+      for (int c = 0; c < S::CHAIN_COLUMNS; c++) {
+        if (item >= items) continue;
+        ChainState state = {sums.t[item][c], sums.sum[item][c]};
+        state = chain_segments(state, p, sums.at[item] + 4 * c, sums.scales + 4 * c, segment, count);
+        sums.t[item][c] = state.t, sums.sum[item][c] = state.sum;
+      }
     return;
   }
-  int count = min(rounds * p.warps_k * p.segments, p.all_segments - sums.first * p.warps_k * p.segments);
   if (items == 1)
     chain_groups<1>(sums.t, p, sums.at, sums.scales, count);
   else if (ITEMS == 2 || items == 2)
@@ -673,7 +660,7 @@ __device__ __forceinline__ void chain_window(typename S::Sums &sums, const Gener
 }
 
 /* PLAIN_ZEROS: loads the zero points. A chain: where this warp's slots and this thread's outputs are: the warps of a
- * stripe share out its rows, a warp takes whole ones; with a cluster its CTAs take rows in turn. */
+ * stripe share out its rows, a warp takes whole ones. */
 template <int ROWS, class A, Mode MODE>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots,
                                                                    int first_row, int first_column) {
@@ -687,9 +674,9 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, c
     constexpr int LANES = COLUMNS / CHAIN_COLUMNS; /* for a row */
     int warp = threadIdx.x / 32, along_k = by_warps_n<GeneralShape>(p, warp), lane = threadIdx.x % 32;
     sums.stripe = warp - along_k * p.warps_n, sums.column = lane % LANES * CHAIN_COLUMNS;
-    sums.step = p.warps_k * CHAIN_COLUMNS * p.split;
-    sums.first_row = along_k * CHAIN_COLUMNS * p.split + blockIdx.y;
-    sums.row = sums.first_row + lane / LANES * p.split;
+    sums.step = p.warps_k * CHAIN_COLUMNS;
+    sums.first_row = along_k * CHAIN_COLUMNS;
+    sums.row = sums.first_row + lane / LANES;
     slots += sums.stripe * p.stripe_bytes;
     sums.scales = kept(slots + p.slot_rows * COLUMNS * 4 + sums.column * 4);
     const int rows = min(ROWS, p.M - first_row);
@@ -701,7 +688,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, c
       if (sums.first_row + item * sums.step < rows) items = item + 1;
     }
     sums.items = kept(items);
-    sums.slot = slots + (p.split == 1 ? 0 : along_k * p.block_slot_bytes);
+    sums.slot = slots;
   }
 }
 
@@ -724,12 +711,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sum
       }
     }
     /* All of the window is stored, and all of the one before it has been read. */
-    if (p.split > 1) {
-      ptx::cluster_arrive();
-      ptx::cluster_wait();
-    } else {
-      ptx::named_barrier_sync(1 + sums.stripe, 32 * p.warps_k);
-    }
+    ptx::named_barrier_sync(1 + sums.stripe, 32 * p.warps_k);
     chain_window<GeneralShape>(sums, p, round + 1 - sums.first);
     sums.first = round + 1, sums.half ^= 1;
     const int bytes = p.window * p.warps_k * p.block_slot_bytes, moved = sums.half ? bytes : -bytes;
@@ -745,10 +727,6 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::finish(Sums &sums, 
                                                                     int first_column) {
   constexpr int COUNT = CHAIN_COLUMNS == 4 ? 4 : 1; /* that are stored at once */
   const int rows = min(ROWS, p.M - first_row);
-  if (p.split > 1) { /* no CTA exits while its shared memory is being read */
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
 #pragma unroll
   for (int item = 0; item < ITEMS; item++) {
     int row = sums.row + item * sums.step;

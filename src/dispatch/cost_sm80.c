@@ -22,13 +22,13 @@ typedef struct skinny_cost {
   int32_t rows;
   int64_t call, rate;
   int32_t max_warps;
-  int32_t reading[4]; /* percent of the time of reading B that it takes by general_kind */
+  int32_t reading[5]; /* percent of the time of reading B that it takes by general_kind */
 } skinny_cost;
 
-static const skinny_cost costs[] = {{8, 2300, 4150, 16, {100, 120, 125, 140}},
-                                    {16, 2700, 3850, 16, {100, 120, 155, 145}},
-                                    {32, 2600, 2950, 16, {100, 100, 100, 100}},
-                                    {64, 4000, 1470, 8, {80, 130, 215, 200}}};
+static const skinny_cost costs[] = {{8, 2300, 4150, 16, {100, 120, 125, 150, 140}},
+                                    {16, 2700, 3850, 16, {100, 120, 155, 190, 145}},
+                                    {32, 2600, 2950, 16, {100, 100, 100, 100, 100}},
+                                    {64, 4000, 1470, 8, {80, 130, 215, 215, 200}}};
 
 static const skinny_cost *cost_of(const int4mm_kernel *kernel) {
   const skinny_cost *cost = costs;
@@ -49,14 +49,27 @@ static int64_t segments_of(const int4mm_gpu_problem *p) {
   return p->group % 64 == 0 ? 2 : 4;
 }
 
-/* What a kernel does with its sums, which decides its speed: 16 rows of 4096 x 14336 take 12.2 us on an H100 with int8
- * and a scale for each column, 13 with factors, 15.3 with group scales of 128 values, 14.6 with floats; 64 rows of
- * 4096 x 4096 7.6, 10.6, 16.4 and 13. */
-typedef enum general_kind { PLAIN, FACTORS, CHAIN, FLOATS } general_kind;
+/* What a kernel does with its sums, which decides its speed: 16 rows of 4096 x 14336 take 12.0 us on an H100 with int8
+ * and a scale for each column, 13 with factors, 14.8 with group scales of 128 values (GROUPS), 19 with zero points as
+ * well and 32 with groups of 64 (CHAIN, and more for each segment of a k-block), 14.2 with floats; 64 rows of 4096 x
+ * 4096 7.6, 10.6, 16.4 and 13. */
+typedef enum general_kind { PLAIN, FACTORS, GROUPS, CHAIN, FLOATS } general_kind;
+
+static bool is_float(const int4mm_gpu_problem *p) {
+  return p->dtype_a != INT4MM_INT32 && p->dtype_a != INT4MM_INT8;
+}
+
+/* What most weights are: a scale for each column, with an A of int8 or floats, or group scales, of floats for whole
+ * k-blocks and of integers for one; no zero points. */
+static bool is_usual(const int4mm_gpu_problem *p) {
+  if (p->zeros || p->scaling == INT4MM_GROUP_FACTORS) return false;
+  if (p->scaling == INT4MM_PER_COLUMN) return is_float(p) || (p->dtype_a == INT4MM_INT8 && p->K < INT4MM_WIDE_K);
+  return is_float(p) ? p->group % INT4MM_BLOCK_K == 0 : p->group == INT4MM_BLOCK_K;
+}
 
 static general_kind kind_of(const int4mm_gpu_problem *p) {
-  if (p->dtype_a != INT4MM_INT32 && p->dtype_a != INT4MM_INT8) return FLOATS;
-  if (p->scaling == INT4MM_GROUP_SCALES) return CHAIN;
+  if (is_float(p)) return FLOATS;
+  if (p->scaling == INT4MM_GROUP_SCALES) return is_usual(p) ? GROUPS : CHAIN;
   return p->scaling == INT4MM_GROUP_FACTORS || p->K >= INT4MM_WIDE_K ? FACTORS : PLAIN;
 }
 
@@ -70,6 +83,11 @@ static int64_t rate_of(const skinny_cost *cost, const int4mm_gpu_problem *p, int
   return mma < reading ? mma : reading;
 }
 
+/* Whether sums have slots in shared memory, from which a chain takes them. */
+static bool is_chain(const int4mm_gpu_problem *p) {
+  return kind_of(p) == GROUPS || kind_of(p) == CHAIN;
+}
+
 static general_bytes general_bytes_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   int64_t segments = segments_of(p), rows = p->M < kernel->tile_m ? p->M : kernel->tile_m;
   int64_t words = p->dtype_a == INT4MM_INT32 ? 1 : p->dtype_a == INT4MM_INT8 ? 2 : 4;
@@ -77,21 +95,13 @@ static general_bytes general_bytes_of(const int4mm_kernel *kernel, const int4mm_
       kind_of(p) != PLAIN && (p->scaling != INT4MM_PER_COLUMN || p->zeros) ? (segments * 160 + 255) / 256 * 256 : 0;
   general_bytes bytes = {.stage =
                              INT4MM_SKINNY_B_BYTES + kernel->tile_m / 8 * words * INT4MM_SKINNY_A_BYTES + parameters,
-                         .slot = kind_of(p) == CHAIN ? segments * (rows + 1) * INT4MM_SKINNY_COLUMNS * 4 : 0};
+                         .slot = is_chain(p) ? segments * (rows + 1) * INT4MM_SKINNY_COLUMNS * 4 : 0};
   return bytes;
 }
 
 /* Warps that share K at least. */
 static int64_t chain_warps_of(const int4mm_kernel *kernel) {
   return kernel->tile_m == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
-}
-
-/* What most weights are: a scale for each column and an A of int8, or group scales, of floats for whole k-blocks and of
- * integers for one; no zero points. */
-static bool is_usual(const int4mm_gpu_problem *p) {
-  if (p->zeros || p->scaling == INT4MM_GROUP_FACTORS) return false;
-  if (p->scaling == INT4MM_PER_COLUMN) return p->dtype_a == INT4MM_INT8 && p->K < INT4MM_WIDE_K;
-  return kind_of(p) == FLOATS ? p->group % INT4MM_BLOCK_K == 0 : p->group == INT4MM_BLOCK_K;
 }
 
 static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
@@ -110,7 +120,7 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
 }
 
 /* As plan() says, with as many stages as fit. A chain needs some warps along K; its slots are all of K's, or two
- * rounds' at least; a cluster needs all, and the code for what is usual has none. */
+ * rounds' at least, and it has no cluster. */
 static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel, const int4mm_gpu_problem *p,
                             int4mm_plan *plan) {
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = int4mm_gpu_shared(p);
@@ -123,24 +133,22 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
   while (warps_n * warps_k * 2 <= max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
   int64_t row_tiles = int4mm_plan_ceil_div(p->M, kernel->tile_m), warps = warps_n * warps_k;
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
-  int64_t rounds = int4mm_plan_ceil_div(k_blocks, warps_k), most_slots = (rounds < 2 ? rounds : 2) * warps_k;
+  int64_t rounds = int4mm_plan_ceil_div(k_blocks, warps_k), least_slots = (rounds < 2 ? rounds : 2) * warps_k;
   plan->split_k = 1;
-  if (int4mm_gpu_has_clusters(p) && !(bytes.slot && is_usual(p)))
+  if (int4mm_gpu_has_clusters(p) && !bytes.slot)
     while (plan->split_k < 8 && ctas * plan->split_k * 2 <= p->sms && k_blocks >= warps_k * plan->split_k * 4)
       plan->split_k *= 2;
-  if (plan->split_k > 1) {
-    most_slots = int4mm_plan_ceil_div(k_blocks, plan->split_k * warps_k) * warps_k;
-    if (warps * 2 * bytes.stage + warps_n * most_slots * bytes.slot > limit)
-      plan->split_k = 1, most_slots = 2 * warps_k;
-  }
   /* more cost more than they gain: 64 rows of float16 and 4096 x 4096 take 13 us with two and 17 with three */
   plan->stages = kernel->tile_m == 64 || (kind_of(p) != PLAIN && warps > 8) ? 2 : 3;
-  while (plan->stages > 2 && warps * plan->stages * bytes.stage + warps_n * most_slots * bytes.slot > limit)
+  if (kernel->tile_m == 8 && kind_of(p) != PLAIN && warps <= 8) plan->stages = 4; /* 1 x 4096 x 4096: 5 us, not 5.2 */
+  while (plan->stages > 2 && warps * plan->stages * bytes.stage + warps_n * least_slots * bytes.slot > limit)
     plan->stages--;
   plan->tile_n = (int32_t)(warps_n * columns);
   plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(ctas, plan->split_k));
-  int64_t read = int4mm_plan_mul(p->K / 2, p->N) / rate_of(cost, p, cost->reading[kind_of(p)]);
+  int32_t percent = cost->reading[kind_of(p)];
+  if (kind_of(p) == CHAIN) percent += percent * (segments_of(p) - 1) / 2;
+  int64_t read = int4mm_plan_mul(p->K / 2, p->N) / rate_of(cost, p, percent);
   int64_t waves = int4mm_plan_ceil_div(ctas, p->sms) - 1;
   return int4mm_plan_add(int4mm_plan_add(cost->call, int4mm_plan_mul(row_tiles, read)),
                          int4mm_plan_mul(waves, WAVE_TIME));
