@@ -416,7 +416,7 @@ describe("int4mm_choose_cuda", function()
       [{ dtype_a = FLOAT16, lda = 4100 }] = "16 bytes",
       [{ dtype_a = INT8, lda = 2 ^ 21, K = 2 ^ 21, scaling = 1, group = 128 }] = "2^20",
     } do
-      local status, message = choose(problem(90, 4, 4096, 4096, set), "skinny_8")
+      local status, message = choose(problem(90, 4, 4096, 4096, set), "skinny_16")
       assert.equal(UNSUPPORTED, status, reason)
       assert.matches(reason, message, 1, true)
       assert.equal(OK, (choose(problem(90, 4, 4096, 4096, set))), reason)
@@ -696,6 +696,8 @@ describe("the choice by architecture", function()
     ["W4A4, integer group scales"] = { scaling = "group_factors", group_size = 128 },
     W4A8 = { dtype_a = "int8" }, ["W4A8, groups of 128"] = { dtype_a = "int8", scaling = "group_scales",
       group_size = 128 },
+    ["W4A4 of experts"] = { experts = 64 }, ["W4A8, groups of 128, of experts"] = { dtype_a = "int8", experts = 8,
+      scaling = "group_scales", group_size = 128 },
     W4A16 = { dtype_a = "float16" }, ["W4A16, groups of 64"] = { dtype_a = "bfloat16", scaling = "group_scales",
       group_size = 64 },
   }

@@ -181,6 +181,29 @@ describe("on the GPU as on the CPU:", function()
     end
   end)
 
+  on_gpu("quantising and rotating many rows, which CTAs have one after another", function()
+    for _, dtype in ipairs { "float32", "bfloat16" } do
+      -- a warp, part of its values, several warps, as many as a CTA may have, rows that start off 16 bytes
+      for _, case in ipairs { { 6200, 1024, 256 }, { 9000, 520, 8 }, { 1400, 4104, 8 }, { 2100, 4096, 64 },
+        { 600, 14336, 1024 }, { 530, 29696, 512 }, { 2000, 2052, 4 } } do
+        local rows, columns, block = case[1], case[2], case[3]
+        local source = halves(rows, columns, dtype, 2)
+        local source_gpu = source:to "cuda"
+        local name = ("%s [%d, %d], block %d"):format(dtype, rows, columns, block)
+        assert.same_bits(q.rotate(source, { block = block }), q.rotate(source_gpu, { block = block }), name)
+        for _, out in ipairs { "int4", "int8" } do
+          for _, rotate in ipairs { false, block } do
+            local opts = { dtype = out, clip = rotate and 0.7 or 1, rotate = rotate or nil }
+            local packed, scales = q.quantize(source, opts)
+            local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
+            assert.same_bits(scales, scales_gpu, name .. " scales")
+            assert.same_bits(packed, packed_gpu, name .. " " .. out)
+          end
+        end
+      end
+    end
+  end)
+
   on_gpu("quantising rows to places where sixteen values are aligned, and where they are not", function()
     for _, columns in ipairs { 15, 16, 24, 40, 48, 1040, 4096 } do
       local source = halves(33, columns, "bfloat16", 2)
@@ -275,6 +298,30 @@ describe("on the GPU as on the CPU:", function()
             ("%s to %s from %d on"):format(dtype, out, place))
         end
       end
+    end
+  end)
+
+  on_gpu("a layer whose weight was quantised just before it", function()
+    local K, N = 1024, 640
+    for _, M in ipairs { 40, 256, 700 } do
+      local x = q.random(q.empty { M, K }, { seed = M, low = -1, high = 1 }):to "bfloat16"
+      local x_gpu, floats, expected, outs = x:to "cuda", {}, {}, {}
+      for i = 1, 3 do
+        local weight = q.random(q.empty { K, N }, { seed = i, low = -1, high = 1 })
+        local words, scales = q.quantize(weight, { dim = 1 })
+        floats[i], expected[i] = weight:to "cuda", q.int4_linear(x, words, scales)
+      end
+      local words = q.empty { K / 8, N, dtype = "int32", device = "cuda" }
+      local scales = q.empty { N, device = "cuda" }
+      local graph = q.graph(function()
+        for i = 1, 12 do
+          q.quantize(floats[i % 3 + 1], { dim = 1, check = false, out = words, scales = scales })
+          outs[i] = q.int4_linear(x_gpu, words, scales)
+        end
+      end)
+      for _ = 1, 5 do graph:launch() end
+      for i = 1, 12 do assert.same_bits(expected[i % 3 + 1], outs[i], ("M = %d, layer %d"):format(M, i)) end
+      graph:free()
     end
   end)
 

@@ -708,7 +708,7 @@ typedef struct int4mm_tuned {
   const char *kernel; /* read during the call alone */
 } int4mm_tuned;
 
-/* From now on products of exactly these sizes and kinds, on GPUs of this name and architecture (the name and
+/* From now on plain products of exactly these sizes and kinds, on GPUs of this name and architecture (the name and
  * kernel_arch of int4mm_gpu_info), take the kernel that is named here, where it serves them. Replaces what was set
  * before; count 0 leaves nothing. Touches no GPU. */
 INT4MM_API int32_t int4mm_set_tuning(const char *device, int32_t arch, const int4mm_tuned *tuned,

@@ -5,8 +5,8 @@
 --
 -- Needs cuobjdump, which comes with the CUDA toolkit; c++filt, of binutils, makes the names readable. No GPU.
 --
--- A scheduler of an SM issues one instruction a clock, and an mma keeps its tensor core for `clocks`, by the rate of
--- the datasheet. Two bounds come from that, as shares of the rate:
+-- A scheduler of an SM issues one instruction a clock, and an mma keeps its tensor core for `clocks`, by the rates of
+-- int4mm.architectures(). Two bounds come from that, as shares of the rate:
 --
 --     all overlaps       clocks / max(clocks, instructions for each mma, bytes of shared memory / 32)
 --     nothing overlaps   clocks / (clocks + other instructions for each mma)
@@ -17,22 +17,15 @@
 package.path = (arg[0]:match "^(.*)/[^/]*$" or ".") .. "/?.lua;" .. package.path
 
 local argparse = require "argparse"
+local q = require "int4mm"
 local sass = require "sass"
 
--- Dense rates in TOPS, products and sums counted, SMs and boost clock in GHz. int8 of the H100 is what mma.sync was
--- measured to give (wgmma has the rate of the datasheet, 1,979), and no rate of mma.sync was published for the B200.
-local CARDS = {
-  ["75"] = { { name = "T4", sms = 40, clock = 1.59, int8 = 130, int4 = 260, half = 65 } },
-  ["80"] = { { name = "A100 SXM", sms = 108, clock = 1.41, int8 = 624, int4 = 1248, half = 312 } },
-  ["86"] = { { name = "RTX 3090", sms = 82, clock = 1.695, int8 = 284, int4 = 568, half = 71 } },
-  ["89"] = {
-    { name = "RTX 4090", sms = 128, clock = 2.52, int8 = 660, int4 = 1321, half = 165 },
-    { name = "L4", sms = 58, clock = 2.04, int8 = 242, int4 = 485, half = 121 },
-  },
-  ["90"] = { { name = "H100 SXM (mma.sync)", sms = 132, clock = 1.755, int8 = 1325, half = 660 } },
-  ["100"] = { { name = "B200 (mma.sync)", sms = 148, clock = 1.85 } },
-  ["120"] = { { name = "RTX 5090", sms = 170, clock = 2.41, int8 = 838, half = 210 } },
-}
+-- By number, as text.
+local architectures = {}
+for _, architecture in ipairs(q.architectures()) do architectures[tostring(architecture.arch)] = architecture end
+
+-- Cards beside that of the architecture which int4mm.architectures() has: SMs and boost clock in MHz.
+local MORE_CARDS = { ["89"] = { { card = "L4", sms = 58, clock = 2040 } } }
 
 local REGISTERS, REGISTER_UNIT = 65536, 8 -- of an SM; a thread's are given out by eights
 
@@ -64,7 +57,7 @@ local function readable(names)
 end
 
 -- The architectures that a library has machine code for: "80", "90a", ...
-local function architectures(library)
+local function compiled_for(library)
   local found, seen = {}, {}
   for line in lines_of("cuobjdump --list-elf " .. library) do
     local arch = line:match "%.sm_(%d+%a?)%."
@@ -100,24 +93,27 @@ local function ctas(kernel)
   return kernel.threads and math.floor(REGISTERS / (registers * kernel.threads)) or "-"
 end
 
--- The rate of a card for an mma, by what it multiplies.
-local function rate_of(card, mma)
-  if mma:find "S4" or mma:find "U4" then return card.int4 end
-  if mma:find "S8" or mma:find "U8" then return card.int8 end
-  return card.half
+-- Multiply-adds of an SM a clock for an mma, by what it multiplies.
+local function macs_of(architecture, mma)
+  if mma:find "S4" or mma:find "U4" then return architecture.int4_macs end
+  if mma:find "S8" or mma:find "U8" then return architecture.int8_macs end
+  return architecture.fp16_macs
 end
 
--- Both bounds of a kernel on a card in words, "-" where there is no rate.
-local function bounds(kernel, card)
-  local counts = kernel.counts
-  local rate = rate_of(card, counts.mma_name)
-  if not rate then return "-" end
-  local per_mma = counts.products / counts.mma
-  local clocks = per_mma / (rate * 1e3 / 2 / card.sms / card.clock / 4)
+-- Both bounds of a kernel in words, with the rates of the cards.
+local function bounds(kernel, arch)
+  local counts, architecture = kernel.counts, architectures[arch:match "%d+"]
+  if not architecture or counts.mma_name:find "GMMA" then return "-" end
+  local macs = macs_of(architecture, counts.mma_name)
+  local clocks = counts.products / counts.mma / (macs / 4)
   local issued = counts.instructions / counts.mma
   local all = clocks / math.max(clocks, issued, counts.shared_bytes / counts.mma / 32)
   local nothing = clocks / (clocks + issued - 1)
-  return ("%s: %.0f to %.0f %% of %d TOPS"):format(card.name, 100 * nothing, 100 * all, rate)
+  local rates = {}
+  for _, card in ipairs { architecture, unpack(MORE_CARDS[arch:match "%d+"] or {}) } do
+    rates[#rates + 1] = ("%s %.0f"):format(card.card, macs * 2 * card.sms * card.clock / 1e6)
+  end
+  return ("%.0f to %.0f %% of %s"):format(100 * nothing, 100 * all, table.concat(rates, ", "))
 end
 
 local function row(arch, kernel)
@@ -125,11 +121,9 @@ local function row(arch, kernel)
   for _, kind in ipairs(sass.KINDS) do
     if kind ~= "mma" then per_mma[#per_mma + 1] = ("%.2f"):format(counts[kind] / counts.mma) end
   end
-  local cards = {}
-  for _, card in ipairs(CARDS[arch:match "%d+"] or {}) do cards[#cards + 1] = bounds(kernel, card) end
   print(("| %s | `%s` | %d | %d | %s | %s | %s | %.4f | %s |"):format(arch, kernel.name, kernel.resources.registers,
     spilled, ctas(kernel), counts.mma_name, table.concat(per_mma, " | "), counts.shared_bytes / counts.products,
-    table.concat(cards, "; ")))
+    bounds(kernel, arch)))
 end
 
 local parser = argparse("kernel_table.lua", "What the CUDA kernels were compiled to, and their bounds.")
@@ -154,9 +148,9 @@ for _, kind in ipairs(sass.KINDS) do
   if kind ~= "mma" then heads[#heads + 1] = kind end
 end
 print(("| sm | kernel | registers | bytes spilled | CTAs an SM has registers for | mma | %s |"):format(
-  table.concat(heads, " | ")) .. " bytes of shared memory a product | nothing to all overlaps |")
+  table.concat(heads, " | ")) .. " bytes of shared memory a product | nothing to all overlaps, of TOPS |")
 print("|" .. (" --- |"):rep(8 + #heads))
-for _, arch in ipairs(architectures(options.library)) do
+for _, arch in ipairs(compiled_for(options.library)) do
   if options.arch == "" or ("," .. options.arch .. ","):find("," .. arch .. ",", 1, true) then
     for _, kernel in ipairs(kernels(options.library, arch)) do
       if kernel.name:find(options.only) then row(arch, kernel) end

@@ -12,7 +12,7 @@
  * compiled it, which may be older than the device. Also lets the kernel have all the shared memory that a CTA may have.
  * `known` remembers the answers. */
 static inline cudaError_t int4mm_prepare_kernel(int device, const void *kernel, std::atomic<int> (&known)[64],
-                                                int *code_arch) {
+                                                int *code_arch, bool keeps_shared = false) {
   int bytes;
   cudaFuncAttributes attributes;
   *code_arch = device < 64 ? known[device].load(std::memory_order_relaxed) : 0;
@@ -22,6 +22,9 @@ static inline cudaError_t int4mm_prepare_kernel(int device, const void *kernel, 
   if (error != cudaSuccess) return error;
   bytes -= (int)attributes.sharedSizeBytes; /* what it declares counts as well */
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess && keeps_shared)
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
   *code_arch = attributes.ptxVersion;
   if (device < 64) known[device] = *code_arch;
@@ -42,13 +45,15 @@ static inline cudaError_t int4mm_one_cta_per_sm(int device, int64_t ctas, size_t
 /* Launches KERNEL on `device`, the current one, in clusters of so many CTAs along x, y and z. Code compiled for sm_90
  * and later may start while the kernel before it in the stream is finishing: it has to call ptx::griddepcontrol_wait
  * before it touches memory that others write or read. Older code has neither that nor clusters: with a cluster it is
- * cudaErrorNotSupported. */
-template <auto KERNEL, typename... Arguments>
+ * cudaErrorNotSupported. KEEPS_SHARED: SMs stay divided as those kernels want them that need most of the shared memory.
+ * An SM has to be empty to be divided anew, so that else their CTAs could not start beside this kernel's; but L1 is
+ * small then. */
+template <auto KERNEL, bool KEEPS_SHARED = false, typename... Arguments>
 static inline cudaError_t int4mm_launch(int device, dim3 grid, int threads, size_t shared, dim3 cluster,
                                         cudaStream_t stream, const Arguments &...arguments) {
   static std::atomic<int> known[64];
   int code_arch;
-  cudaError_t error = int4mm_prepare_kernel(device, (const void *)KERNEL, known, &code_arch);
+  cudaError_t error = int4mm_prepare_kernel(device, (const void *)KERNEL, known, &code_arch, KEEPS_SHARED);
   if (error != cudaSuccess) return error;
   bool alone = cluster.x * cluster.y * cluster.z == 1;
   if (code_arch < 90 && !alone) return cudaErrorNotSupported;

@@ -858,13 +858,13 @@ int64_t ceil_div(int64_t x, int64_t y) {
   return (x + y - 1) / y;
 }
 
-template <auto KERNEL, class... A>
+template <auto KERNEL, bool KEEPS_SHARED = false, class... A>
 cudaError_t launch(dim3 grid, int warps, int bytes, int cluster, cudaStream_t stream, const A &...arguments) {
   int device;
   cudaError_t error = cudaGetDevice(&device);
-  return error != cudaSuccess
-             ? error
-             : int4mm_launch<KERNEL>(device, grid, 32 * warps, (size_t)bytes, cluster, stream, arguments...);
+  return error != cudaSuccess ? error
+                              : int4mm_launch<KERNEL, KEEPS_SHARED>(device, grid, 32 * warps, (size_t)bytes, cluster,
+                                                                    stream, arguments...);
 }
 
 /* Whether the warps of rows use their memories. */
@@ -905,19 +905,19 @@ template <int TASK> cudaError_t launch_tiles(const Arguments &a, cudaStream_t st
                                               COLUMN_WARPS * WARP_BYTES, whole, stream);
 }
 
-template <auto KERNEL> cudaError_t launch_rows(Arguments a, cudaStream_t stream) {
+template <auto KERNEL, bool KEEPS_SHARED = false> cudaError_t launch_rows(Arguments a, cudaStream_t stream) {
   const int64_t items = a.job.plain.rows * a.pieces;
   cudaError_t error = cudaSuccess;
   for (a.first_item = 0; a.first_item < items && error == cudaSuccess; a.first_item += INT32_MAX)
-    error = launch<KERNEL>(int4mm_blocks(items - a.first_item, 1), a.row_warps,
-                           uses_memory(a) ? a.row_warps * WARP_BYTES : 0, 1, stream, a);
+    error = launch<KERNEL, KEEPS_SHARED>(int4mm_blocks(items - a.first_item, 1), a.row_warps,
+                                         uses_memory(a) ? a.row_warps * WARP_BYTES : 0, 1, stream, a);
   return error;
 }
 
 template <int TASK> cudaError_t launch_task(const Arguments &a, cudaStream_t stream) {
   if (!a.job.dim) return launch_tiles<TASK>(a, stream);
   if constexpr (TASK == TO_INT4 || TASK == TO_INT8)
-    if (a.few_rows) return launch_rows<rows_kernel<TASK, 1>>(a, stream);
+    if (a.few_rows) return launch_rows<rows_kernel<TASK, 1>, true>(a, stream); /* many rows are faster with L1 */
   return launch_rows<rows_kernel<TASK, 2>>(a, stream);
 }
 
@@ -976,7 +976,7 @@ cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long lon
   const int64_t lines = job->dim ? job->plain.rows : job->plain.cols;
   Arguments a = {};
   a.job = *job, a.bad = bad, a.factor = int4mm_rotation_factor(job->rotate);
-  const int loaded = job->dim ? CHUNK : 2, stored = job->dim ? 4 : 2;
+  const int loaded = job->dim ? 16 / (int)element_bytes(job->plain) : 2, stored = job->dim ? 4 : 2;
   a.vector_load = is_whole_vectors(job->plain, loaded, loaded * element_bytes(job->plain));
   a.vector_store = is_whole_vectors(job->packed, stored, stored * element_bytes(job->packed));
   const bool int8 = job->packed.dtype == INT4MM_INT8;
@@ -1000,7 +1000,7 @@ cudaError_t int4mm_launch_rotate(const int4mm_rotate_job *job, cudaStream_t stre
   Arguments a = {};
   a.rotated = job->dst, a.factor = int4mm_rotation_factor(job->block);
   a.job.plain = job->src, a.job.rotate = job->block, a.job.dim = job->dim;
-  a.vector_load = is_whole_vectors(job->src, CHUNK, CHUNK * element_bytes(job->src));
+  a.vector_load = is_whole_vectors(job->src, 16 / (int)element_bytes(job->src), 16);
   if (!job->src.cols) return cudaSuccess;
   cudaError_t error = divide(&a, 8);
   return error == cudaSuccess ? launch_task<ROTATE>(a, stream) : error;

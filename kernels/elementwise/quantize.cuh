@@ -62,7 +62,7 @@ template <class T, int COUNT> __device__ __forceinline__ void to_floats(float (&
   }
 }
 
-/* The same into registers, from a row that has its chunks whole and aligned to 16 bytes. */
+/* The same into registers, from a row of whole vectors of 16 bytes, aligned. */
 template <int C> __device__ __forceinline__ void load_vectors(float (&x)[C][CHUNK], const Line &row) {
   int4mm_for_out_dtype(row.dtype, [&](auto dtype) {
     typedef typename Element<decltype(dtype)::value>::type T;
@@ -73,7 +73,7 @@ template <int C> __device__ __forceinline__ void load_vectors(float (&x)[C][CHUN
       int at = first_value(c, false);
 #pragma unroll
       for (int v = 0; v < VECTORS; v++)
-        if (at < row.count) raw[c][v] = __ldg((const uint4 *)((const T *)row.data + at) + v);
+        if (at + v * 16 / (int)sizeof(T) < row.count) raw[c][v] = __ldg((const uint4 *)((const T *)row.data + at) + v);
     }
 #pragma unroll
     for (int c = 0; c < C; c++) to_floats<T>(x[c], (const uint32_t *)raw[c]);
@@ -116,8 +116,8 @@ __device__ __forceinline__ void rotate_values(float (&x)[C][CHUNK], float (&most
   }
 }
 
-/* A warp's values of a row or column, rotated but for the factor; zeros beyond the end. `vector`: its chunks are whole
- * and aligned. Returns the largest magnitude of this lane's. */
+/* A warp's values of a row or column, rotated but for the factor; zeros beyond the end. `vector`: its vectors of 16
+ * bytes are whole and aligned. Returns the largest magnitude of this lane's. */
 template <int C>
 __device__ __forceinline__ float make_values(float (&x)[C][CHUNK], float *memory, const Line &line, bool vector,
                                              int block) {

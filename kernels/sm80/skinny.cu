@@ -15,7 +15,7 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   p.own = own;
   p.a = problem->a.words, p.b = problem->b.words, p.lda = problem->a.stride, p.ldb = problem->b.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)(problem->K / 8);
-  p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / INT4MM_BLOCK_K, p.split = plan->split_k;
+  set_warps(&p, plan);
   p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
   set_rotation(&p);
@@ -53,14 +53,15 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
   constexpr int DEPTH = STAGES > LEAST ? STAGES : LEAST;
   bool aligned = (((uint64_t)problem->a.words | (uint64_t)problem->b.words) % 16 |
                   (uint64_t)(problem->a.stride | problem->b.stride) % 4) == 0;
-  /* Where speed depends on other things one code serves layers and bare products. It also serves a wide K and any
-   * alignment of [N, K/8]: a K for which its rows start off 16 bytes is rare. */
+  /* Where speed depends on other things, as with more than 16 rows, one code serves layers and bare products. It also
+   * serves a wide K and any alignment of [N, K/8]: a K for which its rows start off 16 bytes is rare. */
   if (problem->K >= INT4MM_WIDE_K || (NK && !aligned))
     return launch<Shape<ROWS, GENERAL, true, NK, false, true>>(problem, plan, stream);
   if constexpr (!NK)
     if (!aligned) return launch<Shape<ROWS, GENERAL, true, NK, false, false>>(problem, plan, stream);
-  if (int4mm_is_layer(problem)) return launch_aligned<ROWS, DEPTH, true, NK>(problem, plan, stream);
-  return launch_aligned<ROWS, DEPTH, false, NK>(problem, plan, stream);
+  if constexpr (ROWS <= 16)
+    if (!int4mm_is_layer(problem)) return launch_aligned<ROWS, DEPTH, false, NK>(problem, plan, stream);
+  return launch_aligned<ROWS, DEPTH, true, NK>(problem, plan, stream);
 }
 
 } // namespace

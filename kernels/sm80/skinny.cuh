@@ -40,21 +40,34 @@ constexpr int COLUMNS = INT4MM_SKINNY_COLUMNS;  /* of a warp's stripe */
 constexpr int CHUNK_WORDS = 4;                  /* a lane's part of a copy: 16 bytes */
 constexpr int CHUNK_BYTES = 32 * 16;            /* a chunk of all lanes */
 
-struct SkinnyArguments {
-  const uint32_t *a, *b;
-  int64_t lda, ldb;
+/* What all shapes have. What is wanted first stands together, since each line of arguments that a kernel touches first
+ * costs it some 100 ns. */
+struct SkinnyCommon {
+  const uint32_t *b;
+  int64_t ldb;
   int M, N, words;      /* words of k: K / 8 */
   int warps_n, warps_k; /* of a CTA: along the columns, along K */
+  uint32_t reciprocal;  /* 2^16 over warps_n, rounded up: a division takes 40 instructions */
   int split;            /* CTAs of a cluster that share K */
+  int rotation_length;  /* k-blocks that every warp has, times the warps that share K */
+  int rotation_starts;  /* a power of two up to what a warp has of them: the places where CTAs begin */
   uint32_t xor_a, xor_b;
-  int rotation_length; /* k-blocks that every warp has, times the warps that share K */
-  int rotation_starts; /* a power of two up to what a warp has of them: the number of places where CTAs begin */
+};
+
+struct SkinnyArguments : SkinnyCommon {
+  const uint32_t *a;
+  int64_t lda;
   EpilogueArguments epilogue;
   OwnRows own; /* of a shape with OWN_CHUNKS */
 };
 
+inline void set_warps(SkinnyCommon *p, const int4mm_plan *plan) {
+  p->warps_n = plan->tile_n / COLUMNS, p->warps_k = plan->tile_k / INT4MM_BLOCK_K, p->split = plan->split_k;
+  p->reciprocal = (65536 + p->warps_n - 1) / p->warps_n;
+}
+
 /* Lengths that a launcher finds from a plan: K is rotated over the k-blocks that every warp has. */
-inline void set_rotation(SkinnyArguments *p) {
+inline void set_rotation(SkinnyCommon *p) {
   int stride = p->split * p->warps_k, rounds = (p->words + BLOCK_WORDS - 1) / BLOCK_WORDS / stride;
   p->rotation_length = rounds * stride;
   for (p->rotation_starts = 1; 2 * p->rotation_starts <= rounds;) p->rotation_starts *= 2;
@@ -132,9 +145,12 @@ struct Shape {
   static __device__ __forceinline__ void wait(const Source &) { ptx::cp_async_wait_group<STAGES - 1>(); }
 };
 
-/* Warps of a CTA along the columns. */
-template <class S> __device__ __forceinline__ int warps_n(const SkinnyArguments &p) {
+/* Warps of a CTA along the columns, and a number below 64 divided by it. */
+template <class S> __device__ __forceinline__ int warps_n(const SkinnyCommon &p) {
   return S::ONE_STRIPE ? 1 : p.warps_n;
+}
+template <class S> __device__ __forceinline__ int by_warps_n(const SkinnyCommon &p, int x) {
+  return S::ONE_STRIPE ? x : (int)((uint32_t)x * p.reciprocal >> 16);
 }
 
 /* Bytes of shared memory that a warp has for its stages. */
@@ -283,7 +299,7 @@ template <class Sum> __device__ __forceinline__ void add_sums(int4 &sum, const i
 
 /* Scales and finishes four columns of a row. */
 template <class S>
-__device__ __forceinline__ void finish_sums(const SkinnyArguments &p, int row, int column, const float &scale_a,
+__device__ __forceinline__ void finish_sums(const typename S::Arguments &p, int row, int column, const float &scale_a,
                                             const float (&scale_b)[CHUNK_WORDS], const float (&bias)[CHUNK_WORDS],
                                             const int4 &sum) {
   const int32_t acc[CHUNK_WORDS] = {sum.x, sum.y, sum.z, sum.w};
@@ -297,16 +313,26 @@ __device__ __forceinline__ void finish_sums(const SkinnyArguments &p, int row, i
   }
 }
 
+/* Where a thread finishes outputs: four columns of the CTA's, of every step-th row from one on. */
+struct Finisher {
+  int row, column, step;
+  template <class S> static __device__ __forceinline__ Finisher of(const SkinnyCommon &p) {
+    constexpr int LANES = COLUMNS / CHUNK_WORDS; /* for a stripe's row */
+    int fours = threadIdx.x / LANES, row = by_warps_n<S>(p, fours);
+    return {row, (fours - row * warps_n<S>(p)) * COLUMNS + (int)threadIdx.x % LANES * CHUNK_WORDS,
+            32 / LANES * p.warps_k};
+  }
+};
+
 /* Adds the partial sums of the warps that share columns, then the cluster's, and finishes. A thread has the same 4
  * columns in every row that it takes: the threads of a CTA are whole rows of the stripe. Sums of floats are added in
  * the order of the warps and CTAs. */
 template <class S>
 __device__ __forceinline__ void reduce(const typename S::Arguments &p, uint32_t base, int first_row, int first_column,
-                                       const float (&scale_b)[CHUNK_WORDS], const float (&bias)[CHUNK_WORDS],
-                                       const OwnWords &own) {
+                                       const Finisher &of, const float (&scale_b)[CHUNK_WORDS],
+                                       const float (&bias)[CHUNK_WORDS], const OwnWords &own) {
   const int bytes = warp_bytes<S>(p);
-  int lanes = warps_n<S>(p) * COLUMNS / CHUNK_WORDS, column = threadIdx.x % lanes * CHUNK_WORDS;
-  int rows = min(S::ROWS, p.M - first_row), step = blockDim.x / lanes, rank = blockIdx.y;
+  const int rows = min(S::ROWS, p.M - first_row), rank = blockIdx.y, column = of.column, step = of.step;
   uint32_t partial = base + column / COLUMNS * bytes + column % COLUMNS * 4; /* of the first warp with it */
   auto finish = [&](int row, const int4 &sum) {
     if (first_column + column >= p.N) return;
@@ -316,7 +342,7 @@ __device__ __forceinline__ void reduce(const typename S::Arguments &p, uint32_t 
     finish_sums<S>(p, first_row + row, first_column + column, scale_a, scale_b, bias, sum);
   };
 
-  for (int row = threadIdx.x / lanes; row < rows; row += step) {
+  for (int row = of.row; row < rows; row += step) {
     int4 sum = make_int4(0, 0, 0, 0);
     uint32_t at = partial + row * COLUMNS * 4;
 #pragma unroll 4
@@ -332,7 +358,7 @@ __device__ __forceinline__ void reduce(const typename S::Arguments &p, uint32_t 
   if (p.split == 1) return;
   ptx::cluster_arrive();
   ptx::cluster_wait();
-  for (int row = threadIdx.x / lanes * p.split + rank; row < rows; row += step * p.split) {
+  for (int row = of.row * p.split + rank; row < rows; row += step * p.split) {
     int4 sum = make_int4(0, 0, 0, 0);
     for (int r = 0; r < p.split; r++)
       add_sums<typename S::Sum>(sum, ptx::ld_shared_cluster_v4(ptx::mapa(partial + row * COLUMNS * 4, r)));
@@ -346,29 +372,42 @@ __device__ __forceinline__ void reduce(const typename S::Arguments &p, uint32_t 
 
 /* Prefetches B of a k-block into L2, a lane for each row: half a warp calls it, or with NK a warp. It reads nothing, so
  * it need not wait for the prerequisite grids, and memory is busy while they end and this one starts. */
-template <class S> __device__ __forceinline__ void prefetch(const SkinnyArguments &p, int k_block, int first_column) {
+template <class S> __device__ __forceinline__ void prefetch(const SkinnyCommon &p, int k_block, int first_column) {
   int word = k_block * BLOCK_WORDS + (S::NK ? 0 : threadIdx.x % BLOCK_WORDS);
   int column = first_column + (S::NK ? threadIdx.x % 32 : 0);
   if (word < p.words && column < p.N) ptx::prefetch_l2(p.b + (S::NK ? column * p.ldb + word : word * p.ldb + column));
+}
+
+template <class S> __device__ __forceinline__ OwnWords own_words(uint8_t *base, const typename S::Arguments &p) {
+  if constexpr (S::OWN_CHUNKS > 0)
+    return OwnWords(base, p.own, p.words);
+  else
+    return OwnWords();
 }
 
 template <class S>
 __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     skinny(const __grid_constant__ typename S::Arguments p) {
   extern __shared__ __align__(256) uint8_t memory[];
-  int warp = threadIdx.x / 32, warps = warps_n<S>(p) * p.warps_k;
+  const int warp = threadIdx.x / 32, warps = warps_n<S>(p) * p.warps_k, along_k = by_warps_n<S>(p, warp);
   const int stage_bytes = S::stage_bytes(p), bytes = warp_bytes<S>(p);
   uint32_t base = ptx::smem_address(memory), stages = base + warp * bytes;
   int first_row = blockIdx.z * S::ROWS, stripe_column = blockIdx.x * warps_n<S>(p) * COLUMNS;
-  int first_column = stripe_column + warp % warps_n<S>(p) * COLUMNS;
+  int first_column = stripe_column + (warp - along_k * warps_n<S>(p)) * COLUMNS;
   int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
-  int k_block = blockIdx.y * p.warps_k + warp / warps_n<S>(p);
+  int k_block = blockIdx.y * p.warps_k + along_k;
   /* The k-blocks that every warp has are rotated, so that the CTAs begin at different ones. */
   int rotation = (blockIdx.x & (p.rotation_starts - 1)) * stride;
   auto rotated = [&](int k_block) {
     if (!S::ROTATED || k_block >= p.rotation_length) return k_block;
     return k_block + rotation < p.rotation_length ? k_block + rotation : k_block + rotation - p.rotation_length;
   };
+  if (S::NK) {
+    prefetch<S>(p, rotated(k_block), first_column);
+    prefetch<S>(p, rotated(k_block + stride), first_column);
+  } else {
+    prefetch<S>(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
+  }
   [[maybe_unused]] const typename S::Words words(p.xor_a, p.xor_b);
   typename S::Sums sums = {};
   const typename S::Source source(p, first_row, first_column);
@@ -387,14 +426,8 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     for (int i = 0; i < S::stages(p); i++) copy(stages + i * stage_bytes, k_block + i * stride);
   };
 
-  if (S::NK) {
-    prefetch<S>(p, rotated(k_block), first_column);
-    prefetch<S>(p, rotated(k_block + stride), first_column);
-  } else {
-    prefetch<S>(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
-  }
   ptx::griddepcontrol_wait();
-  const OwnWords own(memory + warps * bytes, p.own, p.words);
+  const OwnWords own = own_words<S>(memory + warps * bytes, p);
   if constexpr (S::OWN_CHUNKS > 0)
     make_own_words<S::OWN_CHUNKS>(p.own, own, copy_stages);
   else
@@ -422,7 +455,8 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     S::finish(sums, p, first_row, stripe_column);
   } else {
     float scale_b[CHUNK_WORDS], bias[CHUNK_WORDS]; /* of the columns that this thread will finish, loaded meanwhile */
-    int scaled = stripe_column + threadIdx.x % (warps_n<S>(p) * COLUMNS / CHUNK_WORDS) * CHUNK_WORDS;
+    const Finisher of = Finisher::of<S>(p);
+    int scaled = stripe_column + of.column;
     bool has_scale = !S::GENERAL || p.epilogue.scale_b;
 #pragma unroll
     for (int i = 0; i < CHUNK_WORDS; i++)
@@ -436,7 +470,7 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     else
       store_partial<S>(base + warp * bytes, sums.acc);
     __syncthreads();
-    reduce<S>(p, base, first_row, stripe_column, scale_b, bias, own);
+    reduce<S>(p, base, first_row, stripe_column, of, scale_b, bias, own);
   }
 }
 

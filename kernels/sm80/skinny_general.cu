@@ -56,7 +56,7 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.row_stride = problem->a.stride * (problem->a.dtype == INT4MM_INT32 ? 4 : value_bits / 8);
   p.b = problem->b.words, p.ldb = problem->b.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)int4mm_words_of_k(problem);
-  p.warps_n = plan->tile_n / COLUMNS, p.warps_k = plan->tile_k / INT4MM_BLOCK_K, p.split = plan->split_k;
+  set_warps(&p, plan);
   p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
   set_groups(&p, problem);
@@ -66,7 +66,7 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.rounds = (k_blocks + stride - 1) / stride;
   p.stages = plan->stages;
   p.stage_bytes = S::PARAMETERS;
-  if (S::MODE == PLAIN)
+  if (S::IS_PLAIN)
     p.whole_blocks = (int)(problem->K / INT4MM_BLOCK_K); /* wherever the zero points lie: stages do not have them */
   else if (p.scales || p.bytes)
     p.stage_bytes += (p.segments * 160 + 255) / 256 * 256;
@@ -76,9 +76,7 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   if (S::CHAINS) {
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
-    if (p.warps_k < S::CHAIN_WARPS || (S::ONLY_128 && (p.group > 1 || p.split > 1)) ||
-        !set_windows(&p, most - (int64_t)shared, S::ROWS))
-      return cudaErrorNotSupported;
+    if (p.warps_k < S::CHAIN_WARPS || !set_windows(&p, most - (int64_t)shared, S::ROWS)) return cudaErrorNotSupported;
     shared += (size_t)p.warps_n * p.stripe_bytes;
   }
   dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);
@@ -89,12 +87,35 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, shared, cluster, stream, p);
 }
 
+/* For what is not usual 8 rows have code for chains alone, of which 16 may not fit, and 64 for all but them:
+ * src/dispatch/cost_sm80.c says so too. */
 template <int ROWS, class A>
 cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  if (problem->b.group_scales.data) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
-  if (problem->b.factors.data || problem->K >= INT4MM_WIDE_K)
-    return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
-  return launch<GeneralShape<ROWS, A, PLAIN>>(problem, plan, stream);
+  const int4mm_operand *b = &problem->b;
+  if (b->group_scales.data) {
+    if (b->group == INT4MM_BLOCK_K && !b->zeros.data && plan->split_k == 1)
+      return launch<GeneralShape<ROWS, A, GROUPS>>(problem, plan, stream);
+    if constexpr (ROWS < 64) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+    return cudaErrorNotSupported;
+  }
+  bool wide = problem->K >= INT4MM_WIDE_K;
+  if constexpr (std::is_same<A, Int8A>::value)
+    if (!b->factors.data && !b->zeros.data && !wide) return launch<GeneralShape<ROWS, A, PLAIN>>(problem, plan, stream);
+  if constexpr (ROWS > 8) {
+    if (b->factors.data || wide) return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
+    return launch<GeneralShape<ROWS, A, PLAIN_ZEROS>>(problem, plan, stream);
+  }
+  return cudaErrorNotSupported;
+}
+
+template <int ROWS, class A>
+cudaError_t launch_floats(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  const int4mm_operand *b = &problem->b;
+  if constexpr (ROWS < 64)
+    if (b->group_scales.data && b->group % INT4MM_BLOCK_K == 0 && !b->zeros.data)
+      return launch<GeneralShape<ROWS, A, GROUPS>>(problem, plan, stream);
+  if constexpr (ROWS > 8) return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
+  return cudaErrorNotSupported;
 }
 
 template <int ROWS>
@@ -110,9 +131,9 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
   case INT4MM_INT8:
     return launch_integers<ROWS, Int8A>(problem, plan, stream);
   case INT4MM_FLOAT16:
-    return launch<GeneralShape<ROWS, FloatA<false>, SUMS>>(problem, plan, stream);
+    return launch_floats<ROWS, FloatA<false>>(problem, plan, stream);
   case INT4MM_BFLOAT16:
-    return launch<GeneralShape<ROWS, FloatA<true>, SUMS>>(problem, plan, stream);
+    return launch_floats<ROWS, FloatA<true>>(problem, plan, stream);
   default:
     return cudaErrorNotSupported;
   }

@@ -26,33 +26,38 @@ namespace {
 
 constexpr int B_BYTES = INT4MM_SKINNY_B_BYTES;
 
-struct GeneralArguments : SkinnyArguments {
+struct GeneralArguments : SkinnyCommon {
   const char *rows; /* A */
   int64_t row_stride;
-  int row_bytes; /* of K values */
-  int stages, stage_bytes;
-  int segments, slices; /* segments of a k-block, slices of a segment */
-  int group;            /* in segments */
-  int all_segments;     /* of K */
-  /* Of each group: scales, and zero points or factors; NULL: none. */
-  const char *scales, *bytes;
-  uint32_t scales_stride, bytes_stride; /* from group to group, in bytes */
-  uint32_t scale_bytes;                 /* of a warp's columns, 0 without scales */
-  uint32_t group_reciprocal;            /* 2^31 over `group`, rounded up */
-  uint32_t b_block_bytes;               /* from a k-block of B to the next */
-  int whole_blocks;                     /* k-blocks that are copied as a whole */
-  bool factors;                         /* the bytes are factors */
+  const char *scales;        /* of each group; NULL: none */
+  uint32_t scales_stride;    /* from group to group, in bytes */
+  uint32_t scale_bytes;      /* of a warp's columns, 0 without scales */
+  uint32_t group_reciprocal; /* 2^31 over `group`, rounded up */
   int scale_dtype;
+  uint32_t b_block_bytes; /* from a k-block of B to the next */
+  int whole_blocks;       /* k-blocks that are copied as a whole */
+  int stages, stage_bytes;
   int rounds, window; /* rounds of k-blocks, and those of a window */
   /* A slot: rows of sums, then the scales; a k-block's slots, a stripe's. */
   int slot_rows, slot_bytes, block_slot_bytes, stripe_bytes;
+  const char *bytes; /* zero points or factors of each group; NULL: none */
+  uint32_t bytes_stride;
+  int row_bytes;        /* of K values */
+  int segments, slices; /* segments of a k-block, slices of a segment */
+  int group;            /* in segments */
+  int all_segments;     /* of K */
+  bool factors;         /* the bytes are factors */
+  EpilogueArguments epilogue;
 };
 
-/* What a kernel does with sums of integers; with floats it is SUMS. */
+/* What a kernel does with its sums; of floats it is SUMS or GROUPS. A branch within a k-block costs more than what it
+ * spares, for loads do not move ahead of it: PLAIN and GROUPS have none. */
 enum Mode {
-  PLAIN, /* a scale and a zero point for each column, K below INT4MM_WIDE_K: they stay in the accumulators */
-  SUMS,  /* no group scales: they are added segment by segment */
-  CHAIN  /* group scales */
+  PLAIN,       /* integers, a scale for each column, K below INT4MM_WIDE_K: they stay in the accumulators */
+  PLAIN_ZEROS, /* and a zero point for each */
+  SUMS,        /* no group scales, or an A of floats: they are added segment by segment */
+  CHAIN,       /* integers, group scales */
+  GROUPS       /* group scales, each for whole k-blocks and with integers for one; no zero points, no cluster */
 };
 
 /* What a lane sums over a segment: the mmas, and A alone in every column of one more. */
@@ -64,15 +69,16 @@ template <class S> struct Segment {
 /* A segment that has been multiplied but not added yet, with what a stage has for it. */
 template <class S> struct Pending {
   Segment<S> sum;
-  uint2 bytes;                    /* of eight columns */
-  float scales[S::FLOAT ? 8 : 1]; /* of eight columns; of the lane's column for a slot */
+  uint2 bytes;                       /* of eight columns */
+  float scales[S::FLOAT ? 8 : 1];    /* of eight columns; of the lane's column for a slot */
+  uint32_t packed[S::FLOAT ? 8 : 1]; /* GROUPS: the same as they lie in memory */
   uint32_t slot;
 };
 
 /* A lane's sums. PLAIN: of each mma. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. */
 template <class S> struct GeneralSums {
   Segment<S> plain;
-  int32_t zeros[8]; /* PLAIN: of columns 8 t + c */
+  int32_t zeros[8]; /* PLAIN_ZEROS: of columns 8 t + c */
   int32_t state[S::ROWS];
 };
 
@@ -95,7 +101,8 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   typedef GeneralArguments Arguments;
   typedef A_ A;
   typedef typename A::Sum Sum;
-  typedef typename std::conditional<MODE_ == CHAIN, ChainSums<GeneralShape>, GeneralSums<GeneralShape>>::type Sums;
+  typedef typename std::conditional<MODE_ == CHAIN || (MODE_ == GROUPS && A::STEPS == 1), ChainSums<GeneralShape>,
+                                    GeneralSums<GeneralShape>>::type Sums;
   typedef GeneralSource<GeneralShape> Source;
   typedef Pending<GeneralShape> Waiting;
   struct Words { /* A and A::B are */
@@ -104,14 +111,16 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
   static constexpr Mode MODE = MODE_;
   static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
-  static constexpr bool GENERAL = true, CHAINS = MODE == CHAIN, FLOAT = std::is_same<Sum, float>::value;
+  static constexpr bool GENERAL = true, FLOAT = std::is_same<Sum, float>::value;
+  static constexpr bool CHAINS = MODE == CHAIN || (MODE == GROUPS && !FLOAT);
+  static constexpr bool IS_PLAIN = MODE == PLAIN || MODE == PLAIN_ZEROS; /* stages have A and B alone */
+  static constexpr bool BRANCHES = MODE == SUMS || MODE == CHAIN;        /* all is decided at run time */
   static constexpr float UNSCALE = 1;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
   static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
   static constexpr int PARAMETERS = B_BYTES + EIGHTS * EIGHT_BYTES; /* where they lie in a stage */
   /* In a chain: the warps that share K at least; columns of an output of a thread, and its outputs at most. */
   static constexpr int CHAIN_WARPS = ROWS == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
-  static constexpr bool ONLY_128 = ROWS == 64; /* groups of 128 alone, no cluster: registers are few */
   static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (CHAIN_WARPS * CHAIN_COLUMNS);
 
   static __device__ __forceinline__ int stage_bytes(const Arguments &p) { return p.stage_bytes; }
@@ -123,7 +132,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
                               int first_column);
   static __device__ void multiply(Sums &sums, Waiting &pending, const Source &source, const Arguments &p,
                                   uint32_t stage, int k_block, int round);
-  static __device__ void add(Sums &sums, const Waiting &pending, const Source &source, const Arguments &p);
+  static __device__ void add(Sums &sums, Waiting &pending, const Source &source, const Arguments &p);
   static __device__ void end_round(Sums &sums, const Arguments &p, int round, int first_row, int first_column);
   static __device__ void finish(Sums &sums, const Arguments &p, int first_row, int first_column);
   static __device__ void store_partial(uint32_t matrix, const Sums &sums);
@@ -170,6 +179,7 @@ template <class S> struct GeneralSource {
   uint32_t b_to, rows_to;                          /* in a stage: where it copies to */
   uint32_t b_at, rows_at;                          /* and where it loads the words of slice 0 from */
   int copies_scales, copies_bytes;                 /* of a segment */
+  uint32_t scales_at;                              /* GROUPS: where the lane's scales are in a stage */
   int slices, stages, zeros, factors, scale_dtype; /* of the arguments; scale_dtype is -1 without scales */
 
   __device__ __forceinline__ GeneralSource(const GeneralArguments &p, int first_row, int first_column) {
@@ -184,8 +194,14 @@ template <class S> struct GeneralSource {
     rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
     b = kept(b), rows = kept(rows), b_to = kept(b_to), rows_to = kept(rows_to), b_at = kept(b_at);
     rows_at = kept(rows_at), stages = kept(p.stages);
-    zeros = kept(p.bytes && !p.factors ? 1 : 0);
-    if (S::MODE == PLAIN) return;
+    zeros = S::BRANCHES ? kept(p.bytes && !p.factors ? 1 : 0) : S::MODE == PLAIN_ZEROS;
+    if (S::IS_PLAIN) return;
+    if (S::MODE == GROUPS) {
+      uint32_t at = S::FLOAT ? 8 * t * size_of_scale(p) : lane * size_of_scale(p) & ~3u;
+      scales = kept(scales), scale_dtype = kept(p.scale_dtype), scales_at = kept(S::PARAMETERS + at);
+      copies_scales = kept(lane * 16 < (int)p.scale_bytes ? 1 : 0);
+      return;
+    }
     scales = kept(scales), bytes = kept(bytes), slices = kept(p.slices), factors = kept((int)p.factors);
     scale_dtype = kept(p.scales ? p.scale_dtype : -1);
     copies_scales = kept(lane / 8 < p.segments && lane % 8 * 16 < (int)p.scale_bytes ? 1 : 0);
@@ -209,7 +225,12 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
 #pragma unroll
   for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += Source::ROWS_STEP * p.row_stride)
     ptx::cp_async16_l1_if(to + i * S::A_ROW_BYTES, rows, row + i < p.M);
-  if (S::MODE == PLAIN) return;
+  if (S::IS_PLAIN) return;
+  if (S::MODE == GROUPS) {
+    ptx::cp_async16_if(stage + S::PARAMETERS + lane * 16,
+                       from.scales + (uint64_t)group_of(p, k_block) * p.scales_stride, from.copies_scales);
+    return;
+  }
   const uint32_t s = lane / 8, in_segment = lane % 8 * 16, parameters = stage + S::PARAMETERS;
   const uint32_t group = group_of(p, k_block * p.segments + s);
   ptx::cp_async16_if(parameters + s * 128 + in_segment, from.scales + (uint64_t)group * p.scales_stride,
@@ -260,7 +281,7 @@ __device__ __noinline__ void copy_any(const GeneralArguments &p, uint32_t stage,
     uint32_t to = stage + B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
     if (first_row + row < p.M) ptx::cp_async16_l1(to, from, valid);
   }
-  if (S::MODE == PLAIN) return; /* whose stages have no place for these */
+  if (S::IS_PLAIN) return; /* whose stages have no place for these */
   int size = size_of_scale(p), valid = p.N - first_column;
   for (int s = 0; s < p.segments; s++) {
     uint32_t group = group_of(p, min(k_block * p.segments + s, p.all_segments - 1)), to = stage + S::PARAMETERS;
@@ -387,7 +408,7 @@ template <class S>
 __device__ __forceinline__ void pending_sums(int32_t (&x)[8], const GeneralSource<S> &source, const Pending<S> &pending,
                                              int r) {
   true_sums<S>(x, pending.sum, r);
-  if (!source.zeros) return;
+  if (!S::BRANCHES || !source.zeros) return;
   asm volatile(""); /* a branch: the instructions are too many to be done in vain */
   int32_t zeros[8];
 #pragma unroll
@@ -446,16 +467,65 @@ __device__ __forceinline__ void load_parameters(Pending<S> &pending, const Gener
   }
 }
 
+/* GROUPS: loads the scales of a k-block without a look at them. */
+template <class S> __device__ __forceinline__ void load_packed_scales(Pending<S> &pending, uint32_t at) {
+  if constexpr (S::FLOAT) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      uint4 v = ptx::ld_shared_v4(at + 16 * h);
+#pragma unroll
+      for (int i = 0; i < 4; i++) pending.packed[4 * h + i] = element(v, i);
+    }
+  } else {
+    pending.packed[0] = ptx::ld_shared(at);
+  }
+}
+
+/* GROUPS: a k-block of floats. */
+template <class S>
+__device__ __forceinline__ void add_group(int32_t (&state)[S::ROWS], Pending<S> &pending, int32_t scale_dtype) {
+  auto add = [&](auto scale) {
+#pragma unroll
+    for (int c = 0; c < 8; c++) pending.scales[c] = scale(c);
+    add_floats<S>(state, pending);
+  };
+  auto half = [&](int c) { return (uint16_t)(pending.packed[c / 2] >> c % 2 * 16); };
+  if (scale_dtype == INT4MM_FLOAT32)
+    add([&](int c) { return __uint_as_float(pending.packed[c]); });
+  else if (scale_dtype == INT4MM_FLOAT16)
+    add([&](int c) { return int4mm_widen<INT4MM_FLOAT16>(half(c)); });
+  else
+    add([&](int c) { return int4mm_widen<INT4MM_BFLOAT16>(half(c)); });
+}
+
+/* GROUPS: the scale of lane's column. */
+__device__ __forceinline__ float unpack_scale(uint32_t bits, int32_t dtype) {
+  uint16_t half = (uint16_t)(bits >> threadIdx.x % 2 * 16);
+  float wide = dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>(half) : int4mm_widen<INT4MM_BFLOAT16>(half);
+  return dtype == INT4MM_FLOAT32 ? __uint_as_float(bits) : wide;
+}
+
+/* Where products are added up. */
+template <class S> __device__ __forceinline__ Segment<S> &sum_of(typename S::Sums &sums, Pending<S> &pending) {
+  if constexpr (S::IS_PLAIN)
+    return sums.plain;
+  else
+    return pending.sum;
+}
+
 /* The last segment's sums, once they are there. */
 template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::add(Sums &sums, const Waiting &pending,
-                                                                 const Source &source, const Arguments &p) {
-  if constexpr (FLOAT)
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::add(Sums &sums, Waiting &pending, const Source &source,
+                                                                 const Arguments &p) {
+  if constexpr (MODE == GROUPS && FLOAT) {
+    add_group<GeneralShape>(sums.state, pending, source.scale_dtype);
+  } else if constexpr (FLOAT) {
     add_floats<GeneralShape>(sums.state, pending);
-  else if constexpr (MODE == CHAIN)
+  } else if constexpr (CHAINS) {
+    if (MODE == GROUPS) pending.scales[0] = unpack_scale(pending.packed[0], source.scale_dtype);
     store_slot<GeneralShape>(p, source, pending);
-  else if constexpr (MODE == SUMS)
-    add_integers<GeneralShape>(sums.state, source, pending);
+  }
+  if constexpr (MODE == SUMS && !FLOAT) add_integers<GeneralShape>(sums.state, source, pending);
 }
 
 /* The products of a k-block. The last segment is left pending: its stage is free and the next copies are issued before
@@ -469,9 +539,15 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
   /* past K the int4 of A are made 0, which zeroed memory is not in every encoding */
   const int valid = p.words - k_block * BLOCK_WORDS;
   const uint32_t words_at = stage + source.b_at, rows = stage + source.rows_at;
-  if constexpr (MODE == PLAIN) {
+  if constexpr (!BRANCHES) {
+    if constexpr (MODE == GROUPS) {
+      pending.sum = {};
+      load_packed_scales<GeneralShape>(pending, stage + source.scales_at);
+      if constexpr (CHAINS) pending.slot = sums.slot + k_block * p.slot_bytes;
+    }
+    Segment<GeneralShape> &sum = sum_of<GeneralShape>(sums, pending);
 #pragma unroll
-    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sums.plain, words_at, rows, i, a, b, source.zeros, valid);
+    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, MODE == PLAIN_ZEROS, valid);
     return;
   }
   const bool zeros = source.zeros;
@@ -580,7 +656,7 @@ __device__ __forceinline__ void chain_window(typename S::Sums &sums, const Gener
   constexpr int ITEMS = S::ITEMS;
   if (!sums.items) return;
   const int items = sums.items;
-  if (!S::ONLY_128 && (p.split > 1 || p.group > 1)) {
+  if (S::MODE == CHAIN && (p.split > 1 || p.group > 1)) {
     int segment = sums.first * p.split * p.warps_k * p.segments;
 #pragma unroll
     for (int item = 0; item < ITEMS; item++)
@@ -596,20 +672,20 @@ __device__ __forceinline__ void chain_window(typename S::Sums &sums, const Gener
     chain_groups<ITEMS>(sums.t, p, sums.at, sums.scales, count);
 }
 
-/* PLAIN: loads the zero points. CHAIN: where this warp's slots and this thread's outputs are: the warps of a stripe
- * share out its rows, a warp takes whole ones; with a cluster its CTAs take rows in turn. */
+/* PLAIN_ZEROS: loads the zero points. A chain: where this warp's slots and this thread's outputs are: the warps of a
+ * stripe share out its rows, a warp takes whole ones; with a cluster its CTAs take rows in turn. */
 template <int ROWS, class A, Mode MODE>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots,
                                                                    int first_row, int first_column) {
-  if constexpr (MODE == PLAIN) {
+  if constexpr (MODE == PLAIN_ZEROS) {
     int column = first_column + threadIdx.x % 4 * 8;
 #pragma unroll
     for (int c = 0; c < 8; c++)
       sums.zeros[c] = p.bytes && column + c < p.N ? __ldg((const signed char *)p.bytes + column + c) : 0;
   }
-  if constexpr (MODE == CHAIN) {
+  if constexpr (CHAINS) {
     constexpr int LANES = COLUMNS / CHAIN_COLUMNS; /* for a row */
-    int warp = threadIdx.x / 32, along_k = warp / p.warps_n, lane = threadIdx.x % 32;
+    int warp = threadIdx.x / 32, along_k = by_warps_n<GeneralShape>(p, warp), lane = threadIdx.x % 32;
     sums.stripe = warp - along_k * p.warps_n, sums.column = lane % LANES * CHAIN_COLUMNS;
     sums.step = p.warps_k * CHAIN_COLUMNS * p.split;
     sums.first_row = along_k * CHAIN_COLUMNS * p.split + blockIdx.y;
@@ -633,7 +709,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, c
 template <int ROWS, class A, Mode MODE>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sums, const Arguments &p, int round,
                                                                        int first_row, int first_column) {
-  if constexpr (MODE == CHAIN) {
+  if constexpr (CHAINS) {
     const bool last = round + 1 == p.rounds;
     if (!last && round + 1 < sums.first + p.window) return;
     const int rows = min(ROWS, p.M - first_row);
@@ -699,9 +775,9 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::store_partial(uint3
   for (int r = 0; r < EIGHTS; r++) {
     uint32_t row = matrix + ((g + 8 * r) * COLUMNS + 8 * t) * 4;
     int32_t x[8];
-    if constexpr (MODE == PLAIN) {
+    if constexpr (IS_PLAIN) {
       true_sums<GeneralShape>(x, sums.plain, r);
-      take_zeros<GeneralShape>(x, sums.plain, r, sums.zeros);
+      if (MODE == PLAIN_ZEROS) take_zeros<GeneralShape>(x, sums.plain, r, sums.zeros);
     } else {
 #pragma unroll
       for (int c = 0; c < 8; c++) x[c] = sums.state[8 * r + c];

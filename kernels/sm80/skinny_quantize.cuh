@@ -28,6 +28,7 @@ struct OwnWords {
   float *scales;
   int stride; /* words of a row */
 
+  OwnWords() = default;
   __device__ __forceinline__ OwnWords(uint8_t *base, const OwnRows &own, int k_words) {
     int warps = (int)own.x.rows * own.pieces;
     stride = (k_words + INT4MM_BLOCK_WORDS - 1) / INT4MM_BLOCK_WORDS * INT4MM_BLOCK_WORDS;

@@ -409,9 +409,13 @@ template <class T> struct Consumer {
 #pragma unroll
         for (int32_t &x : from) x = unscaled(x);
     }
+    /* Column by column: an operand that is that of the instruction before is not read from its register again, and
+     * reading registers, which wgmma does as well, is what bounds this. */
 #pragma unroll
-    for (int i = 0; i < T::CHAIN / 2; i++)
-      sums[block][FIRST + i] = __fmaf_rn((float)from[i], i & 2 ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
+    for (int column = 0; column < 2; column++)
+#pragma unroll
+      for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
+        sums[block][FIRST + i] = __fmaf_rn((float)from[i], column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
   }
 
   /* Without the 16 times of B, if there are any. */

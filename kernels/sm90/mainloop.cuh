@@ -62,6 +62,7 @@ struct Arguments {
   int64_t ldb;
   const int8_t *zeros; /* of the columns, or NULL */
   uint32_t xor_a, xor_b;
+  bool early_b; /* B may be read before the prerequisite grids have completed */
   EpilogueArguments epilogue;
   int4mm_experts experts;
 };
@@ -640,7 +641,7 @@ Arguments make_arguments(const int4mm_problem *problem, const int4mm_plan *plan)
   p.split = plan->split_k, p.box_rows = p.M < plan->tile_m ? p.M : plan->tile_m;
   p.zeros = (const int8_t *)problem->b.zeros.data;
   p.b = problem->b.words, p.ldb = problem->b.stride;
-  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
+  p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask, p.early_b = problem->early_b;
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   p.experts = problem->experts;
   return p;

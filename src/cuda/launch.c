@@ -35,15 +35,18 @@ int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
   return status;
 }
 
-/* Programmatic dependent launch has the product's CTAs start while the quantiser's still run. */
+/* Programmatic dependent launch has the product's CTAs start while the quantiser's still run, which have waited for all
+ * kernels before them by then: the weight may be read at once. */
 static cudaError_t launch_product(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                   const int4mm_plan *plan, cudaStream_t stream) {
   if (!quantize) return launchers[plan->kernel](problem, plan, stream);
   cudaError_t error = cudaErrorNotSupported;
   if (int4mm_is_elementary(problem)) error = int4mm_launch_own_skinny(quantize, problem, plan, stream);
   if (error != cudaErrorNotSupported) return error;
+  int4mm_problem early = *problem;
+  early.early_b = true;
   error = int4mm_launch_quantize(quantize, NULL, stream);
-  return error == cudaSuccess ? launchers[plan->kernel](problem, plan, stream) : error;
+  return error == cudaSuccess ? launchers[plan->kernel](&early, plan, stream) : error;
 }
 
 int32_t int4mm_cuda_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,

@@ -4,6 +4,7 @@
  */
 #include "dispatch/choose.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -186,18 +187,27 @@ static int32_t check_problem(const int4mm_gpu_problem *p) {
   return status;
 }
 
+/* As far as there is room. */
+__attribute__((format(printf, 2, 3))) static void add_reason(int4mm_plan *plan, const char *format, ...) {
+  size_t used = strlen(plan->reason);
+  va_list arguments;
+  va_start(arguments, format);
+  (void)vsnprintf(plan->reason + used, sizeof plan->reason - used, format, arguments);
+  va_end(arguments);
+}
+
 enum { SCALED_FROM = 80 /* for older ones there is nothing to scale: their kernels were measured nowhere */ };
 
 /* Where the times come from that a kernel was chosen by. */
-static void explain_estimate(const int4mm_gpu_problem *p, char *text, size_t size) {
+static void explain_estimate(const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int4mm_architecture *card = int4mm_architecture_of(p->arch);
+  bool told = p->clock && p->memory; /* by the device */
   if (int4mm_gpu_is_measured(p))
-    snprintf(text, size, "; by times measured on sm_%d", (int)p->arch);
+    add_reason(plan, "; by times measured on sm_%d", (int)p->arch);
   else
-    snprintf(text, size, "; by times %s %d MHz and %d GB/s%s%s",
-             p->arch < SCALED_FROM ? "derived for" : "scaled from sm_90 to", p->clock ? p->clock : card->clock,
-             p->memory ? p->memory : card->memory, p->clock && p->memory ? "" : " of ",
-             p->clock && p->memory ? "" : card->card);
+    add_reason(plan, "; by times %s %d MHz and %d GB/s%s%s",
+               p->arch < SCALED_FROM ? "derived for" : "scaled from sm_90 to", p->clock ? p->clock : card->clock,
+               p->memory ? p->memory : card->memory, told ? "" : " of ", told ? "" : card->card);
 }
 
 int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel, int4mm_plan *plan) {
@@ -212,13 +222,8 @@ int32_t int4mm_choose_cuda(const int4mm_gpu_problem *problem, const char *kernel
   if (status) return status;
   if (plan->widened) p = widen(&p);
   int4mm_kernels_cuda[plan->kernel].family->explain(&p, plan, plan->reason, sizeof plan->reason);
-  size_t used = strlen(plan->reason);
-  if (p.experts)
-    snprintf(plan->reason + used, sizeof plan->reason - used, "; at most so many, for %d experts", (int)p.experts);
-  used = strlen(plan->reason);
-  if (plan->widened)
-    used += (size_t)snprintf(plan->reason + used, sizeof plan->reason - used, "; A is widened to int8 first");
-  if (!kernel && int4mm_kernels_cuda[plan->kernel].family != &int4mm_family_elementary)
-    explain_estimate(&p, plan->reason + used, sizeof plan->reason - used);
+  if (p.experts) add_reason(plan, "; at most so many, for %d experts", (int)p.experts);
+  if (plan->widened) add_reason(plan, "; A is widened to int8 first");
+  if (!kernel && int4mm_kernels_cuda[plan->kernel].family != &int4mm_family_elementary) explain_estimate(&p, plan);
   return INT4MM_OK;
 }

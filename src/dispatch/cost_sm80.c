@@ -26,9 +26,9 @@ typedef struct skinny_cost {
 } skinny_cost;
 
 static const skinny_cost costs[] = {{8, 2300, 4150, 16, {100, 120, 125, 140}},
-                                    {16, 2700, 3850, 16, {100, 120, 180, 150}},
+                                    {16, 2700, 3850, 16, {100, 120, 155, 145}},
                                     {32, 2600, 2950, 16, {100, 100, 100, 100}},
-                                    {64, 4000, 1470, 8, {80, 130, 250, 200}}};
+                                    {64, 4000, 1470, 8, {80, 130, 215, 200}}};
 
 static const skinny_cost *cost_of(const int4mm_kernel *kernel) {
   const skinny_cost *cost = costs;
@@ -49,9 +49,9 @@ static int64_t segments_of(const int4mm_gpu_problem *p) {
   return p->group % 64 == 0 ? 2 : 4;
 }
 
-/* What a kernel does with its sums, which decides its speed: 16 rows of 4096 x 14336 take 11.8 us on an H100 with int8
- * and a scale for each column, 13 with factors, 19 with group scales, 16 with floats; 64 rows of 4096 x 4096 7.6, 10.6,
- * 16 and 13. */
+/* What a kernel does with its sums, which decides its speed: 16 rows of 4096 x 14336 take 12.2 us on an H100 with int8
+ * and a scale for each column, 13 with factors, 15.3 with group scales of 128 values, 14.6 with floats; 64 rows of
+ * 4096 x 4096 7.6, 10.6, 16.4 and 13. */
 typedef enum general_kind { PLAIN, FACTORS, CHAIN, FLOATS } general_kind;
 
 static general_kind kind_of(const int4mm_gpu_problem *p) {
@@ -86,9 +86,18 @@ static int64_t chain_warps_of(const int4mm_kernel *kernel) {
   return kernel->tile_m == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
 }
 
+/* What most weights are: a scale for each column and an A of int8, or group scales, of floats for whole k-blocks and of
+ * integers for one; no zero points. */
+static bool is_usual(const int4mm_gpu_problem *p) {
+  if (p->zeros || p->scaling == INT4MM_GROUP_FACTORS) return false;
+  if (p->scaling == INT4MM_PER_COLUMN) return p->dtype_a == INT4MM_INT8 && p->K < INT4MM_WIDE_K;
+  return kind_of(p) == FLOATS ? p->group % INT4MM_BLOCK_K == 0 : p->group == INT4MM_BLOCK_K;
+}
+
 static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const general_bytes bytes = general_bytes_of(kernel, p);
-  if (kernel->tile_m == 32 || (kernel->tile_m == 64 && bytes.slot && p->group != INT4MM_BLOCK_K))
+  if (kernel->tile_m == 32 ||
+      (!is_usual(p) && (kernel->tile_m == 8 ? !bytes.slot : kernel->tile_m == 64 && bytes.slot)))
     return "has no code for this kind of operands";
   if (p->dtype_a == INT4MM_FLOAT32) return "has no code for an A of float32";
   if (bytes.slot && chain_warps_of(kernel) * 2 * (bytes.stage + bytes.slot) > int4mm_gpu_shared(p))
@@ -101,7 +110,7 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
 }
 
 /* As plan() says, with as many stages as fit. A chain needs some warps along K; its slots are all of K's, or two
- * rounds' at least; a cluster needs all, and 64 rows have no code for one. */
+ * rounds' at least; a cluster needs all, and the code for what is usual has none. */
 static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel, const int4mm_gpu_problem *p,
                             int4mm_plan *plan) {
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = int4mm_gpu_shared(p);
@@ -109,14 +118,14 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
   int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps_of(kernel) : 1, max_warps = cost->max_warps,
           max_warps_k = k_blocks < 64 ? 8 : 16;
   while (max_warps > warps_k && max_warps * (2 * bytes.stage + 2 * bytes.slot) > limit) max_warps /= 2;
-  while (warps_n < 8 && warps_n * warps_k < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms)
-    warps_n *= 2;
-  while (warps_n * warps_k < max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
+  while (warps_n < 8 && (warps_n + 1) * warps_k <= max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms)
+    warps_n++;
+  while (warps_n * warps_k * 2 <= max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
   int64_t row_tiles = int4mm_plan_ceil_div(p->M, kernel->tile_m), warps = warps_n * warps_k;
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
   int64_t rounds = int4mm_plan_ceil_div(k_blocks, warps_k), most_slots = (rounds < 2 ? rounds : 2) * warps_k;
   plan->split_k = 1;
-  if (int4mm_gpu_has_clusters(p) && !(bytes.slot && kernel->tile_m == 64))
+  if (int4mm_gpu_has_clusters(p) && !(bytes.slot && is_usual(p)))
     while (plan->split_k < 8 && ctas * plan->split_k * 2 <= p->sms && k_blocks >= warps_k * plan->split_k * 4)
       plan->split_k *= 2;
   if (plan->split_k > 1) {
@@ -168,8 +177,8 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   plan->stages = stages_of(kernel, p);
   int64_t warp_bytes = plan->stages * (INT4MM_SKINNY_B_BYTES + kernel->tile_m / 8 * INT4MM_SKINNY_A_BYTES);
   while (max_warps > int4mm_gpu_shared(p) / warp_bytes) max_warps /= 2;
-  while (warps_n < 8 && warps_n < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms) warps_n *= 2;
-  while (warps_n * warps_k < max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
+  while (warps_n < 8 && warps_n < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms) warps_n++;
+  while (warps_n * warps_k * 2 <= max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
   int64_t row_tiles = int4mm_plan_ceil_div(p->M, kernel->tile_m);
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
   plan->split_k = 1;

@@ -11,18 +11,21 @@
 
 typedef struct workspace {
   int32_t dtype;        /* of the quantised or rotated x: int32 words, int8, or float32, which serves all floats */
-  int64_t stride;       /* elements of a row, which starts on 16 bytes as the fast kernels want it */
+  int64_t stride;       /* elements of a row */
   int64_t scales_start; /* bytes before the scales */
   int64_t bytes;
 } workspace;
 
-/* bytes is 0 where M or K is negative or they are too large to count. */
+/* Rows start on 16 bytes as the fast kernels want it, long ones on 128: their copies of 64 bytes would touch three or
+ * four sectors of 32. bytes is 0 where M or K is negative or they are too large to count. */
 static workspace plan_workspace(int64_t M, int64_t K, int32_t activations) {
   workspace w = {.dtype = activations == INT4MM_ACTIVATIONS_INT4   ? INT4MM_INT32
                           : activations == INT4MM_ACTIVATIONS_INT8 ? INT4MM_INT8
                                                                    : INT4MM_FLOAT32};
   if (M < 0 || K < 0 || K > INT64_MAX / 16) return w;
-  w.stride = (K + 31) / 32 * (w.dtype == INT4MM_INT32 ? 4 : 32);
+  bool words = w.dtype == INT4MM_INT32;
+  int64_t line = words ? 256 : w.dtype == INT4MM_INT8 ? 128 : 64, unit = K > line ? line : 32; /* values */
+  w.stride = (K + unit - 1) / unit * unit / (words ? 8 : 1);
   if (__builtin_mul_overflow(M, w.stride * (int64_t)int4mm_dtype_size(w.dtype), &w.scales_start) ||
       w.scales_start > INT64_MAX - 255)
     return w;

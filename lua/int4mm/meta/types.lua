@@ -502,7 +502,8 @@ function int4mm.int4_grouped_matmul_reference(a_packed, b_packed, scale_a, scale
 ---@return int4mm.tensor
 function int4mm.prepack(b_packed, opts) end
 
----What q.int4_matmul, or with `offsets` q.int4_grouped_matmul, would do with these arguments, or with one int4mm.gpu_problem in their place, what a GPU would.
+---What q.int4_matmul, or with `offsets` q.int4_grouped_matmul, would do with these arguments; with one
+---int4mm.gpu_problem in their place, what a GPU would.
 ---@overload fun(problem: int4mm.gpu_problem): int4mm.plan?, string?
 ---@param a_packed int4mm.tensor
 ---@param b_packed int4mm.tensor

@@ -460,9 +460,10 @@ void int4mm_gemm_plan(const int4mm_kernels *kernels, const int4mm_problem *p, in
   plan->tile_m = kernels->mr;
   plan->tile_n = kernels->nr;
   if (int4mm_is_w4a16(p)) {
-    if (p->M == 1) plan->tile_m = 1, plan->tile_n = kernels->skinny_columns;
+    bool few = p->M <= kernels->float_rows_max_m;
+    if (few) plan->tile_m = (int32_t)p->M, plan->tile_n = kernels->skinny_columns;
     snprintf(plan->reason, sizeof plan->reason, "float32 sums: the weight becomes float32 %s; without Strassen",
-             p->M == 1 ? "in registers" : "a strip of columns at a time");
+             few ? "in registers" : "a strip of columns at a time");
   } else if (!is_served(p)) {
     plan->tile_m = plan->tile_n = 0;
     int4mm_cpu_scalar.plan(NULL, p, plan);

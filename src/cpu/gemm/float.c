@@ -1,6 +1,6 @@
 /*
  * The driver for an A of floats (W4A16). B's values become float32 exactly, a chunk of k of a panel at a time,
- * which all rows of a block of A then read from the first-level cache; one row alone takes them from registers.
+ * which all rows of a block of A then read from the first-level cache; few rows take them from registers.
  *
  * The order of the sums (float.inc) is fixed by K and the group alone, so that a row has the same bits in any company
  * and on any number of threads, and so are the chunks: sums one after the other err by a rounding for each, and the
@@ -15,7 +15,8 @@ enum {
   MAX_CHUNK = 128, /* values of k */
   MIN_CHUNK = 16,
   BLOCK_SUMS = 24 << 10, /* totals of a block: the second-level cache holds them */
-  ROW_STRIP = 2048,      /* columns that one row takes at a time */
+  ROW_STRIP = 2048,      /* columns that few rows take at a time, with BLOCK_SUMS totals at most */
+  FEW_ROWS = 4,          /* rows that share the values in registers */
   K_MAJOR_STRIP = 128,   /* the same of a K-major weight: all of them are read along K at once */
   K_MAJOR_ROWS = 32,     /* up to which that holds for a block of rows, too */
   K_MAJOR_AHEAD = 64,    /* words that each of these streams is prefetched ahead */
@@ -32,15 +33,16 @@ typedef struct float_gemm {
   int64_t m0;
   int64_t width; /* columns of a piece */
   int64_t block; /* rows of a piece */
-  float *a;      /* packed (panel_of_a); of one row [K] */
+  bool few;      /* rows: their values of B are taken from registers */
+  float *a;      /* packed (panel_of_a); of few rows [rows][K] */
   char *scratch; /* of each thread */
   int64_t scratch_bytes;
 } float_gemm;
 
 /* A thread's scratch. */
 typedef struct scratch {
-  float *totals, *group_sums;      /* [block][width]; of one row [width] */
-  float *acc;                      /* [width]: of one row */
+  float *totals, *group_sums;      /* [block][width] */
+  float *acc;                      /* the same: of few rows */
   float *scales, *zeros, *factors; /* [width] */
   float *b;                        /* [INT4MM_PANEL / nr][MAX_CHUNK][nr] */
 } scratch;
@@ -205,38 +207,50 @@ static void run_block(const float_gemm *g, const scratch *s, const block *o) {
   }
 }
 
-/* ---- one row ----------------------------------------------------------------------------------------------------- */
+/* ---- few rows ---------------------------------------------------------------------------------------------------- */
 
-/* acc += a chunk's products. Whole panels of raw words at once, in long sequential reads. */
-static void multiply_row(const float_gemm *g, const scratch *s, const int4mm_float_columns *values, int64_t k,
-                         int64_t length, int64_t n, int64_t columns) {
+/* acc += the products of a chunk with `columns` columns from column c of a strip on. */
+static void multiply_rows(const float_gemm *g, const scratch *s, const int4mm_float_columns *values, int64_t k,
+                          int64_t length, int64_t c, int64_t columns, word_rows words) {
+  int4mm_float_columns here = columns_from(values, c);
+  for (int64_t m = 0; m < g->rows; m += FEW_ROWS) {
+    g->k->rows_float(int4mm_min64(FEW_ROWS, g->rows - m), columns, length, g->a + m * g->p->K + k, g->p->K, words.words,
+                     words.ld, words.xor_mask, &here, s->acc + m * g->width + c, g->width);
+  }
+}
+
+/* A chunk of a strip. Whole panels of raw words at once, in long sequential reads. */
+static void multiply_strip(const float_gemm *g, const scratch *s, const int4mm_float_columns *values, int64_t k,
+                           int64_t length, int64_t n, int64_t columns) {
   const int4mm_operand *b = &g->p->b;
   int64_t whole = b->layout == INT4MM_MN_MAJOR ? columns / INT4MM_PANEL * INT4MM_PANEL : 0;
   int64_t step = int4mm_is_k_major(b) ? K_MAJOR_STRIP : INT4MM_PANEL;
   uint32_t buffer[BUFFER_WORDS];
   if (whole) {
-    g->k->row_float(whole, length, g->a + k, int4mm_b_word(g->p, k / 8, n), b->stride, b->xor_mask, values, s->acc);
+    word_rows raw = {int4mm_b_word(g->p, k / 8, n), b->stride, b->xor_mask};
+    multiply_rows(g, s, values, k, length, 0, whole, raw);
   }
   for (int64_t c = whole; c < columns; c += step) {
     int64_t count = int4mm_min64(step, columns - c);
     word_rows rows = rows_of_b(g, k / 8, n + c, count, int4mm_ceil_div(length, 8), buffer);
-    int4mm_float_columns here = columns_from(values, c);
-    g->k->row_float(int4mm_round_up(count, INT4MM_PANEL), length, g->a + k, rows.words, rows.ld, rows.xor_mask, &here,
-                    s->acc + c);
+    multiply_rows(g, s, values, k, length, c, int4mm_round_up(count, INT4MM_PANEL), rows);
   }
 }
 
-static void run_row(const float_gemm *g, const scratch *s, int64_t n, int64_t columns) {
-  int64_t wide = int4mm_round_up(columns, INT4MM_PANEL);
-  memset(s->totals, 0, (size_t)wide * 4);
-  memset(s->acc, 0, (size_t)wide * 4);
+static void run_rows(const float_gemm *g, const scratch *s, int64_t n, int64_t columns) {
+  int64_t wide = int4mm_round_up(columns, INT4MM_PANEL), size = g->rows * g->width;
+  memset(s->totals, 0, (size_t)size * 4);
+  memset(s->acc, 0, (size_t)size * 4);
   for (int64_t group = 0; group * g->group < g->p->K; group++) {
     int64_t begin = group * g->group, end = int4mm_min64(begin + g->group, g->p->K);
     int4mm_float_columns values = load_columns(g, s, group, n, columns, wide);
     for (int64_t k = begin, length; k < end; k += length) {
       length = chunk_at(g, k);
-      multiply_row(g, s, &values, k, length, n, columns);
-      g->k->flush_float(wide, s->acc, s->group_sums, s->totals, values.scales, k == begin, k + length == end);
+      multiply_strip(g, s, &values, k, length, n, columns);
+      for (int64_t at = 0; at < size; at += g->width) {
+        g->k->flush_float(wide, s->acc + at, s->group_sums + at, s->totals + at, values.scales, k == begin,
+                          k + length == end);
+      }
     }
   }
 }
@@ -247,7 +261,7 @@ static scratch scratch_of(const float_gemm *g, int32_t slot) {
   float *at = (float *)(void *)(g->scratch + slot * g->scratch_bytes);
   int64_t width = g->width, size = g->block * width;
   scratch s = {.totals = at, .group_sums = at + size, .acc = at + 2 * size};
-  at += 2 * size + width;
+  at += g->few ? 3 * size : 2 * size;
   s.scales = at, s.zeros = at + width, s.factors = at + 2 * width, s.b = at + 3 * width;
   return s;
 }
@@ -262,8 +276,8 @@ static void piece(void *context, int64_t index, int32_t slot) {
   scratch s = scratch_of(g, slot);
   int64_t n = index % strips(g) * g->width, columns = int4mm_min64(g->width, p->N - n);
   int64_t m = index / strips(g) * g->block, rows = int4mm_min64(g->block, g->rows - m);
-  if (p->M == 1) {
-    run_row(g, &s, n, columns);
+  if (g->few) {
+    run_rows(g, &s, n, columns);
   } else {
     run_block(g, &s, &(block){m, rows, n, columns});
   }
@@ -274,42 +288,41 @@ static void piece(void *context, int64_t index, int32_t slot) {
 static void choose_pieces(float_gemm *g, int32_t threads) {
   int64_t mr = g->k->mr, panels = int4mm_ceil_div(g->p->N, INT4MM_PANEL);
   int64_t strip = int4mm_is_k_major(&g->p->b) && g->p->M <= K_MAJOR_ROWS ? K_MAJOR_STRIP : ROW_STRIP;
-  g->block = 1;
-  g->width = int4mm_min64(strip, int4mm_ceil_div(panels, threads) * INT4MM_PANEL);
-  if (g->p->M == 1) return;
-  int64_t blocks = int4mm_ceil_div(g->p->M, BLOCK_ROWS);
-  g->block = int4mm_round_up(int4mm_ceil_div(g->p->M, blocks), mr);
+  int64_t blocks = g->few ? 1 : int4mm_ceil_div(g->p->M, BLOCK_ROWS);
+  g->block = g->few ? g->p->M : int4mm_round_up(int4mm_ceil_div(g->p->M, blocks), mr);
   int64_t most = int4mm_max64(INT4MM_PANEL, int4mm_min64(strip, BLOCK_SUMS / g->block));
   int64_t pieces = int4mm_ceil_div(panels * INT4MM_PANEL, most); /* at least: a few for each thread, if there are */
-  if (threads > 1) pieces = int4mm_max64(pieces, int4mm_min64(panels, int4mm_ceil_div(4 * threads, blocks)));
+  int64_t share = g->few ? threads : int4mm_ceil_div(4 * threads, blocks);
+  if (threads > 1) pieces = int4mm_max64(pieces, int4mm_min64(panels, share));
   g->width = int4mm_ceil_div(panels, pieces) * INT4MM_PANEL;
 }
 
 /* A row of A is float32 already, or made so. */
 static void load_row_of_a(void *context, int64_t index, int32_t slot) {
-  (void)index, (void)slot;
+  (void)slot;
   const float_gemm *g = context;
-  g->k->rows->to_float(g->a, g->p->a.data, g->p->a.dtype, g->p->K);
+  g->k->rows->to_float(g->a + index * g->p->K, row_of_a(g->p, index), g->p->a.dtype, g->p->K);
 }
 
 int32_t int4mm_gemm_float(const int4mm_kernels *kernels, const int4mm_problem *p) {
   float_gemm g = {.k = kernels, .p = p};
   int32_t threads = int4mm_threads_for(p->M * p->N, int4mm_max64(1, (1 << 18) / int4mm_max64(p->K, 1)));
+  g.few = p->M <= kernels->float_rows_max_m;
   choose_chunk(&g);
   choose_pieces(&g, threads);
   int64_t row_bytes = 4 * int4mm_max64(p->K, 1);
   int64_t most = int4mm_max64(g.block, PACKED_A_BYTES / row_bytes / g.block * g.block);
-  int64_t rows = p->M == 1 ? 1 : int4mm_min64(most, int4mm_round_up(p->M, kernels->mr));
+  int64_t rows = g.few ? p->M : int4mm_min64(most, int4mm_round_up(p->M, kernels->mr));
   int64_t a = int4mm_round_up(rows * row_bytes, 64);
-  g.scratch_bytes = 4 * ((2 * g.block + 4) * g.width + (p->M == 1 ? 0 : MAX_CHUNK * INT4MM_PANEL));
+  g.scratch_bytes = 4 * (((g.few ? 3 : 2) * g.block + 3) * g.width + (g.few ? 0 : MAX_CHUNK * INT4MM_PANEL));
   char *memory = int4mm_workspace_acquire(a + threads * g.scratch_bytes);
   if (!memory) return INT4MM_ERR_MEMORY;
   g.a = (float *)(void *)memory;
   g.scratch = memory + a;
   for (g.m0 = 0; g.m0 < p->M; g.m0 += rows) {
     g.rows = int4mm_min64(rows, p->M - g.m0);
-    if (p->M == 1) {
-      int4mm_parallel(1, 1, load_row_of_a, &g);
+    if (g.few) {
+      int4mm_parallel(1, p->M, load_row_of_a, &g);
     } else {
       int4mm_parallel(threads, int4mm_ceil_div(g.rows, kernels->mr), pack_tile, &g);
     }

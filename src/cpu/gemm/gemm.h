@@ -130,6 +130,7 @@ struct int4mm_kernels {
   int32_t dot_sums;              /* largest tile of `dot`, rows times columns */
   int32_t dot_max_m;             /* largest M for `dot` */
   int32_t dot_groups_max_m;      /* largest M for `dot_groups`: at most 4 */
+  int32_t float_rows_max_m;      /* largest M for `rows_float` */
   bool int8_in_groups;           /* an A of int8 takes the way of groups always: the other kernels' sums overflow */
   int32_t strassen;              /* levels that `microkernel_bytes` and the combinations allow: 0 to 2 */
 
@@ -164,9 +165,10 @@ struct int4mm_kernels {
   void (*unpack_float)(float *b, const uint32_t *words, int64_t ld, int64_t k8, uint32_t xor_mask,
                        const int4mm_float_columns *columns);
   void (*microkernel_float)(const int4mm_float_tile *tile);
-  /* acc[n] += sum over k of a[k] * b[k, n], one k after the other; columns: a multiple of skinny_columns. */
-  void (*row_float)(int64_t columns, int64_t k, const float *a, const uint32_t *words, int64_t ld, uint32_t xor_mask,
-                    const int4mm_float_columns *values, float *acc);
+  /* acc[m, n] += sum over k of a[m, k] * b[k, n], one k after the other, for 1 to 4 rows; columns: a multiple of
+   * skinny_columns. */
+  void (*rows_float)(int64_t rows, int64_t columns, int64_t k, const float *a, int64_t lda, const uint32_t *words,
+                     int64_t ld, uint32_t xor_mask, const int4mm_float_columns *values, float *acc, int64_t ldacc);
   /* What a tile does with its sums, for a row of them; acc becomes 0. */
   void (*flush_float)(int64_t columns, float *acc, float *group_sums, float *totals, const float *scales, bool first,
                       bool last);
