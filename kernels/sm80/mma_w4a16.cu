@@ -20,7 +20,7 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
     return b->groups == 1 || b->group % 64 == 0 ? launch_groups<POLICY, NK, 64>(problem, plan, stream)
                                                 : launch_groups<POLICY, NK, 32>(problem, plan, stream);
   if (plan->tile_n == 256) return launch<Tile<POLICY, 128, 256, 128, 32, 1, 64, 4, 1, NK>>(problem, plan, stream);
-  if (plan->tile_m == 128) return launch<Tile<POLICY, 128, 128, 64, 64, 1, 64, 2, 2, NK>>(problem, plan, stream);
+  if (plan->tile_m == 128) return launch<Tile<POLICY, 128, 128, 128, 32, 1, 64, 2, 2, NK>>(problem, plan, stream);
   return launch<Tile<POLICY, 64, 64, 32, 32, 1, 64, 4, 2, NK>>(problem, plan, stream);
 }
 
