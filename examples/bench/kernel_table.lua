@@ -8,11 +8,12 @@
 -- A scheduler of an SM issues one instruction a clock, and an mma keeps its tensor core for `clocks`, by the rates of
 -- int4mm.architectures(). Two bounds come from that, as shares of the rate:
 --
---     all overlaps       clocks / max(clocks, instructions for each mma, bytes of shared memory / 32)
+--     all overlaps       clocks / max(clocks, instructions for each mma, bytes of shared memory / share)
 --     nothing overlaps   clocks / (clocks + other instructions for each mma)
 --
--- bytes / 32, since four schedulers share the 128 bytes that shared memory gives in a clock. On an H100 what is
--- measured is the second: mma_128x256 for int8, 74 % by count, does 74 % at 8192^3.
+-- where four schedulers share the 128 bytes that shared memory gives in a clock, 64 as is taken for sm_75. On an H100
+-- what is measured is the second: mma_128x256 for int8, 74 % by count, does 74 % at 8192^3. The loop of a kernel that
+-- promotes groups has code for the end of a group after each part of k, most of which is not run: bounds are too low.
 
 package.path = (arg[0]:match "^(.*)/[^/]*$" or ".") .. "/?.lua;" .. package.path
 
@@ -26,6 +27,9 @@ for _, architecture in ipairs(q.architectures()) do architectures[tostring(archi
 
 -- Cards beside that of the architecture which int4mm.architectures() has: SMs and boost clock in MHz.
 local MORE_CARDS = { ["89"] = { { card = "L4", sms = 58, clock = 2040 } } }
+
+-- Bytes of an SM's shared memory a clock; of sm_75 not known for sure.
+local function shared_rate(architecture) return architecture.arch < 80 and 64 or 128 end
 
 local REGISTERS, REGISTER_UNIT = 65536, 8 -- of an SM; a thread's are given out by eights
 
@@ -107,7 +111,8 @@ local function bounds(kernel, arch)
   local macs = macs_of(architecture, counts.mma_name)
   local clocks = counts.products / counts.mma / (macs / 4)
   local issued = counts.instructions / counts.mma
-  local all = clocks / math.max(clocks, issued, counts.shared_bytes / counts.mma / 32)
+  local share = shared_rate(architecture) / 4
+  local all = clocks / math.max(clocks, issued, counts.shared_bytes / counts.mma / share)
   local nothing = clocks / (clocks + issued - 1)
   local rates = {}
   for _, card in ipairs { architecture, unpack(MORE_CARDS[arch:match "%d+"] or {}) } do

@@ -2,11 +2,12 @@
  * turing: the mainloop of sm80/mma_mainloop.cuh for sm_75, by its tensor cores (m8n8k32 of int4, m8n8k16 of int8,
  * m16n8k8 of float16) and copies through registers. bfloat16 it has not.
  *
- * An SM has 64 KB of shared memory, of which it is taken to read or write 64 bytes a clock (Jia et al., "Dissecting the
- * NVidia Turing T4 GPU via microbenchmarking", 2019), while it multiplies 2,048 pairs of int4, 1,024 of int8 or 512 of
- * float16. Warps of 64 x 64 read 32 bytes a clock for that, of 64 x 32 48 (float16: 35), and the copies of a tile of
- * 128 x 128 write 10 to 16. Of the clocks of an mma of int4, four of a scheduler, three are left to other instructions,
- * so that an XOR for the encoding costs little and one code serves all encodings.
+ * An SM has 64 KB of shared memory, of which it is taken to read or write 64 bytes a clock (half of what later ones do;
+ * not measured), while by the datasheet it multiplies 2,048 pairs of int4, 1,024 of int8 or 512 of float16. Warps of
+ * 64 x 64 read 32 bytes a clock for that, of 64 x 32 48 (float16: 35), and the copies of a tile of 128 x 128 write 10
+ * to
+ * 16. Of the clocks of an mma of int4, four of a scheduler, three are left to other instructions, so that an XOR for
+ * the encoding costs little and one code serves all encodings.
  */
 #include "common/kernels.h"
 #include "common/shapes.h"

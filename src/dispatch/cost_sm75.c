@@ -15,7 +15,7 @@ enum {
   TURING = 75,
   CALL_TIME = 3000,        /* a call, beside its tiles */
   CTA_CLOCKS = 3000,       /* a CTA's first copies and its epilogue */
-  SHARED_RATE = 64,        /* bytes a clock of an SM */
+  SHARED_RATE = 64,        /* bytes a clock of an SM, taken to be half of later ones' */
   LONGEST_SUM = 128,       /* of floats: values of k until they are promoted */
   MAX_GROUPED_K = 1 << 20, /* where a group is found by a multiplication */
   COPY_TIME = 2000,        /* of a copy of A, */
