@@ -179,6 +179,29 @@ describe("examples/bench/layer_benchmark.lua", function()
   end)
 end)
 
+describe("examples/bench/experts_benchmark.lua", function()
+  local script = "examples/bench/experts_benchmark.lua"
+
+  it("has the options of the others, and refuses what it does not know", function()
+    local output, status = helper.script(script, "--help")
+    assert.equal(0, status)
+    for _, option in ipairs { "--shapes", "--experts", "--rounds" } do assert.matches(option, output, 1, true) end
+    refuses(script, { ["--experts 1"] = '"1" is not a whole number from 2', ["--shapes ''"] = "shapes are MxKxN,..." })
+  end)
+
+  it("says why nothing was timed where there is no GPU", function()
+    local output, status = helper.script(script, "", { INT4MM_CUDA_LIBRARY = "/nowhere/cuda.so" })
+    assert.equal(1, status)
+    assert.matches("experts_benchmark: nothing was timed: CUDA is not available", output, 1, true)
+  end)
+
+  helper.on_gpu("finds the same bits", function()
+    local output, status = helper.script(script, "--shapes 20x256x64 --experts 4 --rounds 1")
+    assert.equal(0, status, output)
+    assert.matches("40x256x64 .* yes\n", output)
+  end)
+end)
+
 describe("examples/bench/gpu_peers.lua", function()
   local script = "examples/bench/gpu_peers.lua"
   local quick = "--shapes 64x512x256 --only int4mm --rounds 3 --warm 0.01"

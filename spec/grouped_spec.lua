@@ -241,6 +241,48 @@ describe("a grouped product", function()
   end)
 end)
 
+describe("the choice for a grouped product", function()
+  local function choose(set)
+    local problem = { arch = 90, M = 8192, N = 14336, K = 4096, experts = 8 }
+    for key, value in pairs(set) do problem[key] = value end
+    return q.choose_cuda(problem)
+  end
+
+  it("is of kernels that serve one, on every architecture", function()
+    for _, arch in ipairs { 75, 80, 86, 89, 90, 100, 120 } do
+      for _, M in ipairs { 0, 1, 16, 500, 8192, 2 ^ 30 } do
+        for _, set in ipairs { {}, { dtype_a = "int8" }, { dtype_a = "float16", scaling = "group_scales",
+          group_size = 128 }, { N = 33 }, { experts = 2 ^ 20 }, { layout_b = "nk" } } do
+          set.arch, set.M = arch, M
+          local plan, reason = choose(set)
+          assert(plan, reason)
+          assert.matches(("; at most so many, for %d experts"):format(set.experts or 8), plan.reason, 1, true)
+          set.kernel = plan.kernel
+          assert.equal(plan.kernel, choose(set).kernel)
+        end
+      end
+    end
+    assert.equal("tiled", choose({ arch = 75 }).kernel)
+    assert.equal("mma_128x128", choose({ arch = 80 }).kernel)
+    assert.equal("hopper_256x128", choose({}).kernel)
+  end)
+
+  it("says why a kernel cannot", function()
+    for kernel, reason in pairs { simple = "has no code for grouped products",
+      skinny_8 = "has no code for grouped products", mma_128x64 = "has no code for grouped products",
+      narrow_64x64 = "has no code for grouped products" } do
+      assert.same({ nil, ("the kernel %s %s"):format(kernel, reason) }, { choose { kernel = kernel } })
+    end
+    assert.equal("the kernel hopper_256x128 is for grouped products of at most 256 experts",
+      select(2, choose { kernel = "hopper_256x128", experts = 257 }))
+    assert.equal("the kernel hopper_256x128 needs a K that is a multiple of 128 for grouped products",
+      select(2, choose { kernel = "hopper_256x128", K = 4160 }))
+    assert.fails_with("choose_cuda: experts is -1, expected a whole number from 0 to 1048576", function()
+      local _ = choose { experts = -1 }
+    end)
+  end)
+end)
+
 -- ---- mistakes ----
 
 --- A valid call of 3 experts: K 32, N 10, 6 rows.

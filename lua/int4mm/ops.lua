@@ -482,7 +482,8 @@ end
 
 --- The products of several experts in one call, a weight of the same size each: what a mixture of experts multiplies
 -- after its rows were sorted by expert, or a batch. Tensors have two dimensions: an array [E, K/8, N] is the matrix of
--- its experts one below the other, [E * K/8, N].
+-- its experts one below the other, [E * K/8, N]. With one weight for a whole batch a plain @{int4_matmul} of all rows
+-- is the product.
 --
 -- Each row has the bits that @{int4_matmul} gives with its expert's weight; with an A of floats it is within the same
 -- bound. Rows before the first offset and from the last one on belong to no expert, and their results are 0.

@@ -88,8 +88,8 @@ static int32_t check_offsets(const int4mm_tensor *offsets, int64_t experts) {
                          "offsets is %s, expected [E + 1] int32: where each expert's rows begin, and the end",
                          int4mm_describe(offsets).s);
   if (status || !experts || experts == offsets->shape[0] - 1) return status;
-  return int4mm_fail(INT4MM_ERR_ARGUMENT, "offsets is %s, expected [%lld] for %lld experts", int4mm_describe(offsets).s,
-                     (long long)experts + 1, (long long)experts);
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "offsets is %s, which is of %lld experts, but there are %lld",
+                     int4mm_describe(offsets).s, (long long)offsets->shape[0] - 1, (long long)experts);
 }
 
 /* How many experts there are. */
