@@ -98,7 +98,7 @@ typedef struct tile_costs {
 static const tile_costs tile_256x128 = {{530, 360, 4500}, {1190, 150, 3500}, {640, 0, 2200}, 20, 20},
                         tile_128x128 = {{417, 168, 1700}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
                         tile_64x128 = {{183, 151, 1200}, {285, 180, 1200}, {0}, 0, 0},
-                        tile_64x64 = {{165, 135, 1200}, {220, 140, 1200}, {0}, 0, 0};
+                        tile_64x64 = {{165, 107, 1200}, {220, 140, 1200}, {0}, 0, 0};
 
 static int64_t k_block_time(const int4mm_gpu_problem *p, const tile_costs *costs) {
   if (is_per_column(p))
