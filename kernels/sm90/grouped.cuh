@@ -53,7 +53,10 @@ struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, WEIGHTS = WEIGHTS_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, COLUMNS = GROUP == PER_COLUMN;
   static constexpr bool HAS_FACTORS = WEIGHTS == FACTORS, GROUP_ZEROS = !COLUMNS && (WEIGHTS == ZEROS || FLOAT);
-  typedef typename PolicyB<KIND, WEIGHTS>::type B;
+  /* Integers that are not 16 times their value, where looking at each scale whether it takes in a sixteenth would cost
+   * more than the two instructions with which a zero point, or 0, is subtracted. */
+  static constexpr bool SMALL_GROUPS = GROUP == 32 || GROUP == 64;
+  typedef typename PolicyB<KIND, SMALL_GROUPS ? ZEROS : WEIGHTS>::type B;
   static constexpr int CONSUMERS = CONSUMERS_, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
 
@@ -323,13 +326,14 @@ template <class T> struct Consumer {
   uint32_t fragments[T::BUFFERS][T::SLICES][4];
   typename Accumulator<T::FLOAT>::type acc[T::ACCS][T::CHAIN / 2];
   float sums[T::BLOCKS][T::BM / 2];
-  uint2 zero;            /* prepared, where there is one for each column */
+  uint2 zero;            /* prepared, for all k: that of columns, or 0 */
   int last, before_last; /* stages of k-blocks whose products are under way, where there is a scale for each column */
 
   /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
    * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
   __device__ __forceinline__ Consumer(const Shared<T> &shared, const Arguments &p, int index)
-      : shared(shared), p(p), policy(p.xor_b), index(index) {
+      : shared(shared), p(p), policy(p.xor_b), index(index),
+        zero(make_uint2(prepare_zero<T::KIND>(0), prepare_zero<T::KIND>(0))) {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
     int warp = index * 4 + threadIdx.x % 128 / 32;
     column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;

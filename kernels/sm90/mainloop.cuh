@@ -311,7 +311,8 @@ template <class T, class S> struct Consumer {
   template <class F> __device__ __forceinline__ void multiply_tile(int k_blocks, F while_last) {
     reading = read = -1;
     load_a();
-    if (T::Kind::ZEROS) /* so that what subtract() left does not stay in registers */
+    /* So that what subtract() left of another tile does not stay in registers, where these are few. */
+    if (T::Kind::ZEROS && T::FRAGMENT_BUFFERS == 2 && (T::ROW_BLOCKS == 1 || T::LAYER))
 #pragma unroll
       for (int i = 0; i < T::ROW_BLOCKS * T::BN / 2; i++) acc[i / (T::BN / 2)][i % (T::BN / 2)] = 0;
     int i = 0;

@@ -69,17 +69,17 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
 /* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile. On
  * an H100, in us, with each tile that is near the fastest:
  *
- *                          256 x 128   128 x 128   64 x 128   64 x 64
+ *                          256 x 128   128 x 128    64 x 128    64 x 64
  *   W4A8, groups of 128
- *     1024 x 4096 x 4096        36.4        42.8       54.4
- *     512 x 4096 x 4096         39.7        25.2       29.4
- *     256 x 4096 x 4096                     22.5       15.6      16.5
+ *     1024 x 4096 x 4096        34.6        42.7        54.4
+ *     512 x 4096 x 4096         36.9        24.3        29.4
+ *     256 x 4096 x 4096                     22.3        15.6       16.5
  *   groups of 64, of 32
- *     1024 x 4096 x 4096  50.0, 83.3  56.8, 91.1
+ *     1024 x 4096 x 4096  46.8, 72.5  55.5, 79.0
  *   W4A16, groups of 128
- *     1024 x 4096 x 14336        190         194        272
- *     512 x 4096 x 4096         45.7        26.6       36.4
- *     256 x 3072 x 12288        39.7        42.9       44.0      43.6
+ *     1024 x 4096 x 14336        191         190         272
+ *     512 x 4096 x 4096         45.7        26.6        36.4
+ *     256 x 3072 x 12288        39.7        42.9        44.0       43.6
  *   W4A8, a scale for each column
  *     1024 x 4096 x 4096        24.2        27.2
  *     512 x 4096 x 4096         23.8        14.6
@@ -95,10 +95,10 @@ typedef struct tile_costs {
   int64_t zeros, factors; /* of a k-block more, with a scale for each column */
 } tile_costs;
 
-static const tile_costs tile_256x128 = {{390, 500, 4500}, {1190, 150, 3500}, {640, 0, 2200}, 20, 20},
-                        tile_128x128 = {{335, 250, 1700}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
+static const tile_costs tile_256x128 = {{530, 360, 4500}, {1190, 150, 3500}, {640, 0, 2200}, 20, 20},
+                        tile_128x128 = {{417, 168, 1700}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
                         tile_64x128 = {{183, 151, 1200}, {285, 180, 1200}, {0}, 0, 0},
-                        tile_64x64 = {{165, 135, 1200}, {220, 140, 1200}, {0}, 0, 0};
+                        tile_64x64 = {{165, 107, 1200}, {220, 140, 1200}, {0}, 0, 0};
 
 static int64_t k_block_time(const int4mm_gpu_problem *p, const tile_costs *costs) {
   if (is_per_column(p))
