@@ -41,9 +41,9 @@ private:
   }
 };
 
-/* A word of B whose values b are to become b * f or b - z, which int8 holds (f from 1 to 15, z from -120 to 119): u = b
- * + 8 does to u * factor + offset, with f and 128 - 8 f, or 1 and 120 - z. That is 128 more than the value, so that no
- * byte carries into the next. `offset` has it in every byte. */
+/* A word of B whose values b are to become b * f, which int8 holds (f from 1 to 15): u = b + 8 does to u * factor +
+ * offset, with f and 128 - 8 f. That is 128 more than the value, so that no byte carries into the next. `offset` has it
+ * in every byte. */
 struct AffineWord {
   uint32_t word, factor, offset;
 };
