@@ -8,8 +8,8 @@
  * was read in the turn before. Where tiles are few, the warps of a CTA share K and add their sums in shared memory,
  * exact in any order.
  *
- * There is no branch in a stage's body: copies are predicated and stand between the mma. Fragments are loaded one unit
- * ahead.
+ * There is no branch in a stage's body but for groups: copies are predicated and stand between the mma. Fragments are
+ * loaded one unit ahead.
  *
  * Columns: of a 16-byte load of B along N, columns 4c .. 4c+3 of a word row, word i goes to n tile i, whose column c is
  * then column 4c + i of the warp's group of 32. Of a row of sums a lane so has 8 neighbouring columns, 8t .. 8t+7. With
