@@ -33,7 +33,7 @@ struct Tile {
   typedef Kind_ Kind;
   static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
   static constexpr int K_GROUPS = K_GROUPS_, STAGES_A = STAGES_A_, STAGES_8 = STAGES_8_;
-  static constexpr bool LAYER = LAYER_, EXPERTS = false, CALLS = false;
+  static constexpr bool LAYER = LAYER_, EXPERTS = false, CALLS = EXPERTS; /* layers finish sums in line */
   static constexpr int CONSUMERS = 2, UNPACKERS = 2, THREADS = 128 * (UNPACKERS + CONSUMERS);
   static constexpr int ROW_BLOCKS = 1, BM = 64 * CONSUMERS / K_GROUPS, BN = 64, UNPACK_LANES = BN / 4,
                        COLUMN_GROUPS = BN / 32;
