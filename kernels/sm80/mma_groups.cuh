@@ -81,9 +81,9 @@ template <class T> struct AsyncGroups {
 
 private:
   __device__ __forceinline__ void copy_columns(uint32_t to, const char *from, int size) const {
-    const int at = threadIdx.x % 32 * 16;
-    if (!g.vectors) return copy_row(to, from, size, columns);
-    if (at < columns * size) ptx::cp_async16(to + at, from + at, min(columns * size - at, 16));
+    const int at = threadIdx.x % 32 * 16, bytes = columns * size;
+    if (!g.vectors || bytes % 16) return copy_row(to, from, size, columns);
+    if (at < bytes) ptx::cp_async16(to + at, from + at, 16);
   }
 };
 
