@@ -454,7 +454,9 @@ describe("with_stream", function()
     local t = q.zeros { 500, 500, dtype = "int32", device = "cuda" }
     local one, two, three = q.with_stream(outer, function(...)
       t:fill_bytes_(1)
+      outer:synchronize() -- nothing else orders the two
       q.with_stream(inner, function() t:fill_bytes_(2) end)
+      inner:synchronize()
       return nil, select("#", ...), t:clone()
     end, nil, nil)
     assert.is_nil(one)

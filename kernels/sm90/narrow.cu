@@ -122,8 +122,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
   typename T::Kind::UnpackB unpacker(p.xor_b);
   typename NarrowB<T>::type b(p, (work.begin + group) * BLOCK_WORDS, work.at.n * T::BN, warp);
   b.prefetch(p);
-  bool waits = p.early_b;
-  if (!waits) ptx::griddepcontrol_wait();
+  if (!p.early_b) ptx::griddepcontrol_wait();
   b.load(p);
 #pragma unroll 1
   for (int k_block = group; k_block < work.count; k_block += T::UNPACK_GROUPS) {
@@ -136,8 +135,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const CUtensor
       if (e == 0) {
         ptx::mbarrier_wait(shared.empty_b8(state.index), state.phase ^ 1);
         if (threadIdx.x % (32 * T::GROUP_WARPS) == 0 && k_block >= T::STAGES_8 && k_block + T::A_LEAD < work.count) {
-          if (waits) ptx::griddepcontrol_wait(); /* it is over: the stage was free, after a copy of A before */
-          waits = false;                         /* each takes its time none the less */
+          ptx::griddepcontrol_wait(); /* it is over: the stage was free, after a copy of A before */
           copy_a(shared, map_a, p, work, k_block + T::A_LEAD);
         }
         __syncwarp();
