@@ -636,6 +636,7 @@ describe("the grouped kernels", function()
       { 1024, 4096, 14336, INT8, 128, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
       { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 64, 4096, 4096, INT8, 128, "grouped_64x64" },
       { 512, 4096, 4096, INT8, 128, "grouped_128x128" }, { 512, 4096, 4096, BFLOAT16, 128, "grouped_128x128" },
+      { 4096, 4096, 4096, INT8, 32, "grouped_256x128" }, { 256, 4096, 4096, INT8, 32, "grouped_64x128" },
       { 256, 3072, 12288, BFLOAT16, 128, "grouped_256x128" }, { 1024, 4096, 14336, BFLOAT16, 128, "grouped_256x128" },
       { 4096, 4096, 4096, INT8, 256, "grouped_64x128" }, { 4096, 4096, 4096, WORDS, 4096, "grouped_64x128" },
     } do
