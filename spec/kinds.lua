@@ -228,17 +228,14 @@ function kinds.check_bound(expected, out, title)
   end
 end
 
---- Runs `multiply` with a poisoned `out` on a device and compares; `more` are further options. Returns out's bytes.
-function kinds.check(case, multiply, more, place)
-  place = place or "cpu"
-  local built = kinds.build(case)
-  local expected = kinds.expected(case, built)
-  local a, b, scale_a, scale_b, opts = kinds.arguments(case, built, place)
+--- Calls `multiply` with a poisoned out of `built` on a device, given in `opts` with `more`, and compares all of it
+-- with what is expected, and what lies around it. Returns out's bytes.
+function kinds.check_out(case, built, expected, place, opts, more, multiply)
   local whole, out = built.out.on(place)
   local before = helper.bytes(whole)
   for key, value in pairs(more or {}) do opts[key] = value end
   opts.out, opts.out_dtype = out, nil
-  multiply(a, b, scale_a, scale_b, opts, case)
+  multiply()
   if expected.bytes then
     assert.same_bits(expected.bytes, out, case.name)
   else
@@ -246,6 +243,16 @@ function kinds.check(case, multiply, more, place)
   end
   if case.guard_out > 0 then cases.check_guards(case, before, helper.bytes(whole)) end
   return helper.bytes(out)
+end
+
+--- Runs `multiply` on a device and compares; `more` are further options. Returns out's bytes.
+function kinds.check(case, multiply, more, place)
+  place = place or "cpu"
+  local built = kinds.build(case)
+  local expected = kinds.expected(case, built)
+  local a, b, scale_a, scale_b, opts = kinds.arguments(case, built, place)
+  return kinds.check_out(case, built, expected, place, opts, more,
+    function() multiply(a, b, scale_a, scale_b, opts, case) end)
 end
 
 kinds.IS_FLOAT = IS_FLOAT
