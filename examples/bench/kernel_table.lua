@@ -25,7 +25,8 @@ local sass = require "sass"
 local architectures = {}
 for _, architecture in ipairs(q.architectures()) do architectures[tostring(architecture.arch)] = architecture end
 
--- Cards beside that of the architecture which int4mm.architectures() has: SMs and boost clock in MHz.
+-- Cards beside that of the architecture which int4mm.architectures() has: SMs and boost clock in MHz. Their SMs multiply
+-- integers alike; floats with float32 sums are slower on a GeForce.
 local MORE_CARDS = { ["89"] = { { card = "L4", sms = 58, clock = 2040 } } }
 
 -- Bytes of an SM's shared memory a clock; of sm_75 not known for sure.
@@ -115,7 +116,8 @@ local function bounds(kernel, arch)
   local all = clocks / math.max(clocks, issued, counts.shared_bytes / counts.mma / share)
   local nothing = clocks / (clocks + issued - 1)
   local rates = {}
-  for _, card in ipairs { architecture, unpack(MORE_CARDS[arch:match "%d+"] or {}) } do
+  local more = counts.mma_name:find "^I" and MORE_CARDS[arch:match "%d+"] or {}
+  for _, card in ipairs { architecture, unpack(more) } do
     rates[#rates + 1] = ("%s %.0f"):format(card.card, macs * 2 * card.sms * card.clock / 1e6)
   end
   return ("%.0f to %.0f %% of %s"):format(100 * nothing, 100 * all, table.concat(rates, ", "))
