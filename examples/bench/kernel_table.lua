@@ -25,8 +25,8 @@ local sass = require "sass"
 local architectures = {}
 for _, architecture in ipairs(q.architectures()) do architectures[tostring(architecture.arch)] = architecture end
 
--- Cards beside that of the architecture which int4mm.architectures() has: SMs and boost clock in MHz. Their SMs multiply
--- integers alike; floats with float32 sums are slower on a GeForce.
+-- Cards beside that of the architecture which int4mm.architectures() has: SMs and boost clock in MHz. Their SMs
+-- multiply integers alike; floats with float32 sums are slower on a GeForce.
 local MORE_CARDS = { ["89"] = { { card = "L4", sms = 58, clock = 2040 } } }
 
 -- Bytes of an SM's shared memory a clock; of sm_75 not known for sure.
