@@ -34,6 +34,28 @@ function bench.median(values)
   return (sorted[middle] + sorted[middle + 1]) / 2
 end
 
+--- Times calls on a GPU within a CUDA graph.
+-- @tparam table q the module int4mm
+-- @tparam function call is called with 1 .. calls while the graph is captured, and before that to warm up
+-- @tparam number calls of a graph
+-- @tparam number rounds launches of which the median counts, after five that do not
+-- @treturn number microseconds a call
+function bench.graph_time(q, call, calls, rounds)
+  local graph = q.graph(function()
+    for i = 1, calls do call(i) end
+  end, { warmup = 1 })
+  local times, start, stop = {}, q.event(), q.event()
+  for _ = 1, 5 do graph:launch() end
+  for i = 1, rounds do
+    start:record()
+    graph:launch()
+    stop:record()
+    times[i] = start:elapsed(stop) * 1000 / calls
+  end
+  graph:free()
+  return bench.median(times)
+end
+
 --- Times a function: one call to warm up, then samples, each of as many calls as fill a few milliseconds.
 -- @tparam function f what to time
 -- @tparam[opt] table opts `seconds` (0.5): about how long the samples take together; `samples` (15): at most so many,

@@ -34,24 +34,6 @@ local function parse_arguments()
   return arguments
 end
 
--- Microseconds of f.
-local function time(f, rounds)
-  f()
-  q.synchronize()
-  local graph = q.graph(function() for _ = 1, CALLS do f() end end)
-  local times = {}
-  for i = 1, rounds do
-    local start, stop = q.event(), q.event()
-    graph:launch()
-    start:record()
-    graph:launch()
-    stop:record()
-    q.synchronize()
-    times[i] = start:elapsed(stop) / CALLS * 1e3
-  end
-  return bench.median(times)
-end
-
 -- Where each expert's rows begin, from 0, when each of `tokens` goes to TOP different ones.
 local function deal(tokens, experts)
   math.randomseed(tokens)
@@ -86,8 +68,9 @@ local function measure(shape, arguments)
     end
   end
   local opts = { out = out, kernel = arguments.kernel }
-  local separate = time(function() for _, product in ipairs(products) do product() end end, arguments.rounds)
-  local grouped = time(function() q.int4_grouped_matmul(a, b, scale_a, scale_b, offsets, opts) end, arguments.rounds)
+  local function time(f) return bench.graph_time(q, f, CALLS, arguments.rounds) end
+  local separate = time(function() for _, product in ipairs(products) do product() end end)
+  local grouped = time(function() q.int4_grouped_matmul(a, b, scale_a, scale_b, offsets, opts) end)
   opts.offsets = offsets
   return {
     rows = T, grouped = grouped, separate = separate, same = out:to("cpu"):equal(apart:to "cpu"),

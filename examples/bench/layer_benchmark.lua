@@ -112,22 +112,10 @@ end
 
 -- ---- timing ----
 
--- Microseconds of a call within a graph of some forty: the median.
+-- Microseconds of a call within a graph of some forty.
 local function time(call, count, rounds)
   local calls = math.max(count, math.floor(40 / count) * count)
-  local graph = q.graph(function()
-    for i = 1, calls do call((i - 1) % count + 1) end
-  end, { warmup = 1 })
-  local times, start, stop = {}, q.event(), q.event()
-  for _ = 1, 5 do graph:launch() end
-  for i = 1, rounds do
-    start:record()
-    graph:launch()
-    stop:record()
-    times[i] = start:elapsed(stop) * 1000 / calls
-  end
-  graph:free()
-  return bench.median(times)
+  return bench.graph_time(q, function(i) call((i - 1) % count + 1) end, calls, rounds)
 end
 
 local function with(opts, more)
