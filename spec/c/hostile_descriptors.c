@@ -243,28 +243,33 @@ static void tensor_call(void) {
   int4mm_tensor_release(&made);
 }
 
+static const int32_t outs[] = {4, 2, 3}; /* dtypes of floats */
+
+/* Arguments over these tensors, the sixth of which is out, or there is none and `allocated` receives it. */
+static int4mm_matmul_args over(int4mm_tensor *t, int4mm_tensor *allocated, bool nk) {
+  return (int4mm_matmul_args){.a_packed = &t[0],
+                              .b_packed = &t[1],
+                              .scale_a = &t[2],
+                              .scale_b = &t[3],
+                              .bias = below(2) ? &t[4] : NULL,
+                              .out = t[5].rank && below(2) ? &t[5] : allocated,
+                              .out_dtype = outs[below(3)],
+                              .layout_b = nk,
+                              .backend = INT4MM_USE_CPU}; /* no GPU in this test */
+}
+
 static void matmul_call(void) {
   int4mm_tensor t[TENSORS], allocated = {0};
   int64_t M = below(2) ? 1 : below(70), N = below(2) ? 1 : below(70), k8 = below(3) ? below(5) : extent();
   bool nk = below(2);
-  static const int32_t outs[] = {4, 2, 3};
   make(&t[0], 0, 2, INT4MM_INT32, M, k8);
   make(&t[1], 1, 2, INT4MM_INT32, nk ? N : k8, nk ? k8 : N);
   make(&t[2], 2, 1, INT4MM_FLOAT32, M, 1);
   make(&t[3], 3, 1, INT4MM_FLOAT32, N, 1);
   make(&t[4], 4, 1, INT4MM_FLOAT32, N, 1);
   make(&t[5], 5, 2, outs[below(3)], M, N);
-  bool with_out = t[5].rank && below(2);
-  int4mm_matmul_args args = {.a_packed = &t[0],
-                             .b_packed = &t[1],
-                             .scale_a = &t[2],
-                             .scale_b = &t[3],
-                             .bias = below(2) ? &t[4] : NULL,
-                             .out = with_out ? &t[5] : &allocated,
-                             .out_dtype = outs[below(3)],
-                             .encoding_a = (int32_t)below(2),
-                             .layout_b = nk,
-                             .backend = INT4MM_USE_CPU}; /* no GPU in this test */
+  int4mm_matmul_args args = over(t, &allocated, nk);
+  args.encoding_a = (int32_t)below(2);
   int32_t *options[] = {&args.out_dtype, &args.encoding_a, &args.encoding_b, &args.layout_b, &args.strassen};
   if (below(10) == 0) *options[below(5)] = (int32_t)next();
   memcpy(before, memory, sizeof memory);
@@ -278,7 +283,6 @@ static void grouped_call(void) {
   int4mm_tensor t[TENSORS], allocated = {0};
   int64_t E = 1 + below(4), M = below(40), N = 1 + below(20), k8 = below(3) ? below(5) : extent();
   bool nk = below(2), with_offsets = below(4);
-  static const int32_t outs[] = {4, 2, 3};
   make(&t[0], 0, 2, INT4MM_INT32, below(8) ? M : extent(), k8);
   make(&t[1], 1, 2, INT4MM_INT32, (int64_t)((uint64_t)E * (uint64_t)(nk ? N : k8)), nk ? k8 : N);
   make(&t[2], 2, 1, INT4MM_FLOAT32, M, 1);
@@ -290,16 +294,7 @@ static void grouped_call(void) {
   for (int64_t i = 0; i < BYTES / 4; i++)
     ((int32_t *)memory[6])[i] =
         below(200) ? (offset += i && offset < M ? (int32_t)below(M - offset + 1) : 0) : (int32_t)next();
-  bool with_out = t[5].rank && below(2);
-  int4mm_matmul_args args = {.a_packed = &t[0],
-                             .b_packed = &t[1],
-                             .scale_a = &t[2],
-                             .scale_b = &t[3],
-                             .bias = below(2) ? &t[4] : NULL,
-                             .out = with_out ? &t[5] : &allocated,
-                             .out_dtype = outs[below(3)],
-                             .layout_b = nk,
-                             .backend = INT4MM_USE_CPU};
+  int4mm_matmul_args args = over(t, &allocated, nk);
   int64_t experts = with_offsets && below(2) ? 0 : below(8) ? E : extent();
   memcpy(before, memory, sizeof memory);
   int4mm_plan plan;
