@@ -34,14 +34,8 @@ local function shared_rate(architecture) return architecture.arch < 80 and 64 or
 
 local REGISTERS, REGISTER_UNIT = 65536, 8 -- of an SM; a thread's are given out by eights
 
--- The output of a command as lines; stops the program where it fails.
-local function lines_of(command)
-  local pipe = assert(io.popen(command .. " 2>/dev/null"))
-  return coroutine.wrap(function()
-    for line in pipe:lines() do coroutine.yield(line) end
-    pipe:close()
-  end)
-end
+-- The output of a command as lines; none where it fails.
+local function lines_of(command) return assert(io.popen(command .. " 2>/dev/null")):lines() end
 
 local function has(program) return os.execute("command -v " .. program .. " >/dev/null 2>&1") == 0 end
 
@@ -157,7 +151,12 @@ end
 print(("| sm | kernel | registers | bytes spilled | CTAs an SM has registers for | mma | %s |"):format(
   table.concat(heads, " | ")) .. " bytes of shared memory a product | nothing to all overlaps, of TOPS |")
 print("|" .. (" --- |"):rep(8 + #heads))
-for _, arch in ipairs(compiled_for(options.library)) do
+local archs = compiled_for(options.library)
+if #archs == 0 then
+  io.stderr:write("cuobjdump finds no machine code in ", options.library, "\n")
+  os.exit(1)
+end
+for _, arch in ipairs(archs) do
   if options.arch == "" or ("," .. options.arch .. ","):find("," .. arch .. ",", 1, true) then
     for _, kernel in ipairs(kernels(options.library, arch)) do
       if kernel.name:find(options.only) then row(arch, kernel) end

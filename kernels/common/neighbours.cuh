@@ -4,8 +4,7 @@
  *
  * int8, two halves of words: four nibbles to four bytes, twice. Plain ones are 16 times their value. With a zero point
  * z a nibble u = b + 8 becomes the byte u + c with c = 120 - z, 1 to 240, which carries into no other, and 128 less is
- * b
- * - z; with a factor f too it is u f + c with c = 128 - 8 f.
+ * b - z; with a factor f too it is u f + c with c = 128 - 8 f.
  *
  * float16 and bfloat16, two bytes of words: the numbers 0 .. 255, as bits, are so many times the least subnormal. One
  * fma for two values multiplies that away, by a sixteenth for a nibble that lies in the upper half of its byte, and

@@ -94,7 +94,7 @@ bool int4mm_is_tuned_elsewhere(const int4mm_gpu_traits *gpu) {
 }
 
 const char *int4mm_tuned_kernel(const int4mm_gpu_traits *gpu, const int4mm_gpu_problem *p) {
-  if (!atomic_load_explicit(&is_set, memory_order_relaxed) || p->experts) return NULL;
+  if (!atomic_load_explicit(&is_set, memory_order_relaxed) || p->experts) return NULL; /* a table knows no experts */
   const int4mm_tuned key = {.M = p->M,
                             .N = p->N,
                             .K = p->K,

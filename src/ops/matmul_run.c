@@ -115,7 +115,7 @@ typedef int32_t chooser(const int4mm_gpu_problem *problem, const char *kernel, i
 /* The choice, of the tuned kernel where there is one that serves the problem. */
 static int32_t choose_tuned(const int4mm_gpu_traits *gpu, const int4mm_gpu_problem *g, const char *kernel,
                             chooser *choose, int4mm_plan *plan) {
-  const char *tuned = kernel || g->experts ? NULL : int4mm_tuned_kernel(gpu, g); /* a table knows no experts */
+  const char *tuned = kernel ? NULL : int4mm_tuned_kernel(gpu, g);
   int4mm_hold_error();
   int32_t status = tuned ? choose(g, tuned, plan) : INT4MM_ERR_UNSUPPORTED;
   int4mm_unhold_error();
