@@ -136,4 +136,4 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }
 
-const int4mm_family int4mm_family_turing = {unsupported, plan, explain, INT4MM_COPIES_A, false};
+const int4mm_family int4mm_family_turing = {unsupported, plan, explain, INT4MM_COPIES_A, false, false};
