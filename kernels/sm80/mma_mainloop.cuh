@@ -654,7 +654,9 @@ template <class T> __device__ __forceinline__ void run_tile(const Arguments &p, 
     epilogue<T>(p, at, warp_m, warp_n, warp_k, acc);
 }
 
-template <class T> __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
+/* SHARED, the dynamic shared memory, is a part of the name for examples/bench/kernel_table.lua. */
+template <class T, int SHARED = T::SHARED_BYTES>
+__global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
     const TileCoord at = tile_coord<T>(p);
     ptx::griddepcontrol_wait();
@@ -675,7 +677,7 @@ __device__ __noinline__ void zero_tile(const EpilogueArguments &e, int first_row
 }
 
 /* The same of an expert's tile, whose arguments lie in shared memory. */
-template <class T>
+template <class T, int SHARED = T::SHARED_BYTES>
 __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
     __shared__ Arguments own;
