@@ -366,7 +366,7 @@ describe("a product on the GPU", function()
     end
   end, driver)
 
-  -- CTAs of mma share K, whose parts meet in scratch memory that is taken anew for every call.
+  -- CTAs of mma and turing share K, whose parts meet in scratch memory that is taken anew for every call.
   on_gpu("of few tiles and a long K is the same on several streams and from a graph", function()
     local streams, split = { q.stream(), q.stream(), q.stream() }, 0
     local function check(kernel, expected, a, b, scale_a, scale_b, bias, name)
@@ -401,13 +401,13 @@ describe("a product on the GPU", function()
         local expected = q.int4_matmul_cpu(of:to "cpu", b:to "cpu", scale_a:to "cpu", scale_b:to "cpu",
           { bias = bias:to "cpu", out_dtype = "bfloat16" })
         for _, kernel in ipairs(KERNELS) do
-          if kernel:find "^mma" and serves(kernel, of, b, scale_a, scale_b) then
+          if wants_16_bytes(kernel) and serves(kernel, of, b, scale_a, scale_b) then
             check(kernel, expected, of, b, scale_a, scale_b, bias, ("%s, %s, M=%d"):format(kernel, of.dtype, M))
           end
         end
       end
     end
-    assert(split >= (q.device_info().kernel_arch < 80 and 0 or 16), split .. " of the products split K")
+    assert(split >= (q.device_info().kernel_arch < 80 and 8 or 20), split .. " of the products split K")
   end)
 
   on_gpu("cannot be captured without out, and says so", function()

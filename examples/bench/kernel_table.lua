@@ -84,13 +84,13 @@ local function kernels(library, arch)
   return found
 end
 
--- Bytes of shared memory of a kernel's CTA, and CTAs for which an SM has room; "-" where that is not known.
+-- Bytes of shared memory of a kernel's CTA, and CTAs for which an SM has room; "-" where that is not known. From sm_90
+-- on cuobjdump counts the 1 KiB that the GPU takes for each CTA.
 local function shared_and_ctas(kernel, arch)
   local dynamic, architecture = sass.dynamic_shared(kernel.name), architectures[arch:match "%d+"]
-  if not dynamic then return "-", "-" end
-  local shared = dynamic + kernel.resources.shared
-  if not architecture or not kernel.threads then return shared, "-" end
-  return shared, sass.ctas(architecture, kernel.resources.registers, kernel.threads, shared)
+  if not dynamic or not architecture or not kernel.threads then return "-", "-" end
+  local declared = kernel.resources.shared - (architecture.arch < 90 and 0 or 1024)
+  return dynamic + declared, sass.ctas(architecture, kernel.resources.registers, kernel.threads, dynamic + declared)
 end
 
 -- Multiply-adds of an SM a clock for an mma, by what it multiplies.
