@@ -12,44 +12,52 @@
 
 namespace {
 
-constexpr int THREADS = 128, COUNT = 4; /* columns of a thread */
-constexpr int AHEAD = 8;                /* parts that are loaded together */
+constexpr int THREADS = 128, COUNT = 4;       /* columns of a thread */
+constexpr int QUADS = 8, SHARES = 32 / QUADS; /* a warp has neighbours of one row, and lanes that share their parts */
+constexpr int AHEAD = 4;                      /* parts that a lane loads together */
 
 struct SumsArguments {
   const int32_t *sums;
   int64_t ld, part; /* elements from row to row, from part to part */
   int parts, N;
-  unsigned threads, count; /* of a row, of all rows: K is shared where tiles are few */
+  unsigned quads, count; /* of a row, of all rows: few, since K is shared where tiles are */
   float unscale;
   EpilogueArguments epilogue;
 };
 
-__device__ __forceinline__ void add(int32_t (&sums)[COUNT], int4 x) {
-  sums[0] += x.x, sums[1] += x.y, sums[2] += x.z, sums[3] += x.w;
-}
-
-__global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
-  const unsigned i = blockIdx.x * THREADS + threadIdx.x;
-  const int64_t row = i / p.threads, column = i % p.threads * COUNT;
-  const int32_t *from = p.sums + row * p.ld + column;
-  int32_t sums[COUNT] = {};
-  float scale_b[COUNT], bias[COUNT];
-  if (i >= p.count) return;
-  ptx::griddepcontrol_wait();
-  const float scale_a = __ldg(p.epilogue.scale_a + row);
+/* The sums of COUNT columns over the parts of this lane's share. */
+__device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArguments &p, const int32_t *from) {
 #pragma unroll
-  for (int j = 0; j < COUNT; j++) scale_b[j] = column + j < p.N ? __ldg(p.epilogue.scale_b + column + j) : 0;
-  int4mm_load_bias(bias, p.epilogue, column, (int64_t)p.N);
-  for (int part = 0; part < p.parts; part += AHEAD) {
+  for (int j = 0; j < COUNT; j++) sums[j] = 0;
+  for (int part = threadIdx.x % 32 / QUADS; part < p.parts; part += AHEAD * SHARES) {
     int4 x[AHEAD];
 #pragma unroll
     for (int j = 0; j < AHEAD; j++)
-      x[j] = part + j < p.parts ? __ldcs((const int4 *)(from + (part + j) * p.part)) : int4{};
+      x[j] = part + j * SHARES < p.parts ? __ldcs((const int4 *)(from + (part + j * SHARES) * p.part)) : int4{};
 #pragma unroll
-    for (int j = 0; j < AHEAD; j++) add(sums, x[j]);
+    for (int j = 0; j < AHEAD; j++) sums[0] += x[j].x, sums[1] += x[j].y, sums[2] += x[j].z, sums[3] += x[j].w;
   }
+}
+
+__global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
+  const unsigned lane = threadIdx.x % 32,
+                 quad = blockIdx.x * (THREADS / SHARES) + threadIdx.x / 32 * QUADS + lane % QUADS;
+  const int64_t row = quad / p.quads, column = quad % p.quads * COUNT;
+  const bool inside = quad < p.count;
+  int32_t sums[COUNT] = {};
+  ptx::griddepcontrol_wait();
+  if (inside) add_share(sums, p, p.sums + row * p.ld + column);
   ptx::griddepcontrol_launch_dependents();
-  int4mm_finish<true>(p.epilogue, row, column, (int64_t)p.N, p.unscale, scale_a, scale_b, bias, sums);
+#pragma unroll
+  for (int j = 0; j < COUNT; j++)
+    for (int other = QUADS; other < 32; other *= 2) sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], other);
+  if (!inside || lane >= QUADS) return;
+  float scale_b[COUNT], bias[COUNT];
+#pragma unroll
+  for (int j = 0; j < COUNT; j++) scale_b[j] = column + j < p.N ? __ldg(p.epilogue.scale_b + column + j) : 0;
+  int4mm_load_bias(bias, p.epilogue, column, (int64_t)p.N);
+  int4mm_finish<true>(p.epilogue, row, column, (int64_t)p.N, p.unscale, __ldg(p.epilogue.scale_a + row), scale_b, bias,
+                      sums);
 }
 
 } // namespace
@@ -59,8 +67,8 @@ cudaError_t int4mm_launch_add_sums(const int4mm_problem *problem, const int4mm_p
   SumsArguments p = {};
   p.sums = problem->sums, p.ld = int4mm_sums_stride(problem->N), p.part = problem->M * p.ld;
   p.parts = parts, p.N = (int)problem->N, p.unscale = unscale;
-  p.threads = (unsigned)((problem->N + COUNT - 1) / COUNT), p.count = (unsigned)problem->M * p.threads;
+  p.quads = (unsigned)((problem->N + COUNT - 1) / COUNT), p.count = (unsigned)problem->M * p.quads;
   p.epilogue = int4mm_epilogue_arguments(problem, COUNT);
-  const dim3 grid(int4mm_blocks(p.count, THREADS));
+  const dim3 grid(int4mm_blocks(p.count, THREADS / SHARES));
   return int4mm_launch<add_sums>(plan->device, grid, THREADS, 0, dim3(1), stream, p);
 }

@@ -42,15 +42,15 @@ struct Arguments {
   int M, N;
   int a_bytes, b_bytes; /* of k: of a row of A, of a column of B */
   int stages;           /* of K */
-  int part;             /* those of a CTA, but for the last one's */
   int past;             /* packed A: values of k past K in the last stage */
   int tiles_m, tiles_n;
-  int32_t *sums; /* of parts of K, or NULL where a CTA has all of it */
-  int64_t ld_sums;
   Encodings encodings;
   EpilogueArguments epilogue;
   GroupArguments groups;
   int4mm_experts experts;
+  int32_t *sums; /* of parts of K, or NULL where a CTA has all of it */
+  int64_t ld_sums;
+  int part; /* stages of a CTA, but for the last one of K */
 };
 
 /* First row and column of this CTA's tile. */

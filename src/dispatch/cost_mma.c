@@ -17,9 +17,9 @@ enum {
   COPY_RATE = 1000,       /* and of a copy of A or B, */
   FITTED_MEMORY = 3350,   /* with a memory of so many GB/s; */
   COPY_TIME = 2000,       /* of the copy's call */
-  ADD_TIME = 1500,        /* of a kernel that adds the sums of parts of K, */
-  ADD_RATE = 2500,        /* and bytes of these sums a ns, written and read */
-  MAX_SPLIT = 64,         /* parts of K */
+  ADD_TIME = 1800,        /* of a kernel that adds the sums of parts of K, */
+  ADD_RATE = 2700,        /* and bytes of these sums a ns, written and read, */
+  MAX_SPLIT = 32,         /* of at most so many parts */
   PROMOTION_TIME = 350,   /* of the sums of 128 x 128 for each group of a k-block but the first */
   MAX_GROUPED_K = 1 << 20 /* where a group is found by a multiplication */
 };
@@ -148,26 +148,33 @@ static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
   return int4mm_plan_add(int4mm_plan_mul(tiles / (2 * p->sms), two), rest > p->sms ? two : rest ? one : 0);
 }
 
-/* The same where K is cut into at most *split parts of whole stages, and the time of adding their sums. *split becomes
- * how many these are. */
-static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t *split) {
-  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), part = int4mm_plan_ceil_div(stages, *split);
-  *split = int4mm_plan_ceil_div(stages, part);
-  int64_t time = waves_time(cost, p, tiles * *split, part * cost->stage_k / INT4MM_BLOCK_K);
-  int64_t bytes = *split * p->M * int4mm_sums_stride(p->N) * 8;
+/* A plan's time where K is in `split` parts: of the product, at least that of reading B, and of adding sums. */
+static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t split) {
+  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), part = int4mm_plan_ceil_div(stages, split);
+  const int64_t k_blocks = split > 1 ? part * cost->stage_k / INT4MM_BLOCK_K : int4mm_plan_k_blocks(p);
+  int64_t time = waves_time(cost, p, int4mm_plan_mul(tiles, split), k_blocks);
+  int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
+  if (time < reading) time = reading;
+  if (split == 1) return time;
+  int64_t bytes = split * p->M * int4mm_sums_stride(p->N) * 8;
   return time + int4mm_gpu_clock_time(p, ADD_TIME) + bytes / int4mm_gpu_memory_rate(p, FITTED_MEMORY, ADD_RATE);
 }
 
-/* Where sums are exact in any order and tiles leave SMs without work, CTAs share K as long as all run at once. */
-static int64_t best_split(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t *time) {
+/* Where sums are exact in any order and tiles leave SMs without work, CTAs share K as long as all run at once: in
+ * *split parts of whole stages. 128 x 14336 x 1024 takes 20.4 us with 32 tiles of 64 x 64, 13.8 with K in 2 parts and
+ * 10.3 in 4; 64 x 65536 x 256 82 us, 15.4 in 8, 11.8 in 16 and 12.5 in 32; W4A8 of 128 x 4096 x 4096 15.9 and in 2
+ * parts 14.4. With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. */
+static int64_t best_split(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t *split) {
   const bool exact = cost->kind == WORDS || cost->kind == BYTES || cost->kind == BYTES_AFFINE;
-  int64_t best = 1;
-  *time = waves_time(cost, p, tiles, int4mm_plan_k_blocks(p));
+  int64_t best = split_time(cost, p, tiles, 1);
+  *split = 1;
   if (p->experts || !exact) return best;
-  const int64_t at_once = (cost->pairs ? 2 * p->sms : p->sms) / tiles, most = at_once < MAX_SPLIT ? at_once : MAX_SPLIT;
-  for (int64_t up_to = most; up_to > 1; up_to /= 2) {
-    int64_t split = up_to, with = split_time(cost, p, tiles, &split);
-    if (split > 1 && with < *time) *time = with, best = split;
+  const int64_t at_once = (cost->pairs ? 2 * p->sms : p->sms) / tiles,
+                stages = int4mm_plan_ceil_div(p->K, cost->stage_k);
+  for (int64_t most = at_once < MAX_SPLIT ? at_once : MAX_SPLIT; most > 1; most /= 2) {
+    const int64_t parts = int4mm_plan_ceil_div(stages, int4mm_plan_ceil_div(stages, most));
+    const int64_t time = split_time(cost, p, tiles, parts);
+    if (time < best) best = time, *split = parts;
   }
   return best;
 }
@@ -184,14 +191,12 @@ static int64_t copying_time(const int4mm_gpu_problem *p) {
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  int64_t likely_tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), time;
-  plan->split_k = (int32_t)best_split(cost_of(kernel, p), p, likely_tiles, &time);
-  int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
-  if (time < reading) time = reading;
+  int64_t likely_tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), split;
+  int64_t time = best_split(cost_of(kernel, p), p, likely_tiles, &split);
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
   time = int4mm_plan_add(time, copying_time(p));
-  plan->tile_k = INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(tiles, plan->split_k));
+  plan->tile_k = INT4MM_BLOCK_K, plan->split_k = (int32_t)split;
+  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(tiles, split));
   return int4mm_plan_add(CALL_TIME, time);
 }
 
