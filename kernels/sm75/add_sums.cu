@@ -12,9 +12,8 @@
 
 namespace {
 
-constexpr int THREADS = 128, COUNT = 4;       /* columns of a thread */
-constexpr int QUADS = 8, SHARES = 32 / QUADS; /* a warp has neighbours of one row, and lanes that share their parts */
-constexpr int AHEAD = 4;                      /* parts that a lane loads together */
+constexpr int THREADS = 128, COUNT = 4; /* columns of a thread */
+constexpr int AHEAD = 4;                /* parts that a lane loads together */
 
 struct SumsArguments {
   const int32_t *sums;
@@ -25,11 +24,11 @@ struct SumsArguments {
   EpilogueArguments epilogue;
 };
 
-/* The sums of COUNT columns over the parts of this lane's share. */
-__device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArguments &p, const int32_t *from) {
-#pragma unroll
-  for (int j = 0; j < COUNT; j++) sums[j] = 0;
-  for (int part = threadIdx.x % 32 / QUADS; part < p.parts; part += AHEAD * SHARES) {
+/* Adds COUNT columns of every SHARESth part from `part` on. */
+template <int SHARES>
+__device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArguments &p, const int32_t *from,
+                                          int part) {
+  for (; part < p.parts; part += AHEAD * SHARES) {
     int4 x[AHEAD];
 #pragma unroll
     for (int j = 0; j < AHEAD; j++)
@@ -39,25 +38,31 @@ __device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArgu
   }
 }
 
-__global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
-  const unsigned lane = threadIdx.x % 32,
-                 quad = blockIdx.x * (THREADS / SHARES) + threadIdx.x / 32 * QUADS + lane % QUADS;
-  const int64_t row = quad / p.quads, column = quad % p.quads * COUNT;
-  const bool inside = quad < p.count;
+/* SHARES lanes of a warp have the same columns and each a share of the parts. */
+template <int SHARES> __global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
+  constexpr int QUADS = 32 / SHARES; /* of a warp, neighbours */
+  const unsigned lane = threadIdx.x % 32, warp = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+  const unsigned mine = warp * QUADS + lane % QUADS, quad = min(mine, p.count - 1);
+  const int64_t row = quad / p.quads, column = quad % p.quads * COUNT, N = p.N;
   int32_t sums[COUNT] = {};
+  float scale_b[COUNT], bias[COUNT];
   ptx::griddepcontrol_wait();
-  if (inside) add_share(sums, p, p.sums + row * p.ld + column);
+  const float scale_a = __ldg(p.epilogue.scale_a + row);
+#pragma unroll
+  for (int j = 0; j < COUNT; j++) scale_b[j] = column + j < N ? __ldg(p.epilogue.scale_b + column + j) : 0;
+  int4mm_load_bias(bias, p.epilogue, column, N);
+  add_share<SHARES>(sums, p, p.sums + row * p.ld + column, lane / QUADS);
   ptx::griddepcontrol_launch_dependents();
 #pragma unroll
   for (int j = 0; j < COUNT; j++)
     for (int other = QUADS; other < 32; other *= 2) sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], other);
-  if (!inside || lane >= QUADS) return;
-  float scale_b[COUNT], bias[COUNT];
-#pragma unroll
-  for (int j = 0; j < COUNT; j++) scale_b[j] = column + j < p.N ? __ldg(p.epilogue.scale_b + column + j) : 0;
-  int4mm_load_bias(bias, p.epilogue, column, (int64_t)p.N);
-  int4mm_finish<true>(p.epilogue, row, column, (int64_t)p.N, p.unscale, __ldg(p.epilogue.scale_a + row), scale_b, bias,
-                      sums);
+  if (mine < p.count && lane < QUADS)
+    int4mm_finish<true>(p.epilogue, row, column, N, p.unscale, scale_a, scale_b, bias, sums);
+}
+
+template <int SHARES> cudaError_t launch(const SumsArguments &p, int device, cudaStream_t stream) {
+  const dim3 grid(int4mm_blocks(p.count, THREADS / SHARES));
+  return int4mm_launch<add_sums<SHARES>>(device, grid, THREADS, 0, dim3(1), stream, p);
 }
 
 } // namespace
@@ -69,6 +74,5 @@ cudaError_t int4mm_launch_add_sums(const int4mm_problem *problem, const int4mm_p
   p.parts = parts, p.N = (int)problem->N, p.unscale = unscale;
   p.quads = (unsigned)((problem->N + COUNT - 1) / COUNT), p.count = (unsigned)problem->M * p.quads;
   p.epilogue = int4mm_epilogue_arguments(problem, COUNT);
-  const dim3 grid(int4mm_blocks(p.count, THREADS / SHARES));
-  return int4mm_launch<add_sums>(plan->device, grid, THREADS, 0, dim3(1), stream, p);
+  return parts > AHEAD ? launch<4>(p, plan->device, stream) : launch<1>(p, plan->device, stream);
 }

@@ -17,7 +17,7 @@ enum {
   COPY_RATE = 1000,       /* and of a copy of A or B, */
   FITTED_MEMORY = 3350,   /* with a memory of so many GB/s; */
   COPY_TIME = 2000,       /* of the copy's call */
-  ADD_TIME = 1800,        /* of a kernel that adds the sums of parts of K, */
+  ADD_TIME = 1300,        /* of a kernel that adds the sums of parts of K, */
   ADD_RATE = 2700,        /* and bytes of these sums a ns, written and read, */
   MAX_SPLIT = 32,         /* of at most so many parts */
   PROMOTION_TIME = 350,   /* of the sums of 128 x 128 for each group of a k-block but the first */
@@ -161,9 +161,9 @@ static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
 }
 
 /* Where sums are exact in any order and tiles leave SMs without work, CTAs share K as long as all run at once: in
- * *split parts of whole stages. 128 x 14336 x 1024 takes 20.4 us with 32 tiles of 64 x 64, 13.8 with K in 2 parts and
- * 10.3 in 4; 64 x 65536 x 256 82 us, 15.4 in 8, 11.8 in 16 and 12.5 in 32; W4A8 of 128 x 4096 x 4096 15.9 and in 2
- * parts 14.4. With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. */
+ * *split parts of whole stages. 128 x 14336 x 1024 takes 20.4 us with 32 tiles of 64 x 64, 13.6 with K in 2 parts and
+ * 10.2 in 4; 64 x 65536 x 256 82 us, 15 in 8, 10.5 in 16 and 9.8 in 32; W4A8 of 128 x 4096 x 4096 15.9 and in 2 parts
+ * 14.4. With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. */
 static int64_t best_split(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t *split) {
   const bool exact = cost->kind == WORDS || cost->kind == BYTES || cost->kind == BYTES_AFFINE;
   int64_t best = split_time(cost, p, tiles, 1);
