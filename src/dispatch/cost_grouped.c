@@ -12,7 +12,8 @@
 enum {
   CALL_TIME = 3500,      /* a call, beside its tiles, */
   COLUMNS_TIME = 2050,   /* and with a scale for each column */
-  READ_RATE = 2800,      /* bytes a ns */
+  READ_RATE = 2800,      /* bytes a ns, */
+  EXPERTS_RATE = 2400,   /* and of several experts' weights */
   LONGEST_GROUP = 131071 /* of integers: bytes of both operands may be 16 times their values */
 };
 
@@ -125,7 +126,7 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
       int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), pairs ? k_block * 4 / 3 : k_block), cost->tile);
   time = int4mm_plan_add(is_per_column(p) ? COLUMNS_TIME : CALL_TIME,
                          int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time));
-  int64_t reading = CALL_TIME + int4mm_plan_bytes_of_b(p) / READ_RATE;
+  int64_t reading = CALL_TIME + int4mm_plan_bytes_of_b(p) / (p->experts ? EXPERTS_RATE : READ_RATE);
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles < resident ? tiles : resident);
   return time > reading ? time : reading;
