@@ -30,31 +30,16 @@ static const skinny_cost costs[] = {{8, 2300, 4150, 16, {100, 120, 125, 150, 140
                                     {32, 2600, 2950, 16, {100, 100, 100, 100, 100}},
                                     {64, 4000, 1470, 8, {80, 130, 215, 215, 200}}};
 
-/* Of a grouped product, whose CTAs are smaller: several on an SM hide each other's beginning and end. 16 rows of 8
- * experts of 4096 x 14336 take 86 to 89 us, 96 of W4A8 with groups of 128 (with three stages 101) and 94 of floats
- * (with 8 warps 107). */
-enum { EXPERT_CTAS = 2, EXPERT_WARPS = 8, EXPERT_WARPS_FLOATS = 4, EXPERT_WARPS_N = 2, EXPERT_STAGES = 2 };
+/* Of a grouped product, whose CTAs have few warps, half of them side by side: several CTAs on an SM hide each other's
+ * beginning and end. On an H100, W4A4 with 64 rows of 64 experts of 2048 x 1408 takes 26 us, with 8 warps 32, and with
+ * 16 of 8 experts of 14336 x 4096 86 and 103. With slots (is_chain) 8 are better, since these are many in an SM: 80 us,
+ * not 93, for W4A8 with groups of 128 and 8 rows of 8 experts of 4096 x 14336. */
+enum { EXPERT_CTAS = 2, EXPERT_STAGES = 2, EXPERT_WARPS = 4, EXPERT_WARPS_CHAIN = 8 };
 
 static const skinny_cost *cost_of(const int4mm_kernel *kernel) {
   const skinny_cost *cost = costs;
   while (cost->rows < kernel->tile_m) cost++;
   return cost;
-}
-
-static bool is_float(const int4mm_gpu_problem *p) {
-  return p->dtype_a != INT4MM_INT32 && p->dtype_a != INT4MM_INT8;
-}
-
-/* Warps of a CTA, and those along the columns, at most; and from how many CTAs beside each other on they are more than
- * one. */
-static int64_t max_warps_of(const skinny_cost *cost, const int4mm_gpu_problem *p) {
-  return p->experts ? (is_float(p) ? EXPERT_WARPS_FLOATS : EXPERT_WARPS) : cost->max_warps;
-}
-static int64_t max_warps_n_of(const int4mm_gpu_problem *p) {
-  return p->experts ? EXPERT_WARPS_N : 8;
-}
-static int64_t enough_ctas(const int4mm_gpu_problem *p) {
-  return p->experts ? 1 : p->sms;
 }
 
 /* Bytes of shared memory that a CTA takes at most. */
@@ -86,6 +71,10 @@ static int64_t segments_of(const int4mm_gpu_problem *p) {
  * well and 32 with groups of 64 (CHAIN, and more for each segment of a k-block), 14.2 with floats; 64 rows of 4096 x
  * 4096 7.6, 10.6, 16.4 and 13. */
 typedef enum general_kind { PLAIN, FACTORS, GROUPS, CHAIN, FLOATS } general_kind;
+
+static bool is_float(const int4mm_gpu_problem *p) {
+  return p->dtype_a != INT4MM_INT32 && p->dtype_a != INT4MM_INT8;
+}
 
 /* What most weights are: a scale for each column, with an A of int8 or floats, or group scales, of floats for whole
  * k-blocks and of integers for one; no zero points. */
@@ -155,11 +144,12 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
                             int4mm_plan *plan) {
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = shared_of(p);
   const general_bytes bytes = general_bytes_of(kernel, p);
-  int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps_of(kernel) : 1, max_warps = max_warps_of(cost, p),
-          max_warps_k = k_blocks < 64 ? 8 : 16;
+  int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps_of(kernel) : 1, max_warps = cost->max_warps, max_warps_n = 8,
+          max_warps_k = k_blocks < 64 ? 8 : 16, enough = p->sms; /* CTAs side by side, for which warps_n is 1 */
+  if (p->experts) enough = 1, max_warps = bytes.slot ? EXPERT_WARPS_CHAIN : EXPERT_WARPS, max_warps_n = max_warps / 2;
   while (max_warps > warps_k && max_warps * (2 * bytes.stage + 2 * bytes.slot) > limit) max_warps /= 2;
-  while (warps_n < max_warps_n_of(p) && (warps_n + 1) * warps_k <= max_warps &&
-         int4mm_plan_ceil_div(p->N, warps_n * columns) > enough_ctas(p))
+  while (warps_n < max_warps_n && (warps_n + 1) * warps_k <= max_warps &&
+         int4mm_plan_ceil_div(p->N, warps_n * columns) > enough)
     warps_n++;
   while (warps_n * warps_k * 2 <= max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
   int64_t row_tiles = int4mm_plan_likely_row_tiles(p, kernel->tile_m), warps = warps_n * warps_k;
@@ -172,7 +162,7 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
   /* more cost more than they gain: 64 rows of float16 and 4096 x 4096 take 13 us with two and 17 with three */
   plan->stages = kernel->tile_m == 64 || (kind_of(p) != PLAIN && warps > 8) ? 2 : 3;
   if (kernel->tile_m == 8 && kind_of(p) != PLAIN && warps <= 8) plan->stages = 4; /* 1 x 4096 x 4096: 5 us, not 5.2 */
-  if (p->experts && kind_of(p) != PLAIN) plan->stages = EXPERT_STAGES;
+  if (p->experts) plan->stages = EXPERT_STAGES;
   while (plan->stages > 2 && warps * plan->stages * bytes.stage + warps_n * least_slots * bytes.slot > limit)
     plan->stages--;
   plan->tile_n = (int32_t)(warps_n * columns);
@@ -219,13 +209,13 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   const skinny_cost *cost = cost_of(kernel);
   if (!int4mm_plan_is_elementary(p)) return general_plan(cost, kernel, p, plan);
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p);
-  int64_t warps_n = 1, warps_k = 1, max_warps = max_warps_of(cost, p);
+  int64_t warps_n = 1, warps_k = 1, max_warps = cost->max_warps, max_warps_n = 8, enough = p->sms;
+  if (p->experts) enough = 1, max_warps = EXPERT_WARPS, max_warps_n = max_warps / 2;
   int64_t max_warps_k = k_blocks < 64 ? 8 : 16; /* 1 x 4096 x 4096: 4.4 us, with 16 4.8 */
   plan->stages = stages_of(kernel, p);
   int64_t warp_bytes = plan->stages * (INT4MM_SKINNY_B_BYTES + kernel->tile_m / 8 * INT4MM_SKINNY_A_BYTES);
   while (max_warps > int4mm_gpu_shared(p) / warp_bytes) max_warps /= 2;
-  while (warps_n < max_warps_n_of(p) && warps_n < max_warps &&
-         int4mm_plan_ceil_div(p->N, warps_n * columns) > enough_ctas(p))
+  while (warps_n < max_warps_n && warps_n < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > enough)
     warps_n++;
   while (warps_n * warps_k * 2 <= max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
   int64_t row_tiles = int4mm_plan_likely_row_tiles(p, kernel->tile_m);
