@@ -140,4 +140,4 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
            (int)p->sms, scales);
 }
 
-const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_NONE, true};
+const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_NONE, true, false};

@@ -123,7 +123,7 @@ static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   return with_alignment(p, max64(reading_time(p), HOPPER_TIME + waves * tile_time));
 }
 
-const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true};
+const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true, false};
 
 /* ---- narrow: a CTA a tile, up to two an SM ---- */
 
@@ -174,4 +174,4 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   return with_alignment(p, max64(reading_time(p), pairs ? split : whole));
 }
 
-const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A, false};
+const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A, false, false};

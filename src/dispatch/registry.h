@@ -32,6 +32,8 @@ typedef struct int4mm_family {
   int copies; /* int4mm_copies */
   /* Serves grouped products. */
   bool experts;
+  /* Parts of K of a plan whose split_k is above 1 meet in scratch memory (int4mm_sums_bytes), else in a cluster. */
+  bool sums;
 } int4mm_family;
 
 struct int4mm_kernel {
