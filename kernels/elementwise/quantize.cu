@@ -2,12 +2,13 @@
  * Rotation and quantising on the device, with the bits of src/cpu: what int4mm_quantize and int4mm_rotate promise.
  *
  * A warp takes 1024 values in its registers, and rotates and quantises them by itself (rotation.cuh). Rows (dim 1): a
- * CTA per row, which is read once; where a CTA cannot hold it, one for each piece, once for the scale and once for the
- * words. Columns (dim 0): a cluster of CTAs per group of columns, each with a part of the rows; they tell each other
- * the largest magnitudes, and what a CTA holds is read once. Rotated ones are transposed in shared memory; of others a
- * lane has two columns. Where there are no clusters, or few, a CTA per tile, once for the scales and once for the
- * words; the second reading goes backwards, through what L2 still has. The clip of least squared error has sums whose
- * order is fixed, 32 chains for every ratio, and so a kernel of its own, which leaves the scales.
+ * CTA per row, which is read once, or a cluster where they are few and long; where a CTA cannot hold a row, one for
+ * each piece, once for the scale and once for the words. Columns (dim 0): a cluster of CTAs per group of columns, each
+ * with a part of the rows; they tell each other the largest magnitudes, and what a CTA holds is read once. Rotated ones
+ * are transposed in shared memory; of others a lane has two columns, and clusters copy their next group while they
+ * quantise one. Where there are no clusters, or few, a CTA per tile, once for the scales and once for the words; the
+ * second reading goes backwards, through what L2 still has. The clip of least squared error has sums whose order is
+ * fixed, 32 chains for every ratio, and so a kernel of its own, which leaves the scales.
  */
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
@@ -552,7 +553,7 @@ constexpr int PAIR_MEMORY = 32 * 4 * PAIR_WORDS + 64; /* bytes of a warp's share
 template <class T> struct Pairs {
   static constexpr int WORDS = sizeof(T) / 2, ROWS = PAIR_WORDS / WORDS, ACROSS = PAIR_COLUMNS / 2;
   static constexpr int WARP_ROWS = 32 / ACROSS * ROWS, CTA_ROWS = PAIR_WARPS * WARP_ROWS;
-  static constexpr int CTAS = WORDS == 1 ? 2 : 3; /* of an SM; three, or two with more registers */
+  static constexpr int CTAS = WORDS == 1 ? 2 : 3; /* of an SM: two that keep all in registers, or three */
   uint32_t raw[ROWS][WORDS];
 
   static __device__ __forceinline__ int column() { return threadIdx.x % ACROSS * 2; }
@@ -983,7 +984,7 @@ template <auto KERNEL> cudaError_t launch_rows(Arguments a, cudaStream_t stream)
 }
 
 /* Rows that leave SMs without work are divided among the CTAs of clusters, where there are some. Many rows are faster
- * with the L1 that this kernel leaves. */
+ * with L1, of which this kernel leaves little. */
 template <int TASK> cudaError_t launch_few_rows(const Arguments &a, cudaStream_t stream) {
   constexpr int LEAST_WARPS = 8; /* that are worth a CTA */
   int device, sms, ctas = 1;
