@@ -57,10 +57,10 @@ __device__ __forceinline__ void fence_proxy_async() {
 
 /* ---- global memory ---- */
 
-/* 16 bytes that this kernel only reads, past L1. */
+/* 16 bytes past L1. Not by ld.global.nc, which ptxas moves up beyond griddepcontrol.wait. */
 __device__ __forceinline__ uint4 ld_global_v4(const void *address) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(address));
   return v;
@@ -77,10 +77,10 @@ __device__ __forceinline__ uint4 ld_global_v4_if(bool valid, const void *address
   return v;
 }
 
-/* One word, through L1, for what neighbours or this lane's next loads take from the same sector. */
+/* One word, through L1, for what neighbours or this lane's next loads take from the same sector; as above. */
 __device__ __forceinline__ uint32_t ld_global(const void *address) {
   uint32_t v;
-  asm volatile("ld.global.nc.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(address));
+  asm volatile("ld.global.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(address));
   return v;
 }
 
