@@ -240,4 +240,4 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
            p->layout_b == INT4MM_B_NK ? ", B along k" : "");
 }
 
-const int4mm_family int4mm_family_skinny = {unsupported, plan, explain, INT4MM_COPIES_NONE, true};
+const int4mm_family int4mm_family_skinny = {unsupported, plan, explain, INT4MM_COPIES_NONE, true, false};
