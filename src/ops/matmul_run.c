@@ -165,6 +165,24 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
   return status;
 }
 
+/* Launches a plan, with memory for the sums of its parts of K. Where there is none, K stays whole: as right, and
+ * slower.
+ */
+static int32_t launch_kernel(const int4mm_dispatch_target *target, const int4mm_pack_job *quantize,
+                             const int4mm_problem *problem, const int4mm_plan *plan, void *stream, bool non_blocking) {
+  const int4mm_cuda_backend *cuda = target->cuda;
+  const int64_t bytes = int4mm_sums_bytes(problem, plan);
+  int4mm_problem p = *problem;
+  void *sums = NULL;
+  if (!bytes) return cuda->matmul(target->device, quantize, problem, plan, stream, non_blocking);
+  int4mm_hold_error();
+  if (cuda->scratch(target->device, (size_t)bytes, &sums, stream)) sums = NULL;
+  int4mm_unhold_error();
+  p.sums = sums;
+  int32_t status = cuda->matmul(target->device, quantize, &p, plan, stream, non_blocking);
+  return sums ? int4mm_free_scratch(target, sums, stream, status) : status;
+}
+
 /* Runs a plan on a copy of A, in `dtype`, whose rows start on 128 bytes: on 16, as the kernels want, copies of 64 bytes
  * would touch three or four sectors of 32 (4096 x 4104 x 4096: 115 us). `quantize`, or NULL, makes A first. */
 static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm_pack_job *quantize,
@@ -183,7 +201,7 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   if (!status) status = cuda->align_rows(target->device, &copy, &src, xor_mask, stream);
   p.a.xor_mask ^= xor_mask, p.early_b = true;
   p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
-  if (!status) status = cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
+  if (!status) status = launch_kernel(target, NULL, &p, plan, stream, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
 }
 
@@ -194,7 +212,7 @@ static int32_t launch_plan(const int4mm_dispatch_target *target, const int4mm_pr
   if (plan->widened) return launch_on_copy(target, c->quantize, problem, INT4MM_INT8, plan, stream, non_blocking);
   if (int4mm_wants_copy_of_a(problem, plan))
     return launch_on_copy(target, c->quantize, problem, problem->a.dtype, plan, stream, non_blocking);
-  return target->cuda->matmul(target->device, c->quantize, problem, plan, stream, non_blocking);
+  return launch_kernel(target, c->quantize, problem, plan, stream, non_blocking);
 }
 
 /* The same on a copy of B in two's complement, whose rows start on 128 bytes. */
