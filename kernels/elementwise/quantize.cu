@@ -221,10 +221,8 @@ __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_const
   if constexpr (TASK == TO_INT4 || TASK == TO_INT8) {
     uint32_t words[C][WORDS<INT8>];
     const Divisor by(scale);
-    const bool is_short = !block && job.plain.dtype != INT4MM_FLOAT32;
 #pragma unroll
-    for (int c = 0; c < C; c++)
-      quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1, is_short);
+    for (int c = 0; c < C; c++) quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
     uint8_t *to = static_cast<uint8_t *>(job.packed.data);
     to += INT8 ? row * job.packed.stride + first : row * job.packed.stride * 4 + first / 2;
     store_row<INT8>(to, words, line.count, a);

@@ -279,11 +279,10 @@ __device__ __forceinline__ void pack_words(uint32_t (&words)[COUNT / PER_WORD<IN
   }
 }
 
-/* Two's complement words of a chunk, each of PER_WORD neighbours in x. `saturates`: quotients may be beyond qmax.
- * `is_short`: values are as round_short takes them, and factor is 1. */
+/* Two's complement words of a chunk, each of PER_WORD neighbours in x. `saturates`: quotients may be beyond qmax. */
 template <bool INT8, int COUNT>
 __device__ __forceinline__ void quantize_chunk(uint32_t (&words)[COUNT / PER_WORD<INT8>], float (&x)[COUNT],
-                                               const Divisor &by, float factor, bool saturates, bool is_short = false) {
+                                               const Divisor &by, float factor, bool saturates) {
   if (by.power != 1) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) x[i] = by.power == 0 ? 0 : __fmul_rn(__fmul_rn(x[i], factor), by.power);
@@ -291,10 +290,6 @@ __device__ __forceinline__ void quantize_chunk(uint32_t (&words)[COUNT / PER_WOR
   }
   if (saturates) saturate(x, __fdiv_rn(QMAX<INT8>, __fmul_rn(factor, by.reciprocal)));
   uint32_t u[COUNT];
-  if (is_short) {
-    round_short(u, x, by);
-    return pack_words<INT8, true>(words, u);
-  }
   round_chunk<INT8>(u, x, by, factor);
   pack_words<INT8>(words, u);
 }
