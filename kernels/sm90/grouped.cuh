@@ -66,11 +66,14 @@ struct Tile {
   static constexpr int GROUP_SLICES = SLICES / GROUPS;
   static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
   static constexpr int ACCS = ACCS_;
+  static constexpr bool LONG = GROUP <= 0;               /* sums of several k-blocks stay in the accumulators */
+  static constexpr bool PIPELINED = COLUMNS || BM <= 64; /* fragments are made while the k-block before is multiplied */
   static constexpr bool AHEAD = !FLOAT || BM * BLOCKS < 256; /* words are loaded ahead: there are registers for them */
-  static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS; /* the small tile is bound by latency */
-  static constexpr int BUFFERS = COLUMNS ? 2 : 1;                 /* of fragments */
-  static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
-  static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
+  static constexpr bool TURNS = ACCS == 1 && !PIPELINED;
+  static constexpr int BUFFERS = PIPELINED ? 2 : 1; /* of fragments */
+  static_assert(PIPELINED ? BLOCKS == 1 && CHAINS == 1 && ACCS == 2 - LONG : ACCS == 1 || CHAINS > 1,
+                "no chain for each set of accumulators");
+  static_assert(!LONG || PIPELINED, "a group's k-blocks follow each other");
   static_assert(!COLUMNS || !FLOAT, "a scale for each column is for integers");
   static_assert(COLUMNS || !HAS_FACTORS, "factors have a scale for each column");
 
@@ -88,7 +91,7 @@ struct Tile {
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
 
   /* Registers per thread, of the 504 (256) that the launch gives the three (two) warpgroups. */
-  static constexpr int PRODUCER_REGISTERS = BM < 256 ? 72 : COLUMNS ? 40 : 24;
+  static constexpr int PRODUCER_REGISTERS = CONSUMERS == 1 ? 40 : BM < 256 ? 72 : COLUMNS ? 40 : 24;
   static constexpr int CONSUMER_REGISTERS = ((CONSUMERS == 1 ? 256 : 504) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
@@ -97,7 +100,8 @@ struct Arguments {
   int box_rows; /* of activations in a copy: a tile's, or M where that is less */
   bool boxes;   /* map_b has a dimension of boxes: all of a tile's in one copy */
   uint32_t xor_b;
-  int group; /* K where one scale serves a column */
+  bool early_b; /* B may be read before the prerequisite grids have completed */
+  int group;    /* K where one scale serves a column */
   const void *scales;
   int64_t scales_stride;
   int32_t scales_dtype;
@@ -150,26 +154,34 @@ template <class T> struct Walk {
 
 /* ---- producers ---- */
 
-/* The copies of a k-block into a stage that is empty. Boxes of B are 32 columns, 128 bytes of a row; where N is no
- * multiple of that each has a copy of its own. A warp calls it. */
+/* The copy of a k-block of packed B into a stage that is empty, which then expects that of A as well. Boxes of B are 32
+ * columns, 128 bytes of a row; where N is no multiple of that each has a copy of its own. A warp calls it. */
 template <class T>
-__device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
-                                     const Arguments &p, const Walk<T> &walk, int stage) {
+__device__ __forceinline__ void copy_b(const Shared<T> &shared, const CUtensorMap &map_b, const Arguments &p,
+                                       const Walk<T> &walk, int stage) {
   constexpr int BOXES = T::BN / BOX_COLUMNS;
   int lane = threadIdx.x % 32, row = walk.k_block * BLOCK_WORDS;
   uint32_t full = shared.full(stage);
   if (lane == 0) {
     ptx::mbarrier_arrive_expect_tx(full, T::B_BYTES + p.box_rows * ROW_BYTES * T::PARTS);
     if (p.boxes) ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map_b, 0, row, walk.at.n * BOXES, full);
-#pragma unroll
-    for (int part = 0; part < T::PARTS; part++)
-      ptx::cp_async_bulk_tensor_2d(shared.a(stage) + part * T::BM * ROW_BYTES, &map_a,
-                                   walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS), walk.at.m * T::BM, full);
   }
   __syncwarp();
   if (!p.boxes && lane < BOXES)
     ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS,
                                  row, full);
+}
+
+/* That of activations. */
+template <class T>
+__device__ __forceinline__ void copy_a(const Shared<T> &shared, const CUtensorMap &map_a, const Walk<T> &walk,
+                                       int stage) {
+  if (threadIdx.x % 32) return;
+#pragma unroll
+  for (int part = 0; part < T::PARTS; part++)
+    ptx::cp_async_bulk_tensor_2d(shared.a(stage) + part * T::BM * ROW_BYTES, &map_a,
+                                 walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS), walk.at.m * T::BM,
+                                 shared.full(stage));
 }
 
 /* Scales and zero points of COUNT columns of a group, 32 apart, on their way to a stage. Beyond N and K scales are 0:
@@ -215,15 +227,26 @@ template <class T, int COUNT> struct GroupRow {
   }
 };
 
-/* W4A8 and W4A16: a warp that copies. */
+/* A warp that copies. */
 template <class T>
 __device__ __forceinline__ void produce(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
                                         const Arguments &p) {
   PipelineState<T::STAGES> state;
+  Walk<T> walk(p);
+  if (p.early_b) {
+    int count = walk.done() ? 0 : min(T::STAGES, p.k_blocks);
 #pragma unroll 1
-  for (Walk<T> walk(p); !walk.done(); walk.advance(), state.advance()) {
+    for (; walk.k_block < count; walk.k_block++) copy_b(shared, map_b, p, walk, walk.k_block);
+    ptx::griddepcontrol_wait();
+#pragma unroll 1
+    for (walk.k_block = 0; walk.k_block < count; walk.k_block++) copy_a(shared, map_a, walk, walk.k_block);
+    walk.advance(0), state.advance(count);
+  }
+#pragma unroll 1
+  for (; !walk.done(); walk.advance(), state.advance()) {
     ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
-    copy(shared, map_a, map_b, p, walk, state.index);
+    copy_b(shared, map_b, p, walk, state.index);
+    copy_a(shared, map_a, walk, state.index);
   }
 }
 
@@ -239,6 +262,15 @@ template <class T> __device__ __forceinline__ void produce_factors(const Shared<
   }
 }
 
+/* Brings the first tile's rows of scales, or zero points, to L2: its first k-blocks would wait for memory else. */
+template <class T>
+__device__ __forceinline__ void prefetch_rows(const Arguments &p, const void *from, int64_t stride, int size, int n) {
+  int column = n * T::BN, bytes = min(T::BN, p.N - column) * size, rows = (p.K - 1) / p.group + 1;
+  for (int row = threadIdx.x - 32; row < rows; row += 96)
+    for (int line = 0; line < bytes; line += 128)
+      ptx::prefetch_l2((const char *)from + (row * stride + column) * size + line);
+}
+
 /* And three that bring scales, each those of every third k-block, ROWS groups of it at once: they wait for memory, and
  * where there are registers for it (EARLY) load those of the next one before. */
 template <class T>
@@ -250,6 +282,10 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
   int lane = threadIdx.x % 32;
   PipelineState<T::STAGES> state;
   Walk<T> walk(p);
+  if (T::PIPELINED && !walk.done()) {
+    prefetch_rows<T>(p, p.scales, p.scales_stride, p.scales_dtype == INT4MM_FLOAT32 ? 4 : 2, walk.at.n);
+    if (T::GROUP_ZEROS && p.zeros) prefetch_rows<T>(p, p.zeros, p.zeros_stride, 1, walk.at.n);
+  }
   walk.advance(warp), state.advance(warp);
   auto load = [&](Rows &rows, int first) {
 #pragma unroll
@@ -326,8 +362,9 @@ template <class T> struct Consumer {
   uint32_t fragments[T::BUFFERS][T::SLICES][4];
   typename Accumulator<T::FLOAT>::type acc[T::ACCS][T::CHAIN / 2];
   float sums[T::BLOCKS][T::BM / 2];
-  uint2 zero;            /* prepared, for all k: that of columns, or 0 */
-  int last, before_last; /* stages of k-blocks whose products are under way, where there is a scale for each column */
+  uint2 zero;              /* prepared, for all k: that of columns, or 0 */
+  int last, before_last;   /* stages of k-blocks whose products are under way, where sums are of several */
+  GroupScale before_scale; /* in a pipeline of chains, that of the one before */
 
   /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
    * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
@@ -383,12 +420,12 @@ template <class T> struct Consumer {
     ptx::named_barrier_arrive(1 + (index ^ 1), 128 * T::CONSUMERS);
   }
 
-  /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
-   * nothing. */
+  /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group; BUFFER of fragments. `starts`:
+   * the accumulators hold nothing. */
   template <int ITEM, int BUFFER = 0> __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
     constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
-    auto &to = acc[ITEM % T::ACCS];
-    if (!T::COLUMNS) keep_in_registers(to); /* else the k-block before is still writing to it */
+    auto &to = acc[(BUFFER * T::ITEMS + ITEM) % T::ACCS];
+    if (!T::LONG) keep_in_registers(to); /* else the k-block before is still writing to it */
     if (T::TURNS) wait_for_turn();
     ptx::wgmma_fence();
 #pragma unroll
@@ -403,16 +440,20 @@ template <class T> struct Consumer {
     if (T::TURNS) pass_turn();
   }
 
-  /* Adds a chain's sums to those of the tile. */
-  template <int ITEM> __device__ __forceinline__ void promote(int block, const GroupScale &scale) {
-    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
-    auto &from = acc[ITEM % T::ACCS];
-    keep_in_registers(from);
+  /* Takes a chain's sums from the SETth accumulators, without the 16 times of B unless the scale takes that in. */
+  template <int SET> __device__ __forceinline__ void unscale(const GroupScale &scale) {
     if constexpr (!T::FLOAT && T::B::UNSCALE != 1) {
       if (__builtin_expect(!scale.folded, false))
 #pragma unroll
-        for (int32_t &x : from) x = unscaled(x);
+        for (int32_t &x : acc[SET]) x = unscaled(x);
     }
+  }
+
+  /* Adds them to those of the tile. */
+  template <int SET, int CHAIN = 0> __device__ __forceinline__ void promote(int block, const GroupScale &scale) {
+    constexpr int FIRST = CHAIN * (T::CHAIN / 2);
+    auto &from = acc[SET];
+    keep_in_registers(from);
     /* Column by column: an operand that is that of the instruction before is not read from its register again, and
      * reading registers, which wgmma does as well, is what bounds this. */
 #pragma unroll
@@ -448,32 +489,21 @@ template <class T> struct Consumer {
     if (ITEM % T::CHAINS == 0) scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
     ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
-    promote<ITEM>(block, scale);
+    unscale<ITEM % T::ACCS>(scale);
+    promote<ITEM % T::ACCS, ITEM % T::CHAINS>(block, scale);
     if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
     if (T::ACCS == 2 && AFTER == T::ITEMS) next();
     if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, scale, next);
   }
 
-  /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. `starts` and `ends`
-   * count where a group has several k-blocks: it starts, or ends, here. */
-  template <class Next>
-  __device__ __forceinline__ void multiply_block(int block, int stage, bool starts, bool ends, Next next) {
+  /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. */
+  template <class Next> __device__ __forceinline__ void multiply_block(int block, int stage, Next next) {
     if (!T::AHEAD) load_words(block, stage);
     make_fragments(fragments[0], block, stage);
     uint64_t a = ptx::make_smem_desc(shared.a(stage));
-    multiply<0>(a, T::GROUP > 0 || starts);
-    if constexpr (T::ACCS == 2) multiply<1>(a, T::GROUP > 0 || starts);
-    if constexpr (T::GROUP > 0) {
-      finish<0>(block, stage, a, GroupScale(), next);
-    } else {
-      next();
-      ptx::wgmma_wait_group<0>();
-      for (auto &set : acc) keep_in_registers(set);
-      if (!ends) return;
-      GroupScale scale = load_scale(block, stage, 0);
-      promote<0>(block, scale);
-      if constexpr (T::ACCS == 2) promote<1>(block, scale);
-    }
+    multiply<0>(a, true);
+    if constexpr (T::ACCS == 2) multiply<1>(a, true);
+    finish<0>(block, stage, a, GroupScale(), next);
   }
 
   /* Waits for a k-block and loads its first words. */
@@ -482,19 +512,20 @@ template <class T> struct Consumer {
     if (T::AHEAD) load_words(0, state.index);
   }
 
+  __device__ __forceinline__ void advance(bool more) {
+    state.advance();
+    if (more) begin_k_block();
+  }
+
   /* A k-block's products. The words of the next block are loaded while wgmmas are under way. All lanes of a warp do the
    * same: branches there would have ptxas serialise them (C7513). */
-  __device__ __forceinline__ void multiply_k_block(bool starts, bool ends, bool more) {
+  __device__ __forceinline__ void multiply_k_block(bool more) {
     int stage = state.index;
-    auto advance = [&] {
-      state.advance();
-      if (more) begin_k_block();
-    };
 #pragma unroll
     for (int block = 0; block < T::BLOCKS; block++)
-      multiply_block(block, stage, starts, ends, [&] {
+      multiply_block(block, stage, [&] {
         if (block + 1 == T::BLOCKS)
-          advance();
+          advance(more);
         else if (T::AHEAD)
           load_words(block + 1, stage);
       });
@@ -506,8 +537,8 @@ template <class T> struct Consumer {
     if (threadIdx.x % 32 == 0 && stage >= 0) ptx::mbarrier_arrive(shared.empty(stage));
   }
 
-  /* A k-block's products with a scale for each column. Those of the k-block before are under way meanwhile, so that
-   * fragments take turns by PARITY. */
+  /* A k-block's products, sums of several k-blocks. Those of the one before are under way meanwhile, so that fragments
+   * take turns by PARITY. */
   template <int PARITY> __device__ __forceinline__ void add_k_block(bool starts, bool more) {
     int stage = state.index;
     ptx::wgmma_wait_group<1>();
@@ -515,23 +546,69 @@ template <class T> struct Consumer {
     make_fragments(fragments[PARITY], 0, stage);
     multiply<0, PARITY>(ptx::make_smem_desc(shared.a(stage)), starts);
     before_last = last, last = stage;
-    state.advance();
-    if (more) begin_k_block();
+    advance(more);
+  }
+
+  /* The sum of `count` k-blocks, left in the accumulators. The last stage is not released yet. */
+  __device__ __forceinline__ void add_k_blocks(int count, bool more) {
+    last = before_last = -1;
+    int k_block = 0;
+#pragma unroll 1
+    for (; k_block + 1 < count; k_block += 2) {
+      add_k_block<0>(k_block == 0, true);
+      add_k_block<1>(false, k_block + 2 < count || more);
+    }
+    if (k_block < count) add_k_block<0>(k_block == 0, more);
+    ptx::wgmma_wait_group<0>();
+    release(before_last);
+    keep_in_registers(acc[0]);
+  }
+
+  /* From ITEM on, a k-block's chains in a pipeline: while one is under way the sums of the one before are promoted and,
+   * with the last, the fragments of the next k-block made. Nothing is under way from one k-block to the next: ptxas
+   * would serialise a loop that reads accumulators in such a place (C7514). */
+  template <int PARITY, int ITEM = 0, bool FIRST = false>
+  __device__ __forceinline__ void add_chains(int stage, bool last, bool more) {
+    constexpr int SET = (PARITY * T::ITEMS + ITEM) % 2;
+    multiply<ITEM, PARITY>(ptx::make_smem_desc(shared.a(stage)), true);
+    constexpr bool LAST = ITEM + 1 == T::ITEMS;
+    if (LAST)
+      advance(more);
+    else
+      __syncwarp(); /* or the compiler would issue what follows before the last wgmmas */
+    GroupScale scale = load_scale(0, stage, ITEM);
+    if (!FIRST) promote<SET ^ 1>(0, before_scale);
+    keep_in_registers(sums[0]); /* or it would be done after the wait */
+    before_scale = scale;
+    if (LAST && !last) make_fragments(fragments[PARITY ^ 1], 0, state.index);
+    ptx::wgmma_wait_group<0>();
+    unscale<SET>(scale);
+    if constexpr (ITEM + 1 < T::ITEMS)
+      add_chains<PARITY, ITEM + 1>(stage, last, more);
+    else
+      release(stage);
+  }
+
+  /* A tile's products, promoted in such a pipeline. */
+  __device__ __forceinline__ void add_groups(bool last_tile) {
+    make_fragments(fragments[1], 0, state.index);
+    int left = p.k_blocks - 1; /* after the one that is added */
+    add_chains<1, 0, true>(state.index, left == 0, left || !last_tile);
+#pragma unroll 1
+    while (left) {
+      left--;
+      add_chains<0>(state.index, left == 0, left || !last_tile);
+      if (left == 0) return promote<(T::ITEMS - 1) % 2>(0, before_scale);
+      left--;
+      add_chains<1>(state.index, left == 0, left || !last_tile);
+    }
+    promote<1>(0, before_scale);
   }
 
   /* A tile's products with a scale for each column, left in the accumulators. */
   __device__ __forceinline__ void add_tile(bool last_tile) {
-    last = before_last = -1;
-    int k_block = 0;
-#pragma unroll 1
-    for (; k_block + 1 < p.k_blocks; k_block += 2) {
-      add_k_block<0>(k_block == 0, true);
-      add_k_block<1>(false, k_block + 2 < p.k_blocks || !last_tile);
-    }
-    if (k_block < p.k_blocks) add_k_block<0>(k_block == 0, !last_tile);
-    ptx::wgmma_wait_group<0>();
-    release(before_last), release(last);
-    keep_in_registers(acc[0]);
+    add_k_blocks(p.k_blocks, !last_tile);
+    release(last);
   }
 
   /* The zero points of a tile's columns, for make_fragments; prefetched while the tile before is finished. */
@@ -549,12 +626,20 @@ template <class T> struct Consumer {
   __device__ __forceinline__ void promote_tile(bool last_tile) {
 #pragma unroll
     for (int i = 0; i < T::BLOCKS * T::BM / 2; i++) sums[i / (T::BM / 2)][i % (T::BM / 2)] = 0;
-    int left = 0; /* k-blocks of the group */
+    if constexpr (T::GROUP == 0) {
+      for (int k_block = 0, count; k_block < p.k_blocks; k_block += count) {
+        count = min((p.group - 1) / BLOCK_K + 1, p.k_blocks - k_block);
+        add_k_blocks(count, k_block + count < p.k_blocks || !last_tile);
+        GroupScale scale = load_scale(0, last, 0);
+        unscale<0>(scale);
+        promote<0>(0, scale);
+        release(last);
+      }
+    } else if constexpr (T::PIPELINED) {
+      add_groups(last_tile);
+    } else {
 #pragma unroll 1
-    for (int k_block = 0; k_block < p.k_blocks; k_block++) {
-      bool last = k_block + 1 == p.k_blocks, starts = left == 0;
-      if (T::GROUP == 0) left = starts ? (p.group - 1) / BLOCK_K : left - 1;
-      multiply_k_block(starts, left == 0 || last, !last || !last_tile);
+      for (int k_block = 0; k_block < p.k_blocks; k_block++) multiply_k_block(k_block + 1 < p.k_blocks || !last_tile);
     }
   }
 
@@ -630,6 +715,7 @@ template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(cons
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
   int tiles = p.tiles_m * p.tiles_n;
   if ((int)blockIdx.x >= tiles) return;
+  ptx::griddepcontrol_wait();
   Consumer<T> consumer(shared, p, index);
   constexpr bool COLUMN_ZEROS = T::COLUMNS && T::WEIGHTS == ZEROS;
   if (T::TURNS && index == 1) consumer.pass_turn();
@@ -661,7 +747,7 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS)
   if (threadIdx.x == 32) ptx::prefetch_tensormap(&map_a), ptx::prefetch_tensormap(&map_b);
   __syncthreads();
   ptx::griddepcontrol_launch_dependents();
-  ptx::griddepcontrol_wait();
+  if (!p.early_b) ptx::griddepcontrol_wait();
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
@@ -729,7 +815,7 @@ template <class T> Arguments make_arguments(const int4mm_problem &problem) {
   p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
   p.box_rows = p.M < T::BM ? p.M : T::BM;
   p.boxes = p.N % BOX_COLUMNS == 0;
-  p.xor_b = b.xor_mask;
+  p.xor_b = b.xor_mask, p.early_b = problem.early_b;
   p.group = b.group < p.K ? (int)b.group : p.K;
   p.scales = b.group_scales.data, p.scales_stride = b.group_scales.stride, p.scales_dtype = b.group_scales.dtype;
   if (!p.scales) p.scales = b.scales, p.scales_stride = 0, p.scales_dtype = INT4MM_FLOAT32;
@@ -769,7 +855,9 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   auto with_zeros = [&](auto group) {
     constexpr int GROUP = decltype(group)::value,
                   ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN,
-                  ACCS = ROWS < CHAIN && !FLOAT ? 2 : 1;
+                  ACCS = BM <= 64                 ? (GROUP > 0 ? 2 : 1)
+                         : ROWS < CHAIN && !FLOAT ? 2
+                                                  : 1;
     if constexpr (!FLOAT) /* floats take zero points in any case */
       if (problem->b.zeros.data)
         return launch<Tile<KIND, GROUP, ZEROS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>>(problem, plan, stream);
@@ -781,7 +869,7 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   if (group == 64) return with_zeros(int4mm_constant<64>());
   if constexpr (!FLOAT || BM < 256) /* where it fits into shared memory in some depth */
     if (group == 32) return with_zeros(int4mm_constant<32>());
-  if constexpr (!FLOAT && BLOCKS == 1 && BM == 64) return with_zeros(int4mm_constant<0>());
+  if constexpr (!FLOAT && BM <= 64) return with_zeros(int4mm_constant<0>());
   return cudaErrorNotSupported;
 }
 

@@ -37,7 +37,7 @@ static const char *kind_unsupported(const int4mm_kernel *kernel, const int4mm_gp
   if (p->dtype_a == INT4MM_FLOAT32) return "is not for float32 activations";
   if (is_float(p) && p->scaling == INT4MM_GROUP_FACTORS)
     return "is not for integer group scales with float activations";
-  if (is_per_column(p) && kernel->tile_m == 64) return "is not for integer activations with a scale for each column";
+  if (is_per_column(p) && kernel->tile_m <= 64) return "is not for integer activations with a scale for each column";
   if (is_per_column(p) && p->K >= INT4MM_WIDE_K) return "needs a K below 131072 with a scale for each column";
   return NULL;
 }
@@ -98,7 +98,8 @@ typedef struct tile_costs {
 static const tile_costs tile_256x128 = {{530, 360, 4500}, {1190, 150, 3500}, {640, 0, 2200}, 20, 20},
                         tile_128x128 = {{417, 168, 1700}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
                         tile_64x128 = {{183, 151, 1200}, {285, 180, 1200}, {0}, 0, 0},
-                        tile_64x64 = {{165, 107, 1200}, {220, 140, 1200}, {0}, 0, 0};
+                        tile_64x64 = {{165, 107, 1200}, {220, 140, 1200}, {0}, 0, 0},
+                        tile_32x64 = {{100, 60, 1200}, {150, 80, 1200}, {0}, 0, 0};
 
 static int64_t k_block_time(const int4mm_gpu_problem *p, const tile_costs *costs) {
   if (is_per_column(p))
@@ -112,7 +113,8 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   const tile_costs *costs = kernel->tile_m == 256   ? &tile_256x128
                             : kernel->tile_m == 128 ? &tile_128x128
                             : kernel->tile_n == 128 ? &tile_64x128
-                                                    : &tile_64x64;
+                            : kernel->tile_m == 64  ? &tile_64x64
+                                                    : &tile_32x64;
   const grouped_cost *cost = is_per_column(p) ? &costs->columns : is_float(p) ? &costs->floats : &costs->groups;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
   bool pairs = kernel->tile_n == 64 && tiles > p->sms; /* of CTAs on an SM */
