@@ -52,7 +52,7 @@ template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_,
 struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, WEIGHTS = WEIGHTS_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, COLUMNS = GROUP == PER_COLUMN;
-  static constexpr bool HAS_FACTORS = WEIGHTS == FACTORS, GROUP_ZEROS = !COLUMNS && (WEIGHTS == ZEROS || FLOAT);
+  static constexpr bool HAS_FACTORS = WEIGHTS == AFFINE, GROUP_ZEROS = !COLUMNS && (WEIGHTS == ZEROS || FLOAT);
   /* Integers that are not 16 times their value, where looking at each scale whether it takes in a sixteenth would cost
    * more than the two instructions with which a zero point, or 0, is subtracted. */
   static constexpr bool SMALL_GROUPS = GROUP == 32 || GROUP == 64;
@@ -842,7 +842,7 @@ cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *pla
   auto launch_weights = [&](auto weights) {
     return launch<Tile<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2>>(problem, plan, stream);
   };
-  if (problem->b.factors.data) return launch_weights(int4mm_constant<FACTORS>());
+  if (problem->b.factors.data) return launch_weights(int4mm_constant<AFFINE>());
   if (problem->b.zeros.data) return launch_weights(int4mm_constant<ZEROS>());
   return launch_weights(int4mm_constant<PLAIN>());
 }
