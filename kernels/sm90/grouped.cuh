@@ -23,6 +23,10 @@
  * with each other they would leave the tensor cores idle. What bounds it is that promotion, and in W4A16 the card's
  * power.
  *
+ * A small tile's k-block is bound by latency: a warp that has issued a wgmma whose A comes from registers waits until
+ * that has begun, so that it hides little of its own. There consumers share the tile's k-blocks, each with every
+ * K_GROUPS-th of them, and only the promotion has an order: the tile's sums are handed on in shared memory.
+ *
  * With a scale for each column all of K is one sum, and the fragments of a k-block are made while the one before is
  * multiplied. Per k-block and 256 x 128 tile, 1024 clocks of wgmma, it moves 112 KB through shared memory; with the
  * roles of hopper.cu, which writes int8 activations and weights and reads them again, that is 160 KB of at most 128.
@@ -46,9 +50,11 @@ constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
  * block and as many chains as sets of accumulators, or PER_COLUMN; what B's WEIGHTS are; BM rows; BLOCKS of 64 columns
- * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM. */
+ * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM;
+ * K_GROUPS: as many as consumers where these share a tile's k-blocks, else 1. */
 constexpr int PER_COLUMN = -1;
-template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_>
+template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_,
+          int K_GROUPS_ = 1>
 struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, WEIGHTS = WEIGHTS_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, COLUMNS = GROUP == PER_COLUMN;
@@ -57,7 +63,8 @@ struct Tile {
    * more than the two instructions with which a zero point, or 0, is subtracted. */
   static constexpr bool SMALL_GROUPS = GROUP == 32 || GROUP == 64;
   typedef typename PolicyB<KIND, SMALL_GROUPS ? ZEROS : WEIGHTS>::type B;
-  static constexpr int CONSUMERS = CONSUMERS_, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
+  static constexpr int CONSUMERS = CONSUMERS_, K_GROUPS = K_GROUPS_, BN = 64 * CONSUMERS / K_GROUPS * BLOCKS,
+                       THREADS = 128 * (1 + CONSUMERS);
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
@@ -66,14 +73,14 @@ struct Tile {
   static constexpr int GROUP_SLICES = SLICES / GROUPS;
   static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
   static constexpr int ACCS = ACCS_;
-  static constexpr bool LONG = GROUP <= 0;               /* sums of several k-blocks stay in the accumulators */
-  static constexpr bool PIPELINED = COLUMNS || BM <= 64; /* fragments are made while the k-block before is multiplied */
-  static constexpr bool AHEAD = !FLOAT || BM * BLOCKS < 256; /* words are loaded ahead: there are registers for them */
-  static constexpr bool TURNS = ACCS == 1 && !PIPELINED;
-  static constexpr int BUFFERS = PIPELINED ? 2 : 1; /* of fragments */
-  static_assert(PIPELINED ? BLOCKS == 1 && CHAINS == 1 && ACCS == 2 - LONG : ACCS == 1 || CHAINS > 1,
-                "no chain for each set of accumulators");
-  static_assert(!LONG || PIPELINED, "a group's k-blocks follow each other");
+  static constexpr bool AHEAD =
+      K_GROUPS == 1 && (!FLOAT || BM * BLOCKS < 256); /* words are loaded ahead: there are registers for them */
+  static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS; /* small tiles are bound by latency */
+  static constexpr int BUFFERS = COLUMNS ? 2 : 1;                 /* of fragments */
+  static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
+  static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
+  static_assert(K_GROUPS == 1 || (K_GROUPS == CONSUMERS && BLOCKS == 1 && CHAINS == 1 && GROUP > 0),
+                "each consumer has all of a k-block");
   static_assert(!COLUMNS || !FLOAT, "a scale for each column is for integers");
   static_assert(COLUMNS || !HAS_FACTORS, "factors have a scale for each column");
 
@@ -82,17 +89,21 @@ struct Tile {
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
                        SCALE_BYTES = COLUMNS ? HAS_FACTORS * UNITS * BN : GROUPS * BN * 4,
                        ZERO_BYTES = GROUP_ZEROS ? SCALE_BYTES : 0, STAGE_BARRIERS = 2;
-  static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0)) /
+  static constexpr int SUMS_BYTES = K_GROUPS > 1 ? BM *BN * 4 : 0; /* a tile's, handed on */
+  static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - SUMS_BYTES) /
                                  (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
   static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
   static constexpr int B_OFFSET = STAGES * A_BYTES, SCALE_OFFSET = B_OFFSET + STAGES * B_BYTES,
                        ZERO_OFFSET = SCALE_OFFSET + STAGES * SCALE_BYTES,
-                       BARRIER_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIERS = STAGE_BARRIERS * STAGES,
-                       SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
+                       SUMS_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIER_OFFSET = SUMS_OFFSET + SUMS_BYTES,
+                       BARRIERS = STAGE_BARRIERS * STAGES, SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
 
-  /* Registers per thread, of the 504 (256) that the launch gives the three (two) warpgroups. */
-  static constexpr int PRODUCER_REGISTERS = CONSUMERS == 1 ? 40 : BM < 256 ? 72 : COLUMNS ? 40 : 24;
-  static constexpr int CONSUMER_REGISTERS = ((CONSUMERS == 1 ? 256 : 504) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
+  static_assert(STAGES >= K_GROUPS, "a consumer may not skip a phase of a stage");
+
+  /* Registers per thread, and of those that the launch gives each. */
+  static constexpr int REGISTERS = 65536 / (CTAS * THREADS) / 8 * 8;
+  static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 ? 56 : BM < 256 ? 72 : COLUMNS ? 40 : 24;
+  static constexpr int CONSUMER_REGISTERS = (REGISTERS * (1 + CONSUMERS) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
 struct Arguments {
@@ -120,11 +131,12 @@ template <class T> struct Shared {
     return base + T::SCALE_OFFSET + stage * T::SCALE_BYTES;
   }
   __device__ __forceinline__ uint32_t zeros(int stage) const { return base + T::ZERO_OFFSET + stage * T::SCALE_BYTES; }
+  __device__ __forceinline__ uint32_t sums() const { return base + T::SUMS_OFFSET; }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
   __device__ __forceinline__ uint32_t full(int stage) const { return barrier(stage); }
   __device__ __forceinline__ uint32_t empty(int stage) const { return barrier(T::STAGES + stage); }
   __device__ __forceinline__ int arrivals(int i) const {
-    if (i >= T::STAGES) return 4 * T::CONSUMERS;
+    if (i >= T::STAGES) return 4 * T::CONSUMERS / T::K_GROUPS;
     return 1 + (T::HAS_FACTORS ? 32 : T::COLUMNS ? 0 : 1); /* the copies' and the factors' or scales' */
   }
 };
@@ -262,7 +274,7 @@ template <class T> __device__ __forceinline__ void produce_factors(const Shared<
   }
 }
 
-/* Brings the first tile's rows of scales, or zero points, to L2: its first k-blocks would wait for memory else. */
+/* Brings the first tile's rows of scales, or zero points, to L2. */
 template <class T>
 __device__ __forceinline__ void prefetch_rows(const Arguments &p, const void *from, int64_t stride, int size, int n) {
   int column = n * T::BN, bytes = min(T::BN, p.N - column) * size, rows = (p.K - 1) / p.group + 1;
@@ -282,10 +294,6 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
   int lane = threadIdx.x % 32;
   PipelineState<T::STAGES> state;
   Walk<T> walk(p);
-  if (T::PIPELINED && !walk.done()) {
-    prefetch_rows<T>(p, p.scales, p.scales_stride, p.scales_dtype == INT4MM_FLOAT32 ? 4 : 2, walk.at.n);
-    if (T::GROUP_ZEROS && p.zeros) prefetch_rows<T>(p, p.zeros, p.zeros_stride, 1, walk.at.n);
-  }
   walk.advance(warp), state.advance(warp);
   auto load = [&](Rows &rows, int first) {
 #pragma unroll
@@ -294,6 +302,10 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
   };
   Rows rows, next;
   if (EARLY && !walk.done()) load(rows, 0);
+  if (T::K_GROUPS > 1 && !walk.done()) {
+    prefetch_rows<T>(p, p.scales, p.scales_stride, p.scales_dtype == INT4MM_FLOAT32 ? 4 : 2, walk.at.n);
+    if (T::GROUP_ZEROS && p.zeros) prefetch_rows<T>(p, p.zeros, p.zeros_stride, 1, walk.at.n);
+  }
 #pragma unroll 1
   for (; !walk.done(); state.advance(WARPS)) {
 #pragma unroll 1
@@ -362,9 +374,8 @@ template <class T> struct Consumer {
   uint32_t fragments[T::BUFFERS][T::SLICES][4];
   typename Accumulator<T::FLOAT>::type acc[T::ACCS][T::CHAIN / 2];
   float sums[T::BLOCKS][T::BM / 2];
-  uint2 zero;              /* prepared, for all k: that of columns, or 0 */
-  int last, before_last;   /* stages of k-blocks whose products are under way, where sums are of several */
-  GroupScale before_scale; /* in a pipeline of chains, that of the one before */
+  uint2 zero;            /* prepared, for all k: that of columns, or 0 */
+  int last, before_last; /* stages of k-blocks whose products are under way, where there is a scale for each column */
 
   /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
    * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
@@ -372,7 +383,7 @@ template <class T> struct Consumer {
       : shared(shared), p(p), policy(p.xor_b), index(index),
         zero(make_uint2(prepare_zero<T::KIND>(0), prepare_zero<T::KIND>(0))) {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
-    int warp = index * 4 + threadIdx.x % 128 / 32;
+    int warp = (T::K_GROUPS > 1 ? 0 : index * 4) + threadIdx.x % 128 / 32;
     column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
     int row = policy.first_row();
     b_offset = column / BOX_COLUMNS * BOX_BYTES + row * (BOX_COLUMNS * 4) + (column % BOX_COLUMNS * 4 ^ row << 4);
@@ -412,20 +423,20 @@ template <class T> struct Consumer {
     keep_in_registers(to);
   }
 
-  /* The turns of the consumers; each passes its own on once it has issued a chain. */
+  /* The turns of the consumers: of multiplying, or where they share k-blocks of promoting. */
   __device__ __forceinline__ void wait_for_turn() const {
-    ptx::named_barrier_sync(1 + index, 128 * T::CONSUMERS);
+    ptx::named_barrier_sync(1 + index, 256);
   }
   __device__ __forceinline__ void pass_turn() const {
-    ptx::named_barrier_arrive(1 + (index ^ 1), 128 * T::CONSUMERS);
+    ptx::named_barrier_arrive(1 + (index + 1) % T::CONSUMERS, 256);
   }
 
-  /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group; BUFFER of fragments. `starts`:
-   * the accumulators hold nothing. */
+  /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
+   * nothing. */
   template <int ITEM, int BUFFER = 0> __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
     constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
-    auto &to = acc[(BUFFER * T::ITEMS + ITEM) % T::ACCS];
-    if (!T::LONG) keep_in_registers(to); /* else the k-block before is still writing to it */
+    auto &to = acc[ITEM % T::ACCS];
+    if (!T::COLUMNS) keep_in_registers(to); /* else the k-block before is still writing to it */
     if (T::TURNS) wait_for_turn();
     ptx::wgmma_fence();
 #pragma unroll
@@ -440,27 +451,37 @@ template <class T> struct Consumer {
     if (T::TURNS) pass_turn();
   }
 
-  /* Takes a chain's sums from the SETth accumulators, without the 16 times of B unless the scale takes that in. */
-  template <int SET> __device__ __forceinline__ void unscale(const GroupScale &scale) {
+  /* Adds a chain's sums to those of the tile. Consumers that share k-blocks wait for these when all else is done. */
+  template <int ITEM> __device__ __forceinline__ void promote(int block, int stage, const GroupScale &scale) {
+    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
+    auto &from = acc[ITEM % T::ACCS];
+    keep_in_registers(from);
     if constexpr (!T::FLOAT && T::B::UNSCALE != 1) {
       if (__builtin_expect(!scale.folded, false))
 #pragma unroll
-        for (int32_t &x : acc[SET]) x = unscaled(x);
+        for (int32_t &x : from) x = unscaled(x);
     }
-  }
-
-  /* Adds them to those of the tile. */
-  template <int SET, int CHAIN = 0> __device__ __forceinline__ void promote(int block, const GroupScale &scale) {
-    constexpr int FIRST = CHAIN * (T::CHAIN / 2);
-    auto &from = acc[SET];
-    keep_in_registers(from);
     /* Column by column: an operand that is that of the instruction before is not read from its register again, and
      * reading registers, which wgmma does as well, is what bounds this. */
+    auto add = [&](auto value) {
 #pragma unroll
-    for (int column = 0; column < 2; column++)
+      for (int column = 0; column < 2; column++)
 #pragma unroll
-      for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
-        sums[block][FIRST + i] = __fmaf_rn((float)from[i], column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
+        for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
+          sums[block][FIRST + i] = __fmaf_rn(value(i), column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
+    };
+    if constexpr (T::K_GROUPS > 1 && ITEM == 0) {
+      float x[T::CHAIN / 2];
+#pragma unroll
+      for (int i = 0; i < T::CHAIN / 2; i++) x[i] = (float)from[i];
+      keep_in_registers(x);
+      if (T::ITEMS == 1) release(stage);
+      wait_for_turn();
+      load_sums();
+      add([&](int i) { return x[i]; });
+    } else {
+      add([&](int i) { return (float)from[i]; });
+    }
   }
 
   /* Without the 16 times of B, if there are any. */
@@ -489,21 +510,32 @@ template <class T> struct Consumer {
     if (ITEM % T::CHAINS == 0) scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
     ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
-    unscale<ITEM % T::ACCS>(scale);
-    promote<ITEM % T::ACCS, ITEM % T::CHAINS>(block, scale);
+    promote<ITEM>(block, stage, scale);
     if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
     if (T::ACCS == 2 && AFTER == T::ITEMS) next();
     if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, scale, next);
   }
 
-  /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. */
-  template <class Next> __device__ __forceinline__ void multiply_block(int block, int stage, Next next) {
+  /* The products of a block's columns and a k-block; next() is called while wgmmas are under way. `starts` and `ends`
+   * count where a group has several k-blocks: it starts, or ends, here. */
+  template <class Next>
+  __device__ __forceinline__ void multiply_block(int block, int stage, bool starts, bool ends, Next next) {
     if (!T::AHEAD) load_words(block, stage);
     make_fragments(fragments[0], block, stage);
     uint64_t a = ptx::make_smem_desc(shared.a(stage));
-    multiply<0>(a, true);
-    if constexpr (T::ACCS == 2) multiply<1>(a, true);
-    finish<0>(block, stage, a, GroupScale(), next);
+    multiply<0>(a, T::GROUP > 0 || starts);
+    if constexpr (T::ACCS == 2) multiply<1>(a, T::GROUP > 0 || starts);
+    if constexpr (T::GROUP > 0) {
+      finish<0>(block, stage, a, GroupScale(), next);
+    } else {
+      next();
+      ptx::wgmma_wait_group<0>();
+      for (auto &set : acc) keep_in_registers(set);
+      if (!ends) return;
+      GroupScale scale = load_scale(block, stage, 0);
+      promote<0>(block, stage, scale);
+      if constexpr (T::ACCS == 2) promote<1>(block, stage, scale);
+    }
   }
 
   /* Waits for a k-block and loads its first words. */
@@ -512,20 +544,19 @@ template <class T> struct Consumer {
     if (T::AHEAD) load_words(0, state.index);
   }
 
-  __device__ __forceinline__ void advance(bool more) {
-    state.advance();
-    if (more) begin_k_block();
-  }
-
   /* A k-block's products. The words of the next block are loaded while wgmmas are under way. All lanes of a warp do the
    * same: branches there would have ptxas serialise them (C7513). */
-  __device__ __forceinline__ void multiply_k_block(bool more) {
+  __device__ __forceinline__ void multiply_k_block(bool starts, bool ends, bool more) {
     int stage = state.index;
+    auto advance = [&] {
+      state.advance();
+      if (more) begin_k_block();
+    };
 #pragma unroll
     for (int block = 0; block < T::BLOCKS; block++)
-      multiply_block(block, stage, [&] {
+      multiply_block(block, stage, starts, ends, [&] {
         if (block + 1 == T::BLOCKS)
-          advance(more);
+          advance();
         else if (T::AHEAD)
           load_words(block + 1, stage);
       });
@@ -537,8 +568,8 @@ template <class T> struct Consumer {
     if (threadIdx.x % 32 == 0 && stage >= 0) ptx::mbarrier_arrive(shared.empty(stage));
   }
 
-  /* A k-block's products, sums of several k-blocks. Those of the one before are under way meanwhile, so that fragments
-   * take turns by PARITY. */
+  /* A k-block's products with a scale for each column. Those of the k-block before are under way meanwhile, so that
+   * fragments take turns by PARITY. */
   template <int PARITY> __device__ __forceinline__ void add_k_block(bool starts, bool more) {
     int stage = state.index;
     ptx::wgmma_wait_group<1>();
@@ -546,69 +577,64 @@ template <class T> struct Consumer {
     make_fragments(fragments[PARITY], 0, stage);
     multiply<0, PARITY>(ptx::make_smem_desc(shared.a(stage)), starts);
     before_last = last, last = stage;
-    advance(more);
-  }
-
-  /* The sum of `count` k-blocks, left in the accumulators. The last stage is not released yet. */
-  __device__ __forceinline__ void add_k_blocks(int count, bool more) {
-    last = before_last = -1;
-    int k_block = 0;
-#pragma unroll 1
-    for (; k_block + 1 < count; k_block += 2) {
-      add_k_block<0>(k_block == 0, true);
-      add_k_block<1>(false, k_block + 2 < count || more);
-    }
-    if (k_block < count) add_k_block<0>(k_block == 0, more);
-    ptx::wgmma_wait_group<0>();
-    release(before_last);
-    keep_in_registers(acc[0]);
-  }
-
-  /* From ITEM on, a k-block's chains in a pipeline: while one is under way the sums of the one before are promoted and,
-   * with the last, the fragments of the next k-block made. Nothing is under way from one k-block to the next: ptxas
-   * would serialise a loop that reads accumulators in such a place (C7514). */
-  template <int PARITY, int ITEM = 0, bool FIRST = false>
-  __device__ __forceinline__ void add_chains(int stage, bool last, bool more) {
-    constexpr int SET = (PARITY * T::ITEMS + ITEM) % 2;
-    multiply<ITEM, PARITY>(ptx::make_smem_desc(shared.a(stage)), true);
-    constexpr bool LAST = ITEM + 1 == T::ITEMS;
-    if (LAST)
-      advance(more);
-    else
-      __syncwarp(); /* or the compiler would issue what follows before the last wgmmas */
-    GroupScale scale = load_scale(0, stage, ITEM);
-    if (!FIRST) promote<SET ^ 1>(0, before_scale);
-    keep_in_registers(sums[0]); /* or it would be done after the wait */
-    before_scale = scale;
-    if (LAST && !last) make_fragments(fragments[PARITY ^ 1], 0, state.index);
-    ptx::wgmma_wait_group<0>();
-    unscale<SET>(scale);
-    if constexpr (ITEM + 1 < T::ITEMS)
-      add_chains<PARITY, ITEM + 1>(stage, last, more);
-    else
-      release(stage);
-  }
-
-  /* A tile's products, promoted in such a pipeline. */
-  __device__ __forceinline__ void add_groups(bool last_tile) {
-    make_fragments(fragments[1], 0, state.index);
-    int left = p.k_blocks - 1; /* after the one that is added */
-    add_chains<1, 0, true>(state.index, left == 0, left || !last_tile);
-#pragma unroll 1
-    while (left) {
-      left--;
-      add_chains<0>(state.index, left == 0, left || !last_tile);
-      if (left == 0) return promote<(T::ITEMS - 1) % 2>(0, before_scale);
-      left--;
-      add_chains<1>(state.index, left == 0, left || !last_tile);
-    }
-    promote<1>(0, before_scale);
+    state.advance();
+    if (more) begin_k_block();
   }
 
   /* A tile's products with a scale for each column, left in the accumulators. */
   __device__ __forceinline__ void add_tile(bool last_tile) {
-    add_k_blocks(p.k_blocks, !last_tile);
-    release(last);
+    last = before_last = -1;
+    int k_block = 0;
+#pragma unroll 1
+    for (; k_block + 1 < p.k_blocks; k_block += 2) {
+      add_k_block<0>(k_block == 0, true);
+      add_k_block<1>(false, k_block + 2 < p.k_blocks || !last_tile);
+    }
+    if (k_block < p.k_blocks) add_k_block<0>(k_block == 0, !last_tile);
+    ptx::wgmma_wait_group<0>();
+    release(before_last), release(last);
+    keep_in_registers(acc[0]);
+  }
+
+  /* A tile's sums, handed from consumer to consumer. */
+  __device__ __forceinline__ uint32_t handed(int i) const {
+    return shared.sums() + i * (128 * 4) + threadIdx.x % 128 * 16;
+  }
+  __device__ __forceinline__ void load_sums() {
+#pragma unroll
+    for (int i = 0; i < T::BM / 2; i += 4) {
+      uint4 x = ptx::ld_shared_v4(handed(i));
+      sums[0][i] = __uint_as_float(x.x), sums[0][i + 1] = __uint_as_float(x.y);
+      sums[0][i + 2] = __uint_as_float(x.z), sums[0][i + 3] = __uint_as_float(x.w);
+    }
+  }
+  __device__ __forceinline__ void store_sums(bool zeros) const {
+#pragma unroll
+    for (int i = 0; i < T::BM / 2; i += 4) {
+      uint32_t x[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) x[j] = zeros ? 0 : __float_as_uint(sums[0][i + j]);
+      ptx::st_shared_v4(handed(i), x[0], x[1], x[2], x[3]);
+    }
+  }
+
+  /* The products of all tiles where consumers share their k-blocks: each has every K_GROUPS-th. Its sums it adds in its
+   * turn to the tile's, so that groups are added in order; who has a tile's last k-block finishes it. */
+  __device__ __forceinline__ void share_tiles() {
+    Walk<T> walk(p);
+    if (index + 1 == T::K_GROUPS) store_sums(true), pass_turn();
+    walk.advance(index), state.advance(index);
+#pragma unroll 1
+    for (; !walk.done(); walk.advance(T::K_GROUPS), state.advance(T::K_GROUPS)) {
+      bool last = walk.k_block + 1 == p.k_blocks;
+      ptx::mbarrier_wait(shared.full(state.index), state.phase);
+      multiply_block(0, state.index, true, true, [] {});
+      if (T::ITEMS > 1) release(state.index);
+      store_sums(last);
+      pass_turn();
+      if (last) finish_tile(walk.at);
+    }
+    if (walk.k_block == p.k_blocks) wait_for_turn(); /* so that the barrier is left empty */
   }
 
   /* The zero points of a tile's columns, for make_fragments; prefetched while the tile before is finished. */
@@ -626,20 +652,12 @@ template <class T> struct Consumer {
   __device__ __forceinline__ void promote_tile(bool last_tile) {
 #pragma unroll
     for (int i = 0; i < T::BLOCKS * T::BM / 2; i++) sums[i / (T::BM / 2)][i % (T::BM / 2)] = 0;
-    if constexpr (T::GROUP == 0) {
-      for (int k_block = 0, count; k_block < p.k_blocks; k_block += count) {
-        count = min((p.group - 1) / BLOCK_K + 1, p.k_blocks - k_block);
-        add_k_blocks(count, k_block + count < p.k_blocks || !last_tile);
-        GroupScale scale = load_scale(0, last, 0);
-        unscale<0>(scale);
-        promote<0>(0, scale);
-        release(last);
-      }
-    } else if constexpr (T::PIPELINED) {
-      add_groups(last_tile);
-    } else {
+    int left = 0; /* k-blocks of the group */
 #pragma unroll 1
-      for (int k_block = 0; k_block < p.k_blocks; k_block++) multiply_k_block(k_block + 1 < p.k_blocks || !last_tile);
+    for (int k_block = 0; k_block < p.k_blocks; k_block++) {
+      bool last = k_block + 1 == p.k_blocks, starts = left == 0;
+      if (T::GROUP == 0) left = starts ? (p.group - 1) / BLOCK_K : left - 1;
+      multiply_k_block(starts, left == 0 || last, !last || !last_tile);
     }
   }
 
@@ -717,6 +735,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
   if ((int)blockIdx.x >= tiles) return;
   ptx::griddepcontrol_wait();
   Consumer<T> consumer(shared, p, index);
+  if constexpr (T::K_GROUPS > 1) return consumer.share_tiles();
   constexpr bool COLUMN_ZEROS = T::COLUMNS && T::WEIGHTS == ZEROS;
   if (T::TURNS && index == 1) consumer.pass_turn();
   consumer.begin_k_block();
@@ -849,19 +868,19 @@ cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *pla
 
 /* The instance for a problem's groups and zero points. With several groups to a k-block chains are short, and two of
  * them hide each other's latency. */
-template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int CONSUMERS = 2>
+template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int K_GROUPS = 1>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
   auto with_zeros = [&](auto group) {
     constexpr int GROUP = decltype(group)::value,
                   ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN,
-                  ACCS = BM <= 64                 ? (GROUP > 0 ? 2 : 1)
-                         : ROWS < CHAIN && !FLOAT ? 2
-                                                  : 1;
+                  ACCS = ROWS < CHAIN && !FLOAT ? 2 : 1, SHARING = GROUP > 0 ? K_GROUPS : 1,
+                  CONSUMERS = K_GROUPS > 1 ? SHARING : 2;
     if constexpr (!FLOAT) /* floats take zero points in any case */
       if (problem->b.zeros.data)
-        return launch<Tile<KIND, GROUP, ZEROS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>>(problem, plan, stream);
-    return launch<Tile<KIND, GROUP, PLAIN, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>>(problem, plan, stream);
+        return launch<Tile<KIND, GROUP, ZEROS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS, SHARING>>(problem, plan,
+                                                                                                    stream);
+    return launch<Tile<KIND, GROUP, PLAIN, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS, SHARING>>(problem, plan, stream);
   };
   int64_t group = problem->b.group, K = problem->K;
   if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))
@@ -869,7 +888,7 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   if (group == 64) return with_zeros(int4mm_constant<64>());
   if constexpr (!FLOAT || BM < 256) /* where it fits into shared memory in some depth */
     if (group == 32) return with_zeros(int4mm_constant<32>());
-  if constexpr (!FLOAT && BM <= 64) return with_zeros(int4mm_constant<0>());
+  if constexpr (!FLOAT && BLOCKS == 1 && BM <= 64) return with_zeros(int4mm_constant<0>());
   return cudaErrorNotSupported;
 }
 
