@@ -23,9 +23,9 @@
  * with each other they would leave the tensor cores idle. What bounds it is that promotion, and in W4A16 the card's
  * power.
  *
- * A small tile's k-block is bound by latency: a warp that has issued a wgmma whose A comes from registers waits until
- * that has begun, so that it hides little of its own. There consumers share the tile's k-blocks, each with every
- * K_GROUPS-th of them, and only the promotion has an order: the tile's sums are handed on in shared memory.
+ * A small tile's k-block is bound by latency: a warp that issues a wgmma whose A comes from registers waits until the
+ * one before has begun, so that it hides little of its own. There consumers share a tile's k-blocks, take turns in
+ * promoting them, two at a time, and hand the tile's sums on in shared memory, whose bandwidth bounds that.
  *
  * With a scale for each column all of K is one sum, and the fragments of a k-block are made while the one before is
  * multiplied. Per k-block and 256 x 128 tile, 1024 clocks of wgmma, it moves 112 KB through shared memory; with the
@@ -73,8 +73,8 @@ struct Tile {
   static constexpr int GROUP_SLICES = SLICES / GROUPS;
   static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
   static constexpr int ACCS = ACCS_;
-  static constexpr bool AHEAD =
-      K_GROUPS == 1 && (!FLOAT || BM * BLOCKS < 256); /* words are loaded ahead: there are registers for them */
+  /* Words are loaded ahead: there are registers for them. */
+  static constexpr bool AHEAD = K_GROUPS == 1 && (!FLOAT || BM * BLOCKS < 256);
   static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS; /* small tiles are bound by latency */
   static constexpr int BUFFERS = COLUMNS ? 2 : 1;                 /* of fragments */
   static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
@@ -89,6 +89,7 @@ struct Tile {
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
                        SCALE_BYTES = COLUMNS ? HAS_FACTORS * UNITS * BN : GROUPS * BN * 4,
                        ZERO_BYTES = GROUP_ZEROS ? SCALE_BYTES : 0, STAGE_BARRIERS = 2;
+  static constexpr int RUN = K_GROUPS > 1 && GROUPS == 1 ? 2 : 1;  /* k-blocks of a consumer's turn */
   static constexpr int SUMS_BYTES = K_GROUPS > 1 ? BM *BN * 4 : 0; /* a tile's, handed on */
   static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - SUMS_BYTES) /
                                  (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
@@ -161,6 +162,23 @@ template <class T> struct Walk {
       if (done()) return;
       if (k_block < 2 * p.k_blocks) find();
     }
+  }
+};
+
+/* The way of a consumer that shares k-blocks: turns of RUN k-blocks, or what is left of a tile. */
+template <class T> struct Turns {
+  Walk<T> walk;
+  int count, left; /* k-blocks of this turn; turns by which it is past the one after the last */
+  __device__ __forceinline__ explicit Turns(const Arguments &p) : walk(p), left(-1) { limit(); }
+  __device__ __forceinline__ void limit() { count = min(T::RUN, walk.p.k_blocks - walk.k_block); }
+  __device__ __forceinline__ void advance(PipelineState<T::STAGES> &state, int turns) {
+#pragma unroll 1
+    for (; turns > 0; turns--) {
+      if (walk.done()) break;
+      state.advance(count), walk.advance(count);
+      limit();
+    }
+    left = turns;
   }
 };
 
@@ -451,37 +469,28 @@ template <class T> struct Consumer {
     if (T::TURNS) pass_turn();
   }
 
-  /* Adds a chain's sums to those of the tile. Consumers that share k-blocks wait for these when all else is done. */
-  template <int ITEM> __device__ __forceinline__ void promote(int block, int stage, const GroupScale &scale) {
-    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
-    auto &from = acc[ITEM % T::ACCS];
-    keep_in_registers(from);
+  /* Takes a chain's sums from accumulators, without the 16 times of B unless the scale takes that in. */
+  template <int SET> __device__ __forceinline__ void unscale(const GroupScale &scale) {
+    keep_in_registers(acc[SET]);
     if constexpr (!T::FLOAT && T::B::UNSCALE != 1) {
       if (__builtin_expect(!scale.folded, false))
 #pragma unroll
-        for (int32_t &x : from) x = unscaled(x);
+        for (int32_t &x : acc[SET]) x = unscaled(x);
     }
+  }
+
+  /* Adds a chain's sums to those of the tile. */
+  template <int ITEM> __device__ __forceinline__ void promote(int block, const GroupScale &scale) {
+    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
+    auto &from = acc[ITEM % T::ACCS];
+    unscale<ITEM % T::ACCS>(scale);
     /* Column by column: an operand that is that of the instruction before is not read from its register again, and
      * reading registers, which wgmma does as well, is what bounds this. */
-    auto add = [&](auto value) {
 #pragma unroll
-      for (int column = 0; column < 2; column++)
+    for (int column = 0; column < 2; column++)
 #pragma unroll
-        for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
-          sums[block][FIRST + i] = __fmaf_rn(value(i), column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
-    };
-    if constexpr (T::K_GROUPS > 1 && ITEM == 0) {
-      float x[T::CHAIN / 2];
-#pragma unroll
-      for (int i = 0; i < T::CHAIN / 2; i++) x[i] = (float)from[i];
-      keep_in_registers(x);
-      if (T::ITEMS == 1) release(stage);
-      wait_for_turn();
-      load_sums();
-      add([&](int i) { return x[i]; });
-    } else {
-      add([&](int i) { return (float)from[i]; });
-    }
+      for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
+        sums[block][FIRST + i] = __fmaf_rn((float)from[i], column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
   }
 
   /* Without the 16 times of B, if there are any. */
@@ -510,7 +519,8 @@ template <class T> struct Consumer {
     if (ITEM % T::CHAINS == 0) scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
     ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
-    promote<ITEM>(block, stage, scale);
+    if (T::K_GROUPS > 1 && ITEM == 0) take_sums();
+    promote<ITEM>(block, scale);
     if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
     if (T::ACCS == 2 && AFTER == T::ITEMS) next();
     if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, scale, next);
@@ -533,8 +543,8 @@ template <class T> struct Consumer {
       for (auto &set : acc) keep_in_registers(set);
       if (!ends) return;
       GroupScale scale = load_scale(block, stage, 0);
-      promote<0>(block, stage, scale);
-      if constexpr (T::ACCS == 2) promote<1>(block, stage, scale);
+      promote<0>(block, scale);
+      if constexpr (T::ACCS == 2) promote<1>(block, scale);
     }
   }
 
@@ -596,11 +606,14 @@ template <class T> struct Consumer {
     keep_in_registers(acc[0]);
   }
 
-  /* A tile's sums, handed from consumer to consumer. */
+  /* ---- consumers that share k-blocks ---- */
+
+  /* A tile's sums, handed on from turn to turn. */
   __device__ __forceinline__ uint32_t handed(int i) const {
     return shared.sums() + i * (128 * 4) + threadIdx.x % 128 * 16;
   }
-  __device__ __forceinline__ void load_sums() {
+  __device__ __forceinline__ void take_sums() {
+    wait_for_turn();
 #pragma unroll
     for (int i = 0; i < T::BM / 2; i += 4) {
       uint4 x = ptx::ld_shared_v4(handed(i));
@@ -608,33 +621,78 @@ template <class T> struct Consumer {
       sums[0][i + 2] = __uint_as_float(x.z), sums[0][i + 3] = __uint_as_float(x.w);
     }
   }
-  __device__ __forceinline__ void store_sums(bool zeros) const {
+  /* ENDS: the next turn begins a tile. */
+  __device__ __forceinline__ void pass_sums(bool ends) const {
 #pragma unroll
     for (int i = 0; i < T::BM / 2; i += 4) {
       uint32_t x[4];
 #pragma unroll
-      for (int j = 0; j < 4; j++) x[j] = zeros ? 0 : __float_as_uint(sums[0][i + j]);
+      for (int j = 0; j < 4; j++) x[j] = ends ? 0 : __float_as_uint(sums[0][i + j]);
       ptx::st_shared_v4(handed(i), x[0], x[1], x[2], x[3]);
     }
+    pass_turn();
   }
 
-  /* The products of all tiles where consumers share their k-blocks: each has every K_GROUPS-th. Its sums it adds in its
-   * turn to the tile's, so that groups are added in order; who has a tile's last k-block finishes it. */
-  __device__ __forceinline__ void share_tiles() {
-    Walk<T> walk(p);
-    if (index + 1 == T::K_GROUPS) store_sums(true), pass_turn();
-    walk.advance(index), state.advance(index);
-#pragma unroll 1
-    for (; !walk.done(); walk.advance(T::K_GROUPS), state.advance(T::K_GROUPS)) {
-      bool last = walk.k_block + 1 == p.k_blocks;
-      ptx::mbarrier_wait(shared.full(state.index), state.phase);
-      multiply_block(0, state.index, true, true, [] {});
-      if (T::ITEMS > 1) release(state.index);
-      store_sums(last);
-      pass_turn();
-      if (last) finish_tile(walk.at);
+  /* The sums of a k-block that is one group, as floats, and their scales. */
+  struct GroupSums {
+    float of[T::CHAIN / 2];
+    float2 scale;
+  };
+
+  __device__ __forceinline__ void make(GroupSums &group, const PipelineState<T::STAGES> &at) {
+    ptx::mbarrier_wait(shared.full(at.index), at.phase);
+    load_words(0, at.index);
+    make_fragments(fragments[0], 0, at.index);
+    multiply<0>(ptx::make_smem_desc(shared.a(at.index)), true);
+    GroupScale scale = load_scale(0, at.index, 0);
+    ptx::wgmma_wait_group<0>();
+    unscale<0>(scale);
+#pragma unroll
+    for (int i = 0; i < T::CHAIN / 2; i++) group.of[i] = (float)acc[0][i];
+    keep_in_registers(group.of);
+    group.scale = scale.of;
+    release(at.index);
+  }
+  __device__ __forceinline__ void add(const GroupSums &group) {
+#pragma unroll
+    for (int i = 0; i < T::CHAIN / 2; i++)
+      sums[0][i] = __fmaf_rn(group.of[i], i & 2 ? group.scale.y : group.scale.x, sums[0][i]);
+  }
+
+  /* A turn's k-blocks of one group each, of which the second may not be there. */
+  __device__ __forceinline__ void add_turn(bool second) {
+    GroupSums groups[2];
+    make(groups[0], state);
+    if (second) {
+      PipelineState<T::STAGES> next = state;
+      next.advance();
+      make(groups[1], next);
     }
-    if (walk.k_block == p.k_blocks) wait_for_turn(); /* so that the barrier is left empty */
+    take_sums();
+    add(groups[0]);
+    if (second) add(groups[1]);
+  }
+
+  /* The products of all tiles. Consumers multiply as they come, and add what they have to a tile's sums in their turn,
+   * so that groups are added in order. The turn that ends a tile finishes it. */
+  __device__ __forceinline__ void share_tiles() {
+    Turns<T> turn(p);
+    if (index + 1 == T::K_GROUPS) pass_sums(true);
+    turn.advance(state, index);
+#pragma unroll 1
+    for (; !turn.walk.done(); turn.advance(state, T::K_GROUPS)) {
+      if constexpr (T::RUN == 2) {
+        add_turn(turn.count == 2);
+      } else {
+        ptx::mbarrier_wait(shared.full(state.index), state.phase);
+        multiply_block(0, state.index, true, true, [] {});
+        release(state.index);
+      }
+      bool ends = turn.walk.k_block + turn.count == p.k_blocks;
+      pass_sums(ends);
+      if (ends) finish_tile(turn.walk.at);
+    }
+    if (turn.left == 0) wait_for_turn(); /* so that the barrier is left empty */
   }
 
   /* The zero points of a tile's columns, for make_fragments; prefetched while the tile before is finished. */
