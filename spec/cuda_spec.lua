@@ -181,11 +181,12 @@ describe("on the GPU as on the CPU:", function()
     end
   end)
 
-  on_gpu("quantising and rotating many rows, which CTAs have one after another", function()
+  on_gpu("quantising and rotating many rows, which CTAs have one after another, and few, in clusters", function()
     for _, dtype in ipairs { "float32", "bfloat16" } do
       -- a warp, part of its values, several warps, as many as a CTA may have, rows that start off 16 bytes
       for _, case in ipairs { { 6200, 1024, 256 }, { 9000, 520, 8 }, { 1400, 4104, 8 }, { 2100, 4096, 64 },
-        { 600, 14336, 1024 }, { 530, 29696, 512 }, { 2000, 2052, 4 } } do
+        { 600, 14336, 1024 }, { 530, 29696, 512 }, { 2000, 2052, 4 }, { 1, 14336, 256 }, { 3, 16380, 4 },
+        { 16, 8200, 8 }, { 33, 6144, 512 } } do
         local rows, columns, block = case[1], case[2], case[3]
         local source = halves(rows, columns, dtype, 2)
         local source_gpu = source:to "cuda"
@@ -257,9 +258,10 @@ describe("on the GPU as on the CPU:", function()
 
   for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
     on_gpu(("quantising columns of %s that clusters have whole"):format(dtype), function()
-      -- rows that a cluster holds and more, that are no multiple of a tile's; columns in eights, in fours, and odd ones
+      -- rows that a cluster holds and more, that are no multiple of a tile's; columns in eights, in fours, and odd
+      -- ones, and more than all clusters hold, which then have one group after another
       for _, case in ipairs { { 4352, 1730, 256 }, { 4608, 1732, 512 }, { 4096, 72, 256 }, { 2304, 41, 128 },
-        { 4096, 66, 1024 }, { 520, 33, 4 }, { 1000, 129, 8 }, { 9, 8, 0 } } do
+        { 4096, 66, 1024 }, { 520, 33, 4 }, { 1000, 129, 8 }, { 9, 8, 0 }, { 9, 30001, 0 }, { 2080, 7000, 0 } } do
         local rows, columns, block = case[1], case[2], case[3]
         local source = halves(rows, columns, dtype, 1)
         local source_gpu = source:to "cuda"
@@ -273,6 +275,33 @@ describe("on the GPU as on the CPU:", function()
               assert.same_bits(scales, scales_gpu, name .. " scales")
               assert.same_bits(packed, packed_gpu, name)
             end
+          end
+        end
+      end
+    end)
+  end
+
+  for dtype, bits in pairs { float16 = 11, bfloat16 = 8 } do
+    on_gpu(("quantising every quotient of two %ss, of which many lie halfway"):format(dtype), function()
+      local absmaxes, values = 2 ^ (bits - 1), 6 * 2 ^ (bits - 1)
+      for dim = 1, 2 do
+        local source = q.empty(dim == 1 and { values, absmaxes } or { absmaxes, values })
+        local x, across, down = source:data(), dim == 1 and 1 or values, dim == 1 and absmaxes or 1
+        for a = 0, absmaxes - 1 do
+          for v = 0, values - 1 do
+            local value = (absmaxes + v % absmaxes) * 2 ^ -math.floor(v / absmaxes)
+            x[a * across + v * down] = math.min(value, absmaxes + a) * (v % 2 == 0 and 1 or -1)
+          end
+        end
+        source = source:to(dtype)
+        local source_gpu = source:to "cuda"
+        for _, out in ipairs { "int4", "int8" } do
+          for _, clip in ipairs { 1, 0.83 } do
+            local opts = { dim = dim, dtype = out, clip = clip }
+            local packed, scales = q.quantize(source, opts)
+            local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
+            assert.same_bits(scales, scales_gpu, out .. " scales")
+            assert.same_bits(packed, packed_gpu, ("%s, clip %g"):format(out, clip))
           end
         end
       end
@@ -339,6 +368,13 @@ describe("on the GPU as on the CPU:", function()
         assert.fails_with({ pattern = "^quantize: .* at row 40, column 77" },
           function() q.quantize(floats:to "cuda", opts) end)
       end
+    end
+    for dim, shape in ipairs { { 4, 30000 }, { 4, 14336 } } do -- clusters that have several groups, or a row
+      local floats = q.zeros(shape)
+      floats:set(3, 13001, 0 / 0)
+      floats:set(4, 2, 1 / 0)
+      assert.fails_with({ pattern = "^quantize: .* at row 3, column 13001" },
+        function() q.quantize(floats:to "cuda", { dim = dim }) end)
     end
   end)
 

@@ -26,6 +26,10 @@ typedef cudaError_t int4mm_launch_fn(const int4mm_problem *problem, const int4mm
 cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                      const int4mm_plan *plan, cudaStream_t stream);
 
+/* Adds `parts` of problem->sums, sums of parts of K that are 1 / unscale times too large, and makes outputs of them. */
+cudaError_t int4mm_launch_add_sums(const int4mm_problem *problem, const int4mm_plan *plan, int parts, float unscale,
+                                   cudaStream_t stream);
+
 /* The architecture that the kernels for every architecture were compiled for, as the current device runs them: that of
  * their PTX where the driver compiled it. */
 cudaError_t int4mm_code_arch(int32_t *arch);

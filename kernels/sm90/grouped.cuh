@@ -24,8 +24,8 @@
  * power.
  *
  * A small tile's k-block is bound by latency: a warp that issues a wgmma whose A comes from registers waits until the
- * one before has begun, so that it hides little of its own. There consumers share a tile's k-blocks, take turns in
- * promoting them, two at a time, and hand the tile's sums on in shared memory, whose bandwidth bounds that.
+ * one before has begun, so that it hides little of its own. There consumers share a tile's k-blocks, each with every
+ * K_GROUPS-th of them, and only the promotion has an order: the tile's sums are handed on in shared memory.
  *
  * With a scale for each column all of K is one sum, and the fragments of a k-block are made while the one before is
  * multiplied. Per k-block and 256 x 128 tile, 1024 clocks of wgmma, it moves 112 KB through shared memory; with the
@@ -41,6 +41,7 @@
 #include "sm90/grouped_b.cuh"
 #include "sm90/kinds.cuh"
 #include "sm90/pipeline.cuh"
+#include "sm90/tile_scheduler.cuh"
 
 namespace {
 
@@ -51,10 +52,10 @@ constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
  * block and as many chains as sets of accumulators, or PER_COLUMN; what B's WEIGHTS are; BM rows; BLOCKS of 64 columns
  * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM;
- * K_GROUPS: as many as consumers where these share a tile's k-blocks, else 1. */
+ * K_GROUPS: as many as consumers where these share a tile's k-blocks, else 1; a grouped product. */
 constexpr int PER_COLUMN = -1;
 template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_,
-          int K_GROUPS_ = 1>
+          int K_GROUPS_, bool EXPERTS_>
 struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, WEIGHTS = WEIGHTS_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, COLUMNS = GROUP == PER_COLUMN;
@@ -66,6 +67,8 @@ struct Tile {
   static constexpr int CONSUMERS = CONSUMERS_, K_GROUPS = K_GROUPS_, BN = 64 * CONSUMERS / K_GROUPS * BLOCKS,
                        THREADS = 128 * (1 + CONSUMERS);
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
+  static constexpr int GROUP_M = 2048 / BM;           /* tile rows in which tiles are rasterised */
+  static constexpr bool EXPERTS = EXPERTS_;
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
   static constexpr int PARTS = SLICES / 4;                    /* of a k-block: 128 bytes of a row of activations */
@@ -79,7 +82,7 @@ struct Tile {
   static constexpr int BUFFERS = COLUMNS ? 2 : 1;                 /* of fragments */
   static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
-  static_assert(K_GROUPS == 1 || (K_GROUPS == CONSUMERS && BLOCKS == 1 && CHAINS == 1 && GROUP > 0),
+  static_assert(K_GROUPS == 1 || (K_GROUPS == CONSUMERS && BLOCKS == 1 && CHAINS == 1 && GROUP > 0 && !EXPERTS),
                 "each consumer has all of a k-block");
   static_assert(!COLUMNS || !FLOAT, "a scale for each column is for integers");
   static_assert(COLUMNS || !HAS_FACTORS, "factors have a scale for each column");
@@ -89,21 +92,22 @@ struct Tile {
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
                        SCALE_BYTES = COLUMNS ? HAS_FACTORS * UNITS * BN : GROUPS * BN * 4,
                        ZERO_BYTES = GROUP_ZEROS ? SCALE_BYTES : 0, STAGE_BARRIERS = 2;
-  static constexpr int RUN = K_GROUPS > 1 && GROUPS == 1 ? 2 : 1;  /* k-blocks of a consumer's turn */
   static constexpr int SUMS_BYTES = K_GROUPS > 1 ? BM *BN * 4 : 0; /* a tile's, handed on */
-  static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - SUMS_BYTES) /
-                                 (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
+  static constexpr int FITTING =
+      (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - SUMS_BYTES - (EXPERTS ? TABLE_BYTES : 0)) /
+      (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
   static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
   static constexpr int B_OFFSET = STAGES * A_BYTES, SCALE_OFFSET = B_OFFSET + STAGES * B_BYTES,
                        ZERO_OFFSET = SCALE_OFFSET + STAGES * SCALE_BYTES,
                        SUMS_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIER_OFFSET = SUMS_OFFSET + SUMS_BYTES,
-                       BARRIERS = STAGE_BARRIERS * STAGES, SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
+                       BARRIERS = STAGE_BARRIERS * STAGES, TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
+                       SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? TABLE_BYTES : 0);
 
   static_assert(STAGES >= K_GROUPS, "a consumer may not skip a phase of a stage");
 
-  /* Registers per thread, and of those that the launch gives each. */
+  /* Registers per thread: what the launch gives each, and what that leaves. */
   static constexpr int REGISTERS = 65536 / (CTAS * THREADS) / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 ? 56 : BM < 256 ? 72 : COLUMNS ? 40 : 24;
+  static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 ? 56 : BM < 256 ? 72 : COLUMNS || EXPERTS ? 40 : 24;
   static constexpr int CONSUMER_REGISTERS = (REGISTERS * (1 + CONSUMERS) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
@@ -112,8 +116,7 @@ struct Arguments {
   int box_rows; /* of activations in a copy: a tile's, or M where that is less */
   bool boxes;   /* map_b has a dimension of boxes: all of a tile's in one copy */
   uint32_t xor_b;
-  bool early_b; /* B may be read before the prerequisite grids have completed */
-  int group;    /* K where one scale serves a column */
+  int group; /* K where one scale serves a column */
   const void *scales;
   int64_t scales_stride;
   int32_t scales_dtype;
@@ -121,6 +124,7 @@ struct Arguments {
   int64_t zeros_stride;
   AffineArguments factors; /* where there are any */
   EpilogueArguments epilogue;
+  int4mm_experts experts; /* group_scales: of `scales` */
 };
 
 /* Stages and barriers. full: all that consumers need is there. */
@@ -142,20 +146,15 @@ template <class T> struct Shared {
   }
 };
 
-/* A CTA's way through the k-blocks of its tiles, every gridDim.x-th. Tiles are walked in bands of BAND rows of the
- * output, down a band's columns. Its place is worked out once a tile: that takes a hundred instructions. */
+/* A CTA's way through the k-blocks of its tiles, every gridDim.x-th. Its place is worked out once a tile: that takes a
+ * hundred instructions. */
 template <class T> struct Walk {
-  static constexpr int BAND = 2048 / T::BM;
   int tile, k_block = 0;
-  TileCoord at;
+  ExpertCoord at;
   const Arguments &p;
   __device__ __forceinline__ explicit Walk(const Arguments &p, int tile = blockIdx.x) : tile(tile), p(p) { find(); }
-
-  __device__ __forceinline__ void find() {
-    int band = tile / (BAND * p.tiles_n), rows = min(p.tiles_m - band * BAND, BAND), i = tile % (BAND * p.tiles_n);
-    at = {band * BAND + i % rows, i / rows};
-  }
-  __device__ __forceinline__ bool done() const { return tile >= p.tiles_m * p.tiles_n; }
+  __device__ __forceinline__ void find() { at = find_tile<T>(tile, p); }
+  __device__ __forceinline__ bool done() const { return tile >= count_tiles<T>(p); }
   __device__ __forceinline__ void advance(int by = 1) {
     for (k_block += by; k_block >= p.k_blocks; k_block -= p.k_blocks) {
       tile += gridDim.x;
@@ -165,53 +164,30 @@ template <class T> struct Walk {
   }
 };
 
-/* The way of a consumer that shares k-blocks: turns of RUN k-blocks, or what is left of a tile. */
-template <class T> struct Turns {
-  Walk<T> walk;
-  int count, left; /* k-blocks of this turn; turns by which it is past the one after the last */
-  __device__ __forceinline__ explicit Turns(const Arguments &p) : walk(p), left(-1) { limit(); }
-  __device__ __forceinline__ void limit() { count = min(T::RUN, walk.p.k_blocks - walk.k_block); }
-  __device__ __forceinline__ void advance(PipelineState<T::STAGES> &state, int turns) {
-#pragma unroll 1
-    for (; turns > 0; turns--) {
-      if (walk.done()) break;
-      state.advance(count), walk.advance(count);
-      limit();
-    }
-    left = turns;
-  }
-};
-
 /* ---- producers ---- */
 
-/* The copy of a k-block of packed B into a stage that is empty, which then expects that of A as well. Boxes of B are 32
- * columns, 128 bytes of a row; where N is no multiple of that each has a copy of its own. A warp calls it. */
+/* The copies of a k-block into a stage that is empty. Boxes of B are 32 columns, 128 bytes of a row; where N is no
+ * multiple of that each has a copy of its own. A warp calls it. */
 template <class T>
-__device__ __forceinline__ void copy_b(const Shared<T> &shared, const CUtensorMap &map_b, const Arguments &p,
-                                       const Walk<T> &walk, int stage) {
+__device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
+                                     const Arguments &p, const Walk<T> &walk, int stage) {
   constexpr int BOXES = T::BN / BOX_COLUMNS;
   int lane = threadIdx.x % 32, row = walk.k_block * BLOCK_WORDS;
+  if (T::EXPERTS) row += walk.at.expert * ((p.K + 7) / 8);
   uint32_t full = shared.full(stage);
   if (lane == 0) {
     ptx::mbarrier_arrive_expect_tx(full, T::B_BYTES + p.box_rows * ROW_BYTES * T::PARTS);
     if (p.boxes) ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map_b, 0, row, walk.at.n * BOXES, full);
+#pragma unroll
+    for (int part = 0; part < T::PARTS; part++)
+      ptx::cp_async_bulk_tensor_2d(shared.a(stage) + part * T::BM * ROW_BYTES, &map_a,
+                                   walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS),
+                                   walk.at.begin + walk.at.m * T::BM, full);
   }
   __syncwarp();
   if (!p.boxes && lane < BOXES)
     ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS,
                                  row, full);
-}
-
-/* That of activations. */
-template <class T>
-__device__ __forceinline__ void copy_a(const Shared<T> &shared, const CUtensorMap &map_a, const Walk<T> &walk,
-                                       int stage) {
-  if (threadIdx.x % 32) return;
-#pragma unroll
-  for (int part = 0; part < T::PARTS; part++)
-    ptx::cp_async_bulk_tensor_2d(shared.a(stage) + part * T::BM * ROW_BYTES, &map_a,
-                                 walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS), walk.at.m * T::BM,
-                                 shared.full(stage));
 }
 
 /* Scales and zero points of COUNT columns of a group, 32 apart, on their way to a stage. Beyond N and K scales are 0:
@@ -227,10 +203,11 @@ template <class T, int COUNT> struct GroupRow {
       if (32 * i < columns) scale[i] = __ldg(from + 32 * i);
     }
   }
-  __device__ __forceinline__ void load(const Arguments &p, int k, int column) {
+  __device__ __forceinline__ void load(const Arguments &p, int expert, int k, int column) {
     int g = T::GROUP > 0 && p.group == T::GROUP ? k / max(T::GROUP, 1) : k / p.group;
     int columns = k < p.K ? p.N - column : 0;
-    int64_t at = g * p.scales_stride + column;
+    int64_t at = g * p.scales_stride + column, zeros_at = g * p.zeros_stride + column;
+    if (T::EXPERTS) at += expert * p.experts.group_scales, zeros_at += expert * p.experts.zeros;
     if (p.scales_dtype == INT4MM_FLOAT32)
       load_scales((const uint32_t *)p.scales + at, columns);
     else
@@ -238,8 +215,7 @@ template <class T, int COUNT> struct GroupRow {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       zero[i] = 0;
-      if (T::GROUP_ZEROS && p.zeros && 32 * i < columns)
-        zero[i] = __ldg(p.zeros + g * p.zeros_stride + column + 32 * i);
+      if (T::GROUP_ZEROS && p.zeros && 32 * i < columns) zero[i] = __ldg(p.zeros + zeros_at + 32 * i);
     }
   }
   static __device__ __forceinline__ uint32_t widen(uint32_t bits, int32_t dtype) {
@@ -257,26 +233,15 @@ template <class T, int COUNT> struct GroupRow {
   }
 };
 
-/* A warp that copies. */
+/* W4A8 and W4A16: a warp that copies. */
 template <class T>
 __device__ __forceinline__ void produce(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
                                         const Arguments &p) {
   PipelineState<T::STAGES> state;
-  Walk<T> walk(p);
-  if (p.early_b) {
-    int count = walk.done() ? 0 : min(T::STAGES, p.k_blocks);
 #pragma unroll 1
-    for (; walk.k_block < count; walk.k_block++) copy_b(shared, map_b, p, walk, walk.k_block);
-    ptx::griddepcontrol_wait();
-#pragma unroll 1
-    for (walk.k_block = 0; walk.k_block < count; walk.k_block++) copy_a(shared, map_a, walk, walk.k_block);
-    walk.advance(0), state.advance(count);
-  }
-#pragma unroll 1
-  for (; !walk.done(); walk.advance(), state.advance()) {
+  for (Walk<T> walk(p); !walk.done(); walk.advance(), state.advance()) {
     ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
-    copy_b(shared, map_b, p, walk, state.index);
-    copy_a(shared, map_a, walk, state.index);
+    copy(shared, map_a, map_b, p, walk, state.index);
   }
 }
 
@@ -286,26 +251,19 @@ template <class T> __device__ __forceinline__ void produce_factors(const Shared<
   int lane = threadIdx.x % 32;
 #pragma unroll 1
   for (Walk<T> walk(p); !walk.done(); walk.advance(), state.advance()) {
+    AffineArguments factors = p.factors;
+    if (T::EXPERTS) factors.data += walk.at.expert * p.experts.factors;
     ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
-    copy_affine<1>(p.factors, shared.scales(state.index) + lane * 4, T::BN, walk.k_block, walk.at.n * T::BN + lane * 4,
+    copy_affine<1>(factors, shared.scales(state.index) + lane * 4, T::BN, walk.k_block, walk.at.n * T::BN + lane * 4,
                    p.N, shared.full(state.index));
   }
-}
-
-/* Brings the first tile's rows of scales, or zero points, to L2. */
-template <class T>
-__device__ __forceinline__ void prefetch_rows(const Arguments &p, const void *from, int64_t stride, int size, int n) {
-  int column = n * T::BN, bytes = min(T::BN, p.N - column) * size, rows = (p.K - 1) / p.group + 1;
-  for (int row = threadIdx.x - 32; row < rows; row += 96)
-    for (int line = 0; line < bytes; line += 128)
-      ptx::prefetch_l2((const char *)from + (row * stride + column) * size + line);
 }
 
 /* And three that bring scales, each those of every third k-block, ROWS groups of it at once: they wait for memory, and
  * where there are registers for it (EARLY) load those of the next one before. */
 template <class T>
 __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = 3, COUNT = T::BN / 32, ROWS = T::BM < 256 ? T::GROUPS : 1;
+  constexpr int WARPS = 3, COUNT = T::BN / 32, ROWS = T::BM >= 256 ? 1 : T::EXPERTS && T::GROUPS == 4 ? 2 : T::GROUPS;
   constexpr bool EARLY = T::GROUPS == 1 && T::BM < 256;
   static_assert(T::STAGES >= WARPS, "a warp may not skip a phase of a stage");
   typedef GroupRow<T, COUNT> Rows[ROWS];
@@ -316,14 +274,10 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
   auto load = [&](Rows &rows, int first) {
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
-      rows[i].load(p, walk.k_block * BLOCK_K + (first + i) * T::GROUP, walk.at.n * T::BN + lane);
+      rows[i].load(p, walk.at.expert, walk.k_block * BLOCK_K + (first + i) * T::GROUP, walk.at.n * T::BN + lane);
   };
   Rows rows, next;
   if (EARLY && !walk.done()) load(rows, 0);
-  if (T::K_GROUPS > 1 && !walk.done()) {
-    prefetch_rows<T>(p, p.scales, p.scales_stride, p.scales_dtype == INT4MM_FLOAT32 ? 4 : 2, walk.at.n);
-    if (T::GROUP_ZEROS && p.zeros) prefetch_rows<T>(p, p.zeros, p.zeros_stride, 1, walk.at.n);
-  }
 #pragma unroll 1
   for (; !walk.done(); state.advance(WARPS)) {
 #pragma unroll 1
@@ -441,7 +395,8 @@ template <class T> struct Consumer {
     keep_in_registers(to);
   }
 
-  /* The turns of the consumers: of multiplying, or where they share k-blocks of promoting. */
+  /* The turns of the consumers: of multiplying, or where they share k-blocks of promoting. A barrier has two of them.
+   */
   __device__ __forceinline__ void wait_for_turn() const {
     ptx::named_barrier_sync(1 + index, 256);
   }
@@ -469,28 +424,36 @@ template <class T> struct Consumer {
     if (T::TURNS) pass_turn();
   }
 
-  /* Takes a chain's sums from accumulators, without the 16 times of B unless the scale takes that in. */
-  template <int SET> __device__ __forceinline__ void unscale(const GroupScale &scale) {
-    keep_in_registers(acc[SET]);
+  /* Adds a chain's sums to those of the tile; where consumers share k-blocks the first of a k-block waits for these. */
+  template <int ITEM> __device__ __forceinline__ void promote(int block, int stage, const GroupScale &scale) {
+    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
+    auto &from = acc[ITEM % T::ACCS];
+    keep_in_registers(from);
     if constexpr (!T::FLOAT && T::B::UNSCALE != 1) {
       if (__builtin_expect(!scale.folded, false))
 #pragma unroll
-        for (int32_t &x : acc[SET]) x = unscaled(x);
+        for (int32_t &x : from) x = unscaled(x);
     }
-  }
-
-  /* Adds a chain's sums to those of the tile. */
-  template <int ITEM> __device__ __forceinline__ void promote(int block, const GroupScale &scale) {
-    constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
-    auto &from = acc[ITEM % T::ACCS];
-    unscale<ITEM % T::ACCS>(scale);
     /* Column by column: an operand that is that of the instruction before is not read from its register again, and
      * reading registers, which wgmma does as well, is what bounds this. */
+    auto add = [&](auto value) {
 #pragma unroll
-    for (int column = 0; column < 2; column++)
+      for (int column = 0; column < 2; column++)
 #pragma unroll
-      for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
-        sums[block][FIRST + i] = __fmaf_rn((float)from[i], column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
+        for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
+          sums[block][FIRST + i] = __fmaf_rn(value(i), column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
+    };
+    if constexpr (T::K_GROUPS > 1 && ITEM == 0) {
+      float x[T::CHAIN / 2];
+#pragma unroll
+      for (int i = 0; i < T::CHAIN / 2; i++) x[i] = (float)from[i];
+      keep_in_registers(x);
+      if (T::ITEMS == 1) release(stage);
+      take_sums();
+      add([&](int i) { return x[i]; });
+    } else {
+      add([&](int i) { return (float)from[i]; });
+    }
   }
 
   /* Without the 16 times of B, if there are any. */
@@ -519,8 +482,7 @@ template <class T> struct Consumer {
     if (ITEM % T::CHAINS == 0) scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
     ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
-    if (T::K_GROUPS > 1 && ITEM == 0) take_sums();
-    promote<ITEM>(block, scale);
+    promote<ITEM>(block, stage, scale);
     if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
     if (T::ACCS == 2 && AFTER == T::ITEMS) next();
     if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, scale, next);
@@ -543,8 +505,8 @@ template <class T> struct Consumer {
       for (auto &set : acc) keep_in_registers(set);
       if (!ends) return;
       GroupScale scale = load_scale(block, stage, 0);
-      promote<0>(block, scale);
-      if constexpr (T::ACCS == 2) promote<1>(block, scale);
+      promote<0>(block, stage, scale);
+      if constexpr (T::ACCS == 2) promote<1>(block, stage, scale);
     }
   }
 
@@ -621,7 +583,7 @@ template <class T> struct Consumer {
       sums[0][i + 2] = __uint_as_float(x.z), sums[0][i + 3] = __uint_as_float(x.w);
     }
   }
-  /* ENDS: the next turn begins a tile. */
+  /* `ends`: the next turn begins a tile. */
   __device__ __forceinline__ void pass_sums(bool ends) const {
 #pragma unroll
     for (int i = 0; i < T::BM / 2; i += 4) {
@@ -633,77 +595,37 @@ template <class T> struct Consumer {
     pass_turn();
   }
 
-  /* The sums of a k-block that is one group, as floats, and their scales. */
-  struct GroupSums {
-    float of[T::CHAIN / 2];
-    float2 scale;
-  };
-
-  __device__ __forceinline__ void make(GroupSums &group, const PipelineState<T::STAGES> &at) {
-    ptx::mbarrier_wait(shared.full(at.index), at.phase);
-    load_words(0, at.index);
-    make_fragments(fragments[0], 0, at.index);
-    multiply<0>(ptx::make_smem_desc(shared.a(at.index)), true);
-    GroupScale scale = load_scale(0, at.index, 0);
-    ptx::wgmma_wait_group<0>();
-    unscale<0>(scale);
-#pragma unroll
-    for (int i = 0; i < T::CHAIN / 2; i++) group.of[i] = (float)acc[0][i];
-    keep_in_registers(group.of);
-    group.scale = scale.of;
-    release(at.index);
-  }
-  __device__ __forceinline__ void add(const GroupSums &group) {
-#pragma unroll
-    for (int i = 0; i < T::CHAIN / 2; i++)
-      sums[0][i] = __fmaf_rn(group.of[i], i & 2 ? group.scale.y : group.scale.x, sums[0][i]);
-  }
-
-  /* A turn's k-blocks of one group each, of which the second may not be there. */
-  __device__ __forceinline__ void add_turn(bool second) {
-    GroupSums groups[2];
-    make(groups[0], state);
-    if (second) {
-      PipelineState<T::STAGES> next = state;
-      next.advance();
-      make(groups[1], next);
-    }
-    take_sums();
-    add(groups[0]);
-    if (second) add(groups[1]);
-  }
-
   /* The products of all tiles. Consumers multiply as they come, and add what they have to a tile's sums in their turn,
-   * so that groups are added in order. The turn that ends a tile finishes it. */
+   * so that groups are added in order. Who has a tile's last k-block finishes it. */
   __device__ __forceinline__ void share_tiles() {
-    Turns<T> turn(p);
+    Walk<T> walk(p);
     if (index + 1 == T::K_GROUPS) pass_sums(true);
-    turn.advance(state, index);
+    walk.advance(index), state.advance(index);
 #pragma unroll 1
-    for (; !turn.walk.done(); turn.advance(state, T::K_GROUPS)) {
-      if constexpr (T::RUN == 2) {
-        add_turn(turn.count == 2);
-      } else {
-        ptx::mbarrier_wait(shared.full(state.index), state.phase);
-        multiply_block(0, state.index, true, true, [] {});
-        release(state.index);
-      }
-      bool ends = turn.walk.k_block + turn.count == p.k_blocks;
+    for (; !walk.done(); walk.advance(T::K_GROUPS), state.advance(T::K_GROUPS)) {
+      bool ends = walk.k_block + 1 == p.k_blocks;
+      ptx::mbarrier_wait(shared.full(state.index), state.phase);
+      multiply_block(0, state.index, true, true, [] {});
+      if (T::ITEMS > 1) release(state.index);
       pass_sums(ends);
-      if (ends) finish_tile(turn.walk.at);
+      if (ends) finish_tile(walk.at);
     }
-    if (turn.left == 0) wait_for_turn(); /* so that the barrier is left empty */
+    if (walk.k_block == p.k_blocks) wait_for_turn(); /* so that the barrier is left empty */
   }
 
   /* The zero points of a tile's columns, for make_fragments; prefetched while the tile before is finished. */
-  __device__ __forceinline__ void load_zeros(const TileCoord &at) {
-    int first = at.n * T::BN + column;
-    zero.x = prepare_zero<T::KIND>(first < p.N ? __ldg(p.zeros + first) : 0);
-    zero.y = prepare_zero<T::KIND>(first + 1 < p.N ? __ldg(p.zeros + first + 1) : 0);
+  __device__ __forceinline__ const int8_t *zeros_of(const ExpertCoord &at) const {
+    return p.zeros + (T::EXPERTS ? at.expert * p.experts.zeros : 0);
   }
-  __device__ __forceinline__ void prefetch_zeros(const TileCoord &at) const {
+  __device__ __forceinline__ void load_zeros(const ExpertCoord &at) {
+    const int8_t *zeros = zeros_of(at);
     int first = at.n * T::BN + column;
-    if (first < p.N) ptx::prefetch_l1(p.zeros + first);
+    zero.x = prepare_zero<T::KIND>(first < p.N ? __ldg(zeros + first) : 0);
+    zero.y = prepare_zero<T::KIND>(first + 1 < p.N ? __ldg(zeros + first + 1) : 0);
+  }
+  __device__ __forceinline__ void prefetch_zeros(const ExpertCoord &at) const {
+    int first = at.n * T::BN + column;
+    if (first < p.N) ptx::prefetch_l1(zeros_of(at) + first);
   }
 
   /* A tile's products, scaled group by group. */
@@ -759,24 +681,24 @@ template <class T> struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void finish_tile(const TileCoord &at) const;
+  __device__ __forceinline__ void finish_tile(const ExpertCoord &at) const;
 };
 
 /* A call, not inlined: a thread of a large tile has many units. */
 template <class T, int COUNT>
 __device__ __noinline__ void call_finish_sums(const Arguments &p, int row, int column, OutputColumns<COUNT> columns,
                                               int4mm_floats<COUNT> sums) {
-  if (row >= p.M || column >= p.N) return;
+  if (column >= p.N) return;
   columns.template scale<!T::FLOAT, T::COLUMNS>(sums.x, p.epilogue, row);
   int4mm_finish_scaled<true>(p.epilogue, row, column, p.N, columns.bias, sums.x);
 }
 
-template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(const TileCoord &at) const {
+template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(const ExpertCoord &at) const {
   int t = threadIdx.x % 4, l = threadIdx.x >> 2 & 1;
-  int row = at.m * T::BM + 2 * t + l, first_column = at.n * T::BN + column - 2 * l;
+  int begin = at.begin + at.m * T::BM, row = begin + 2 * t + l, first_column = at.n * T::BN + column - 2 * l;
   OutputColumns<COUNT> columns;
-  columns.template load<T::COLUMNS>(p.epilogue, first_column, p.N);
-  bool inside = p.epilogue.vector_store && !p.epilogue.layer && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
+  columns.template load<T::COLUMNS>(arguments_of<T>(p, at).epilogue, first_column, p.N);
+  bool inside = p.epilogue.vector_store && !p.epilogue.layer && begin + T::BM <= at.end && (at.n + 1) * T::BN <= p.N;
   if (inside)
     return int4mm_for_out_dtype(p.epilogue.out_dtype,
                                 [&](auto dtype) { finish_full<decltype(dtype)::value>(row, first_column, columns); });
@@ -784,14 +706,14 @@ template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(cons
   for (int q = 0; q < T::BM / 8; q++) {
     int4mm_floats<COUNT> x;
     gather(x.x, q);
-    call_finish_sums<T>(p, row + 8 * q, first_column, columns, x);
+    if (row + 8 * q < at.end) call_finish_sums<T>(p, row + 8 * q, first_column, columns, x);
   }
 }
 
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
-  int tiles = p.tiles_m * p.tiles_n;
+  int tiles = count_tiles<T>(p);
+  if constexpr (T::EXPERTS) zero_rows<T>(p, threadIdx.x - 128, 128 * T::CONSUMERS);
   if ((int)blockIdx.x >= tiles) return;
-  ptx::griddepcontrol_wait();
   Consumer<T> consumer(shared, p, index);
   if constexpr (T::K_GROUPS > 1) return consumer.share_tiles();
   constexpr bool COLUMN_ZEROS = T::COLUMNS && T::WEIGHTS == ZEROS;
@@ -824,7 +746,8 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS)
   if (threadIdx.x == 32) ptx::prefetch_tensormap(&map_a), ptx::prefetch_tensormap(&map_b);
   __syncthreads();
   ptx::griddepcontrol_launch_dependents();
-  if (!p.early_b) ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_wait();
+  init_experts<T>(p);
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
@@ -861,6 +784,7 @@ cudaError_t map_matrix(CUtensorMap *map, const int4mm_operand &o, CUtensorMapDat
 /* Packed B as [N / 32][K / 8][32], so that one copy brings several boxes, or as it is. */
 cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes, int count) {
   int64_t words = int4mm_words_of_k(&problem);
+  if (problem.experts.count) words *= problem.experts.count; /* one below the other */
   if (!boxes)
     return map_matrix(map, problem.b, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, words, problem.N, BLOCK_WORDS, BOX_COLUMNS,
                       CU_TENSOR_MAP_SWIZZLE_128B);
@@ -892,12 +816,15 @@ template <class T> Arguments make_arguments(const int4mm_problem &problem) {
   p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
   p.box_rows = p.M < T::BM ? p.M : T::BM;
   p.boxes = p.N % BOX_COLUMNS == 0;
-  p.xor_b = b.xor_mask, p.early_b = problem.early_b;
+  p.xor_b = b.xor_mask;
   p.group = b.group < p.K ? (int)b.group : p.K;
   p.scales = b.group_scales.data, p.scales_stride = b.group_scales.stride, p.scales_dtype = b.group_scales.dtype;
   if (!p.scales) p.scales = b.scales, p.scales_stride = 0, p.scales_dtype = INT4MM_FLOAT32;
   p.zeros = (const int8_t *)b.zeros.data, p.zeros_stride = b.zeros.stride;
   if (T::HAS_FACTORS) p.factors = affine_arguments(&problem);
+  p.experts = problem.experts;
+  if (!b.group_scales.data) p.experts.group_scales = p.experts.scales;
+  if (p.experts.factors % 4) p.factors.vector = false;
   p.epilogue = int4mm_epilogue_arguments(&problem, Consumer<T>::COUNT);
   if (T::FLOAT) p.epilogue.scale_a = nullptr;
   return p;
@@ -913,11 +840,26 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
                                    p);
 }
 
+/* Whether there is an instance for grouped products: the largest tile has no registers left with short groups. */
+template <int KIND, int GROUP, int WEIGHTS, int BM, int...>
+constexpr bool HAS_EXPERTS = BM < 256 || GROUP >= BLOCK_K || GROUP == PER_COLUMN;
+
+/* The instance for a problem, grouped or not, with these parameters of its tile. */
+template <int... PARAMETERS>
+cudaError_t launch_instance(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (problem->experts.count) {
+    if constexpr (HAS_EXPERTS<PARAMETERS...>) return launch<Tile<PARAMETERS..., true>>(problem, plan, stream);
+    return cudaErrorNotSupported;
+  }
+  return launch<Tile<PARAMETERS..., false>>(problem, plan, stream);
+}
+
 /* The instance for a scale for each column: integers, with zero points, factors or neither. */
 template <int BM, int STAGES>
 cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   auto launch_weights = [&](auto weights) {
-    return launch<Tile<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2>>(problem, plan, stream);
+    return launch_instance<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2, 1>(problem, plan,
+                                                                                                   stream);
   };
   if (problem->b.factors.data) return launch_weights(int4mm_constant<AFFINE>());
   if (problem->b.zeros.data) return launch_weights(int4mm_constant<ZEROS>());
@@ -932,13 +874,24 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   auto with_zeros = [&](auto group) {
     constexpr int GROUP = decltype(group)::value,
                   ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN,
-                  ACCS = ROWS < CHAIN && !FLOAT ? 2 : 1, SHARING = GROUP > 0 ? K_GROUPS : 1,
-                  CONSUMERS = K_GROUPS > 1 ? SHARING : 2;
+                  ACCS = ROWS < CHAIN && !FLOAT ? 2 : 1;
+    auto with = [&](auto weights) {
+      constexpr int WEIGHTS = decltype(weights)::value;
+      if constexpr (K_GROUPS > 1 && GROUP > 0) {
+        if (!problem->experts.count)
+          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS, K_GROUPS, false>>(
+              problem, plan, stream);
+        if constexpr (BM == 64)
+          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, 1, 1, true>>(problem, plan, stream);
+        return cudaErrorNotSupported;
+      } else {
+        return launch_instance<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS> 1 ? 1 : 2,
+               1 > (problem, plan, stream);
+      }
+    };
     if constexpr (!FLOAT) /* floats take zero points in any case */
-      if (problem->b.zeros.data)
-        return launch<Tile<KIND, GROUP, ZEROS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS, SHARING>>(problem, plan,
-                                                                                                    stream);
-    return launch<Tile<KIND, GROUP, PLAIN, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS, SHARING>>(problem, plan, stream);
+      if (problem->b.zeros.data) return with(int4mm_constant<ZEROS>());
+    return with(int4mm_constant<PLAIN>());
   };
   int64_t group = problem->b.group, K = problem->K;
   if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))

@@ -425,6 +425,8 @@ static int32_t fake_matmul(int32_t device, const int4mm_pack_job *quantize, cons
   p.b.group_scales.data = to_host(device, p.b.group_scales.data), p.b.zeros.data = to_host(device, p.b.zeros.data);
   p.b.factors.data = to_host(device, p.b.factors.data);
   p.out.data = to_host(device, p.out.data), p.residual.data = to_host(device, p.residual.data);
+  if (p.sums) /* what a plan that splits K writes */
+    memset(to_host(device, p.sums), 0xaa, (size_t)(plan->split_k * p.M * int4mm_sums_stride(p.N)) * sizeof *p.sums);
   if (quantize) (void)fake_quantize(device, quantize, NULL, stream);
   enqueue(stream, run_matmul, &p, sizeof p);
   return INT4MM_OK;

@@ -12,7 +12,8 @@
 enum {
   CALL_TIME = 3500,      /* a call, beside its tiles, */
   COLUMNS_TIME = 2050,   /* and with a scale for each column */
-  READ_RATE = 2800,      /* bytes a ns */
+  READ_RATE = 2800,      /* bytes a ns, */
+  EXPERTS_RATE = 2400,   /* and of several experts' weights */
   LONGEST_GROUP = 131071 /* of integers: bytes of both operands may be 16 times their values */
 };
 
@@ -35,6 +36,7 @@ static int64_t group_of(const int4mm_gpu_problem *p) {
 static const char *kind_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   if (p->dtype_a == INT4MM_INT32) return "is not for int4 activations";
   if (p->dtype_a == INT4MM_FLOAT32) return "is not for float32 activations";
+  if (p->experts && kernel->tile_m == 32) return "has no code for grouped products";
   if (is_float(p) && p->scaling == INT4MM_GROUP_FACTORS)
     return "is not for integer group scales with float activations";
   if (is_per_column(p) && kernel->tile_m <= 64) return "is not for integer activations with a scale for each column";
@@ -45,6 +47,8 @@ static const char *kind_unsupported(const int4mm_kernel *kernel, const int4mm_gp
 static const char *group_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   int64_t group = group_of(p);
   if (is_per_column(p)) return NULL;
+  if (p->experts && group < 128 && group < p->K && kernel->tile_m > 128)
+    return "needs groups of at least 128 values for grouped products";
   if (group == 32 && is_float(p) && kernel->tile_m > 128 && group < p->K)
     return "needs groups of at least 64 values with float activations";
   if (group == 32 || group == 64 || group == 128 || (group == p->K && p->K <= INT4MM_BLOCK_K)) return NULL;
@@ -63,6 +67,8 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
   if (p->layout_b != INT4MM_B_KN) return "needs a b_packed that is [K/8, N]";
   if (!int4mm_plan_aligned16(p)) return "needs rows of a_packed and b_packed that start on 16 bytes";
   if (int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8) return "has too many tiles";
+  if (p->experts > INT4MM_TABLE_EXPERTS) return "is for grouped products of at most 256 experts";
+  if (p->experts && p->K > max_extent / INT4MM_TABLE_EXPERTS) return "needs a K below 2^23 for grouped products";
   return group_unsupported(kernel, p);
 }
 
@@ -96,23 +102,26 @@ typedef struct grouped_cost {
 } grouped_cost;
 
 typedef struct tile_costs {
-  grouped_cost groups, long_groups, floats, columns; /* long: of integers, of more than a k-block */
-  int64_t zeros, factors;                            /* of a k-block more, with a scale for each column */
+  grouped_cost groups, floats, columns;
+  int64_t zeros, factors; /* of a k-block more, with a scale for each column */
 } tile_costs;
 
-static const tile_costs tile_256x128 = {{530, 360, 4500}, {0}, {1190, 150, 3500}, {640, 0, 2200}, 20, 20},
-                        tile_128x128 = {{417, 168, 1700}, {0}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
-                        tile_64x128 = {{183, 151, 1200}, {183, 151, 1200}, {285, 180, 1200}, {0}, 0, 0},
-                        tile_64x64 = {{113, 87, 1200}, {165, 107, 1200}, {205, 68, 1200}, {0}, 0, 0},
-                        tile_32x64 = {{128, 56, 1200}, {150, 108, 1200}, {175, 56, 1200}, {0}, 0, 0};
+static const tile_costs tile_256x128 = {{530, 360, 4500}, {1190, 150, 3500}, {640, 0, 2200}, 20, 20},
+                        tile_128x128 = {{417, 168, 1700}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
+                        tile_64x128 = {{183, 151, 1200}, {285, 180, 1200}, {0}, 0, 0},
+                        tile_64x64 = {{113, 87, 1200}, {205, 68, 1200}, {0}, 0, 0},
+                        tile_32x64 = {{128, 56, 1200}, {175, 56, 1200}, {0}, 0, 0},
+                        tile_64x64_pairs = {{165, 107, 1200}, {220, 140, 1200}, {0}, 0, 0},
+                        tile_32x64_pairs = {{150, 108, 1200}, {0}, {0}, 0, 0};
 
-static bool is_long(const int4mm_gpu_problem *p) {
-  return !is_float(p) && group_of(p) > INT4MM_BLOCK_K;
+/* Whether a tile of 64 columns has one consumer, and an SM two CTAs: elsewhere several share its k-blocks. */
+static bool is_paired(const int4mm_gpu_problem *p) {
+  return p->experts || (!is_float(p) && group_of(p) > INT4MM_BLOCK_K);
 }
 
 static const grouped_cost *cost_of(const int4mm_gpu_problem *p, const tile_costs *costs) {
   if (is_per_column(p)) return &costs->columns;
-  return is_float(p) ? &costs->floats : is_long(p) ? &costs->long_groups : &costs->groups;
+  return is_float(p) ? &costs->floats : &costs->groups;
 }
 
 static int64_t k_block_time(const int4mm_gpu_problem *p, const tile_costs *costs) {
@@ -126,16 +135,16 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   const tile_costs *costs = kernel->tile_m == 256   ? &tile_256x128
                             : kernel->tile_m == 128 ? &tile_128x128
                             : kernel->tile_n == 128 ? &tile_64x128
-                            : kernel->tile_m == 64  ? &tile_64x64
-                                                    : &tile_32x64;
-  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
-  bool pairs = kernel->tile_n == 64 && is_long(p) && tiles > p->sms; /* of CTAs on an SM */
+                            : kernel->tile_m == 64  ? (is_paired(p) ? &tile_64x64_pairs : &tile_64x64)
+                                                    : (is_paired(p) ? &tile_32x64_pairs : &tile_32x64);
+  int64_t tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
+  bool pairs = kernel->tile_n == 64 && is_paired(p) && tiles > p->sms; /* of CTAs on an SM */
   int64_t resident = pairs ? p->sms * 2 : p->sms;
   int64_t time = int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), pairs ? k_block * 4 / 3 : k_block),
                                  cost_of(p, costs)->tile);
   time = int4mm_plan_add(is_per_column(p) ? COLUMNS_TIME : CALL_TIME,
                          int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time));
-  int64_t reading = CALL_TIME + int4mm_plan_mul(p->K / 2, p->N) / READ_RATE;
+  int64_t reading = CALL_TIME + int4mm_plan_bytes_of_b(p) / (p->experts ? EXPERTS_RATE : READ_RATE);
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles < resident ? tiles : resident);
   return time > reading ? time : reading;
@@ -149,4 +158,4 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
            (int)p->sms, scales);
 }
 
-const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_NONE, false};
+const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_NONE, true, false};

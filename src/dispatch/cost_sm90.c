@@ -92,7 +92,7 @@ static const hopper_cost hopper_256 = {576, 676, 820, 3250}, hopper_128 = {365, 
 
 /* Of a grouped product, whose weights lie one below the other: a copy past one's K or N comes from the next one. */
 static const char *experts_unsupported(const int4mm_gpu_problem *p) {
-  if (p->experts > INT4MM_HOPPER_EXPERTS) return "is for grouped products of at most 256 experts";
+  if (p->experts > INT4MM_TABLE_EXPERTS) return "is for grouped products of at most 256 experts";
   if (has_factors(p) || p->zeros) return "has no code for grouped products with integer group scales or zero points";
   if (p->K % INT4MM_BLOCK_K) return "needs a K that is a multiple of 128 for grouped products";
   if (p->layout_b == INT4MM_B_NK && p->N % 4)
@@ -123,7 +123,7 @@ static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   return with_alignment(p, max64(reading_time(p), HOPPER_TIME + waves * tile_time));
 }
 
-const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true};
+const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true, false};
 
 /* ---- narrow: a CTA a tile, up to two an SM ---- */
 
@@ -174,4 +174,4 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   return with_alignment(p, max64(reading_time(p), pairs ? split : whole));
 }
 
-const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A, false};
+const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A, false, false};

@@ -165,6 +165,24 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
   return status;
 }
 
+/* Launches a plan, with memory for the sums of its parts of K. Where there is none, K stays whole: as right, and
+ * slower.
+ */
+static int32_t launch_kernel(const int4mm_dispatch_target *target, const int4mm_pack_job *quantize,
+                             const int4mm_problem *problem, const int4mm_plan *plan, void *stream, bool non_blocking) {
+  const int4mm_cuda_backend *cuda = target->cuda;
+  const int64_t bytes = int4mm_sums_bytes(problem, plan);
+  int4mm_problem p = *problem;
+  void *sums = NULL;
+  if (!bytes) return cuda->matmul(target->device, quantize, problem, plan, stream, non_blocking);
+  int4mm_hold_error();
+  if (cuda->scratch(target->device, (size_t)bytes, &sums, stream)) sums = NULL;
+  int4mm_unhold_error();
+  p.sums = sums;
+  int32_t status = cuda->matmul(target->device, quantize, &p, plan, stream, non_blocking);
+  return sums ? int4mm_free_scratch(target, sums, stream, status) : status;
+}
+
 /* dst = A of a problem, in dst's dtype: its own, or int8 for words. Words become two's complement. */
 static int32_t copy_a(const int4mm_dispatch_target *target, const int4mm_problem *p, int4mm_matrix *dst, void *stream) {
   const int4mm_cuda_backend *cuda = target->cuda;
@@ -191,7 +209,7 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   if (!status) status = copy_a(target, &p, &copy, stream);
   if (p.a.dtype == INT4MM_INT32) p.a.xor_mask = 0;
   p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
-  if (!status) status = cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
+  if (!status) status = launch_kernel(target, NULL, &p, plan, stream, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
 }
 
@@ -202,7 +220,7 @@ static int32_t launch_plan(const int4mm_dispatch_target *target, const int4mm_pr
   if (plan->widened) return launch_on_copy(target, c->quantize, problem, INT4MM_INT8, plan, stream, non_blocking);
   if (int4mm_wants_copy_of_a(problem, plan))
     return launch_on_copy(target, c->quantize, problem, problem->a.dtype, plan, stream, non_blocking);
-  return target->cuda->matmul(target->device, c->quantize, problem, plan, stream, non_blocking);
+  return launch_kernel(target, c->quantize, problem, plan, stream, non_blocking);
 }
 
 /* The same on a copy of B in two's complement, whose rows start on 128 bytes. */
