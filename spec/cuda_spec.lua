@@ -330,27 +330,51 @@ describe("on the GPU as on the CPU:", function()
     end
   end)
 
-  on_gpu("a layer whose weight was quantised just before it", function()
+  --- Calls on the CPU and on the GPU by turns, as the weight is: layers and products of int4 and int8 activations, also
+  -- with rows that start off 16 bytes, of which a copy is made first.
+  local function calls_of(x)
+    local x_gpu = x:to "cuda"
+    local calls = {
+      layer = function(words, scales) return q.int4_linear(words.device == "cpu" and x or x_gpu, words, scales) end,
+    }
+    for _, dtype in ipairs { "int4", "int8" } do
+      local a, scales_a = q.quantize(x, { dtype = dtype })
+      local scales_gpu, rows, width = scales_a:to "cuda", a.shape[1], a.shape[2]
+      for _, past in ipairs { 0, 5 } do
+        local gpu = q.zeros { rows, width + past, dtype = a.dtype, device = "cuda" }
+        gpu = gpu:narrow(2, past > 0 and 2 or 1, width):copy_(a)
+        calls[dtype .. " + " .. past] = function(words, scales)
+          if words.device == "cpu" then return q.int4_matmul(a, words, scales_a, scales) end
+          return q.int4_matmul(gpu, words, scales_gpu, scales)
+        end
+      end
+    end
+    return calls
+  end
+
+  -- Kernels overlap: the weight must not be read too soon.
+  on_gpu("calls whose weight was quantised just before them", function()
     local K, N = 1024, 640
     for _, M in ipairs { 40, 256, 700 } do
       local x = q.random(q.empty { M, K }, { seed = M, low = -1, high = 1 }):to "bfloat16"
-      local x_gpu, floats, expected, outs = x:to "cuda", {}, {}, {}
-      for i = 1, 3 do
-        local weight = q.random(q.empty { K, N }, { seed = i, low = -1, high = 1 })
-        local words, scales = q.quantize(weight, { dim = 1 })
-        floats[i], expected[i] = weight:to "cuda", q.int4_linear(x, words, scales)
-      end
-      local words = q.empty { K / 8, N, dtype = "int32", device = "cuda" }
-      local scales = q.empty { N, device = "cuda" }
-      local graph = q.graph(function()
-        for i = 1, 12 do
-          q.quantize(floats[i % 3 + 1], { dim = 1, check = false, out = words, scales = scales })
-          outs[i] = q.int4_linear(x_gpu, words, scales)
+      for name, call in pairs(calls_of(x)) do
+        local floats, expected, outs = {}, {}, {}
+        for i = 1, 3 do
+          local weight = q.random(q.empty { K, N }, { seed = i, low = -1, high = 1 })
+          floats[i], expected[i] = weight:to "cuda", call(q.quantize(weight, { dim = 1 }))
         end
-      end)
-      for _ = 1, 5 do graph:launch() end
-      for i = 1, 12 do assert.same_bits(expected[i % 3 + 1], outs[i], ("M = %d, layer %d"):format(M, i)) end
-      graph:free()
+        local words = q.empty { K / 8, N, dtype = "int32", device = "cuda" }
+        local scales = q.empty { N, device = "cuda" }
+        local graph = q.graph(function()
+          for i = 1, 12 do
+            q.quantize(floats[i % 3 + 1], { dim = 1, check = false, out = words, scales = scales })
+            outs[i] = call(words, scales)
+          end
+        end)
+        for _ = 1, 5 do graph:launch() end
+        for i = 1, 12 do assert.same_bits(expected[i % 3 + 1], outs[i], ("%s, M = %d, call %d"):format(name, M, i)) end
+        graph:free()
+      end
     end
   end)
 

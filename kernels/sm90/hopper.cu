@@ -125,8 +125,9 @@ template <class T, int STAGES, class Load> __device__ __forceinline__ void produ
 template <class T>
 __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
   /* Tries for which A's second k-block is held back until B's first has landed, which has the longer way to the
-   * consumers. They are bounded, since B's barrier may be phases further on. */
-  int tries = 16;
+   * consumers. They are bounded, since B's barrier may be phases further on; where B came early it is. */
+  int tries = p.early_b ? 0 : 16;
+  ptx::griddepcontrol_wait();
   produce<T, T::STAGES_A>(p, [&](const PipelineState<T::STAGES_A> &state, const ExpertCoord &at, int k_block) {
     ptx::mbarrier_wait(shared.empty_a(state.index), state.phase ^ 1);
     for (; k_block == 1 && tries > 0; tries--)
@@ -266,6 +267,7 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 /* ---- consumers ---- */
 
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
+  ptx::griddepcontrol_wait();
   /* Where registers are fewest, from what need not be kept. */
   int consumer_index = T::Kind::AFFINE || T::EXPERTS ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
   int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
@@ -310,7 +312,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
   ptx::griddepcontrol_launch_dependents();
   if constexpr (!T::EXPERTS)
     if (threadIdx.x / T::MAPS_B == 64 / T::MAPS_B) prefetch_b<T>(maps_b, p);
-  ptx::griddepcontrol_wait();
+  if (!p.early_b) ptx::griddepcontrol_wait(); /* else those do who take more than B */
   init_experts<T>(p);
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {

@@ -77,7 +77,20 @@ bool int4mm_plan_is_elementary(const int4mm_gpu_problem *p) {
   return p->dtype_a == INT4MM_INT32 && p->scaling == INT4MM_PER_COLUMN && !p->zeros;
 }
 
-int int4mm_plan_aligned16(const int4mm_gpu_problem *p) {
-  int64_t vector = 16 / (int64_t)int4mm_dtype_size(p->dtype_a);
-  return p->align_a >= 16 && p->align_b >= 16 && p->lda % vector == 0 && p->ldb % 4 == 0;
+bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *p) {
+  return p->align_a >= 16 && p->lda % (16 / (int64_t)int4mm_dtype_size(p->dtype_a)) == 0;
+}
+
+bool int4mm_plan_aligned16_b(const int4mm_gpu_problem *p) {
+  return p->align_b >= 16 && p->ldb % 4 == 0;
+}
+
+bool int4mm_plan_aligned16(const int4mm_gpu_problem *p) {
+  return int4mm_plan_aligned16_a(p) && int4mm_plan_aligned16_b(p);
+}
+
+int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *p) {
+  const int64_t call = 2000, rate = 1000; /* bytes a ns */
+  int64_t size = (int64_t)int4mm_dtype_size(p->dtype_a), k = p->dtype_a == INT4MM_INT32 ? p->K / 8 : p->K;
+  return int4mm_plan_add(call, int4mm_plan_mul(int4mm_plan_mul(p->M, k), size) / rate);
 }

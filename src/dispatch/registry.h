@@ -74,7 +74,11 @@ int64_t int4mm_plan_bytes_of_b(const int4mm_gpu_problem *problem);
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *problem);
 /* W4A4 with a scale for each column alone, as int4mm_is_elementary. */
 bool int4mm_plan_is_elementary(const int4mm_gpu_problem *problem);
-/* Whether rows of A and B start on 16 bytes. */
-int int4mm_plan_aligned16(const int4mm_gpu_problem *problem);
+/* Whether rows of A, of B, and of both start on 16 bytes. */
+bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *problem);
+bool int4mm_plan_aligned16_b(const int4mm_gpu_problem *problem);
+bool int4mm_plan_aligned16(const int4mm_gpu_problem *problem);
+/* What a copy of A takes on an H100, in ns. */
+int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *problem);
 
 #endif

@@ -183,16 +183,6 @@ static int32_t launch_kernel(const int4mm_dispatch_target *target, const int4mm_
   return sums ? int4mm_free_scratch(target, sums, stream, status) : status;
 }
 
-/* dst = A of a problem, in dst's dtype: its own, or int8 for words. Words become two's complement. */
-static int32_t copy_a(const int4mm_dispatch_target *target, const int4mm_problem *p, int4mm_matrix *dst, void *stream) {
-  const int4mm_cuda_backend *cuda = target->cuda;
-  int4mm_matrix src = {(void *)p->a.data, p->M, p->a.cols, p->a.stride, p->a.dtype};
-  if (src.dtype == INT4MM_INT32) return cuda->align_rows(target->device, dst, &src, p->a.xor_mask, stream);
-  size_t size = int4mm_dtype_size(src.dtype);
-  return cuda->copy(target->device, dst->data, (size_t)dst->stride * size, target->device, src.data,
-                    (size_t)src.stride * size, (size_t)src.cols * size, (size_t)p->M, stream);
-}
-
 /* Runs a plan on a copy of A, in `dtype`, whose rows start on 128 bytes: on 16, as the kernels want, copies of 64 bytes
  * would touch three or four sectors of 32 (4096 x 4104 x 4096: 115 us). `quantize`, or NULL, makes A first. */
 static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm_pack_job *quantize,
@@ -206,8 +196,10 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   int32_t status = cuda->scratch(target->device, (size_t)(p.M * copy.stride * size), &copy.data, stream);
   if (status) return status;
   if (quantize) status = cuda->quantize(target->device, quantize, &unchecked, stream);
-  if (!status) status = copy_a(target, &p, &copy, stream);
-  if (p.a.dtype == INT4MM_INT32) p.a.xor_mask = 0;
+  int4mm_matrix src = {(void *)p.a.data, p.M, p.a.cols, p.a.stride, p.a.dtype};
+  uint32_t xor_mask = src.dtype == INT4MM_INT32 ? p.a.xor_mask : 0;
+  if (!status) status = cuda->align_rows(target->device, &copy, &src, xor_mask, stream);
+  p.a.xor_mask ^= xor_mask, p.early_b = true;
   p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
   if (!status) status = launch_kernel(target, NULL, &p, plan, stream, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
