@@ -885,8 +885,9 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
           return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, 1, 1, true>>(problem, plan, stream);
         return cudaErrorNotSupported;
       } else {
-        return launch_instance<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS> 1 ? 1 : 2,
-               1 > (problem, plan, stream);
+        constexpr int CONSUMERS = K_GROUPS > 1 ? 1 : 2;
+        return launch_instance<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS, 1>(problem, plan,
+                                                                                                   stream);
       }
     };
     if constexpr (!FLOAT) /* floats take zero points in any case */
