@@ -672,7 +672,8 @@ describe("the grouped kernels", function()
       { 4096, 4096, 4096, WORDS, 128, "grouped_256x128" }, { 4096, 4096, 4096, INT8, 128, "grouped_256x128" },
       { 4096, 4096, 4096, BFLOAT16, 128, "grouped_256x128" }, { 4096, 4096, 4096, FLOAT16, nil, "grouped_256x128" },
       { 1024, 4096, 14336, INT8, 128, "grouped_256x128" }, { 1024, 4096, 14336, WORDS, 64, "grouped_256x128" },
-      { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 64, 4096, 4096, INT8, 128, "grouped_64x64" },
+      { 256, 4096, 4096, INT8, 128, "grouped_64x128" }, { 64, 4096, 4096, INT8, 128, "grouped_32x64" },
+      { 128, 4096, 4096, INT8, 128, "grouped_64x64" }, { 64, 4096, 4096, BFLOAT16, 128, "grouped_32x64" },
       { 512, 4096, 4096, INT8, 128, "grouped_128x128" }, { 512, 4096, 4096, BFLOAT16, 128, "grouped_128x128" },
       { 4096, 4096, 4096, INT8, 32, "grouped_256x128" }, { 256, 4096, 4096, INT8, 32, "grouped_64x128" },
       { 256, 3072, 12288, BFLOAT16, 128, "grouped_256x128" }, { 1024, 4096, 14336, BFLOAT16, 128, "grouped_256x128" },
@@ -689,7 +690,8 @@ describe("the grouped kernels", function()
 
   it("say what they do not serve", function()
     local function refuses(p, reason, kernels)
-      for _, kernel in ipairs(kernels or { "grouped_256x128", "grouped_128x128", "grouped_64x128", "grouped_64x64" }) do
+      for _, kernel in ipairs(kernels or { "grouped_256x128", "grouped_128x128", "grouped_64x128", "grouped_64x64",
+        "grouped_32x64" }) do
         local status, message = choose(p, kernel)
         assert.equal(UNSUPPORTED, status)
         assert.matches(reason, message, 1, true)
@@ -697,7 +699,7 @@ describe("the grouped kernels", function()
     end
     refuses(problem(90, 256, 256, 256), "is not for int4 activations")
     refuses(grouped(256, 256, 256, INT8, nil), "is not for integer activations with a scale for each column",
-      { "grouped_64x128", "grouped_64x64" })
+      { "grouped_64x128", "grouped_64x64", "grouped_32x64" })
     refuses(grouped(256, 131072, 256, INT8, nil), "needs a K below 131072 with a scale for each column",
       { "grouped_256x128", "grouped_128x128" })
     refuses(grouped(256, 256, 256, FLOAT32, 128), "is not for float32 activations")

@@ -23,6 +23,10 @@
  * with each other they would leave the tensor cores idle. What bounds it is that promotion, and in W4A16 the card's
  * power.
  *
+ * A small tile's k-block is bound by latency: a warp that issues a wgmma whose A comes from registers waits until the
+ * one before has begun, so that it hides little of its own. There consumers share a tile's k-blocks, each with every
+ * K_GROUPS-th of them, and only the promotion has an order: the tile's sums are handed on in shared memory.
+ *
  * With a scale for each column all of K is one sum, and the fragments of a k-block are made while the one before is
  * multiplied. Per k-block and 256 x 128 tile, 1024 clocks of wgmma, it moves 112 KB through shared memory; with the
  * roles of hopper.cu, which writes int8 activations and weights and reads them again, that is 160 KB of at most 128.
@@ -47,11 +51,11 @@ constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
  * block and as many chains as sets of accumulators, or PER_COLUMN; what B's WEIGHTS are; BM rows; BLOCKS of 64 columns
- * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM; a
- * grouped product. */
+ * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM;
+ * K_GROUPS: as many as consumers where these share a tile's k-blocks, else 1; a grouped product. */
 constexpr int PER_COLUMN = -1;
 template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_,
-          bool EXPERTS_>
+          int K_GROUPS_, bool EXPERTS_>
 struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, WEIGHTS = WEIGHTS_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, COLUMNS = GROUP == PER_COLUMN;
@@ -60,7 +64,8 @@ struct Tile {
    * more than the two instructions with which a zero point, or 0, is subtracted. */
   static constexpr bool SMALL_GROUPS = GROUP == 32 || GROUP == 64;
   typedef typename PolicyB<KIND, SMALL_GROUPS ? ZEROS : WEIGHTS>::type B;
-  static constexpr int CONSUMERS = CONSUMERS_, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
+  static constexpr int CONSUMERS = CONSUMERS_, K_GROUPS = K_GROUPS_, BN = 64 * CONSUMERS / K_GROUPS * BLOCKS,
+                       THREADS = 128 * (1 + CONSUMERS);
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
   static constexpr int GROUP_M = 2048 / BM;           /* tile rows in which tiles are rasterised */
   static constexpr bool EXPERTS = EXPERTS_;
@@ -71,11 +76,14 @@ struct Tile {
   static constexpr int GROUP_SLICES = SLICES / GROUPS;
   static constexpr int CHAIN = CHAIN_, CHAINS = BM / CHAIN, ITEMS = CHAINS * GROUPS;
   static constexpr int ACCS = ACCS_;
-  static constexpr bool AHEAD = !FLOAT || BM * BLOCKS < 256; /* words are loaded ahead: there are registers for them */
-  static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS; /* the small tile is bound by latency */
+  /* Words are loaded ahead: there are registers for them. */
+  static constexpr bool AHEAD = K_GROUPS == 1 && (!FLOAT || BM * BLOCKS < 256);
+  static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS; /* small tiles are bound by latency */
   static constexpr int BUFFERS = COLUMNS ? 2 : 1;                 /* of fragments */
   static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
+  static_assert(K_GROUPS == 1 || (K_GROUPS == CONSUMERS && BLOCKS == 1 && CHAINS == 1 && GROUP > 0 && !EXPERTS),
+                "each consumer has all of a k-block");
   static_assert(!COLUMNS || !FLOAT, "a scale for each column is for integers");
   static_assert(COLUMNS || !HAS_FACTORS, "factors have a scale for each column");
 
@@ -84,18 +92,23 @@ struct Tile {
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
                        SCALE_BYTES = COLUMNS ? HAS_FACTORS * UNITS * BN : GROUPS * BN * 4,
                        ZERO_BYTES = GROUP_ZEROS ? SCALE_BYTES : 0, STAGE_BARRIERS = 2;
-  static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - (EXPERTS ? TABLE_BYTES : 0)) /
-                                 (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
+  static constexpr int SUMS_BYTES = K_GROUPS > 1 ? BM *BN * 4 : 0; /* a tile's, handed on */
+  static constexpr int FITTING =
+      (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - SUMS_BYTES - (EXPERTS ? TABLE_BYTES : 0)) /
+      (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
   static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
   static constexpr int B_OFFSET = STAGES * A_BYTES, SCALE_OFFSET = B_OFFSET + STAGES * B_BYTES,
                        ZERO_OFFSET = SCALE_OFFSET + STAGES * SCALE_BYTES,
-                       BARRIER_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIERS = STAGE_BARRIERS * STAGES,
-                       TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
+                       SUMS_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIER_OFFSET = SUMS_OFFSET + SUMS_BYTES,
+                       BARRIERS = STAGE_BARRIERS * STAGES, TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
                        SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? TABLE_BYTES : 0);
 
-  /* Registers per thread, of the 504 (256) that the launch gives the three (two) warpgroups. */
-  static constexpr int PRODUCER_REGISTERS = BM < 256 ? 72 : COLUMNS || EXPERTS ? 40 : 24;
-  static constexpr int CONSUMER_REGISTERS = ((CONSUMERS == 1 ? 256 : 504) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
+  static_assert(STAGES >= K_GROUPS, "a consumer may not skip a phase of a stage");
+
+  /* Registers per thread: what the launch gives each, and what that leaves. */
+  static constexpr int REGISTERS = 65536 / (CTAS * THREADS) / 8 * 8;
+  static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 ? 56 : BM < 256 ? 72 : COLUMNS || EXPERTS ? 40 : 24;
+  static constexpr int CONSUMER_REGISTERS = (REGISTERS * (1 + CONSUMERS) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
 struct Arguments {
@@ -123,11 +136,12 @@ template <class T> struct Shared {
     return base + T::SCALE_OFFSET + stage * T::SCALE_BYTES;
   }
   __device__ __forceinline__ uint32_t zeros(int stage) const { return base + T::ZERO_OFFSET + stage * T::SCALE_BYTES; }
+  __device__ __forceinline__ uint32_t sums() const { return base + T::SUMS_OFFSET; }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
   __device__ __forceinline__ uint32_t full(int stage) const { return barrier(stage); }
   __device__ __forceinline__ uint32_t empty(int stage) const { return barrier(T::STAGES + stage); }
   __device__ __forceinline__ int arrivals(int i) const {
-    if (i >= T::STAGES) return 4 * T::CONSUMERS;
+    if (i >= T::STAGES) return 4 * T::CONSUMERS / T::K_GROUPS;
     return 1 + (T::HAS_FACTORS ? 32 : T::COLUMNS ? 0 : 1); /* the copies' and the factors' or scales' */
   }
 };
@@ -341,7 +355,7 @@ template <class T> struct Consumer {
       : shared(shared), p(p), policy(p.xor_b), index(index),
         zero(make_uint2(prepare_zero<T::KIND>(0), prepare_zero<T::KIND>(0))) {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
-    int warp = index * 4 + threadIdx.x % 128 / 32;
+    int warp = (T::K_GROUPS > 1 ? 0 : index * 4) + threadIdx.x % 128 / 32;
     column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
     int row = policy.first_row();
     b_offset = column / BOX_COLUMNS * BOX_BYTES + row * (BOX_COLUMNS * 4) + (column % BOX_COLUMNS * 4 ^ row << 4);
@@ -381,12 +395,13 @@ template <class T> struct Consumer {
     keep_in_registers(to);
   }
 
-  /* The turns of the consumers; each passes its own on once it has issued a chain. */
+  /* The turns of the consumers: of multiplying, or where they share k-blocks of promoting. A barrier has two of them.
+   */
   __device__ __forceinline__ void wait_for_turn() const {
-    ptx::named_barrier_sync(1 + index, 128 * T::CONSUMERS);
+    ptx::named_barrier_sync(1 + index, 256);
   }
   __device__ __forceinline__ void pass_turn() const {
-    ptx::named_barrier_arrive(1 + (index ^ 1), 128 * T::CONSUMERS);
+    ptx::named_barrier_arrive(1 + (index + 1) % T::CONSUMERS, 256);
   }
 
   /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
@@ -409,8 +424,8 @@ template <class T> struct Consumer {
     if (T::TURNS) pass_turn();
   }
 
-  /* Adds a chain's sums to those of the tile. */
-  template <int ITEM> __device__ __forceinline__ void promote(int block, const GroupScale &scale) {
+  /* Adds a chain's sums to those of the tile; where consumers share k-blocks the first of a k-block waits for these. */
+  template <int ITEM> __device__ __forceinline__ void promote(int block, int stage, const GroupScale &scale) {
     constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
     auto &from = acc[ITEM % T::ACCS];
     keep_in_registers(from);
@@ -421,11 +436,24 @@ template <class T> struct Consumer {
     }
     /* Column by column: an operand that is that of the instruction before is not read from its register again, and
      * reading registers, which wgmma does as well, is what bounds this. */
+    auto add = [&](auto value) {
 #pragma unroll
-    for (int column = 0; column < 2; column++)
+      for (int column = 0; column < 2; column++)
 #pragma unroll
-      for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
-        sums[block][FIRST + i] = __fmaf_rn((float)from[i], column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
+        for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
+          sums[block][FIRST + i] = __fmaf_rn(value(i), column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
+    };
+    if constexpr (T::K_GROUPS > 1 && ITEM == 0) {
+      float x[T::CHAIN / 2];
+#pragma unroll
+      for (int i = 0; i < T::CHAIN / 2; i++) x[i] = (float)from[i];
+      keep_in_registers(x);
+      if (T::ITEMS == 1) release(stage);
+      take_sums();
+      add([&](int i) { return x[i]; });
+    } else {
+      add([&](int i) { return (float)from[i]; });
+    }
   }
 
   /* Without the 16 times of B, if there are any. */
@@ -454,7 +482,7 @@ template <class T> struct Consumer {
     if (ITEM % T::CHAINS == 0) scale = load_scale(block, stage, ITEM / T::CHAINS);
     if (T::ACCS == 1 && ITEM == 0) next();
     ptx::wgmma_wait_group<AFTER - 1 < T::ITEMS ? T::ACCS - 1 : 0>();
-    promote<ITEM>(block, scale);
+    promote<ITEM>(block, stage, scale);
     if constexpr (AFTER < T::ITEMS) multiply<AFTER>(a, true);
     if (T::ACCS == 2 && AFTER == T::ITEMS) next();
     if constexpr (ITEM + 1 < T::ITEMS) finish<ITEM + 1>(block, stage, a, scale, next);
@@ -477,8 +505,8 @@ template <class T> struct Consumer {
       for (auto &set : acc) keep_in_registers(set);
       if (!ends) return;
       GroupScale scale = load_scale(block, stage, 0);
-      promote<0>(block, scale);
-      if constexpr (T::ACCS == 2) promote<1>(block, scale);
+      promote<0>(block, stage, scale);
+      if constexpr (T::ACCS == 2) promote<1>(block, stage, scale);
     }
   }
 
@@ -538,6 +566,51 @@ template <class T> struct Consumer {
     ptx::wgmma_wait_group<0>();
     release(before_last), release(last);
     keep_in_registers(acc[0]);
+  }
+
+  /* ---- consumers that share k-blocks ---- */
+
+  /* A tile's sums, handed on from turn to turn. */
+  __device__ __forceinline__ uint32_t handed(int i) const {
+    return shared.sums() + i * (128 * 4) + threadIdx.x % 128 * 16;
+  }
+  __device__ __forceinline__ void take_sums() {
+    wait_for_turn();
+#pragma unroll
+    for (int i = 0; i < T::BM / 2; i += 4) {
+      uint4 x = ptx::ld_shared_v4(handed(i));
+      sums[0][i] = __uint_as_float(x.x), sums[0][i + 1] = __uint_as_float(x.y);
+      sums[0][i + 2] = __uint_as_float(x.z), sums[0][i + 3] = __uint_as_float(x.w);
+    }
+  }
+  /* `ends`: the next turn begins a tile. */
+  __device__ __forceinline__ void pass_sums(bool ends) const {
+#pragma unroll
+    for (int i = 0; i < T::BM / 2; i += 4) {
+      uint32_t x[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) x[j] = ends ? 0 : __float_as_uint(sums[0][i + j]);
+      ptx::st_shared_v4(handed(i), x[0], x[1], x[2], x[3]);
+    }
+    pass_turn();
+  }
+
+  /* The products of all tiles. Consumers multiply as they come, and add what they have to a tile's sums in their turn,
+   * so that groups are added in order. Who has a tile's last k-block finishes it. */
+  __device__ __forceinline__ void share_tiles() {
+    Walk<T> walk(p);
+    if (index + 1 == T::K_GROUPS) pass_sums(true);
+    walk.advance(index), state.advance(index);
+#pragma unroll 1
+    for (; !walk.done(); walk.advance(T::K_GROUPS), state.advance(T::K_GROUPS)) {
+      bool ends = walk.k_block + 1 == p.k_blocks;
+      ptx::mbarrier_wait(shared.full(state.index), state.phase);
+      multiply_block(0, state.index, true, true, [] {});
+      if (T::ITEMS > 1) release(state.index);
+      pass_sums(ends);
+      if (ends) finish_tile(walk.at);
+    }
+    if (walk.k_block == p.k_blocks) wait_for_turn(); /* so that the barrier is left empty */
   }
 
   /* The zero points of a tile's columns, for make_fragments; prefetched while the tile before is finished. */
@@ -642,6 +715,7 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
   if constexpr (T::EXPERTS) zero_rows<T>(p, threadIdx.x - 128, 128 * T::CONSUMERS);
   if ((int)blockIdx.x >= tiles) return;
   Consumer<T> consumer(shared, p, index);
+  if constexpr (T::K_GROUPS > 1) return consumer.share_tiles();
   constexpr bool COLUMN_ZEROS = T::COLUMNS && T::WEIGHTS == ZEROS;
   if (T::TURNS && index == 1) consumer.pass_turn();
   consumer.begin_k_block();
@@ -784,7 +858,8 @@ cudaError_t launch_instance(const int4mm_problem *problem, const int4mm_plan *pl
 template <int BM, int STAGES>
 cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   auto launch_weights = [&](auto weights) {
-    return launch_instance<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2>(problem, plan, stream);
+    return launch_instance<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2, 1>(problem, plan,
+                                                                                                   stream);
   };
   if (problem->b.factors.data) return launch_weights(int4mm_constant<AFFINE>());
   if (problem->b.zeros.data) return launch_weights(int4mm_constant<ZEROS>());
@@ -793,17 +868,31 @@ cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *pla
 
 /* The instance for a problem's groups and zero points. With several groups to a k-block chains are short, and two of
  * them hide each other's latency. */
-template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int CONSUMERS = 2>
+template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int K_GROUPS = 1>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
   auto with_zeros = [&](auto group) {
     constexpr int GROUP = decltype(group)::value,
                   ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN,
                   ACCS = ROWS < CHAIN && !FLOAT ? 2 : 1;
+    auto with = [&](auto weights) {
+      constexpr int WEIGHTS = decltype(weights)::value;
+      if constexpr (K_GROUPS > 1 && GROUP > 0) {
+        if (!problem->experts.count)
+          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS, K_GROUPS, false>>(
+              problem, plan, stream);
+        if constexpr (BM == 64)
+          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, 1, 1, true>>(problem, plan, stream);
+        return cudaErrorNotSupported;
+      } else {
+        constexpr int CONSUMERS = K_GROUPS > 1 ? 1 : 2;
+        return launch_instance<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS, 1>(problem, plan,
+                                                                                                   stream);
+      }
+    };
     if constexpr (!FLOAT) /* floats take zero points in any case */
-      if (problem->b.zeros.data)
-        return launch_instance<KIND, GROUP, ZEROS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>(problem, plan, stream);
-    return launch_instance<KIND, GROUP, PLAIN, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>(problem, plan, stream);
+      if (problem->b.zeros.data) return with(int4mm_constant<ZEROS>());
+    return with(int4mm_constant<PLAIN>());
   };
   int64_t group = problem->b.group, K = problem->K;
   if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))
@@ -811,7 +900,7 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   if (group == 64) return with_zeros(int4mm_constant<64>());
   if constexpr (!FLOAT || BM < 256) /* where it fits into shared memory in some depth */
     if (group == 32) return with_zeros(int4mm_constant<32>());
-  if constexpr (!FLOAT && BLOCKS == 1 && BM == 64) return with_zeros(int4mm_constant<0>());
+  if constexpr (!FLOAT && BLOCKS == 1 && BM <= 64) return with_zeros(int4mm_constant<0>());
   return cudaErrorNotSupported;
 }
 

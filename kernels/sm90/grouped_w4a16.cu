@@ -10,8 +10,10 @@ cudaError_t launch_kind(const int4mm_problem *problem, const int4mm_plan *plan, 
     return launch_tile<KIND, 256, 1, 128, INT4MM_TILE(grouped_256x128, STAGES)>(problem, plan, stream);
   if (plan->tile_m == 128)
     return launch_tile<KIND, 128, 1, 128, INT4MM_TILE(grouped_128x128, STAGES)>(problem, plan, stream);
+  if (plan->tile_m == 32)
+    return launch_tile<KIND, 32, 1, 32, INT4MM_TILE(grouped_32x64, STAGES), 4>(problem, plan, stream);
   if (plan->tile_n == 64)
-    return launch_tile<KIND, 64, 1, 64, INT4MM_TILE(grouped_64x64, STAGES), 1>(problem, plan, stream);
+    return launch_tile<KIND, 64, 1, 64, INT4MM_TILE(grouped_64x64, STAGES), 3>(problem, plan, stream);
   if (plan->tile_m == 64)
     return launch_tile<KIND, 64, 1, 64, INT4MM_TILE(grouped_64x128, STAGES)>(problem, plan, stream);
   return cudaErrorNotSupported;

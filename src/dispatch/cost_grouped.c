@@ -36,9 +36,10 @@ static int64_t group_of(const int4mm_gpu_problem *p) {
 static const char *kind_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   if (p->dtype_a == INT4MM_INT32) return "is not for int4 activations";
   if (p->dtype_a == INT4MM_FLOAT32) return "is not for float32 activations";
+  if (p->experts && kernel->tile_m == 32) return "has no code for grouped products";
   if (is_float(p) && p->scaling == INT4MM_GROUP_FACTORS)
     return "is not for integer group scales with float activations";
-  if (is_per_column(p) && kernel->tile_m == 64) return "is not for integer activations with a scale for each column";
+  if (is_per_column(p) && kernel->tile_m <= 64) return "is not for integer activations with a scale for each column";
   if (is_per_column(p) && p->K >= INT4MM_WIDE_K) return "needs a K below 131072 with a scale for each column";
   return NULL;
 }
@@ -74,17 +75,22 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
 /* The time of a k-block without its groups, of the promotion of each of them, and of what else there is to a tile. On
  * an H100, in us, with each tile that is near the fastest:
  *
- *                          256 x 128   128 x 128    64 x 128    64 x 64
+ *                          256 x 128   128 x 128    64 x 128    64 x 64    32 x 64
  *   W4A8, groups of 128
  *     1024 x 4096 x 4096        34.6        42.7        54.4
  *     512 x 4096 x 4096         36.9        24.3        29.4
- *     256 x 4096 x 4096                     22.3        15.6       16.5
+ *     256 x 4096 x 4096                     22.3        15.2       21.7       35.9
+ *     128 x 4096 x 4096                                 15.0       11.1       20.0
+ *     64 x 4096 x 4096                                  15.4       11.1       10.6
+ *     groups of 64, of 32                                    13.9, 19.4 11.5, 16.0
+ *     groups of 256                                                13.6       13.0
  *   groups of 64, of 32
  *     1024 x 4096 x 4096  46.8, 72.5  55.5, 79.0
  *   W4A16, groups of 128
  *     1024 x 4096 x 14336        191         190         272
  *     512 x 4096 x 4096         45.7        26.6        36.4
- *     256 x 3072 x 12288        39.7        42.9        44.0       43.6
+ *     256 x 3072 x 12288        39.7        42.9        44.0
+ *     64 x 4096 x 4096                                  19.0       13.4       12.1
  *   W4A8, a scale for each column
  *     1024 x 4096 x 4096        24.2        27.2
  *     512 x 4096 x 4096         23.8        14.6
@@ -103,27 +109,39 @@ typedef struct tile_costs {
 static const tile_costs tile_256x128 = {{530, 360, 4500}, {1190, 150, 3500}, {640, 0, 2200}, 20, 20},
                         tile_128x128 = {{417, 168, 1700}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
                         tile_64x128 = {{183, 151, 1200}, {285, 180, 1200}, {0}, 0, 0},
-                        tile_64x64 = {{165, 107, 1200}, {220, 140, 1200}, {0}, 0, 0};
+                        tile_64x64 = {{113, 87, 1200}, {205, 68, 1200}, {0}, 0, 0},
+                        tile_32x64 = {{128, 56, 1200}, {175, 56, 1200}, {0}, 0, 0},
+                        tile_64x64_pairs = {{165, 107, 1200}, {220, 140, 1200}, {0}, 0, 0},
+                        tile_32x64_pairs = {{150, 108, 1200}, {0}, {0}, 0, 0};
+
+/* Whether a tile of 64 columns has one consumer, and an SM two CTAs: elsewhere several share its k-blocks. */
+static bool is_paired(const int4mm_gpu_problem *p) {
+  return p->experts || (!is_float(p) && group_of(p) > INT4MM_BLOCK_K);
+}
+
+static const grouped_cost *cost_of(const int4mm_gpu_problem *p, const tile_costs *costs) {
+  if (is_per_column(p)) return &costs->columns;
+  return is_float(p) ? &costs->floats : &costs->groups;
+}
 
 static int64_t k_block_time(const int4mm_gpu_problem *p, const tile_costs *costs) {
   if (is_per_column(p))
     return costs->columns.k_block + (p->scaling == INT4MM_GROUP_FACTORS ? costs->factors : p->zeros ? costs->zeros : 0);
   int64_t group = group_of(p), groups = group < INT4MM_BLOCK_K && group ? INT4MM_BLOCK_K / group : 1; /* of a k-block */
-  const grouped_cost *cost = is_float(p) ? &costs->floats : &costs->groups;
-  return cost->k_block + groups * cost->group;
+  return cost_of(p, costs)->k_block + groups * cost_of(p, costs)->group;
 }
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const tile_costs *costs = kernel->tile_m == 256   ? &tile_256x128
                             : kernel->tile_m == 128 ? &tile_128x128
                             : kernel->tile_n == 128 ? &tile_64x128
-                                                    : &tile_64x64;
-  const grouped_cost *cost = is_per_column(p) ? &costs->columns : is_float(p) ? &costs->floats : &costs->groups;
+                            : kernel->tile_m == 64  ? (is_paired(p) ? &tile_64x64_pairs : &tile_64x64)
+                                                    : (is_paired(p) ? &tile_32x64_pairs : &tile_32x64);
   int64_t tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
-  bool pairs = kernel->tile_n == 64 && tiles > p->sms; /* of CTAs on an SM */
+  bool pairs = kernel->tile_n == 64 && is_paired(p) && tiles > p->sms; /* of CTAs on an SM */
   int64_t resident = pairs ? p->sms * 2 : p->sms;
-  int64_t time =
-      int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), pairs ? k_block * 4 / 3 : k_block), cost->tile);
+  int64_t time = int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), pairs ? k_block * 4 / 3 : k_block),
+                                 cost_of(p, costs)->tile);
   time = int4mm_plan_add(is_per_column(p) ? COLUMNS_TIME : CALL_TIME,
                          int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time));
   int64_t reading = CALL_TIME + int4mm_plan_bytes_of_b(p) / (p->experts ? EXPERTS_RATE : READ_RATE);
