@@ -93,9 +93,12 @@ template <int ROWS, class A>
 cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
   if (b->group_scales.data) {
-    if (b->group == INT4MM_BLOCK_K && !b->zeros.data)
-      return launch<GeneralShape<ROWS, A, GROUPS>>(problem, plan, stream);
-    if constexpr (ROWS < 64) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+    bool blocks = b->group == INT4MM_BLOCK_K;
+    if (blocks && !b->zeros.data) return launch<GeneralShape<ROWS, A, GROUPS>>(problem, plan, stream);
+    if constexpr (ROWS < 64) {
+      if (blocks) return launch<GeneralShape<ROWS, A, GROUPS_ZEROS>>(problem, plan, stream);
+      return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+    }
     return cudaErrorNotSupported;
   }
   bool wide = problem->K >= INT4MM_WIDE_K;
@@ -112,13 +115,14 @@ template <int ROWS, class A>
 cudaError_t launch_floats(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
   if constexpr (ROWS < 64)
-    if (!b->factors.data && !b->zeros.data && (!b->group_scales.data || b->group % INT4MM_BLOCK_K == 0)) {
+    if (!b->factors.data && (!b->group_scales.data || b->group % INT4MM_BLOCK_K == 0)) {
       int4mm_problem grouped = *problem; /* scales of columns are those of one group */
       if (!b->group_scales.data) {
         grouped.b.group_scales = {(void *)b->scales, 1, problem->N, problem->N, INT4MM_FLOAT32};
         grouped.b.scales = nullptr;
       }
-      return launch<GeneralShape<ROWS, A, GROUPS>>(&grouped, plan, stream);
+      return b->zeros.data ? launch<GeneralShape<ROWS, A, GROUPS_ZEROS>>(&grouped, plan, stream)
+                           : launch<GeneralShape<ROWS, A, GROUPS>>(&grouped, plan, stream);
     }
   if constexpr (ROWS > 8) return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
   return cudaErrorNotSupported;

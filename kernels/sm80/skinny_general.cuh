@@ -50,13 +50,14 @@ struct GeneralArguments : SkinnyCommon {
 };
 
 /* What a kernel does with its sums; of floats it is SUMS or GROUPS. A branch within a k-block costs more than what it
- * spares, for loads do not move ahead of it: PLAIN and GROUPS have none. */
+ * spares, for loads do not move ahead of it: PLAIN and GROUPS have none, and zero points are modes of their own. */
 enum Mode {
   PLAIN,       /* integers, a scale for each column, K below INT4MM_WIDE_K: they stay in the accumulators */
   PLAIN_ZEROS, /* and a zero point for each */
   SUMS,        /* no group scales, or an A of floats: they are added segment by segment */
   CHAIN,       /* integers, group scales */
-  GROUPS       /* group scales, each for whole k-blocks and with integers for one; no zero points, no cluster */
+  GROUPS,      /* group scales, each for whole k-blocks and with integers for one */
+  GROUPS_ZEROS /* and a zero point beside each */
 };
 
 /* What a lane sums over a segment: the mmas, and A alone in every column of one more. */
@@ -100,20 +101,22 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   typedef GeneralArguments Arguments;
   typedef A_ A;
   typedef typename A::Sum Sum;
-  typedef typename std::conditional<MODE_ == CHAIN || (MODE_ == GROUPS && A::STEPS == 1), ChainSums<GeneralShape>,
-                                    GeneralSums<GeneralShape>>::type Sums;
+  static constexpr Mode MODE = MODE_;
+  static constexpr bool FLOAT = std::is_same<Sum, float>::value;
+  static constexpr bool IS_PLAIN = MODE == PLAIN || MODE == PLAIN_ZEROS; /* stages have A and B alone */
+  static constexpr bool IS_GROUPS = MODE == GROUPS || MODE == GROUPS_ZEROS;
+  static constexpr bool ZEROS = MODE == PLAIN_ZEROS || MODE == GROUPS_ZEROS;
+  static constexpr bool BRANCHES = MODE == SUMS || MODE == CHAIN; /* all is decided at run time */
+  static constexpr bool CHAINS = MODE == CHAIN || (IS_GROUPS && !FLOAT);
+  typedef typename std::conditional<CHAINS, ChainSums<GeneralShape>, GeneralSums<GeneralShape>>::type Sums;
   typedef GeneralSource<GeneralShape> Source;
   typedef Pending<GeneralShape> Waiting;
   struct Words { /* A and A::B are */
     __device__ __forceinline__ Words(uint32_t, uint32_t) {}
   };
   static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
-  static constexpr Mode MODE = MODE_;
   static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
-  static constexpr bool GENERAL = true, FLOAT = std::is_same<Sum, float>::value;
-  static constexpr bool CHAINS = MODE == CHAIN || (MODE == GROUPS && !FLOAT);
-  static constexpr bool IS_PLAIN = MODE == PLAIN || MODE == PLAIN_ZEROS; /* stages have A and B alone */
-  static constexpr bool BRANCHES = MODE == SUMS || MODE == CHAIN;        /* all is decided at run time */
+  static constexpr bool GENERAL = true;
   static constexpr float UNSCALE = 1;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
   static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
@@ -123,7 +126,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (CHAIN_WARPS * CHAIN_COLUMNS);
 
   static __device__ __forceinline__ int stage_bytes(const Arguments &p) {
-    return BRANCHES ? p.stage_bytes : MODE == GROUPS ? PARAMETERS + 256 : PARAMETERS;
+    return BRANCHES ? p.stage_bytes : IS_GROUPS ? PARAMETERS + 256 : PARAMETERS;
   }
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
   static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
@@ -180,7 +183,7 @@ template <class S> struct GeneralSource {
   uint32_t b_to, rows_to;                          /* in a stage: where it copies to */
   uint32_t b_at, rows_at;                          /* and where it loads the words of slice 0 from */
   int copies_scales, copies_bytes;                 /* of a segment */
-  uint32_t scales_at;                              /* GROUPS: where the lane's scales are in a stage */
+  uint32_t scales_at, zeros_at, stride;            /* GROUPS: of the lane in a stage; from a group to the next */
   int slices, stages, zeros, factors, scale_dtype; /* of the arguments; scale_dtype is -1 without scales */
 
   __device__ __forceinline__ GeneralSource(const GeneralArguments &p, int first_row, int first_column) {
@@ -195,12 +198,16 @@ template <class S> struct GeneralSource {
     rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
     b = kept(b), rows = kept(rows), b_to = kept(b_to), rows_to = kept(rows_to), b_at = kept(b_at);
     rows_at = kept(rows_at), stages = kept(p.stages);
-    zeros = S::BRANCHES ? kept(p.bytes && !p.factors ? 1 : 0) : S::MODE == PLAIN_ZEROS;
+    zeros = S::BRANCHES ? kept(p.bytes && !p.factors ? 1 : 0) : S::ZEROS;
     if (S::IS_PLAIN) return;
-    if (S::MODE == GROUPS) {
+    if (S::IS_GROUPS) {
       uint32_t at = S::FLOAT ? 8 * t * size_of_scale(p) : lane * size_of_scale(p) & ~3u;
-      scales = kept(scales), scale_dtype = kept(p.scale_dtype), scales_at = kept(S::PARAMETERS + at);
-      copies_scales = kept(lane * 16 < COLUMNS * size_of_scale(p) ? 1 : 0);
+      bool copies_zeros = S::ZEROS && lane >= 8;
+      scales = kept(copies_zeros ? bytes : scales);
+      if (S::ZEROS) stride = kept(copies_zeros ? p.bytes_stride : p.scales_stride);
+      scale_dtype = kept(p.scale_dtype), scales_at = kept(S::PARAMETERS + at);
+      if (S::ZEROS) zeros_at = kept(S::PARAMETERS + 128 + (S::FLOAT ? 4 * g : 8 * t));
+      copies_scales = kept(copies_zeros ? lane < 10 : lane * 16 < COLUMNS * size_of_scale(p));
       return;
     }
     scales = kept(scales), bytes = kept(bytes), slices = kept(p.slices), factors = kept((int)p.factors);
@@ -227,9 +234,10 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
   for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += Source::ROWS_STEP * p.row_stride)
     ptx::cp_async16_l1_if(to + i * S::A_ROW_BYTES, rows, row + i < p.M);
   if (S::IS_PLAIN) return;
-  if (S::MODE == GROUPS) {
-    ptx::cp_async16_if(stage + S::PARAMETERS + lane * 16,
-                       from.scales + (uint64_t)group_of(p, k_block) * p.scales_stride, from.copies_scales);
+  if (S::IS_GROUPS) { /* zero points are after 128 bytes of scales */
+    uint32_t stride = S::ZEROS ? from.stride : p.scales_stride;
+    ptx::cp_async16_if(stage + S::PARAMETERS + lane * 16, from.scales + (uint64_t)group_of(p, k_block) * stride,
+                       from.copies_scales);
     return;
   }
   const uint32_t s = lane / 8, in_segment = lane % 8 * 16, parameters = stage + S::PARAMETERS;
@@ -409,8 +417,8 @@ template <class S>
 __device__ __forceinline__ void pending_sums(int32_t (&x)[8], const GeneralSource<S> &source, const Pending<S> &pending,
                                              int r) {
   true_sums<S>(x, pending.sum, r);
-  if (!S::BRANCHES || !source.zeros) return;
-  asm volatile(""); /* a branch: the instructions are too many to be done in vain */
+  if (S::BRANCHES ? !source.zeros : !S::ZEROS) return;
+  if (S::BRANCHES) asm volatile(""); /* a branch: the instructions are too many to be done in vain */
   int32_t zeros[8];
 #pragma unroll
   for (int c = 0; c < 8; c++) zeros[c] = signed_byte(pending.bytes, c);
@@ -518,12 +526,12 @@ template <class S> __device__ __forceinline__ Segment<S> &sum_of(typename S::Sum
 template <int ROWS, class A, Mode MODE>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::add(Sums &sums, Waiting &pending, const Source &source,
                                                                  const Arguments &p) {
-  if constexpr (MODE == GROUPS && FLOAT) {
+  if constexpr (IS_GROUPS && FLOAT) {
     add_group<GeneralShape>(sums.state, pending, source.scale_dtype);
   } else if constexpr (FLOAT) {
     add_floats<GeneralShape>(sums.state, pending);
   } else if constexpr (CHAINS) {
-    if (MODE == GROUPS) pending.scales[0] = unpack_scale(pending.packed[0], source.scale_dtype);
+    if (IS_GROUPS) pending.scales[0] = unpack_scale(pending.packed[0], source.scale_dtype);
     store_slot<GeneralShape>(p, source, pending);
   }
   if constexpr (MODE == SUMS && !FLOAT) add_integers<GeneralShape>(sums.state, source, pending);
@@ -541,14 +549,16 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
   const int valid = p.words - k_block * BLOCK_WORDS;
   const uint32_t words_at = stage + source.b_at, rows = stage + source.rows_at;
   if constexpr (!BRANCHES) {
-    if constexpr (MODE == GROUPS) {
+    if constexpr (IS_GROUPS) {
       pending.sum = {};
+      if constexpr (ZEROS && FLOAT) b.set_zeros(ptx::ld_shared(stage + source.zeros_at));
+      if constexpr (ZEROS && !FLOAT) pending.bytes = ptx::ld_shared_v2(stage + source.zeros_at);
       load_packed_scales<GeneralShape>(pending, stage + source.scales_at);
       if constexpr (CHAINS) pending.slot = sums.slot + k_block * p.slot_bytes;
     }
     Segment<GeneralShape> &sum = sum_of<GeneralShape>(sums, pending);
 #pragma unroll
-    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, MODE == PLAIN_ZEROS, valid);
+    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, ZEROS, valid);
     return;
   }
   const bool zeros = source.zeros;
@@ -561,11 +571,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
       pending.slot += p.slot_bytes;
     }
     pending.sum = {};
-    if (FLOAT && zeros) {
-      uint2 of_columns = make_uint2(ptx::ld_shared(bytes + threadIdx.x % 32 / 4 * 4), 0);
-#pragma unroll
-      for (int i = 0; i < 4; i++) b.set_zero(i, signed_byte(of_columns, i));
-    }
+    if (FLOAT && zeros) b.set_zeros(ptx::ld_shared(bytes + threadIdx.x % 32 / 4 * 4));
     if (source.slices == 4) {
 #pragma unroll
       for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(pending.sum, words_at, rows, i, a, b, zeros, valid);

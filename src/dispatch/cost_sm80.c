@@ -59,11 +59,12 @@ static bool is_float(const int4mm_gpu_problem *p) {
   return p->dtype_a != INT4MM_INT32 && p->dtype_a != INT4MM_INT8;
 }
 
-/* What most weights are: a scale for each column, with an A of int8 or floats, or group scales, of floats for whole
- * k-blocks and of integers for one; no zero points. */
+/* What most weights are: a scale for each column, with an A of floats, or of int8 and no zero points, or group scales,
+ * of floats for whole k-blocks and of integers for one. */
 static bool is_usual(const int4mm_gpu_problem *p) {
-  if (p->zeros || p->scaling == INT4MM_GROUP_FACTORS) return false;
-  if (p->scaling == INT4MM_PER_COLUMN) return is_float(p) || (p->dtype_a == INT4MM_INT8 && p->K < INT4MM_WIDE_K);
+  if (p->scaling == INT4MM_GROUP_FACTORS) return false;
+  if (p->scaling == INT4MM_PER_COLUMN)
+    return is_float(p) || (p->dtype_a == INT4MM_INT8 && p->K < INT4MM_WIDE_K && !p->zeros);
   return is_float(p) ? p->group % INT4MM_BLOCK_K == 0 : p->group == INT4MM_BLOCK_K;
 }
 
@@ -106,8 +107,8 @@ static int64_t chain_warps_of(const int4mm_kernel *kernel) {
 
 static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const general_bytes bytes = general_bytes_of(kernel, p);
-  if (kernel->tile_m == 32 ||
-      (!is_usual(p) && (kernel->tile_m == 8 ? !bytes.slot : kernel->tile_m == 64 && bytes.slot)))
+  bool usual = is_usual(p) && !(p->zeros && kernel->tile_m == 64);
+  if (kernel->tile_m == 32 || (!usual && (kernel->tile_m == 8 ? !bytes.slot : kernel->tile_m == 64 && bytes.slot)))
     return "has no code for this kind of operands";
   if (p->dtype_a == INT4MM_FLOAT32) return "has no code for an A of float32";
   if (bytes.slot && chain_warps_of(kernel) * 2 * (bytes.stage + bytes.slot) > int4mm_gpu_shared(p))
