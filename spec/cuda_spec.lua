@@ -181,11 +181,12 @@ describe("on the GPU as on the CPU:", function()
     end
   end)
 
-  on_gpu("quantising and rotating many rows, which CTAs have one after another", function()
+  on_gpu("quantising and rotating many rows, which CTAs have one after another, and few, in clusters", function()
     for _, dtype in ipairs { "float32", "bfloat16" } do
       -- a warp, part of its values, several warps, as many as a CTA may have, rows that start off 16 bytes
       for _, case in ipairs { { 6200, 1024, 256 }, { 9000, 520, 8 }, { 1400, 4104, 8 }, { 2100, 4096, 64 },
-        { 600, 14336, 1024 }, { 530, 29696, 512 }, { 2000, 2052, 4 } } do
+        { 600, 14336, 1024 }, { 530, 29696, 512 }, { 2000, 2052, 4 }, { 1, 14336, 256 }, { 3, 16380, 4 },
+        { 16, 8200, 8 }, { 33, 6144, 512 } } do
         local rows, columns, block = case[1], case[2], case[3]
         local source = halves(rows, columns, dtype, 2)
         local source_gpu = source:to "cuda"
@@ -257,9 +258,10 @@ describe("on the GPU as on the CPU:", function()
 
   for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
     on_gpu(("quantising columns of %s that clusters have whole"):format(dtype), function()
-      -- rows that a cluster holds and more, that are no multiple of a tile's; columns in eights, in fours, and odd ones
+      -- rows that a cluster holds and more, that are no multiple of a tile's; columns in eights, in fours, and odd
+      -- ones, and more than all clusters hold, which then have one group after another
       for _, case in ipairs { { 4352, 1730, 256 }, { 4608, 1732, 512 }, { 4096, 72, 256 }, { 2304, 41, 128 },
-        { 4096, 66, 1024 }, { 520, 33, 4 }, { 1000, 129, 8 }, { 9, 8, 0 } } do
+        { 4096, 66, 1024 }, { 520, 33, 4 }, { 1000, 129, 8 }, { 9, 8, 0 }, { 9, 30001, 0 }, { 2080, 7000, 0 } } do
         local rows, columns, block = case[1], case[2], case[3]
         local source = halves(rows, columns, dtype, 1)
         local source_gpu = source:to "cuda"
@@ -273,6 +275,33 @@ describe("on the GPU as on the CPU:", function()
               assert.same_bits(scales, scales_gpu, name .. " scales")
               assert.same_bits(packed, packed_gpu, name)
             end
+          end
+        end
+      end
+    end)
+  end
+
+  for dtype, bits in pairs { float16 = 11, bfloat16 = 8 } do
+    on_gpu(("quantising every quotient of two %ss, of which many lie halfway"):format(dtype), function()
+      local absmaxes, values = 2 ^ (bits - 1), 6 * 2 ^ (bits - 1)
+      for dim = 1, 2 do
+        local source = q.empty(dim == 1 and { values, absmaxes } or { absmaxes, values })
+        local x, across, down = source:data(), dim == 1 and 1 or values, dim == 1 and absmaxes or 1
+        for a = 0, absmaxes - 1 do
+          for v = 0, values - 1 do
+            local value = (absmaxes + v % absmaxes) * 2 ^ -math.floor(v / absmaxes)
+            x[a * across + v * down] = math.min(value, absmaxes + a) * (v % 2 == 0 and 1 or -1)
+          end
+        end
+        source = source:to(dtype)
+        local source_gpu = source:to "cuda"
+        for _, out in ipairs { "int4", "int8" } do
+          for _, clip in ipairs { 1, 0.83 } do
+            local opts = { dim = dim, dtype = out, clip = clip }
+            local packed, scales = q.quantize(source, opts)
+            local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
+            assert.same_bits(scales, scales_gpu, out .. " scales")
+            assert.same_bits(packed, packed_gpu, ("%s, clip %g"):format(out, clip))
           end
         end
       end
@@ -301,27 +330,51 @@ describe("on the GPU as on the CPU:", function()
     end
   end)
 
-  on_gpu("a layer whose weight was quantised just before it", function()
+  --- Calls on the CPU and on the GPU by turns, as the weight is: layers and products of int4 and int8 activations, also
+  -- with rows that start off 16 bytes, of which a copy is made first.
+  local function calls_of(x)
+    local x_gpu = x:to "cuda"
+    local calls = {
+      layer = function(words, scales) return q.int4_linear(words.device == "cpu" and x or x_gpu, words, scales) end,
+    }
+    for _, dtype in ipairs { "int4", "int8" } do
+      local a, scales_a = q.quantize(x, { dtype = dtype })
+      local scales_gpu, rows, width = scales_a:to "cuda", a.shape[1], a.shape[2]
+      for _, past in ipairs { 0, 5 } do
+        local gpu = q.zeros { rows, width + past, dtype = a.dtype, device = "cuda" }
+        gpu = gpu:narrow(2, past > 0 and 2 or 1, width):copy_(a)
+        calls[dtype .. " + " .. past] = function(words, scales)
+          if words.device == "cpu" then return q.int4_matmul(a, words, scales_a, scales) end
+          return q.int4_matmul(gpu, words, scales_gpu, scales)
+        end
+      end
+    end
+    return calls
+  end
+
+  -- Kernels overlap: the weight must not be read too soon.
+  on_gpu("calls whose weight was quantised just before them", function()
     local K, N = 1024, 640
     for _, M in ipairs { 40, 256, 700 } do
       local x = q.random(q.empty { M, K }, { seed = M, low = -1, high = 1 }):to "bfloat16"
-      local x_gpu, floats, expected, outs = x:to "cuda", {}, {}, {}
-      for i = 1, 3 do
-        local weight = q.random(q.empty { K, N }, { seed = i, low = -1, high = 1 })
-        local words, scales = q.quantize(weight, { dim = 1 })
-        floats[i], expected[i] = weight:to "cuda", q.int4_linear(x, words, scales)
-      end
-      local words = q.empty { K / 8, N, dtype = "int32", device = "cuda" }
-      local scales = q.empty { N, device = "cuda" }
-      local graph = q.graph(function()
-        for i = 1, 12 do
-          q.quantize(floats[i % 3 + 1], { dim = 1, check = false, out = words, scales = scales })
-          outs[i] = q.int4_linear(x_gpu, words, scales)
+      for name, call in pairs(calls_of(x)) do
+        local floats, expected, outs = {}, {}, {}
+        for i = 1, 3 do
+          local weight = q.random(q.empty { K, N }, { seed = i, low = -1, high = 1 })
+          floats[i], expected[i] = weight:to "cuda", call(q.quantize(weight, { dim = 1 }))
         end
-      end)
-      for _ = 1, 5 do graph:launch() end
-      for i = 1, 12 do assert.same_bits(expected[i % 3 + 1], outs[i], ("M = %d, layer %d"):format(M, i)) end
-      graph:free()
+        local words = q.empty { K / 8, N, dtype = "int32", device = "cuda" }
+        local scales = q.empty { N, device = "cuda" }
+        local graph = q.graph(function()
+          for i = 1, 12 do
+            q.quantize(floats[i % 3 + 1], { dim = 1, check = false, out = words, scales = scales })
+            outs[i] = call(words, scales)
+          end
+        end)
+        for _ = 1, 5 do graph:launch() end
+        for i = 1, 12 do assert.same_bits(expected[i % 3 + 1], outs[i], ("%s, M = %d, call %d"):format(name, M, i)) end
+        graph:free()
+      end
     end
   end)
 
@@ -339,6 +392,13 @@ describe("on the GPU as on the CPU:", function()
         assert.fails_with({ pattern = "^quantize: .* at row 40, column 77" },
           function() q.quantize(floats:to "cuda", opts) end)
       end
+    end
+    for dim, shape in ipairs { { 4, 30000 }, { 4, 14336 } } do -- clusters that have several groups, or a row
+      local floats = q.zeros(shape)
+      floats:set(3, 13001, 0 / 0)
+      floats:set(4, 2, 1 / 0)
+      assert.fails_with({ pattern = "^quantize: .* at row 3, column 13001" },
+        function() q.quantize(floats:to "cuda", { dim = dim }) end)
     end
   end)
 

@@ -8,7 +8,7 @@ local helper = require "spec.helper"
 local q = require "int4mm"
 
 local lib = require("int4mm.lib").lib
-local oracle = q.elementwise_reference
+local on_every_isa, oracle = helper.on_every_isa, q.elementwise_reference
 
 local DTYPES = { "float32", "float16", "bfloat16" }
 local UNARY = { "exp", "tanh", "erf", "relu", "silu", "gelu" }
@@ -68,15 +68,6 @@ local function guarded(dtype, rows, columns)
     inside:copy_(view)
     assert.same_bits(expected, whole, name .. ", around out")
   end
-end
-
---- Runs f on every instruction set that this machine has.
-local function on_every_isa(check)
-  for _, isa in ipairs(q.cpu_isas()) do
-    q.set_cpu_isa(isa)
-    check(isa)
-  end
-  q.set_cpu_isa(nil)
 end
 
 local SHAPES = {

@@ -168,6 +168,22 @@ describe("on a device in host memory", function()
       with_failures("2scratch", product))
   end)
 
+  it("a product whose CTAs would share K does without where there is no scratch memory for it", function()
+    local product = [[
+      local a, b, scale_a, scale_b = q.generate_test_data(16, 8192, 32, { device = "cuda" })
+      local opts = { kernel = "mma_64x64" }
+      assert(q.explain(a, b, scale_a, scale_b, opts).split_k > 1)
+      opts.out = q.empty { 16, 32, dtype = "float16", device = "cuda" }
+      local expected = q.int4_matmul_cpu(a:to "cpu", b:to "cpu", scale_a:to "cpu", scale_b:to "cpu")
+      local free = q.device_info().free_memory
+      for _ = 1, 2 do
+        print(q.int4_matmul_cuda(a, b, scale_a, scale_b, opts):to "cpu":equal(expected))
+        assert(q.device_info().free_memory == free)
+      end
+    ]]
+    assert.equal("true\ntrue\n", with_failures("1scratch", product))
+  end)
+
   it("the first failure of a call is the one that is told", function()
     assert.matches("^false\tint4_matmul_cuda: cannot launch the product: no kernel image is available[^\n]*\n$",
       with_failures("matmul,scratch_free", [[

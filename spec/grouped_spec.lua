@@ -255,18 +255,38 @@ describe("the choice for a grouped product", function()
     assert.equal("tiled", choose({ arch = 75 }).kernel)
     assert.equal("mma_128x128", choose({ arch = 80 }).kernel)
     assert.equal("hopper_256x128", choose({}).kernel)
+    assert.equal("grouped_256x128", choose({ dtype_a = "int8" }).kernel)
+    local groups = { dtype_a = "int8", scaling = "group_scales", group_size = 128 }
+    assert.equal("grouped_256x128", choose(groups).kernel)
+    groups.M = 8
+    assert.equal("skinny_8", choose(groups).kernel)
+    assert.equal("skinny_8", choose({ M = 8 }).kernel)
+    assert.equal("skinny_8", choose({ M = 8, arch = 80 }).kernel)
   end)
 
   it("says why a kernel cannot", function()
     for kernel, reason in pairs { simple = "has no code for grouped products",
-      skinny_8 = "has no code for grouped products", mma_128x64 = "has no code for grouped products",
-      narrow_64x64 = "has no code for grouped products" } do
+      mma_128x64 = "has no code for grouped products", narrow_64x64 = "has no code for grouped products" } do
       assert.same({ nil, ("the kernel %s %s"):format(kernel, reason) }, { choose { kernel = kernel } })
     end
     assert.equal("the kernel hopper_256x128 is for grouped products of at most 256 experts",
       select(2, choose { kernel = "hopper_256x128", experts = 257 }))
     assert.equal("the kernel hopper_256x128 needs a K that is a multiple of 128 for grouped products",
       select(2, choose { kernel = "hopper_256x128", K = 4160 }))
+    for reason, set in pairs {
+      ["grouped_256x128 is for grouped products of at most 256 experts"] = { dtype_a = "int8", experts = 257 },
+      ["grouped_128x128 needs a K below 2^23 for grouped products"] = { dtype_a = "float16", K = 2 ^ 23 },
+      ["grouped_256x128 needs groups of at least 128 values for grouped products"] = { dtype_a = "float16",
+        scaling = "group_scales", group_size = 64 },
+      ["skinny_16 needs a K below 131072 for grouped products"] = { K = 131072 },
+      ["skinny_16 needs rows that start on 16 bytes for grouped products"] = { N = 33 },
+      ["skinny_16 has no code for grouped products of this kind of operands"] = { dtype_a = "int8",
+        scaling = "group_scales", group_size = 32 },
+      ["skinny_64 has no code for grouped products of this kind of operands"] = { dtype_a = "float16" },
+    } do
+      set.kernel = reason:match "^%S+"
+      assert.equal("the kernel " .. reason, select(2, choose(set)))
+    end
     assert.fails_with("choose_cuda: experts is -1, expected a whole number from 0 to 1048576", function()
       local _ = choose { experts = -1 }
     end)

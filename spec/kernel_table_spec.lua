@@ -78,6 +78,19 @@ Resource usage:
 	Value:	0x80 0x2 0x1]]))
   end)
 
+  it("knows for how many CTAs an SM has room", function()
+    assert.equal(98304, sass.dynamic_shared "mma<Tile<Int8<false>, 128, 256, 64, 64, 1, 256> >, 98304>")
+    assert.equal(49152, sass.dynamic_shared "mma_experts<Tile<Bytes<0>, 64, 64>, 49152>")
+    assert.is_nil(sass.dynamic_shared "skinny<Shape<8, 2, false>>")
+    local ampere, turing = { arch = 86, shared = 99 * 1024 }, { arch = 75, shared = 64 * 1024 }
+    assert.equal(2, sass.ctas(ampere, 232, 128, 49152))
+    assert.equal(1, sass.ctas(ampere, 232, 256, 49152)) -- registers
+    assert.equal(1, sass.ctas(ampere, 100, 128, 50 * 1024)) -- shared memory, with 1 KiB for each
+    assert.equal(2, sass.ctas(ampere, 100, 128, 49 * 1024))
+    assert.equal(2, sass.ctas(turing, 128, 256, 32 * 1024))
+    assert.equal(1, sass.ctas(turing, 129, 256, 32 * 1024))
+  end)
+
   it("says what it needs", function()
     local out, status = helper.script("examples/bench/kernel_table.lua", "--library nowhere.so")
     assert.equal(1, status)

@@ -9,6 +9,7 @@ local folder
 local function on_fake(code, env)
   env = env or {}
   env.INT4MM_CUDA_LIBRARY, env.INT4MM_FAKE_CUDA, env.INT4MM_NUM_THREADS = library, "host", "1"
+  if env.INT4MM_CUDA_ARCH == nil then env.INT4MM_CUDA_ARCH = false end -- an sm_90
   local head = ('local q, FILE = require "int4mm", "%s/tuned.json"\n'):format(folder)
   local output, status = helper.luajit(head .. code, env)
   assert.equal(0, status, output)

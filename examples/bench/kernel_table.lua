@@ -32,8 +32,6 @@ local MORE_CARDS = { ["89"] = { { card = "L4", sms = 58, clock = 2040 } } }
 -- Bytes of an SM's shared memory a clock; of sm_75 not known for sure.
 local function shared_rate(architecture) return architecture.arch < 80 and 64 or 128 end
 
-local REGISTERS, REGISTER_UNIT = 65536, 8 -- of an SM; a thread's are given out by eights
-
 -- The output of a command as lines; none where it fails.
 local function lines_of(command) return assert(io.popen(command .. " 2>/dev/null")):lines() end
 
@@ -86,10 +84,13 @@ local function kernels(library, arch)
   return found
 end
 
--- CTAs of a kernel for which an SM has registers.
-local function ctas(kernel)
-  local registers = math.ceil(kernel.resources.registers / REGISTER_UNIT) * REGISTER_UNIT
-  return kernel.threads and math.floor(REGISTERS / (registers * kernel.threads)) or "-"
+-- Bytes of shared memory of a kernel's CTA, and CTAs for which an SM has room; "-" where that is not known. From sm_90
+-- on cuobjdump counts the 1 KiB that the GPU takes for each CTA.
+local function shared_and_ctas(kernel, arch)
+  local dynamic, architecture = sass.dynamic_shared(kernel.name), architectures[arch:match "%d+"]
+  if not dynamic or not architecture or not kernel.threads then return "-", "-" end
+  local declared = kernel.resources.shared - (architecture.arch < 90 and 0 or 1024)
+  return dynamic + declared, sass.ctas(architecture, kernel.resources.registers, kernel.threads, dynamic + declared)
 end
 
 -- Multiply-adds of an SM a clock for an mma, by what it multiplies.
@@ -122,9 +123,10 @@ local function row(arch, kernel)
   for _, kind in ipairs(sass.KINDS) do
     if kind ~= "mma" then per_mma[#per_mma + 1] = ("%.2f"):format(counts[kind] / counts.mma) end
   end
-  print(("| %s | `%s` | %d | %d | %s | %s | %s | %.4f | %s |"):format(arch, kernel.name, kernel.resources.registers,
-    spilled, ctas(kernel), counts.mma_name, table.concat(per_mma, " | "), counts.shared_bytes / counts.products,
-    bounds(kernel, arch)))
+  local shared, ctas = shared_and_ctas(kernel, arch)
+  print(("| %s | `%s` | %d | %d | %s | %s | %s | %s | %.4f | %s |"):format(arch, kernel.name,
+    kernel.resources.registers, spilled, shared, ctas, counts.mma_name, table.concat(per_mma, " | "),
+    counts.shared_bytes / counts.products, bounds(kernel, arch)))
 end
 
 local parser = argparse("kernel_table.lua", "What the CUDA kernels were compiled to, and their bounds.")
@@ -148,9 +150,9 @@ local heads = {}
 for _, kind in ipairs(sass.KINDS) do
   if kind ~= "mma" then heads[#heads + 1] = kind end
 end
-print(("| sm | kernel | registers | bytes spilled | CTAs an SM has registers for | mma | %s |"):format(
+print(("| sm | kernel | registers | bytes spilled | shared memory | CTAs of an SM | mma | %s |"):format(
   table.concat(heads, " | ")) .. " bytes of shared memory a product | nothing to all overlaps, of TOPS |")
-print("|" .. (" --- |"):rep(8 + #heads))
+print("|" .. (" --- |"):rep(9 + #heads))
 local archs = compiled_for(options.library)
 if #archs == 0 then
   io.stderr:write("cuobjdump finds no machine code in ", options.library, "\n")

@@ -157,4 +157,24 @@ function sass.threads(lines)
   return found
 end
 
+--- Bytes of dynamic shared memory of a CTA, which kernels of mma and turing have at the end of their readable name,
+-- after their tile; nil for others.
+function sass.dynamic_shared(name) return tonumber(name:match "^mma[%w_]*<Tile<.*>, (%d+)>") end
+
+local REGISTERS, REGISTER_UNIT = 65536, 256 -- of an SM; those of a warp are given out by so many
+local KIB = 1024
+
+--- CTAs for which an SM has registers and shared memory. An SM of sm_80 and later has 1 KiB more of it than
+-- `architecture.shared`, which a CTA may have, and takes 1 KiB for each CTA.
+-- @tparam table architecture of int4mm.architectures()
+-- @tparam number registers of a thread
+-- @tparam number threads of a CTA
+-- @tparam number shared bytes of a CTA
+function sass.ctas(architecture, registers, threads, shared)
+  local of_warp = math.ceil(registers * 32 / REGISTER_UNIT) * REGISTER_UNIT
+  local own = architecture.arch < 80 and 0 or KIB
+  return math.min(math.floor(REGISTERS / (of_warp * threads / 32)),
+    math.floor((architecture.shared + own) / (shared + own)))
+end
+
 return sass

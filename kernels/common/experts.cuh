@@ -89,6 +89,14 @@ template <int TILE_M> __device__ __forceinline__ void make_expert_table(int2 *ta
   }
 }
 
+/* Results of rows of no expert, from first_row to `end` and of so many columns, by a CTA. */
+__device__ __noinline__ void zero_tile(const EpilogueArguments &e, int first_row, int end, int first_column,
+                                       int columns, int N) {
+  const float zero[1] = {0};
+  for (int row = first_row; row < end; row++)
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) int4mm_store(e, row, first_column + i, N, zero);
+}
+
 /* A matrix of one expert's. */
 __device__ __forceinline__ void move_matrix(int4mm_matrix &m, int64_t elements, int size) {
   if (m.data) m.data = (char *)m.data + elements * size;

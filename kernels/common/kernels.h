@@ -26,6 +26,10 @@ typedef cudaError_t int4mm_launch_fn(const int4mm_problem *problem, const int4mm
 cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                      const int4mm_plan *plan, cudaStream_t stream);
 
+/* Adds `parts` of problem->sums, sums of parts of K that are 1 / unscale times too large, and makes outputs of them. */
+cudaError_t int4mm_launch_add_sums(const int4mm_problem *problem, const int4mm_plan *plan, int parts, float unscale,
+                                   cudaStream_t stream);
+
 /* The architecture that the kernels for every architecture were compiled for, as the current device runs them: that of
  * their PTX where the driver compiled it. */
 cudaError_t int4mm_code_arch(int32_t *arch);
@@ -51,8 +55,9 @@ cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matri
                                     cudaStream_t stream);
 cudaError_t int4mm_launch_gather(const int4mm_gather_job *job, cudaStream_t stream);
 
-/* dst = src ^ xor_mask, for int32 words of up to 2^31 rows, zeros after them up to a multiple of four words, or their
- * values where dst is int8; on `device`, the current one. */
+/* dst = src ^ xor_mask, on `device`, the current one: up to 2^31 rows of any dtype, the mask for int32 words, else 0.
+ * Zeros follow up to a multiple of 16 bytes, from where rows of dst start. An int8 dst gets the values of words. Has
+ * waited for the kernels before it when it lets a dependent one start. */
 cudaError_t int4mm_launch_align_rows(int device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                                      cudaStream_t stream);
 

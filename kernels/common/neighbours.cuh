@@ -25,7 +25,7 @@ enum Weights { PLAIN, ZEROS, AFFINE };
 /* ---- int8 ---- */
 
 /* What bytes_of_neighbours takes for an encoding. */
-static inline uint32_t bytes_fix(int weights, uint32_t xor_mask) {
+__host__ __device__ __forceinline__ uint32_t bytes_fix(int weights, uint32_t xor_mask) {
   return weights == PLAIN ? xor_mask & 0x80808080u : ~xor_mask & 0x08080808u;
 }
 
@@ -63,7 +63,7 @@ template <bool BFLOAT16> struct FloatsScale {
   static constexpr float UNSCALE = BFLOAT16 ? 64 : 512; /* undoes that of the sums */
 };
 
-static inline uint32_t floats_fix(uint32_t xor_mask) {
+__host__ __device__ __forceinline__ uint32_t floats_fix(uint32_t xor_mask) {
   return ~xor_mask & 0x00800008u;
 }
 

@@ -57,10 +57,10 @@ __device__ __forceinline__ void fence_proxy_async() {
 
 /* ---- global memory ---- */
 
-/* 16 bytes that this kernel only reads, past L1. */
+/* 16 bytes past L1. Not by ld.global.nc, which ptxas moves up beyond griddepcontrol.wait. */
 __device__ __forceinline__ uint4 ld_global_v4(const void *address) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(address));
   return v;
@@ -77,10 +77,10 @@ __device__ __forceinline__ uint4 ld_global_v4_if(bool valid, const void *address
   return v;
 }
 
-/* One word, through L1, for what neighbours or this lane's next loads take from the same sector. */
+/* One word, through L1, for what neighbours or this lane's next loads take from the same sector; as above. */
 __device__ __forceinline__ uint32_t ld_global(const void *address) {
   uint32_t v;
-  asm volatile("ld.global.nc.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(address));
+  asm volatile("ld.global.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(address));
   return v;
 }
 
@@ -227,6 +227,13 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) 
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address));
+}
+
+/* The reverse (sm_90). */
+__device__ __forceinline__ void stmatrix_x4(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 
 /* acc += A * B for a 16 x 16 by 16 x 8 product of float16, or of bfloat16, over a warp. */

@@ -30,7 +30,7 @@ enum {
   INT4MM_MMA_LONG_K = 8192,
   INT4MM_MMA_LONG_GROUP = 1024,
 
-  INT4MM_HOPPER_EXPERTS = 256 /* hopper: the most experts of a grouped product */
+  INT4MM_TABLE_EXPERTS = 256 /* hopper, grouped: the most experts of a grouped product */
 };
 
 /* INT4MM_TILE(hopper_256x128, M) and the like: what common/kernels.inc says. */

@@ -1,17 +1,17 @@
 /*
- * An operand made ready for a product: its words copied to rows of whole 16 bytes, filled up with zeros, for the
- * kernels whose copies take nothing else, or widened to int8. Launched so that the product's CTAs start beside it. 128
- * rows of 513 words cost 2.4 us in a graph, scratch memory and all, where cudaMemcpy2DAsync costs 5.7, and 4096 rows 9,
- * not 33.
+ * An operand made ready for a product: its rows copied to rows of whole 16 bytes, filled up with zeros, for the kernels
+ * whose copies take nothing else, or its words widened to int8. The product's CTAs start beside it. 4096 rows of 513
+ * words cost 9 us in a graph, where cudaMemcpy2DAsync costs 33.
  */
-#include "common/kernels.h"
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
 #include "common/unpack.cuh"
+#include "elementwise/elementwise.cuh"
 
 namespace {
 
-constexpr int THREADS = 128, WORDS = 8; /* a thread's, THREADS apart, so that many loads are in flight */
+constexpr int THREADS = 128, UNITS = 8; /* a thread's, THREADS apart, so that many loads are in flight */
+constexpr int FEW_ROWS = 512;
 
 /* The values of a two's complement word in their order, a byte each. */
 __device__ __forceinline__ uint2 widen(uint32_t word) {
@@ -20,40 +20,58 @@ __device__ __forceinline__ uint2 widen(uint32_t word) {
   return make_uint2(__byte_perm(even, odd, 0x5140), __byte_perm(even, odd, 0x7362));
 }
 
-/* T: uint32_t, a word as it is, or uint2, its eight values. */
-template <class T>
+/* T: what is read at a time. TO: the same, or uint2, the eight values of a word. Strides and cols count them. FEW: for
+ * few rows, beside whose CTAs those of the product find room (launch.cuh). */
+template <class T, class TO, bool FEW>
 __global__ void __launch_bounds__(THREADS)
-    align_rows(T *dst, int64_t dst_stride, const uint32_t *src, int64_t src_stride, int64_t cols, uint32_t xor_mask) {
-  ptx::griddepcontrol_launch_dependents();
+    align_rows(TO *dst, int64_t dst_stride, const T *src, int64_t src_stride, int64_t cols, uint32_t xor_mask) {
   ptx::griddepcontrol_wait();
-  int64_t first = (int64_t)blockIdx.y * (THREADS * WORDS) + threadIdx.x;
-  const uint32_t *from = src + blockIdx.x * src_stride + first;
-  T *to = dst + blockIdx.x * dst_stride + first;
-  uint32_t words[WORDS];
+  ptx::griddepcontrol_launch_dependents(); /* not before: the product may read B at once */
+  constexpr int VECTOR = 16 / (int)sizeof(T);
+  int64_t first = (int64_t)blockIdx.y * (THREADS * UNITS) + threadIdx.x;
+  const T *from = src + blockIdx.x * src_stride + first;
+  TO *to = dst + blockIdx.x * dst_stride + first;
+  int left = (int)min(cols - first, (int64_t)THREADS * UNITS), past = (int)(-cols & (VECTOR - 1));
+  T units[UNITS] = {};
 #pragma unroll
-  for (int i = 0; i < WORDS; i++)
-    if (first + i * THREADS < cols) words[i] = from[i * THREADS] ^ xor_mask;
+  for (int i = 0; i < UNITS; i++)
+    if (i * THREADS < left) units[i] = from[i * THREADS];
 #pragma unroll
-  for (int i = 0; i < WORDS; i++)
-    if (first + i * THREADS < cols) {
-      if constexpr (sizeof(T) == 8)
-        to[i * THREADS] = widen(words[i]);
-      else
-        to[i * THREADS] = words[i];
-    } else if (sizeof(T) == 4 && first + i * THREADS < (cols + 3) / 4 * 4) {
-      to[i * THREADS] = {};
+  for (int i = 0; i < UNITS; i++) {
+    if constexpr (sizeof(TO) == 8) {
+      if (i * THREADS < left) to[i * THREADS] = widen(units[i] ^ xor_mask);
+    } else {
+      if (i * THREADS < left + past) to[i * THREADS] = i * THREADS < left ? (T)(units[i] ^ xor_mask) : 0;
     }
+  }
+}
+
+/* T, TO: as above; `bytes` are those of a row. */
+template <class T, class TO>
+cudaError_t launch(int device, const int4mm_matrix *dst, const int4mm_matrix *src, int64_t src_pitch, int64_t dst_pitch,
+                   int64_t bytes, uint32_t xor_mask, cudaStream_t stream) {
+  const int64_t cols = bytes / (int64_t)sizeof(T);
+  dim3 grid((unsigned)src->rows, (unsigned)((cols + THREADS * UNITS - 1) / (THREADS * UNITS)));
+  auto with = [&](auto few) {
+    constexpr bool FEW = decltype(few)::value;
+    return int4mm_launch<align_rows<T, TO, FEW>, FEW>(device, grid, THREADS, 0, 1, stream, (TO *)dst->data,
+                                                      dst_pitch / (int64_t)sizeof(TO), (const T *)src->data,
+                                                      src_pitch / (int64_t)sizeof(T), cols, xor_mask);
+  };
+  return src->rows <= FEW_ROWS ? with(std::true_type()) : with(std::false_type());
 }
 
 } // namespace
 
 cudaError_t int4mm_launch_align_rows(int device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                                      cudaStream_t stream) {
-  dim3 grid((unsigned)src->rows, (unsigned)((src->cols + THREADS * WORDS - 1) / (THREADS * WORDS)));
-  const uint32_t *words = (const uint32_t *)src->data;
-  if (dst->dtype == INT4MM_INT8) /* whose rows start on 8 bytes */
-    return int4mm_launch<align_rows<uint2>>(device, grid, THREADS, 0, 1, stream, (uint2 *)dst->data, dst->stride / 8,
-                                            words, src->stride, src->cols, xor_mask);
-  return int4mm_launch<align_rows<uint32_t>>(device, grid, THREADS, 0, 1, stream, (uint32_t *)dst->data, dst->stride,
-                                             words, src->stride, src->cols, xor_mask);
+  const int64_t size = element_bytes(src->dtype), from = src->stride * size, bytes = src->cols * size;
+  const int64_t to = dst->stride * element_bytes(dst->dtype);
+  if (!bytes) return cudaSuccess;
+  if (src->dtype == INT4MM_INT32 && dst->dtype == INT4MM_INT8) /* whose rows start on 8 bytes */
+    return launch<uint32_t, uint2>(device, dst, src, from, to, bytes, xor_mask, stream);
+  const int64_t all = (int64_t)(uintptr_t)src->data | from | bytes;
+  if (all % 4 == 0) return launch<uint32_t, uint32_t>(device, dst, src, from, to, bytes, xor_mask, stream);
+  if (all % 2 == 0) return launch<uint16_t, uint16_t>(device, dst, src, from, to, bytes, 0, stream);
+  return launch<uint8_t, uint8_t>(device, dst, src, from, to, bytes, 0, stream);
 }

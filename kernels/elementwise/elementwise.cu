@@ -112,10 +112,6 @@ int64_t size(const int4mm_matrix &m) {
   return m.rows * m.cols;
 }
 
-int element_bytes(int32_t dtype) {
-  return dtype == INT4MM_INT8 ? 1 : dtype == INT4MM_FLOAT16 || dtype == INT4MM_BFLOAT16 ? 2 : 4;
-}
-
 /* `bytes`: of an element, of which a unit T is one or several. */
 template <class T, bool ROWS> cudaError_t launch_gather(const int4mm_gather_job &job, int bytes, cudaStream_t stream) {
   const int64_t elements = sizeof(T) / bytes;

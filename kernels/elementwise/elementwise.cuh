@@ -75,6 +75,10 @@ __device__ __forceinline__ uint32_t magnitude(float x) {
   return __float_as_uint(x) & 0x7fffffffu;
 }
 
+inline int element_bytes(int32_t dtype) {
+  return dtype == INT4MM_INT8 ? 1 : dtype == INT4MM_FLOAT16 || dtype == INT4MM_BFLOAT16 ? 2 : 4;
+}
+
 /* Whether rows are whole vectors of so many elements, which are of these bytes together, and aligned to them (to 16
  * bytes where they are more). */
 inline bool is_whole_vectors(const int4mm_matrix &m, int64_t elements, size_t bytes) {

@@ -2,12 +2,13 @@
  * Rotation and quantising on the device, with the bits of src/cpu: what int4mm_quantize and int4mm_rotate promise.
  *
  * A warp takes 1024 values in its registers, and rotates and quantises them by itself (rotation.cuh). Rows (dim 1): a
- * CTA per row, which is read once; where a CTA cannot hold it, one for each piece, once for the scale and once for the
- * words. Columns (dim 0): a cluster of CTAs per group of columns, each with a part of the rows; they tell each other
- * the largest magnitudes, and what a CTA holds is read once. Rotated ones are transposed in shared memory; of others a
- * lane has two columns. Where there are no clusters, or few, a CTA per tile, once for the scales and once for the
- * words; the second reading goes backwards, through what L2 still has. The clip of least squared error has sums whose
- * order is fixed, 32 chains for every ratio, and so a kernel of its own, which leaves the scales.
+ * CTA per row, which is read once, or a cluster where they are few and long; where a CTA cannot hold a row, one for
+ * each piece, once for the scale and once for the words. Columns (dim 0): a cluster of CTAs per group of columns, each
+ * with a part of the rows; they tell each other the largest magnitudes, and what a CTA holds is read once. Rotated ones
+ * are transposed in shared memory; of others a lane has two columns, and clusters copy their next group while they
+ * quantise one. Where there are no clusters, or few, a CTA per tile, once for the scales and once for the words; the
+ * second reading goes backwards, through what L2 still has. The clip of least squared error has sums whose order is
+ * fixed, 32 chains for every ratio, and so a kernel of its own, which leaves the scales.
  */
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
@@ -47,6 +48,62 @@ __device__ __forceinline__ uint32_t cta_max(float most, uint32_t (&warps)[MAX_WA
   __syncthreads();
   return warp_max(lane_id() < (int)blockDim.x / 32 ? warps[lane_id()] : 0);
 }
+
+constexpr int MAX_CLUSTER = 8; /* CTAs that any device with clusters has room for */
+
+/* What the CTAs of a cluster, which has LINES rows or columns whole, tell each other of these, by the CTA that tells.
+ * They may tell of others in a next round, and so on. One that tells in a round has heard all in the one before, so
+ * that what was told in the one before that has been read: two places do. */
+template <int LINES> struct Exchange {
+  uint64_t barriers[2];
+  uint32_t maxima[2][MAX_CLUSTER][LINES];
+
+  /* At the start of the kernel, by all threads. */
+  __device__ __forceinline__ void begin() {
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x == 1) return;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 2; i++) ptx::mbarrier_init(barrier(i), 1);
+      ptx::fence_mbarrier_init();
+      for (int i = 0; i < 2; i++) expect(i);
+    }
+    __syncwarp();
+    ptx::cluster_arrive();
+#endif
+  }
+  /* Before the first tell, by all threads. */
+  __device__ __forceinline__ void wait_for_others() {
+    if (gridDim.x > 1) ptx::cluster_wait();
+  }
+  /* Tells a CTA, one value for each line in all. */
+  __device__ __forceinline__ void tell(int round, int cta, int line, uint32_t most) {
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1)
+      return ptx::st_async_u32(ptx::mapa(ptx::smem_address(&maxima[round % 2][blockIdx.x][line]), cta),
+                               ptx::mapa(barrier(round), cta), most);
+#endif
+    maxima[round % 2][0][line] = most;
+  }
+  /* Until all have told. All threads are to meet before the next tell. */
+  __device__ __forceinline__ void wait(int round) {
+#if __CUDA_ARCH__ >= 900
+    if (gridDim.x > 1) {
+      ptx::mbarrier_wait(barrier(round), round / 2 % 2);
+      if (threadIdx.x == 0) expect(round);
+      return;
+    }
+#endif
+    __syncthreads();
+  }
+
+private:
+  __device__ __forceinline__ uint32_t barrier(int round) {
+    return ptx::smem_address(&barriers[round % 2]);
+  }
+  __device__ __forceinline__ void expect(int round) {
+    ptx::mbarrier_arrive_expect_tx(barrier(round), gridDim.x * sizeof maxima[0][0]);
+  }
+};
 
 /* Where an absmax is not finite: reports what is not finite among a warp's values of a row or column of the source. */
 __device__ __forceinline__ void report_bad(const Arguments &a, int64_t index, int64_t first) {
@@ -108,12 +165,26 @@ __device__ __forceinline__ void store_row(uint8_t *to, uint32_t (&words)[C][WORD
 
 enum Task { FIND_SCALES, TO_INT4, TO_INT8, ROTATE };
 
+/* The largest of what the CTAs of a cluster have found of a row. */
+__device__ __forceinline__ uint32_t max_of_row(uint32_t absmax, Exchange<1> &exchange) {
+  if (gridDim.x == 1) return absmax;
+  exchange.wait_for_others();
+  if (threadIdx.x < gridDim.x) exchange.tell(0, threadIdx.x, 0, absmax);
+  __syncwarp();
+  exchange.wait(0);
+  for (int i = 0; i < gridDim.x; i++) absmax = max(absmax, exchange.maxima[0][i][0]);
+  return absmax;
+}
+
 /* A CTA has a piece of a row, C times 512 values for each warp; where the row is in one piece, it finds the scale as
- * well. FIND_SCALES leaves in scales the largest of what the pieces of a row find, as scale_of never falls. */
+ * well. C = 1, for few rows: CTA (x, y) has piece x of row y, and the cluster all of it. FIND_SCALES leaves in scales
+ * the largest of what the pieces of a row find, as scale_of never falls. */
 template <int TASK, int C>
 __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) float shared[];
   __shared__ uint32_t warps[MAX_WARPS];
+  __shared__ Exchange<1> exchange;
+  if (C == 1) exchange.begin();
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
   constexpr bool INT8 = TASK == TO_INT8;
@@ -121,7 +192,9 @@ __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_const
   const int4mm_pack_job &job = a.job;
   const int warp = threadIdx.x / 32, block = job.rotate;
   int64_t row = a.first_item + blockIdx.x, first = warp * VALUES;
-  if (a.pieces > 1) {
+  if (C == 1) {
+    row = blockIdx.y, first += blockIdx.x * (blockDim.x / 32) * VALUES;
+  } else if (a.pieces > 1) {
     first += row % a.pieces * (blockDim.x / 32) * VALUES;
     row /= a.pieces;
   }
@@ -135,11 +208,12 @@ __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_const
     scale = job.scales[row];
   } else {
     uint32_t absmax = cta_max(__fmul_rn(most, a.factor), warps);
+    if (C == 1) absmax = max_of_row(absmax, exchange);
     scale = scale_of(absmax, job.clip, TASK == FIND_SCALES ? qmax_of(job) : QMAX<INT8>);
     if (threadIdx.x == 0) {
       if (TASK == FIND_SCALES)
         atomicMax((uint32_t *)job.scales + row, __float_as_uint(scale));
-      else
+      else if (C == 2 || blockIdx.x == 0)
         job.scales[row] = scale;
     }
     if (absmax >= INFINITE && a.bad) report_bad(a, row, first);
@@ -147,8 +221,10 @@ __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_const
   if constexpr (TASK == TO_INT4 || TASK == TO_INT8) {
     uint32_t words[C][WORDS<INT8>];
     const Divisor by(scale);
+    const bool is_short = !block && job.plain.dtype != INT4MM_FLOAT32;
 #pragma unroll
-    for (int c = 0; c < C; c++) quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
+    for (int c = 0; c < C; c++)
+      quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1, is_short);
     uint8_t *to = static_cast<uint8_t *>(job.packed.data);
     to += INT8 ? row * job.packed.stride + first : row * job.packed.stride * 4 + first / 2;
     store_row<INT8>(to, words, line.count, a);
@@ -159,7 +235,6 @@ __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_const
 
 constexpr int COLUMN_WARPS = 8, COLUMN_THREADS = 32 * COLUMN_WARPS;
 constexpr int SPANS = COLUMN_WARPS * WARP_VALUES / SPAN; /* of a tile */
-constexpr int MAX_CLUSTER = 8;                           /* CTAs that any device with clusters has room for */
 
 /* Rows and columns of a tile: so many rows that blocks are whole, and 1024 values for each warp. A span is 256 values
  * of a column. Spans are numbered as they lie side by side in shared memory: those of the first 256 rows, then those of
@@ -226,33 +301,41 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-/* Copies the tile from (row, col) on, in pieces; zeros outside the matrix. */
-template <class T, class Piece>
-__device__ __forceinline__ void copy_tile(void *to, const int4mm_matrix &src, int64_t row, int64_t col,
-                                          const Tile &tile) {
-  constexpr int VALUES = sizeof(Piece) / sizeof(T), ACROSS = SPANS / VALUES, STEP = COLUMN_THREADS / ACROSS;
-  const int span = threadIdx.x % ACROSS * VALUES, first = threadIdx.x / ACROSS;
-  row += tile.row(span) + first, col += tile.column(span);
-  const int left = col < src.cols ? (int)min(src.rows - row, (int64_t)SPAN) : 0;
-  const T *from = static_cast<const T *>(src.data) + row * src.stride + col;
-  T *place = tile_place<T>(to, first, span);
+/* Copies every STEPth of ROWS rows, of which `left` are there, to place(0), place(STEP), ...; zeros for the others. */
+template <class Piece, int ROWS, int STEP, class T, class F>
+__device__ __forceinline__ void copy_rows(F place, const T *from, int64_t stride, int left) {
 #pragma unroll 8
-  for (int r = 0; r < SPAN; r += STEP, from += STEP * src.stride)
-    copy_piece((Piece *)(STEP % CHUNK ? tile_place<T>(to, first + r, span) : tile_place<T>(place, r, 0)),
-               (const Piece *)from, r < left);
+  for (int r = 0; r < ROWS; r += STEP, from += STEP * stride)
+    copy_piece((Piece *)place(r), (const Piece *)from, r < left);
 }
 
+/* Calls f(piece) with the type that elements of SIZE bytes are copied by. */
+template <int SIZE, class F> __device__ __forceinline__ void for_pieces(int copied, F f) {
+  if (copied == 16) return f(uint4{});
+  if (copied == 4 || SIZE == 4) return f(0u);
+  if constexpr (SIZE == 2) f(uint16_t(0));
+}
+
+/* Copies the tile from (row, col) on; zeros outside the matrix. */
 __device__ __forceinline__ void load_tile(const Arguments &a, int64_t row, int64_t col, const Member &my,
                                           const Tile &tile) {
   const int4mm_matrix &src = a.job.plain;
   auto copy = [&](auto value, auto piece) {
-    copy_tile<decltype(value), decltype(piece)>(my.memories, src, row, col, tile);
+    typedef decltype(value) T;
+    typedef decltype(piece) Piece;
+    constexpr int VALUES = sizeof(Piece) / sizeof(T), ACROSS = SPANS / VALUES, STEP = COLUMN_THREADS / ACROSS;
+    const int span = threadIdx.x % ACROSS * VALUES, first = threadIdx.x / ACROSS;
+    const int64_t r = row + tile.row(span) + first, c = col + tile.column(span);
+    const int left = c < src.cols ? (int)min(src.rows - r, (int64_t)SPAN) : 0;
+    T *to = tile_place<T>(my.memories, first, span);
+    copy_rows<Piece, SPAN, STEP>(
+        [&](int i) { return STEP % CHUNK ? tile_place<T>(my.memories, first + i, span) : tile_place<T>(to, i, 0); },
+        static_cast<const T *>(src.data) + r * src.stride + c, src.stride, left);
   };
-  const uint16_t two = 0;
   if (src.dtype == INT4MM_FLOAT32)
-    a.copied == 16 ? copy(0u, uint4{}) : copy(0u, 0u);
+    for_pieces<4>(a.copied, [&](auto piece) { copy(0u, piece); });
   else
-    a.copied == 16 ? copy(two, uint4{}) : a.copied == 4 ? copy(two, 0u) : copy(two, two);
+    for_pieces<2>(a.copied, [&](auto piece) { copy(uint16_t(0), piece); });
   wait_for_copies();
 }
 
@@ -367,46 +450,6 @@ __device__ __forceinline__ void max_of_columns(uint32_t (&most)[CHUNKS], const T
   if (tile.is_tall()) most[0] = most[1] = max(most[0], most[1]);
 }
 
-/* What the CTAs of a cluster, which has columns whole, tell each other of COLUMNS columns: by the CTA that tells. */
-template <int COLUMNS> struct Exchange {
-  uint64_t barrier;
-  uint32_t maxima[MAX_CLUSTER][COLUMNS];
-
-  /* At the start of the kernel, by all threads. */
-  __device__ __forceinline__ void begin() {
-#if __CUDA_ARCH__ >= 900
-    if (gridDim.x == 1) return;
-    if (threadIdx.x == 0) {
-      ptx::mbarrier_init(ptx::smem_address(&barrier), 1);
-      ptx::fence_mbarrier_init();
-      ptx::mbarrier_arrive_expect_tx(ptx::smem_address(&barrier), gridDim.x * sizeof maxima[0]);
-    }
-    __syncwarp();
-    ptx::cluster_arrive();
-#endif
-  }
-  /* Before the first tell, by all threads. */
-  __device__ __forceinline__ void wait_for_others() {
-    if (gridDim.x > 1) ptx::cluster_wait();
-  }
-  /* Tells a CTA, one value for each column in all. */
-  __device__ __forceinline__ void tell(int cta, int column, uint32_t most) {
-#if __CUDA_ARCH__ >= 900
-    if (gridDim.x > 1)
-      return ptx::st_async_u32(ptx::mapa(ptx::smem_address(&maxima[blockIdx.x][column]), cta),
-                               ptx::mapa(ptx::smem_address(&barrier), cta), most);
-#endif
-    maxima[0][column] = most;
-  }
-  /* Until all have told. */
-  __device__ __forceinline__ void wait() {
-#if __CUDA_ARCH__ >= 900
-    if (gridDim.x > 1) return ptx::mbarrier_wait(ptx::smem_address(&barrier), 0);
-#endif
-    __syncthreads();
-  }
-};
-
 /* The same as max_of_columns, of the cluster. Lane i of either half of a warp tells CTA i, and reads what it told. */
 __device__ __forceinline__ void max_of_cluster(uint32_t (&most)[CHUNKS], Exchange<SPANS> &exchange, const Member &my,
                                                const Tile &tile) {
@@ -414,13 +457,13 @@ __device__ __forceinline__ void max_of_cluster(uint32_t (&most)[CHUNKS], Exchang
   exchange.wait_for_others();
   if (i < gridDim.x) {
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) exchange.tell(i, my.span[c], most[c]);
+    for (int c = 0; c < CHUNKS; c++) exchange.tell(0, i, my.span[c], most[c]);
   }
   __syncwarp();
-  exchange.wait();
+  exchange.wait(0);
 #pragma unroll
   for (int c = 0; c < CHUNKS; c++)
-    if (i < gridDim.x) most[c] = exchange.maxima[i][my.span[c]];
+    if (i < gridDim.x) most[c] = exchange.maxima[0][i][my.span[c]];
   max_of_columns(most, tile);
 }
 
@@ -501,41 +544,50 @@ __global__ void __launch_bounds__(COLUMN_THREADS, 4) columns_kernel(const __grid
 
 /* ---- columns that are not rotated ---- */
 
-constexpr int PAIR_WARPS = 8, PAIR_COLUMNS = 32; /* of a CTA */
+constexpr int PAIR_WARPS = 8, PAIR_COLUMNS = 32;      /* of a CTA */
+constexpr int PAIR_WORDS = 32;                        /* that a thread holds */
+constexpr int PAIR_MEMORY = 32 * 4 * PAIR_WORDS + 64; /* bytes of a warp's shared memory */
 
-/* Two columns of ROWS rows, as they are in the source: 32 words, which a thread holds. The threads of a half-warp have
- * the CTA's columns, the next half the next rows. */
+/* Two columns of ROWS rows, as they are in the source, which a thread holds. The threads of a half-warp have the CTA's
+ * columns, the next half the next rows. */
 template <class T> struct Pairs {
-  static constexpr int WORDS = sizeof(T) / 2, ROWS = 32 / WORDS, ACROSS = PAIR_COLUMNS / 2;
-  static constexpr int CTA_ROWS = 32 * PAIR_WARPS / ACROSS * ROWS;
+  static constexpr int WORDS = sizeof(T) / 2, ROWS = PAIR_WORDS / WORDS, ACROSS = PAIR_COLUMNS / 2;
+  static constexpr int WARP_ROWS = 32 / ACROSS * ROWS, CTA_ROWS = PAIR_WARPS * WARP_ROWS;
+  static constexpr int CTAS = WORDS == 1 ? 2 : 3; /* of an SM: two that keep all in registers, or three */
   uint32_t raw[ROWS][WORDS];
 
   static __device__ __forceinline__ int column() { return threadIdx.x % ACROSS * 2; }
   static __device__ __forceinline__ int row() { return threadIdx.x / ACROSS * ROWS; }
 
-  /* Zeros outside the matrix. VECTOR: where one of the columns is there, so is the other, and they are aligned. */
-  template <bool VECTOR>
-  __device__ __forceinline__ void load(const int4mm_matrix &src, int64_t first_row, int64_t col) {
-    const int rows = col < src.cols ? (int)min(src.rows - first_row, (int64_t)ROWS) : 0;
-    const bool two = col + 1 < src.cols;
-    const T *from = static_cast<const T *>(src.data) + first_row * src.stride + col;
-    if constexpr (VECTOR) {
+  /* Where a row of a warp lies in its memory: of one half, then 64 bytes further on, in other banks, of the other. */
+  static __device__ __forceinline__ T *place(void *memory, int row) {
+    return (T *)((char *)memory + row / ROWS * 64) + row * PAIR_COLUMNS;
+  }
+  /* Copies what a warp's threads hold to its memory, where `row` is the first; zeros outside the matrix. */
+  static __device__ __forceinline__ void copy(void *memory, const Arguments &a, int64_t row, int64_t first_col) {
+    const int4mm_matrix &src = a.job.plain;
+    for_pieces<sizeof(T)>(a.copied, [&](auto piece) {
+      typedef decltype(piece) Piece;
+      constexpr int VALUES = sizeof(Piece) / sizeof(T), ACROSS = PAIR_COLUMNS / VALUES, STEP = 32 / ACROSS;
+      const int column = lane_id() % ACROSS * VALUES, first = lane_id() / ACROSS;
+      const int64_t r = row + first, c = first_col + column;
+      const int left = c < src.cols ? (int)min(src.rows - r, (int64_t)WARP_ROWS) : 0;
+      copy_rows<Piece, WARP_ROWS, STEP>([&](int i) { return place(memory, first + i) + column; },
+                                        static_cast<const T *>(src.data) + r * src.stride + c, src.stride, left);
+    });
+  }
+  /* Takes them from there. Another copy may follow at once. */
+  __device__ __forceinline__ void take(void *memory) {
+    typedef std::conditional_t<WORDS == 1, uint32_t, uint2> Row;
+    const T *from = place(memory, lane_id() / ACROSS * ROWS) + column();
+    wait_for_copies();
+    __syncwarp();
 #pragma unroll
-      for (int i = 0; i < ROWS; i++, from += src.stride) {
-        uint2 row = {};
-        if (i < rows && WORDS == 1) row.x = __ldg((const uint32_t *)from);
-        if (i < rows && WORDS == 2) row = __ldg((const uint2 *)from);
-        raw[i][0] = row.x, raw[i][WORDS - 1] = WORDS == 1 ? row.x : row.y;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < ROWS; i++, from += src.stride) {
-        T row[2] = {};
-        if (i < rows) row[0] = from[0];
-        if (i < rows && two) row[1] = from[1];
-        memcpy(raw[i], row, sizeof row);
-      }
+    for (int i = 0; i < ROWS; i++) {
+      const Row row = *(const Row *)(from + i * PAIR_COLUMNS);
+      memcpy(raw[i], &row, sizeof row);
     }
+    __syncwarp();
   }
   /* Eight rows of a column. */
   __device__ __forceinline__ void fetch(float (&x)[8], int first, int column) const {
@@ -556,31 +608,32 @@ template <class T> struct Pairs {
   }
 };
 
-/* What a CTA knows of its columns; of each, the power, scale and reciprocal of its Divisor, and the largest magnitude
- * whose quotient is not beyond qmax. */
+/* What a CTA knows of its columns: in every other round, their largest magnitudes; of each, the power, scale and
+ * reciprocal of its Divisor, and the largest magnitude whose quotient is not beyond qmax. */
 struct PairColumns {
   Exchange<PAIR_COLUMNS> exchange;
-  uint32_t maxima[PAIR_COLUMNS];
+  uint32_t maxima[2][PAIR_COLUMNS];
   float4 divisors[PAIR_COLUMNS];
 };
 
 /* Makes the scales of the CTA's columns, from `first_col` on, from the maxima of the CTAs of its cluster. */
-__device__ __forceinline__ void share_scales(PairColumns &columns, const Arguments &a, int64_t first_col) {
+__device__ __forceinline__ void share_scales(PairColumns &columns, int round, const Arguments &a, int64_t first_col) {
   const int column = threadIdx.x % PAIR_COLUMNS, cta = threadIdx.x / PAIR_COLUMNS;
   static_assert(32 * PAIR_WARPS >= PAIR_COLUMNS * MAX_CLUSTER, "too few threads to tell all");
   __syncthreads();
-  columns.exchange.wait_for_others();
-  if (cta < gridDim.x) columns.exchange.tell(cta, column, columns.maxima[column]);
+  if (round == 0) columns.exchange.wait_for_others();
+  if (cta < gridDim.x) columns.exchange.tell(round, cta, column, columns.maxima[round % 2][column]);
   __syncwarp();
-  columns.exchange.wait();
+  columns.exchange.wait(round);
   if (cta == 0) {
     uint32_t absmax = 0;
-    for (int i = 0; i < gridDim.x; i++) absmax = max(absmax, columns.exchange.maxima[i][column]);
+    for (int i = 0; i < gridDim.x; i++) absmax = max(absmax, columns.exchange.maxima[round % 2][i][column]);
     const float scale = scale_of(absmax, a.job.clip, qmax_of(a.job));
     const Divisor by(scale); /* for a scale of 0 any power will do, as all values are 0 */
     columns.divisors[column] = make_float4(scale == 0 ? 1 : by.power, by.scale, by.reciprocal,
                                            __fdiv_rn((float)qmax_of(a.job), by.reciprocal));
     if (blockIdx.x == 0 && first_col + column < a.job.plain.cols) a.job.scales[first_col + column] = scale;
+    columns.maxima[(round + 1) % 2][column] = 0;
   }
   __syncthreads();
 }
@@ -636,6 +689,7 @@ __device__ __forceinline__ void quantize_pairs(const Pairs<T> &pairs, const floa
     for (int first = 0; first < Pairs<T>::ROWS; first += 8) quantize_any<INT8>(divisors, a, row + first, col);
     return;
   }
+  constexpr bool SHORT = sizeof(T) == 2;
   Divisor by[2] = {Divisor(1), Divisor(1)};
   const float limits[2] = {divisors[0].w, divisors[1].w};
 #pragma unroll
@@ -649,8 +703,11 @@ __device__ __forceinline__ void quantize_pairs(const Pairs<T> &pairs, const floa
       uint32_t u[8];
       pairs.fetch(x, first, c);
       if (a.job.clip < 1) saturate(x, limits[c]);
-      round_chunk<INT8>(u, x, by[c], 1);
-      pack_words<INT8>(words[c], u);
+      if constexpr (SHORT)
+        round_short(u, x, by[c]);
+      else
+        round_chunk<INT8>(u, x, by[c], 1);
+      pack_words<INT8, SHORT>(words[c], u);
     }
     store_eight<INT8>(words, a, row + first, col);
   }
@@ -667,46 +724,58 @@ __device__ __forceinline__ void report_pairs(const Arguments &a, int64_t row, in
   }
 }
 
-/* CTA (x, y) has part x of the rows of columns y, `share` times as many as its threads hold; the cluster has the
- * columns whole. They go down the rows for the largest magnitude, and back for the words: the last are still there. */
-template <bool INT8, bool VECTOR, class T>
-__device__ __forceinline__ void quantize_columns(const Arguments &a, PairColumns &columns) {
+/* CTA (x, y) has part x of the rows, `share` times as many as its threads hold; its cluster has columns whole, those of
+ * y, then those of y + gridDim.y and so on. It goes down the rows for the largest magnitude, and back for the words:
+ * the last are still there. What comes next is copied in the meantime. */
+template <bool INT8, class T>
+__device__ __forceinline__ void quantize_columns(const Arguments &a, PairColumns &columns, void *memory) {
   typedef Pairs<T> Own;
   Own pairs;
-  const int64_t first_col = (a.first_item + blockIdx.y) * PAIR_COLUMNS, col = first_col + Own::column();
-  auto row_of = [&](int turn) { return ((int64_t)blockIdx.x * a.share + turn) * Own::CTA_ROWS + Own::row(); };
-  uint32_t most[Own::WORDS] = {};
+  const int64_t step = (int64_t)gridDim.y * PAIR_COLUMNS, cols = a.job.plain.cols;
+  const int last = a.share - 1, turns = 2 * last + 1;
+  auto row_of = [&](int turn) {
+    return ((int64_t)blockIdx.x * a.share + (turn > last ? 2 * last - turn : turn)) * Own::CTA_ROWS;
+  };
+  auto copy = [&](int turn, int64_t col) {
+    Own::copy(memory, a, row_of(turn) + threadIdx.x / 32 * Own::WARP_ROWS, col);
+  };
+  int64_t first_col = (int64_t)blockIdx.y * PAIR_COLUMNS;
+  copy(0, first_col);
 #pragma unroll 1
-  for (int turn = 0; turn < 2 * a.share; turn++) {
-    const bool back = turn >= a.share;
-    const int64_t row = row_of(back ? 2 * a.share - 1 - turn : turn);
-    if (turn != a.share) pairs.template load<VECTOR>(a.job.plain, row, col);
-    if (back) {
-      quantize_pairs<INT8>(pairs, columns.divisors + Own::column(), a, row, col);
-      continue;
-    }
-    pairs.find_largest(most);
-    float two[2];
-    to_floats<T>(two, most);
-    if (a.bad && magnitude(max_magnitude(two[0], two[1])) >= INFINITE) report_pairs(a, row, col, Own::ROWS);
-    if (turn < a.share - 1) continue;
+  for (int round = 0; first_col < cols; round++, first_col += step) {
+    const int64_t col = first_col + Own::column();
+    uint32_t most[Own::WORDS] = {};
+#pragma unroll 1
+    for (int turn = 0; turn < turns; turn++) {
+      const int64_t row = row_of(turn) + Own::row();
+      pairs.take(memory);
+      turn + 1 < turns ? copy(turn + 1, first_col) : copy(0, first_col + step);
+      if (turn <= last) {
+        pairs.find_largest(most);
+        float two[2];
+        to_floats<T>(two, most);
+        if (a.bad && magnitude(max_magnitude(two[0], two[1])) >= INFINITE) report_pairs(a, row, col, Own::ROWS);
+        if (turn < last) continue;
 #pragma unroll
-    for (int c = 0; c < 2; c++) atomicMax(&columns.maxima[Own::column() + c], __float_as_uint(two[c]));
-    share_scales(columns, a, first_col);
+        for (int c = 0; c < 2; c++) atomicMax(&columns.maxima[round % 2][Own::column() + c], __float_as_uint(two[c]));
+        share_scales(columns, round, a, first_col);
+      }
+      quantize_pairs<INT8>(pairs, columns.divisors + Own::column(), a, row, col);
+    }
   }
 }
 
-template <bool INT8, bool VECTOR>
-__global__ void __launch_bounds__(32 * PAIR_WARPS, VECTOR ? 3 : 2) pairs_kernel(const __grid_constant__ Arguments a) {
+template <bool INT8, class T>
+__global__ void __launch_bounds__(32 * PAIR_WARPS, Pairs<T>::CTAS) pairs_kernel(const __grid_constant__ Arguments a) {
+  __shared__ __align__(16) char memories[PAIR_WARPS][PAIR_MEMORY];
   __shared__ PairColumns columns;
+  static_assert(sizeof(Pairs<T>::raw) * 32 + 64 == PAIR_MEMORY, "a warp's memory has another size");
   columns.exchange.begin();
-  if (threadIdx.x < PAIR_COLUMNS) columns.maxima[threadIdx.x] = 0;
+  if (threadIdx.x < PAIR_COLUMNS) columns.maxima[0][threadIdx.x] = 0;
   __syncthreads();
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
-  int4mm_for_out_dtype(a.job.plain.dtype, [&](auto dtype) {
-    quantize_columns<INT8, VECTOR, typename Element<decltype(dtype)::value>::type>(a, columns);
-  });
+  quantize_columns<INT8, T>(a, columns, memories[threadIdx.x / 32]);
 }
 
 /* ---- the clip of least squared error ---- */
@@ -878,7 +947,7 @@ void divide_rows(Arguments *a, int most, int shared_bytes) {
   constexpr int FEW_ROWS = 512, FEW_VALUES = WARP_VALUES / 2; /* more rows keep an SM busy with longer ones, */
   constexpr int FEW_WARPS = 6144;                             /* unless they are short: 46 warps for an SM of an H100 */
   const int64_t few_warps = ceil_div(a->job.plain.cols, FEW_VALUES), rows = a->job.plain.rows;
-  a->few_rows = a->job.packed.data && (rows <= FEW_ROWS || rows * few_warps <= FEW_WARPS) &&
+  a->few_rows = a->job.packed.data && few_warps && (rows <= FEW_ROWS || rows * few_warps <= FEW_WARPS) &&
                 a->job.rotate <= FEW_VALUES && few_warps <= most;
   const int64_t warps = !a->job.plain.cols ? 1 : a->few_rows ? few_warps : ceil_div(a->job.plain.cols, WARP_VALUES);
   a->row_warps = warps <= most ? (int)warps : 8;
@@ -905,19 +974,38 @@ template <int TASK> cudaError_t launch_tiles(const Arguments &a, cudaStream_t st
                                               COLUMN_WARPS * WARP_BYTES, whole, stream);
 }
 
-template <auto KERNEL, bool KEEPS_SHARED = false> cudaError_t launch_rows(Arguments a, cudaStream_t stream) {
+template <auto KERNEL> cudaError_t launch_rows(Arguments a, cudaStream_t stream) {
   const int64_t items = a.job.plain.rows * a.pieces;
   cudaError_t error = cudaSuccess;
   for (a.first_item = 0; a.first_item < items && error == cudaSuccess; a.first_item += INT32_MAX)
-    error = launch<KERNEL, KEEPS_SHARED>(int4mm_blocks(items - a.first_item, 1), a.row_warps,
-                                         uses_memory(a) ? a.row_warps * WARP_BYTES : 0, 1, stream, a);
+    error = launch<KERNEL>(int4mm_blocks(items - a.first_item, 1), a.row_warps,
+                           uses_memory(a) ? a.row_warps * WARP_BYTES : 0, 1, stream, a);
   return error;
+}
+
+/* Rows that leave SMs without work are divided among the CTAs of clusters, where there are some. Many rows are faster
+ * with L1, of which this kernel leaves little. */
+template <int TASK> cudaError_t launch_few_rows(const Arguments &a, cudaStream_t stream) {
+  constexpr int LEAST_WARPS = 8; /* that are worth a CTA */
+  int device, sms, ctas = 1;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  while (!a.scales_given && a.row_warps > LEAST_WARPS * ctas && 4 * ctas * a.job.plain.rows <= sms) ctas *= 2;
+  static_assert(LEAST_WARPS * MAX_CLUSTER >= MAX_WARPS, "a cluster may have too many CTAs");
+  auto launch_ctas = [&](int number) {
+    const int warps = (a.row_warps + number - 1) / number;
+    const dim3 grid(number, (unsigned)a.job.plain.rows);
+    return launch<rows_kernel<TASK, 1>, true>(grid, warps, uses_memory(a) ? warps * WARP_BYTES : 0, number, stream, a);
+  };
+  error = ctas > 1 ? launch_ctas(ctas) : cudaErrorNotSupported;
+  return error == cudaErrorNotSupported ? launch_ctas(1) : error;
 }
 
 template <int TASK> cudaError_t launch_task(const Arguments &a, cudaStream_t stream) {
   if (!a.job.dim) return launch_tiles<TASK>(a, stream);
   if constexpr (TASK == TO_INT4 || TASK == TO_INT8)
-    if (a.few_rows) return launch_rows<rows_kernel<TASK, 1>, true>(a, stream); /* many rows are faster with L1 */
+    if (a.few_rows) return launch_few_rows<TASK>(a, stream);
   return launch_rows<rows_kernel<TASK, 2>>(a, stream);
 }
 
@@ -930,30 +1018,45 @@ cudaError_t find_scales(const Arguments &a, int64_t lines, cudaStream_t stream) 
   return error == cudaSuccess ? launch_task<FIND_SCALES>(a, stream) : error;
 }
 
+/* The parts that columns are divided into: `down` CTAs, a cluster, for the rows, `across` groups of columns. Sets
+ * a->share. cudaErrorNotSupported where clusters would be few and have long to go. */
+cudaError_t divide_columns(Arguments *a, int tile_rows, int tile_columns, int sms, int64_t *down, int64_t *across) {
+  const int64_t tiles = ceil_div(a->job.plain.rows, tile_rows), share = ceil_div(tiles, MAX_CLUSTER);
+  *across = ceil_div(a->job.plain.cols, tile_columns);
+  if (!tiles) return cudaErrorNotSupported;
+  a->share = (int)share, *down = ceil_div(tiles, share);
+  return share > 1 && *down * *across < sms ? cudaErrorNotSupported : cudaSuccess;
+}
+
+template <class T> cudaError_t launch_pairs(Arguments a, int sms, cudaStream_t stream) {
+  int64_t down, across;
+  cudaError_t error = divide_columns(&a, Pairs<T>::CTA_ROWS, PAIR_COLUMNS, sms, &down, &across);
+  if (error != cudaSuccess) return error;
+  /* equal parts for all, and no more clusters than run at a time: a tenth of the SMs finds no others for one */
+  const int64_t slots = max((int64_t)1, Pairs<T>::CTAS * sms * 9 / 10 / down);
+  const int64_t clusters = ceil_div(across, ceil_div(across, slots));
+  return a.job.packed.dtype == INT4MM_INT8
+             ? launch_columns<pairs_kernel<true, T>>(a, down, clusters, PAIR_WARPS, 0, true, stream)
+             : launch_columns<pairs_kernel<false, T>>(a, down, clusters, PAIR_WARPS, 0, true, stream);
+}
+
 /* Scales and words of columns at once, in clusters that have the columns whole. cudaErrorNotSupported where there are
  * no clusters, and where they would be few and have long to go. */
 cudaError_t quantize_whole_columns(Arguments a, cudaStream_t stream) {
   int device, sms;
+  int64_t down, across;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  const Tile tile(a.job.rotate);
-  const bool pairs = a.job.rotate == 0, int8 = a.job.packed.dtype == INT4MM_INT8;
-  const int pair_rows = a.job.plain.dtype == INT4MM_FLOAT32 ? Pairs<float>::CTA_ROWS : Pairs<__half>::CTA_ROWS;
-  const int64_t tiles = ceil_div(a.job.plain.rows, pairs ? pair_rows : tile.rows());
-  const int64_t share = ceil_div(tiles, MAX_CLUSTER);
-  const int64_t across = ceil_div(a.job.plain.cols, pairs ? PAIR_COLUMNS : tile.columns());
-  if (!tiles) return cudaErrorNotSupported;
-  a.share = (int)share;
-  const int64_t down = ceil_div(tiles, share);
-  if (share > 1 && down * across < sms) return cudaErrorNotSupported;
-  if (!pairs) return launch_words(a, stream);
-  auto launch_pairs = [&](auto vector) {
-    constexpr bool VECTOR = decltype(vector)::value;
-    return int8 ? launch_columns<pairs_kernel<true, VECTOR>>(a, down, across, PAIR_WARPS, 0, true, stream)
-                : launch_columns<pairs_kernel<false, VECTOR>>(a, down, across, PAIR_WARPS, 0, true, stream);
-  };
-  return a.vector_load ? launch_pairs(std::true_type()) : launch_pairs(std::false_type());
+  if (a.job.rotate) {
+    const Tile tile(a.job.rotate);
+    error = divide_columns(&a, tile.rows(), tile.columns(), sms, &down, &across);
+    return error == cudaSuccess ? launch_words(a, stream) : error;
+  }
+  const int dtype = a.job.plain.dtype;
+  return dtype == INT4MM_FLOAT32   ? launch_pairs<float>(a, sms, stream)
+         : dtype == INT4MM_FLOAT16 ? launch_pairs<__half>(a, sms, stream)
+                                   : launch_pairs<__nv_bfloat16>(a, sms, stream);
 }
 
 /* How the work is divided among CTAs, by what a CTA may have of shared memory. */
@@ -976,8 +1079,8 @@ cudaError_t int4mm_launch_quantize(const int4mm_pack_job *job, unsigned long lon
   const int64_t lines = job->dim ? job->plain.rows : job->plain.cols;
   Arguments a = {};
   a.job = *job, a.bad = bad, a.factor = int4mm_rotation_factor(job->rotate);
-  const int loaded = job->dim ? 16 / (int)element_bytes(job->plain) : 2, stored = job->dim ? 4 : 2;
-  a.vector_load = is_whole_vectors(job->plain, loaded, loaded * element_bytes(job->plain));
+  const int stored = job->dim ? 4 : 2;
+  a.vector_load = is_whole_vectors(job->plain, 16 / (int)element_bytes(job->plain), 16);
   a.vector_store = is_whole_vectors(job->packed, stored, stored * element_bytes(job->packed));
   const bool int8 = job->packed.dtype == INT4MM_INT8;
   a.chunk_store = job->dim && is_whole_vectors(job->packed, int8 ? CHUNK : CHUNK / 8, int8 ? CHUNK : CHUNK / 2);

@@ -176,15 +176,16 @@ struct Divisor {
   }
 };
 
+constexpr float TO_INTEGER = 12582912.0f; /* 1.5 * 2^23: a sum with it is rounded to an integer */
+
 /* x / scale rounded to an integer, in the low bits of a float. Two corrections of a product with the correctly rounded
  * reciprocal give the correctly rounded quotient (Markstein, "Computation of elementary functions on the IBM RISC
  * System/6000 processor", 1990); a quotient so small that they lose bits is rounded to 0 all the same. */
 __device__ __forceinline__ float divide_and_round(float x, const Divisor &by, float qmax) {
-  const float to_integer = 12582912.0f; /* 1.5 * 2^23: a sum with it is rounded to an integer */
   float y = __fmul_rn(x, by.reciprocal);
   y = __fmaf_rn(__fmaf_rn(-y, by.scale, x), by.reciprocal, y);
   y = __fmaf_rn(__fmaf_rn(-y, by.scale, x), by.reciprocal, y);
-  return __fadd_rn(fminf(fmaxf(y, -qmax), qmax), to_integer);
+  return __fadd_rn(fminf(fmaxf(y, -qmax), qmax), TO_INTEGER);
 }
 
 /* The smallest of the low halves of three words, in the low half. */
@@ -196,9 +197,10 @@ __device__ __forceinline__ uint32_t min_low_halves(uint32_t x, uint32_t y, uint3
 #endif
 }
 
-/* Byte 2 of each. */
-__device__ __forceinline__ uint32_t third_bytes(uint32_t w, uint32_t x, uint32_t y, uint32_t z) {
-  return __byte_perm(__byte_perm(w, x, 0x0062), __byte_perm(y, z, 0x6200), 0x7610);
+/* The same byte of each. */
+template <int BYTE> __device__ __forceinline__ uint32_t gather_bytes(uint32_t w, uint32_t x, uint32_t y, uint32_t z) {
+  constexpr uint32_t PAIR = BYTE + 16 * (BYTE + 4);
+  return __byte_perm(__byte_perm(w, x, PAIR), __byte_perm(y, z, PAIR << 8), 0x7610);
 }
 
 /* Where so many bits of fraction say that a quotient has to be divided to be rounded; see round_chunk. */
@@ -248,25 +250,40 @@ template <int COUNT> __device__ __forceinline__ void saturate(float (&x)[COUNT],
   for (int i = 0; i < COUNT; i++) x[i] = fminf(fmaxf(x[i], -limit), limit);
 }
 
-/* Two's complement words of bytes 2, each of PER_WORD neighbours. */
-template <bool INT8, int COUNT>
+/* round_half_even(fl(x / scale)) in byte 0 of u, for values of at most 11 bits, as those of float16 and bfloat16 are,
+ * of which many lie halfway. One correction leaves an error of 2^-47 of the quotient, and no quotient of 11 bits and 24
+ * is as near as that to a border of what is rounded to some n + 1/2, as trying all shows. */
+template <int COUNT>
+__device__ __forceinline__ void round_short(uint32_t (&u)[COUNT], const float (&x)[COUNT], const Divisor &by) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    const float y = __fmul_rn(x[i], by.reciprocal);
+    const float corrected = __fmaf_rn(__fmaf_rn(-y, by.scale, x[i]), by.reciprocal, y);
+    u[i] = __float_as_uint(__fadd_rn(corrected, TO_INTEGER));
+  }
+}
+
+/* Two's complement words of the bytes that round_chunk leaves, or round_short, each of PER_WORD neighbours. */
+template <bool INT8, bool SHORT = false, int COUNT>
 __device__ __forceinline__ void pack_words(uint32_t (&words)[COUNT / PER_WORD<INT8>], const uint32_t (&u)[COUNT]) {
+  constexpr int BYTE = SHORT ? 0 : 2;
 #pragma unroll
   for (int i = 0; i < COUNT / PER_WORD<INT8>; i++) {
     const uint32_t *v = u + i * PER_WORD<INT8>;
     if constexpr (INT8) {
-      words[i] = third_bytes(v[0], v[1], v[2], v[3]) ^ 0x80808080u;
+      words[i] = gather_bytes<BYTE>(v[0], v[1], v[2], v[3]) ^ (SHORT ? 0 : 0x80808080u);
     } else {
-      uint32_t even = third_bytes(v[0], v[2], v[4], v[6]), odd = third_bytes(v[1], v[3], v[5], v[7]) << 4;
+      uint32_t even = gather_bytes<BYTE>(v[0], v[2], v[4], v[6]), odd = gather_bytes<BYTE>(v[1], v[3], v[5], v[7]) << 4;
       words[i] = ((even ^ odd) & 0x0f0f0f0fu) ^ odd; /* even's low nibbles, odd's high ones */
     }
   }
 }
 
-/* Two's complement words of a chunk, each of PER_WORD neighbours in x. `saturates`: quotients may be beyond qmax. */
+/* Two's complement words of a chunk, each of PER_WORD neighbours in x. `saturates`: quotients may be beyond qmax.
+ * `is_short`: values are as round_short takes them, and factor is 1. */
 template <bool INT8, int COUNT>
 __device__ __forceinline__ void quantize_chunk(uint32_t (&words)[COUNT / PER_WORD<INT8>], float (&x)[COUNT],
-                                               const Divisor &by, float factor, bool saturates) {
+                                               const Divisor &by, float factor, bool saturates, bool is_short = false) {
   if (by.power != 1) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) x[i] = by.power == 0 ? 0 : __fmul_rn(__fmul_rn(x[i], factor), by.power);
@@ -274,6 +291,10 @@ __device__ __forceinline__ void quantize_chunk(uint32_t (&words)[COUNT / PER_WOR
   }
   if (saturates) saturate(x, __fdiv_rn(QMAX<INT8>, __fmul_rn(factor, by.reciprocal)));
   uint32_t u[COUNT];
+  if (is_short) {
+    round_short(u, x, by);
+    return pack_words<INT8, true>(words, u);
+  }
   round_chunk<INT8>(u, x, by, factor);
   pack_words<INT8>(words, u);
 }

@@ -54,7 +54,7 @@ cudaError_t launch_bytes(const int4mm_problem *problem, const int4mm_plan *plan,
   if (b->group_scales.data) return launch_kind<Bytes<ZEROS>, true, 64, 128, NK>(problem, plan, stream);
   if (b->factors.data || b->zeros.data || plan->tile_m < 128)
     return launch_kind<Bytes<AFFINE>, false, 64, 128, NK>(problem, plan, stream);
-  return launch_kind<Bytes<PLAIN>, false, 64, 128, NK>(problem, plan, stream);
+  return launch<typename LargeTile<Bytes<PLAIN>, false, 64, NK>::Shape>(problem, plan, stream);
 }
 
 template <bool NK>

@@ -214,7 +214,8 @@ struct Tile {
   static constexpr int LONGEST_SUM = STAGED && POLICY::FLOAT ? 128 : 0;
   static constexpr float UNSCALE = CHAIN && !POLICY::FLOAT ? 1 : POLICY::UNSCALE; /* of the sums at last */
   static constexpr SumKind SUM_KIND = CHAIN ? TOTALS : POLICY::FLOAT ? FLOATS : INTEGERS;
-  static constexpr int MT = WM / 16, NT = WN / 8; /* tiles of an mma in a warp's */
+  static constexpr bool SPLITS = SUM_KIND == INTEGERS; /* CTAs may share K: their sums are exact in any order */
+  static constexpr int MT = WM / 16, NT = WN / 8;      /* tiles of an mma in a warp's */
   static constexpr int WARPS_M = BM / WM, WARPS_N = BN / WN, THREADS = 32 * WARPS_M * WARPS_N * WARPS_K;
   static constexpr int UNITS = BK / POLICY::UNIT / WARPS_K; /* of a warp in a stage */
 

@@ -63,8 +63,9 @@ template <class T> struct AsyncGroups {
   int first_column, columns; /* of the tile, and how many the matrix has from there on */
   int segment, turn;         /* of the next stage; the row of it that this warp has */
 
-  __device__ __forceinline__ AsyncGroups(const GroupArguments &g, int first_column, int N)
-      : g(g), first_column(first_column), columns(min(T::BN, N - first_column)), segment(0), turn(threadIdx.x / 32) {}
+  __device__ __forceinline__ AsyncGroups(const GroupArguments &g, int first_segment, int first_column, int N)
+      : g(g), first_column(first_column), columns(min(T::BN, N - first_column)), segment(first_segment),
+        turn(threadIdx.x / 32) {}
   /* Those of the next stage, beside the copies of A and B. Past K they are those of the last segment. */
   __device__ __forceinline__ void copy(uint32_t slot) {
     if (turn < T::SEGMENTS) {
@@ -99,8 +100,8 @@ template <class T> struct StagedGroups {
   uint32_t scales[ITEMS]; /* as they lie in memory */
   uint8_t bytes[ITEMS];
 
-  __device__ __forceinline__ StagedGroups(const GroupArguments &g, int first_column, int N)
-      : g(g), segment(threadIdx.x / T::BN), column(first_column + threadIdx.x % T::BN),
+  __device__ __forceinline__ StagedGroups(const GroupArguments &g, int first_segment, int first_column, int N)
+      : g(g), segment(first_segment + threadIdx.x / T::BN), column(first_column + threadIdx.x % T::BN),
         inside(column < N && (int)threadIdx.x < ALL) {
     if constexpr (T::GROUPS) load();
   }

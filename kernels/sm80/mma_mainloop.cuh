@@ -5,8 +5,9 @@
  *   B  [K/8, N] or [N, K/8]   --cp.async--> stages --128-bit loads-> words --policy--> mma
  *
  * A CTA makes a tile. Stages go around a ring in shared memory; what is copied in a stage's turn goes to the slot that
- * was read in the turn before. Where tiles are few, the warps of a CTA share K and add their sums in shared memory,
- * exact in any order.
+ * was read in the turn before. Where tiles are few, the warps of a CTA share K and add their sums in shared memory, or
+ * CTAs share it and leave sums of their parts in memory, which a second kernel adds (sm75/add_sums.cu): int32, exact
+ * in any order.
  *
  * There is no branch in a stage's body but for groups: copies are predicated and stand between the mma. Fragments are
  * loaded one unit ahead.
@@ -47,6 +48,9 @@ struct Arguments {
   EpilogueArguments epilogue;
   GroupArguments groups;
   int4mm_experts experts;
+  int32_t *sums; /* of parts of K, or NULL where a CTA has all of it */
+  int64_t ld_sums;
+  int part; /* stages of a CTA, but for the last one of K */
 };
 
 /* First row and column of this CTA's tile. */
@@ -57,6 +61,17 @@ template <class T> __device__ __forceinline__ TileCoord tile_coord(const Argumen
   int per_band = BAND * p.tiles_n, band = blockIdx.x / per_band, inside = blockIdx.x % per_band;
   int height = min(BAND, p.tiles_m - band * BAND);
   return {(band * BAND + inside % height) * T::BM, inside / height * T::BN};
+}
+
+/* Stages of K that this CTA multiplies: `stages` from `first` on. */
+struct PartOfK {
+  int first, stages;
+  bool last;
+};
+template <class T> __device__ __forceinline__ PartOfK part_of_k(const Arguments &p) {
+  if constexpr (!T::SPLITS) return {0, p.stages, true};
+  const int first = blockIdx.y * p.part, left = p.stages - first;
+  return {first, min(p.part, left), left <= p.part};
 }
 
 /* The arguments of one expert's product, whose rows end at `end`. */
@@ -169,6 +184,20 @@ template <class T> struct CopyNMajor {
 template <class T> using CopyA = CopyKMajor<T, 0, T::A_PITCH, false>;
 template <class T>
 using CopyB = typename std::conditional<T::NK, CopyKMajor<T, T::A_BYTES, T::NK_PITCH, true>, CopyNMajor<T>>::type;
+
+/* Both for a part of K. */
+template <class T>
+__device__ __forceinline__ CopyA<T> copies_of_a(const Arguments &p, const PartOfK &part, int first_row) {
+  const int before = part.first * T::A_PITCH;
+  const int bytes = T::SPLITS ? min(p.a_bytes - before, part.stages * T::A_PITCH) : p.a_bytes;
+  return CopyA<T>(p.a + before / 4, p.lda, bytes, p.M, first_row);
+}
+template <class T>
+__device__ __forceinline__ CopyB<T> copies_of_b(const Arguments &p, const PartOfK &part, int first_column) {
+  const int before = part.first * T::NK_PITCH;
+  const int bytes = T::SPLITS ? min(p.b_bytes - before, part.stages * T::NK_PITCH) : p.b_bytes;
+  return CopyB<T>(p.b + before / 4 * (T::NK ? 1 : p.ldb), p.ldb, bytes, p.N, first_column);
+}
 
 /* One pass of a stage's copies. */
 template <class T>
@@ -306,12 +335,12 @@ __device__ __forceinline__ void copy_first_stages(Copies<T> &copies, CopyA<T> &c
   __syncthreads();
 }
 
-/* Where sums begin. What is copied past K is 0, or in the offset encoding -8: where both operands have that, at what
- * takes these products away. */
+/* Where sums begin. What is copied past K is 0, or in the offset encoding -8: where both operands have that, the sums
+ * that are `last` begin at what takes these products away. */
 template <class T>
 __device__ __forceinline__ void begin_sums(typename T::POLICY::Sum (&acc)[T::MT][T::NT][4], const Arguments &p,
-                                           int warp_k) {
-  const int past = warp_k == 0 && p.encodings.a && p.encodings.b ? p.past : 0;
+                                           bool last) {
+  const int past = last && p.encodings.a && p.encodings.b ? p.past : 0;
 #pragma unroll
   for (int m = 0; m < T::MT; m++)
 #pragma unroll
@@ -352,7 +381,8 @@ template <int BYTES, int SLOTS> struct Ring {
   }
 };
 
-/* The sums of all of K. Words of A that are unpacked are loaded two units ahead and made fragments one ahead. */
+/* The sums of this CTA's part of K. Words of A that are unpacked are loaded two units ahead and made fragments one
+ * ahead. */
 template <class T>
 __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::MT][T::NT][4], TotalsOf<T> &totals,
                                               const Arguments &p, const TileCoord &at, uint32_t memory, int warp_m,
@@ -362,11 +392,12 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
   const POLICY policy(p.encodings);
   const WordsOfA<T> words_a(warp_m, warp_k);
   const LoadB<T> words_b(warp_n, warp_k);
-  CopyA<T> copy_a(p.a, p.lda, p.a_bytes, p.M, at.row);
-  CopyB<T> copy_b(p.b, p.ldb, p.b_bytes, p.N, at.column);
-  CopyGroups<T> copy_groups(p.groups, at.column, p.N);
+  const PartOfK part = part_of_k<T>(p);
+  CopyA<T> copy_a = copies_of_a<T>(p, part, at.row);
+  CopyB<T> copy_b = copies_of_b<T>(p, part, at.column);
+  CopyGroups<T> copy_groups(p.groups, part.first * T::SEGMENTS, at.column, p.N);
   Columns<T> columns(p.groups, at.column + warp_n * T::WN, p.N);
-  begin_sums<T>(acc, p, warp_k);
+  begin_sums<T>(acc, p, part.last && warp_k == 0);
   Copies<T> copies;
   copy_first_stages<T>(copies, copy_a, copy_b, copy_groups, memory);
 
@@ -384,7 +415,7 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
     words_a.load(f[0], ring.read, 0);
   }
 #pragma unroll 1
-  for (int stage = 0; stage < p.stages; stage++) {
+  for (int stage = 0; stage < part.stages; stage++) {
     const uint32_t scales = groups.read + scales_at;
     if constexpr (T::GROUPS) copy_groups.copy(groups.write);
 #pragma unroll
@@ -559,6 +590,23 @@ __device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoor
   });
 }
 
+/* The sums of a part of K, to the part's place in memory. */
+template <class T>
+__device__ __forceinline__ void store_part(const Arguments &p, const TileCoord &at, int warp_m, int warp_n, int warp_k,
+                                           const int32_t (&acc)[T::MT][T::NT][4]) {
+  int32_t *to = p.sums + (int64_t)blockIdx.y * p.M * p.ld_sums;
+  for_octets<T>(
+      at, warp_m, warp_n, warp_k, [](int) {},
+      [&](int m, int lower, int n, int row, int column) {
+        Octet o;
+        gather<T>(o.sums, acc, m, lower, n);
+        if (row >= p.M || column >= p.N) return;
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i += 4)
+          int4mm_store_v4(to + row * p.ld_sums + column + i, o.sums[i], o.sums[i + 1], o.sums[i + 2], o.sums[i + 3]);
+      });
+}
+
 template <class T, class Sum>
 __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at, int warp_m, int warp_n, int warp_k,
                                          const Sum (&acc)[T::MT][T::NT][4]) {
@@ -598,13 +646,17 @@ template <class T> __device__ __forceinline__ void run_tile(const Arguments &p, 
   multiply_tile<T>(acc, totals, p, at, ring, warp_m, warp_n, warp_k);
   ptx::griddepcontrol_launch_dependents();
   if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
+  if constexpr (T::SPLITS)
+    if (p.sums) return store_part<T>(p, at, warp_m, warp_n, warp_k, acc);
   if constexpr (T::CHAIN)
     epilogue<T>(p, at, warp_m, warp_n, warp_k, totals.t);
   else
     epilogue<T>(p, at, warp_m, warp_n, warp_k, acc);
 }
 
-template <class T> __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
+/* SHARED, the dynamic shared memory, is a part of the name for examples/bench/kernel_table.lua. */
+template <class T, int SHARED = T::SHARED_BYTES>
+__global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
     const TileCoord at = tile_coord<T>(p);
     ptx::griddepcontrol_wait();
@@ -614,25 +666,15 @@ template <class T> __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(co
 
 /* ---- grouped products ---- */
 
-/* Results of rows of no expert. */
-template <class T>
-__device__ __noinline__ void zero_tile(const EpilogueArguments &e, int first_row, int end, int first_column, int N) {
-  const float zero[1] = {0};
-  for (int i = threadIdx.x; i < T::BM * T::BN; i += T::THREADS) {
-    const int row = first_row + i / T::BN;
-    if (row < end) int4mm_store(e, row, first_column + i % T::BN, N, zero);
-  }
-}
-
-/* The same of an expert's tile, whose arguments lie in shared memory. */
-template <class T>
+/* An expert's tile, whose arguments lie in shared memory. */
+template <class T, int SHARED = T::SHARED_BYTES>
 __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
     __shared__ Arguments own;
     const TileCoord at = tile_coord<T>(p);
     ptx::griddepcontrol_wait();
     const ExpertTile tile = find_expert_tile<T::BM>(p.experts, p.M, at.row / T::BM);
-    if (tile.expert == -1) zero_tile<T>(p.epilogue, tile.row, tile.end, at.column, p.N);
+    if (tile.expert == -1) zero_tile(p.epilogue, tile.row, min(tile.end, tile.row + T::BM), at.column, T::BN, p.N);
     if (tile.expert < 0) return;
     if (threadIdx.x == 0) own = arguments_of(p, tile.expert, tile.end);
     __syncthreads();
@@ -656,9 +698,15 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.encodings = T::POLICY::encodings(problem->a.xor_mask, problem->b.xor_mask);
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   p.groups = group_arguments<T>(problem);
-  const dim3 grid(p.tiles_m * p.tiles_n);
-  if (!p.experts.count)
-    return int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
+  const int split = T::SPLITS && problem->sums ? plan->split_k : 1;
+  p.part = (p.stages + split - 1) / split;
+  const dim3 grid(p.tiles_m * p.tiles_n, (p.stages + p.part - 1) / p.part);
+  if (grid.y > 1) p.sums = problem->sums, p.ld_sums = int4mm_sums_stride(problem->N);
+  if (!p.experts.count) {
+    cudaError_t error = int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
+    return error == cudaSuccess && p.sums ? int4mm_launch_add_sums(problem, plan, (int)grid.y, T::UNSCALE, stream)
+                                          : error;
+  }
   if constexpr (T::BM == T::BN && !T::STAGED) /* fewer instances for grouped products */
     return int4mm_launch<mma_experts<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
   return cudaErrorNotSupported;

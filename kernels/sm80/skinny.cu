@@ -9,7 +9,8 @@
 
 namespace {
 
-template <class S>
+/* EXPERTS: there is code for grouped products. */
+template <class S, bool EXPERTS = false>
 cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream, OwnRows own = {}) {
   SkinnyArguments p = {};
   p.own = own;
@@ -19,8 +20,7 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
   set_rotation(&p);
-  int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
-  dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);
+  const int warps = p.warps_n * p.warps_k;
   size_t shared = (size_t)warps * S::WARP_BYTES + (S::OWN_CHUNKS ? own_bytes(own, p.words) : 0);
   if constexpr (S::OWN_CHUNKS > 0) {
     int most;
@@ -28,11 +28,7 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
     if (error != cudaSuccess) return error;
     if (shared > (size_t)most) return cudaErrorNotSupported;
   }
-  if (p.split == 1) { /* clusters find no place otherwise */
-    cudaError_t error = int4mm_one_cta_per_sm(plan->device, (int64_t)grid.x * grid.z, &shared);
-    if (error != cudaSuccess) return error;
-  }
-  return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, shared, cluster, stream, p);
+  return launch_grid<S, EXPERTS>(problem, p, shared, plan->device, stream);
 }
 
 template <int ROWS, int STAGES, bool LAYER, bool NK>
@@ -59,6 +55,8 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
     return launch<Shape<ROWS, GENERAL, true, NK, false, true>>(problem, plan, stream);
   if constexpr (!NK)
     if (!aligned) return launch<Shape<ROWS, GENERAL, true, NK, false, false>>(problem, plan, stream);
+  if (problem->experts.count) /* fewer instances: one serves layers and bare products */
+    return launch<Shape<ROWS, DEPTH, true, NK, true, false>, true>(problem, plan, stream);
   if constexpr (ROWS <= 16)
     if (!int4mm_is_layer(problem)) return launch_aligned<ROWS, DEPTH, false, NK>(problem, plan, stream);
   return launch_aligned<ROWS, DEPTH, true, NK>(problem, plan, stream);

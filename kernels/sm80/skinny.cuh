@@ -27,6 +27,7 @@
 #define INT4MM_SKINNY_CUH
 
 #include "common/epilogue.cuh"
+#include "common/experts.cuh"
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
 #include "common/shapes.h"
@@ -143,6 +144,7 @@ struct Shape {
     return k_block < k_blocks;
   }
   static __device__ __forceinline__ void wait(const Source &) { ptx::cp_async_wait_group<STAGES - 1>(); }
+  static __device__ __forceinline__ void select_expert(Arguments &, const int4mm_experts &, int) {}
 };
 
 /* Warps of a CTA along the columns, and a number below 64 divided by it. */
@@ -385,14 +387,13 @@ template <class S> __device__ __forceinline__ OwnWords own_words(uint8_t *base, 
     return OwnWords();
 }
 
-template <class S>
-__global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
-    skinny(const __grid_constant__ typename S::Arguments p) {
+/* A CTA's rows, from first_row on, of its columns. */
+template <class S> __device__ __forceinline__ void multiply_rows(const typename S::Arguments &p, int first_row) {
   extern __shared__ __align__(256) uint8_t memory[];
   const int warp = threadIdx.x / 32, warps = warps_n<S>(p) * p.warps_k, along_k = by_warps_n<S>(p, warp);
   const int stage_bytes = S::stage_bytes(p), bytes = warp_bytes<S>(p);
   uint32_t base = ptx::smem_address(memory), stages = base + warp * bytes;
-  int first_row = blockIdx.z * S::ROWS, stripe_column = blockIdx.x * warps_n<S>(p) * COLUMNS;
+  int stripe_column = blockIdx.x * warps_n<S>(p) * COLUMNS;
   int first_column = stripe_column + (warp - along_k * warps_n<S>(p)) * COLUMNS;
   int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
   int k_block = blockIdx.y * p.warps_k + along_k;
@@ -472,6 +473,62 @@ __global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
     __syncthreads();
     reduce<S>(p, base, first_row, stripe_column, of, scale_b, bias, own);
   }
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::ROWS == 64 ? 256 : 512, S::CTAS)
+    skinny(const __grid_constant__ typename S::Arguments p) {
+  multiply_rows<S>(p, blockIdx.z * S::ROWS);
+}
+
+/* Rows of one expert of a grouped product, with arguments that lie in shared memory. CTAs are smaller, so that several
+ * on an SM hide each other's beginning and end. */
+template <class S>
+__global__ void __launch_bounds__(256, S::CTAS == 2   ? 3
+                                       : S::ROWS < 64 ? 2
+                                                      : 1)
+    skinny_experts(const __grid_constant__ typename S::Arguments p, const __grid_constant__ int4mm_experts experts) {
+  __shared__ typename S::Arguments own;
+  ptx::griddepcontrol_wait();
+  const ExpertTile tile = find_expert_tile<S::ROWS>(experts, p.M, blockIdx.z);
+  const int columns = warps_n<S>(p) * COLUMNS;
+  if (tile.expert == -1 && blockIdx.y == 0)
+    zero_tile(p.epilogue, tile.row, min(tile.end, tile.row + S::ROWS), blockIdx.x * columns, columns, p.N);
+  if (tile.expert < 0) return;
+  if (threadIdx.x == 0) {
+    own = p, own.M = tile.end;
+    own.b += tile.expert * experts.b;
+    if (own.epilogue.scale_b) own.epilogue.scale_b += tile.expert * experts.scales;
+    if (own.epilogue.bias) own.epilogue.bias += tile.expert * experts.bias;
+    S::select_expert(own, experts, tile.expert);
+  }
+  __syncthreads();
+  multiply_rows<S>(own, tile.row);
+}
+
+/* ---- host ---- */
+
+/* How many CTAs there are along M at most. */
+template <class S> int64_t row_tiles(const int4mm_problem *problem) {
+  const int32_t experts = problem->experts.count;
+  return experts ? int4mm_expert_tiles(problem->M, experts, S::ROWS) : (problem->M + S::ROWS - 1) / S::ROWS;
+}
+
+/* A CTA for each stripe of columns and each of row_tiles(), in clusters that split K. EXPERTS: there is code for
+ * grouped products. */
+template <class S, bool EXPERTS>
+cudaError_t launch_grid(const int4mm_problem *problem, const typename S::Arguments &p, size_t shared, int device,
+                        cudaStream_t stream) {
+  const int threads = 32 * p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
+  const dim3 grid((p.N + stripe - 1) / stripe, p.split, (unsigned)row_tiles<S>(problem)), cluster(1, p.split);
+  if (p.split == 1) { /* clusters find no place otherwise */
+    cudaError_t error = int4mm_one_cta_per_sm(device, (int64_t)grid.x * grid.z, &shared);
+    if (error != cudaSuccess) return error;
+  }
+  if (!problem->experts.count) return int4mm_launch<skinny<S>>(device, grid, threads, shared, cluster, stream, p);
+  if constexpr (EXPERTS)
+    return int4mm_launch<skinny_experts<S>>(device, grid, threads, shared, cluster, stream, p, problem->experts);
+  return cudaErrorNotSupported;
 }
 
 } // namespace

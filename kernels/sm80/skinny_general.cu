@@ -30,7 +30,10 @@ void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
   p->scales_stride = group_stride(b->group_scales, scale_size);
   p->bytes = (const char *)bytes.data, p->bytes_stride = group_stride(bytes, 1), p->factors = b->factors.data;
   p->group_reciprocal = p->group >= p->all_segments ? 0 : (uint32_t)(((1ull << 31) + p->group - 1) / p->group);
-  bool vectors = is_vectors(p->scales, p->scales_stride) && is_vectors(p->bytes, p->bytes_stride);
+  const int4mm_experts &x = problem->experts;
+  const int64_t scales_expert = x.group_scales * scale_size, bytes_expert = b->factors.data ? x.factors : x.zeros;
+  bool vectors = is_vectors(p->scales, p->scales_stride | (p->scales ? scales_expert : 0)) &&
+                 is_vectors(p->bytes, p->bytes_stride | (p->bytes ? bytes_expert : 0));
   p->whole_blocks = vectors ? (int)(problem->K / INT4MM_BLOCK_K) : 0;
   p->b_block_bytes = (uint32_t)(b->stride * BLOCK_WORDS * 4), p->b_four_bytes = p->b_block_bytes / 4;
 }
@@ -72,7 +75,7 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   else if (p.scales || p.bytes)
     p.stage_bytes += (p.segments * 160 + 255) / 256 * 256;
 
-  int warps = p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS, most;
+  int warps = p.warps_n * p.warps_k, most;
   size_t shared = (size_t)warps * p.stages * p.stage_bytes;
   if (S::FINISHES && p.split > 1) return cudaErrorNotSupported;
   if (S::RINGS) {
@@ -83,16 +86,13 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   if (S::CHAINS) {
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
+    if (problem->experts.count) most = most / 2 - 1024; /* as src/dispatch/cost_sm80.c counts */
     if (p.warps_k < S::CHAIN_WARPS || !set_windows(&p, most - (int64_t)shared, S::ROWS, S::IS_GROUPS))
       return cudaErrorNotSupported;
     shared += (size_t)p.warps_n * p.stripe_bytes;
   }
-  dim3 grid((p.N + stripe - 1) / stripe, p.split, (p.M + S::ROWS - 1) / S::ROWS), cluster(1, p.split);
-  if (p.split == 1) { /* clusters find no place otherwise */
-    cudaError_t error = int4mm_one_cta_per_sm(plan->device, (int64_t)grid.x * grid.z, &shared);
-    if (error != cudaSuccess) return error;
-  }
-  return int4mm_launch<skinny<S>>(plan->device, grid, 32 * warps, shared, cluster, stream, p);
+  constexpr bool EXPERTS = S::MODE == PLAIN || S::MODE == GROUPS || S::MODE == RING;
+  return launch_grid<S, EXPERTS>(problem, p, shared, plan->device, stream);
 }
 
 /* Integers with a group to a k-block: by slots for all of K where CTAs have one stripe and there is place, else by a
@@ -139,7 +139,7 @@ cudaError_t launch_floats(const int4mm_problem *problem, const int4mm_plan *plan
       int4mm_problem grouped = *problem; /* scales of columns are those of one group */
       if (!b->group_scales.data) {
         grouped.b.group_scales = {(void *)b->scales, 1, problem->N, problem->N, INT4MM_FLOAT32};
-        grouped.b.scales = nullptr;
+        grouped.b.scales = nullptr, grouped.experts.group_scales = problem->experts.scales;
       }
       return b->zeros.data ? launch<GeneralShape<ROWS, A, GROUPS_ZEROS>>(&grouped, plan, stream)
                            : launch<GeneralShape<ROWS, A, GROUPS>>(&grouped, plan, stream);

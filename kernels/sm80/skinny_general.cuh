@@ -160,6 +160,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   }
   static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
   static __device__ void wait(const Source &source);
+  static __device__ void select_expert(Arguments &own, const int4mm_experts &experts, int expert);
   static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots, int first_row, int first_column);
   static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int k_block, int first_row,
                               int first_column);
@@ -340,6 +341,14 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::copy(const Source &
     copy_whole<GeneralShape>(source, p, stage, k_block);
   else
     copy_any<GeneralShape>(p, stage, k_block, first_row, first_column);
+}
+
+/* Scales, zero points and factors of an expert's groups. */
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::select_expert(Arguments &own, const int4mm_experts &x,
+                                                                           int expert) {
+  if (own.scales) own.scales += expert * x.group_scales * size_of_scale(own);
+  if (own.bytes) own.bytes += expert * (own.factors ? x.factors : x.zeros);
 }
 
 /* ---- products ---- */

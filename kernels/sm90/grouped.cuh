@@ -37,6 +37,7 @@
 #include "sm90/grouped_b.cuh"
 #include "sm90/kinds.cuh"
 #include "sm90/pipeline.cuh"
+#include "sm90/tile_scheduler.cuh"
 
 namespace {
 
@@ -46,19 +47,23 @@ constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
  * block and as many chains as sets of accumulators, or PER_COLUMN; what B's WEIGHTS are; BM rows; BLOCKS of 64 columns
- * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM. */
+ * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM; a
+ * grouped product. */
 constexpr int PER_COLUMN = -1;
-template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_>
+template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_,
+          bool EXPERTS_>
 struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, WEIGHTS = WEIGHTS_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, COLUMNS = GROUP == PER_COLUMN;
-  static constexpr bool HAS_FACTORS = WEIGHTS == FACTORS, GROUP_ZEROS = !COLUMNS && (WEIGHTS == ZEROS || FLOAT);
+  static constexpr bool HAS_FACTORS = WEIGHTS == AFFINE, GROUP_ZEROS = !COLUMNS && (WEIGHTS == ZEROS || FLOAT);
   /* Integers that are not 16 times their value, where looking at each scale whether it takes in a sixteenth would cost
    * more than the two instructions with which a zero point, or 0, is subtracted. */
   static constexpr bool SMALL_GROUPS = GROUP == 32 || GROUP == 64;
   typedef typename PolicyB<KIND, SMALL_GROUPS ? ZEROS : WEIGHTS>::type B;
   static constexpr int CONSUMERS = CONSUMERS_, BN = 64 * CONSUMERS * BLOCKS, THREADS = 128 * (1 + CONSUMERS);
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
+  static constexpr int GROUP_M = 2048 / BM;           /* tile rows in which tiles are rasterised */
+  static constexpr bool EXPERTS = EXPERTS_;
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
   static constexpr int PARTS = SLICES / 4;                    /* of a k-block: 128 bytes of a row of activations */
@@ -79,16 +84,17 @@ struct Tile {
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
                        SCALE_BYTES = COLUMNS ? HAS_FACTORS * UNITS * BN : GROUPS * BN * 4,
                        ZERO_BYTES = GROUP_ZEROS ? SCALE_BYTES : 0, STAGE_BARRIERS = 2;
-  static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0)) /
+  static constexpr int FITTING = (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - (EXPERTS ? TABLE_BYTES : 0)) /
                                  (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
   static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
   static constexpr int B_OFFSET = STAGES * A_BYTES, SCALE_OFFSET = B_OFFSET + STAGES * B_BYTES,
                        ZERO_OFFSET = SCALE_OFFSET + STAGES * SCALE_BYTES,
                        BARRIER_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIERS = STAGE_BARRIERS * STAGES,
-                       SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
+                       TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
+                       SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? TABLE_BYTES : 0);
 
   /* Registers per thread, of the 504 (256) that the launch gives the three (two) warpgroups. */
-  static constexpr int PRODUCER_REGISTERS = BM < 256 ? 72 : COLUMNS ? 40 : 24;
+  static constexpr int PRODUCER_REGISTERS = BM < 256 ? 72 : COLUMNS || EXPERTS ? 40 : 24;
   static constexpr int CONSUMER_REGISTERS = ((CONSUMERS == 1 ? 256 : 504) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
@@ -105,6 +111,7 @@ struct Arguments {
   int64_t zeros_stride;
   AffineArguments factors; /* where there are any */
   EpilogueArguments epilogue;
+  int4mm_experts experts; /* group_scales: of `scales` */
 };
 
 /* Stages and barriers. full: all that consumers need is there. */
@@ -125,20 +132,15 @@ template <class T> struct Shared {
   }
 };
 
-/* A CTA's way through the k-blocks of its tiles, every gridDim.x-th. Tiles are walked in bands of BAND rows of the
- * output, down a band's columns. Its place is worked out once a tile: that takes a hundred instructions. */
+/* A CTA's way through the k-blocks of its tiles, every gridDim.x-th. Its place is worked out once a tile: that takes a
+ * hundred instructions. */
 template <class T> struct Walk {
-  static constexpr int BAND = 2048 / T::BM;
   int tile, k_block = 0;
-  TileCoord at;
+  ExpertCoord at;
   const Arguments &p;
   __device__ __forceinline__ explicit Walk(const Arguments &p, int tile = blockIdx.x) : tile(tile), p(p) { find(); }
-
-  __device__ __forceinline__ void find() {
-    int band = tile / (BAND * p.tiles_n), rows = min(p.tiles_m - band * BAND, BAND), i = tile % (BAND * p.tiles_n);
-    at = {band * BAND + i % rows, i / rows};
-  }
-  __device__ __forceinline__ bool done() const { return tile >= p.tiles_m * p.tiles_n; }
+  __device__ __forceinline__ void find() { at = find_tile<T>(tile, p); }
+  __device__ __forceinline__ bool done() const { return tile >= count_tiles<T>(p); }
   __device__ __forceinline__ void advance(int by = 1) {
     for (k_block += by; k_block >= p.k_blocks; k_block -= p.k_blocks) {
       tile += gridDim.x;
@@ -157,6 +159,7 @@ __device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap 
                                      const Arguments &p, const Walk<T> &walk, int stage) {
   constexpr int BOXES = T::BN / BOX_COLUMNS;
   int lane = threadIdx.x % 32, row = walk.k_block * BLOCK_WORDS;
+  if (T::EXPERTS) row += walk.at.expert * ((p.K + 7) / 8);
   uint32_t full = shared.full(stage);
   if (lane == 0) {
     ptx::mbarrier_arrive_expect_tx(full, T::B_BYTES + p.box_rows * ROW_BYTES * T::PARTS);
@@ -164,7 +167,8 @@ __device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap 
 #pragma unroll
     for (int part = 0; part < T::PARTS; part++)
       ptx::cp_async_bulk_tensor_2d(shared.a(stage) + part * T::BM * ROW_BYTES, &map_a,
-                                   walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS), walk.at.m * T::BM, full);
+                                   walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS),
+                                   walk.at.begin + walk.at.m * T::BM, full);
   }
   __syncwarp();
   if (!p.boxes && lane < BOXES)
@@ -185,10 +189,11 @@ template <class T, int COUNT> struct GroupRow {
       if (32 * i < columns) scale[i] = __ldg(from + 32 * i);
     }
   }
-  __device__ __forceinline__ void load(const Arguments &p, int k, int column) {
+  __device__ __forceinline__ void load(const Arguments &p, int expert, int k, int column) {
     int g = T::GROUP > 0 && p.group == T::GROUP ? k / max(T::GROUP, 1) : k / p.group;
     int columns = k < p.K ? p.N - column : 0;
-    int64_t at = g * p.scales_stride + column;
+    int64_t at = g * p.scales_stride + column, zeros_at = g * p.zeros_stride + column;
+    if (T::EXPERTS) at += expert * p.experts.group_scales, zeros_at += expert * p.experts.zeros;
     if (p.scales_dtype == INT4MM_FLOAT32)
       load_scales((const uint32_t *)p.scales + at, columns);
     else
@@ -196,8 +201,7 @@ template <class T, int COUNT> struct GroupRow {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       zero[i] = 0;
-      if (T::GROUP_ZEROS && p.zeros && 32 * i < columns)
-        zero[i] = __ldg(p.zeros + g * p.zeros_stride + column + 32 * i);
+      if (T::GROUP_ZEROS && p.zeros && 32 * i < columns) zero[i] = __ldg(p.zeros + zeros_at + 32 * i);
     }
   }
   static __device__ __forceinline__ uint32_t widen(uint32_t bits, int32_t dtype) {
@@ -233,8 +237,10 @@ template <class T> __device__ __forceinline__ void produce_factors(const Shared<
   int lane = threadIdx.x % 32;
 #pragma unroll 1
   for (Walk<T> walk(p); !walk.done(); walk.advance(), state.advance()) {
+    AffineArguments factors = p.factors;
+    if (T::EXPERTS) factors.data += walk.at.expert * p.experts.factors;
     ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
-    copy_affine<1>(p.factors, shared.scales(state.index) + lane * 4, T::BN, walk.k_block, walk.at.n * T::BN + lane * 4,
+    copy_affine<1>(factors, shared.scales(state.index) + lane * 4, T::BN, walk.k_block, walk.at.n * T::BN + lane * 4,
                    p.N, shared.full(state.index));
   }
 }
@@ -243,7 +249,7 @@ template <class T> __device__ __forceinline__ void produce_factors(const Shared<
  * where there are registers for it (EARLY) load those of the next one before. */
 template <class T>
 __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = 3, COUNT = T::BN / 32, ROWS = T::BM < 256 ? T::GROUPS : 1;
+  constexpr int WARPS = 3, COUNT = T::BN / 32, ROWS = T::BM >= 256 ? 1 : T::EXPERTS && T::GROUPS == 4 ? 2 : T::GROUPS;
   constexpr bool EARLY = T::GROUPS == 1 && T::BM < 256;
   static_assert(T::STAGES >= WARPS, "a warp may not skip a phase of a stage");
   typedef GroupRow<T, COUNT> Rows[ROWS];
@@ -254,7 +260,7 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
   auto load = [&](Rows &rows, int first) {
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
-      rows[i].load(p, walk.k_block * BLOCK_K + (first + i) * T::GROUP, walk.at.n * T::BN + lane);
+      rows[i].load(p, walk.at.expert, walk.k_block * BLOCK_K + (first + i) * T::GROUP, walk.at.n * T::BN + lane);
   };
   Rows rows, next;
   if (EARLY && !walk.done()) load(rows, 0);
@@ -535,14 +541,18 @@ template <class T> struct Consumer {
   }
 
   /* The zero points of a tile's columns, for make_fragments; prefetched while the tile before is finished. */
-  __device__ __forceinline__ void load_zeros(const TileCoord &at) {
-    int first = at.n * T::BN + column;
-    zero.x = prepare_zero<T::KIND>(first < p.N ? __ldg(p.zeros + first) : 0);
-    zero.y = prepare_zero<T::KIND>(first + 1 < p.N ? __ldg(p.zeros + first + 1) : 0);
+  __device__ __forceinline__ const int8_t *zeros_of(const ExpertCoord &at) const {
+    return p.zeros + (T::EXPERTS ? at.expert * p.experts.zeros : 0);
   }
-  __device__ __forceinline__ void prefetch_zeros(const TileCoord &at) const {
+  __device__ __forceinline__ void load_zeros(const ExpertCoord &at) {
+    const int8_t *zeros = zeros_of(at);
     int first = at.n * T::BN + column;
-    if (first < p.N) ptx::prefetch_l1(p.zeros + first);
+    zero.x = prepare_zero<T::KIND>(first < p.N ? __ldg(zeros + first) : 0);
+    zero.y = prepare_zero<T::KIND>(first + 1 < p.N ? __ldg(zeros + first + 1) : 0);
+  }
+  __device__ __forceinline__ void prefetch_zeros(const ExpertCoord &at) const {
+    int first = at.n * T::BN + column;
+    if (first < p.N) ptx::prefetch_l1(zeros_of(at) + first);
   }
 
   /* A tile's products, scaled group by group. */
@@ -598,24 +608,24 @@ template <class T> struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void finish_tile(const TileCoord &at) const;
+  __device__ __forceinline__ void finish_tile(const ExpertCoord &at) const;
 };
 
 /* A call, not inlined: a thread of a large tile has many units. */
 template <class T, int COUNT>
 __device__ __noinline__ void call_finish_sums(const Arguments &p, int row, int column, OutputColumns<COUNT> columns,
                                               int4mm_floats<COUNT> sums) {
-  if (row >= p.M || column >= p.N) return;
+  if (column >= p.N) return;
   columns.template scale<!T::FLOAT, T::COLUMNS>(sums.x, p.epilogue, row);
   int4mm_finish_scaled<true>(p.epilogue, row, column, p.N, columns.bias, sums.x);
 }
 
-template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(const TileCoord &at) const {
+template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(const ExpertCoord &at) const {
   int t = threadIdx.x % 4, l = threadIdx.x >> 2 & 1;
-  int row = at.m * T::BM + 2 * t + l, first_column = at.n * T::BN + column - 2 * l;
+  int begin = at.begin + at.m * T::BM, row = begin + 2 * t + l, first_column = at.n * T::BN + column - 2 * l;
   OutputColumns<COUNT> columns;
-  columns.template load<T::COLUMNS>(p.epilogue, first_column, p.N);
-  bool inside = p.epilogue.vector_store && !p.epilogue.layer && (at.m + 1) * T::BM <= p.M && (at.n + 1) * T::BN <= p.N;
+  columns.template load<T::COLUMNS>(arguments_of<T>(p, at).epilogue, first_column, p.N);
+  bool inside = p.epilogue.vector_store && !p.epilogue.layer && begin + T::BM <= at.end && (at.n + 1) * T::BN <= p.N;
   if (inside)
     return int4mm_for_out_dtype(p.epilogue.out_dtype,
                                 [&](auto dtype) { finish_full<decltype(dtype)::value>(row, first_column, columns); });
@@ -623,12 +633,13 @@ template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(cons
   for (int q = 0; q < T::BM / 8; q++) {
     int4mm_floats<COUNT> x;
     gather(x.x, q);
-    call_finish_sums<T>(p, row + 8 * q, first_column, columns, x);
+    if (row + 8 * q < at.end) call_finish_sums<T>(p, row + 8 * q, first_column, columns, x);
   }
 }
 
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
-  int tiles = p.tiles_m * p.tiles_n;
+  int tiles = count_tiles<T>(p);
+  if constexpr (T::EXPERTS) zero_rows<T>(p, threadIdx.x - 128, 128 * T::CONSUMERS);
   if ((int)blockIdx.x >= tiles) return;
   Consumer<T> consumer(shared, p, index);
   constexpr bool COLUMN_ZEROS = T::COLUMNS && T::WEIGHTS == ZEROS;
@@ -662,6 +673,7 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS)
   __syncthreads();
   ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
+  init_experts<T>(p);
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
@@ -698,6 +710,7 @@ cudaError_t map_matrix(CUtensorMap *map, const int4mm_operand &o, CUtensorMapDat
 /* Packed B as [N / 32][K / 8][32], so that one copy brings several boxes, or as it is. */
 cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes, int count) {
   int64_t words = int4mm_words_of_k(&problem);
+  if (problem.experts.count) words *= problem.experts.count; /* one below the other */
   if (!boxes)
     return map_matrix(map, problem.b, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, words, problem.N, BLOCK_WORDS, BOX_COLUMNS,
                       CU_TENSOR_MAP_SWIZZLE_128B);
@@ -735,6 +748,9 @@ template <class T> Arguments make_arguments(const int4mm_problem &problem) {
   if (!p.scales) p.scales = b.scales, p.scales_stride = 0, p.scales_dtype = INT4MM_FLOAT32;
   p.zeros = (const int8_t *)b.zeros.data, p.zeros_stride = b.zeros.stride;
   if (T::HAS_FACTORS) p.factors = affine_arguments(&problem);
+  p.experts = problem.experts;
+  if (!b.group_scales.data) p.experts.group_scales = p.experts.scales;
+  if (p.experts.factors % 4) p.factors.vector = false;
   p.epilogue = int4mm_epilogue_arguments(&problem, Consumer<T>::COUNT);
   if (T::FLOAT) p.epilogue.scale_a = nullptr;
   return p;
@@ -750,13 +766,27 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
                                    p);
 }
 
+/* Whether there is an instance for grouped products: the largest tile has no registers left with short groups. */
+template <int KIND, int GROUP, int WEIGHTS, int BM, int...>
+constexpr bool HAS_EXPERTS = BM < 256 || GROUP >= BLOCK_K || GROUP == PER_COLUMN;
+
+/* The instance for a problem, grouped or not, with these parameters of its tile. */
+template <int... PARAMETERS>
+cudaError_t launch_instance(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (problem->experts.count) {
+    if constexpr (HAS_EXPERTS<PARAMETERS...>) return launch<Tile<PARAMETERS..., true>>(problem, plan, stream);
+    return cudaErrorNotSupported;
+  }
+  return launch<Tile<PARAMETERS..., false>>(problem, plan, stream);
+}
+
 /* The instance for a scale for each column: integers, with zero points, factors or neither. */
 template <int BM, int STAGES>
 cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   auto launch_weights = [&](auto weights) {
-    return launch<Tile<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2>>(problem, plan, stream);
+    return launch_instance<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2>(problem, plan, stream);
   };
-  if (problem->b.factors.data) return launch_weights(int4mm_constant<FACTORS>());
+  if (problem->b.factors.data) return launch_weights(int4mm_constant<AFFINE>());
   if (problem->b.zeros.data) return launch_weights(int4mm_constant<ZEROS>());
   return launch_weights(int4mm_constant<PLAIN>());
 }
@@ -772,8 +802,8 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
                   ACCS = ROWS < CHAIN && !FLOAT ? 2 : 1;
     if constexpr (!FLOAT) /* floats take zero points in any case */
       if (problem->b.zeros.data)
-        return launch<Tile<KIND, GROUP, ZEROS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>>(problem, plan, stream);
-    return launch<Tile<KIND, GROUP, PLAIN, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>>(problem, plan, stream);
+        return launch_instance<KIND, GROUP, ZEROS, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>(problem, plan, stream);
+    return launch_instance<KIND, GROUP, PLAIN, BM, BLOCKS, ROWS, ACCS, STAGES, CONSUMERS>(problem, plan, stream);
   };
   int64_t group = problem->b.group, K = problem->K;
   if ((group >= K && K <= BLOCK_K) || group == 128 || (FLOAT && (group % BLOCK_K == 0 || group >= K)))

@@ -16,9 +16,9 @@
  * Several k-blocks are unpacked at a time, since the way of one through shared memory and the fence takes longer than
  * its products.
  */
-#include "common/experts.cuh"
 #include "sm90/hopper_b.cuh"
 #include "sm90/mainloop.cuh"
+#include "sm90/tile_scheduler.cuh"
 
 namespace {
 
@@ -37,7 +37,7 @@ struct Tile {
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
                        FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = Kind::AFFINE ? 1 : 2;
   static constexpr bool LAYER = LAYER_, CALLS = LAYER_ || EXPERTS_;
-  static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS);
+  static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS), GROUP_M = 8; /* in which tiles are rasterised */
 
   /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. */
   static constexpr int GROUP_WARPS = 2, UNPACK_GROUPS = 4 * UNPACKERS / GROUP_WARPS;
@@ -54,7 +54,7 @@ struct Tile {
                        AFFINE_OFFSET = B_OFFSET + STAGES_B * B_BYTES,
                        BARRIER_OFFSET = AFFINE_OFFSET + STAGES_B * AFFINE_BYTES,
                        BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8), TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
-                       SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? 8 * (INT4MM_HOPPER_EXPERTS + 1) : 0);
+                       SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? TABLE_BYTES : 0);
   static_assert(SHARED_BYTES <= SHARED_LIMIT, "too much shared memory");
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
@@ -101,61 +101,12 @@ template <class T> struct Shared {
   }
 };
 
-/* A tile's coordinates among those of its expert, of whom a plain product has one; and the expert's first row and the
- * end of its rows. */
-struct ExpertCoord : TileCoord {
-  int expert, begin, end;
-};
-
-/* The table of a grouped product's experts (common/experts.cuh). */
-template <class T> __device__ __forceinline__ int2 *expert_table() {
-  extern __shared__ __align__(1024) uint8_t memory[];
-  return (int2 *)(memory + T::TABLE_OFFSET);
-}
-
-/* The CTA's tiles, first, first + stride, ..., of so many k-blocks each. Tiles are rasterised in groups of GROUP_M tile
- * rows, down a group's columns, so that the CTAs of a wave share operands in L2; those of an expert after those of the
- * one before. */
-template <class T> struct TileScheduler {
-  static constexpr int GROUP_M = 8;
+/* The CTA's tiles, first, first + stride, ..., of so many k-blocks each. */
+struct TileScheduler {
   int first, stride, k_blocks;
   __device__ __forceinline__ explicit TileScheduler(const Arguments &p)
       : first(blockIdx.x), stride(gridDim.x), k_blocks((p.words + BLOCK_WORDS - 1) / BLOCK_WORDS) {}
-  static __device__ __forceinline__ int tiles(const Arguments &p) {
-    return (T::EXPERTS ? ((volatile int2 *)expert_table<T>())[p.experts.count].x : p.tiles_m) * p.tiles_n;
-  }
-
-  static __device__ __forceinline__ ExpertCoord coord(int tile, const Arguments &p) {
-    int tiles_m = p.tiles_m, expert = 0, begin = 0, end = p.M;
-    if constexpr (T::EXPERTS) { /* found anew each time: registers are few */
-      const int2 *table = expert_table<T>();
-      for (int high = p.experts.count; high - expert > 1;) {
-        int middle = (expert + high) / 2;
-        if (table[middle].x * p.tiles_n <= tile)
-          expert = middle;
-        else
-          high = middle;
-      }
-      tile -= table[expert].x * p.tiles_n;
-      tiles_m = table[expert + 1].x - table[expert].x, begin = table[expert].y, end = table[expert + 1].y;
-    }
-    int group = tile / (GROUP_M * p.tiles_n), rows = min(tiles_m - group * GROUP_M, GROUP_M);
-    int i = tile % (GROUP_M * p.tiles_n);
-    return {{group * GROUP_M + i % rows, i / rows}, expert, begin, end};
-  }
 };
-
-/* A product's arguments as those of one expert's, up to the end of its rows. */
-template <class T> __device__ __forceinline__ decltype(auto) arguments_of(const Arguments &p, const ExpertCoord &at) {
-  if constexpr (T::EXPERTS) {
-    Arguments own = p;
-    own.M = at.end, own.epilogue.scale_b += at.expert * p.experts.scales;
-    if (p.epilogue.bias) own.epilogue.bias += at.expert * p.experts.bias;
-    return own;
-  } else {
-    return (p);
-  }
-}
 
 /* ---- producers ---- */
 
@@ -163,9 +114,9 @@ template <class T> __device__ __forceinline__ decltype(auto) arguments_of(const 
  * map of an operand; and threads for each operand, since B runs ahead of A by the k-blocks that lie unpacked. */
 template <class T, int STAGES, class Load> __device__ __forceinline__ void produce(const Arguments &p, Load load) {
   PipelineState<STAGES> state;
-  TileScheduler<T> scheduler(p);
-  for (int tile = scheduler.first; tile < scheduler.tiles(p); tile += scheduler.stride) {
-    ExpertCoord at = TileScheduler<T>::coord(tile, p);
+  TileScheduler scheduler(p);
+  for (int tile = scheduler.first; tile < count_tiles<T>(p); tile += scheduler.stride) {
+    ExpertCoord at = find_tile<T>(tile, p);
 #pragma unroll 1
     for (int k_block = 0; k_block < scheduler.k_blocks; k_block++, state.advance()) load(state, at, k_block);
   }
@@ -174,8 +125,9 @@ template <class T, int STAGES, class Load> __device__ __forceinline__ void produ
 template <class T>
 __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtensorMap *map, const Arguments &p) {
   /* Tries for which A's second k-block is held back until B's first has landed, which has the longer way to the
-   * consumers. They are bounded, since B's barrier may be phases further on. */
-  int tries = 16;
+   * consumers. They are bounded, since B's barrier may be phases further on; where B came early it is. */
+  int tries = p.early_b ? 0 : 16;
+  ptx::griddepcontrol_wait();
   produce<T, T::STAGES_A>(p, [&](const PipelineState<T::STAGES_A> &state, const ExpertCoord &at, int k_block) {
     ptx::mbarrier_wait(shared.empty_a(state.index), state.phase ^ 1);
     for (; k_block == 1 && tries > 0; tries--)
@@ -222,8 +174,8 @@ __device__ __forceinline__ void produce_affine(const Shared<T> &shared, const Ar
 /* Prefetches B of the first k-blocks into L2, one CTA for each column of a rasterisation group: all CTAs at once for
  * the same lines would take longer than it saves. It reads nothing, so it need not wait for the prerequisite grids. */
 template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::MAPS_B> &maps, const Arguments &p) {
-  ExpertCoord at = TileScheduler<T>::coord(blockIdx.x, p);
-  if (at.m % TileScheduler<T>::GROUP_M) return;
+  ExpertCoord at = find_tile<T>(blockIdx.x, p);
+  if (at.m % T::GROUP_M) return;
   for (int k_block = 0; k_block < 4; k_block++) {
     BoxB<T> box(p, at, k_block);
     BoxCopy<T::MAPS_B> copy(maps, box.x, box.y);
@@ -259,9 +211,9 @@ template <class T>
 __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<T::MAPS_B> &maps, const Arguments &p,
                                          const typename T::Kind::Affine &affine_arguments, int warp) {
   constexpr int SHARE = 4 / T::GROUP_WARPS; /* quarters of a warp */
-  TileScheduler<T> scheduler(p);
+  TileScheduler scheduler(p);
   int group = warp / T::GROUP_WARPS, first_quarter = warp % T::GROUP_WARPS * SHARE;
-  int tiles = (scheduler.tiles(p) - 1 - scheduler.first + scheduler.stride) / scheduler.stride;
+  int tiles = (count_tiles<T>(p) - 1 - scheduler.first + scheduler.stride) / scheduler.stride;
   int left = tiles > 0 ? tiles * scheduler.k_blocks - group : 0;
   int k_block = group; /* within its tile */
   PipelineState<T::STAGES_B> packed;
@@ -314,39 +266,29 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 
 /* ---- consumers ---- */
 
-/* Results of rows of no expert, by all consumers. */
-template <class T> __device__ __noinline__ void zero_rows(const Arguments &p) {
-  const int before = expert_table<T>()[0].y, after = expert_table<T>()[p.experts.count].y;
-  const int64_t outputs = (int64_t)(before + p.M - after) * p.N, step = (int64_t)gridDim.x * 128 * T::CONSUMERS;
-  const float zero[1] = {0};
-  for (int64_t i = blockIdx.x * 128 * T::CONSUMERS + threadIdx.x - 128 * (1 + T::UNPACKERS); i < outputs; i += step) {
-    const int row = (int)(i / p.N), column = (int)(i % p.N);
-    int4mm_store(p.epilogue, row < before ? row : row - before + after, column, p.N, zero);
-  }
-}
-
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
+  ptx::griddepcontrol_wait();
   /* Where registers are fewest, from what need not be kept. */
   int consumer_index = T::Kind::AFFINE || T::EXPERTS ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
   int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
-  TileScheduler<T> scheduler(p);
+  TileScheduler scheduler(p);
   if constexpr (T::EXPERTS) {
-    zero_rows<T>(p);
-    if (scheduler.first >= scheduler.tiles(p)) return;
+    zero_rows<T>(p, threadIdx.x - 128 * (1 + T::UNPACKERS), 128 * T::CONSUMERS);
+    if (scheduler.first >= count_tiles<T>(p)) return;
   }
   /* One consumer starts SKEW k-blocks later where that costs no products, so that the two do not store at once. */
   constexpr int SKEW = 2;
   if (T::ROW_BLOCKS == 1 && index == 1 && scheduler.k_blocks > SKEW) ptx::mbarrier_wait(shared.full_b8(SKEW), 0);
-  for (int tile = scheduler.first; tile < scheduler.tiles(p); tile += scheduler.stride) {
+  for (int tile = scheduler.first; tile < count_tiles<T>(p); tile += scheduler.stride) {
     Scales<T> scales;
     consumer.zeros.begin(p, true);
     consumer.multiply_tile(scheduler.k_blocks, [&] {
-      ExpertCoord at = TileScheduler<T>::coord(tile, p);
+      ExpertCoord at = find_tile<T>(tile, p);
       scales.load(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile);
       consumer.zeros.load(p, at);
     });
-    ExpertCoord at = TileScheduler<T>::coord(tile, p); /* once more: registers are few in the mainloop */
+    ExpertCoord at = find_tile<T>(tile, p); /* once more: registers are few in the mainloop */
     epilogue<T>(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile, scales, consumer.acc,
                 [](int) { return true; });
   }
@@ -370,11 +312,8 @@ __global__ void __launch_bounds__(T::THREADS, 1)
   ptx::griddepcontrol_launch_dependents();
   if constexpr (!T::EXPERTS)
     if (threadIdx.x / T::MAPS_B == 64 / T::MAPS_B) prefetch_b<T>(maps_b, p);
-  ptx::griddepcontrol_wait();
-  if constexpr (T::EXPERTS) {
-    if (threadIdx.x / 32 == 3) make_expert_table<T::BM>(expert_table<T>(), p.experts, p.M);
-    __syncthreads();
-  }
+  if (!p.early_b) ptx::griddepcontrol_wait(); /* else those do who take more than B */
+  init_experts<T>(p);
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();

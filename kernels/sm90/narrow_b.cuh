@@ -6,7 +6,7 @@
  *   KnWords    [K/8, N] in words            32 neighbouring words to a load, over the lanes in an order in which their
  *                                           columns lie in other rows of a swizzle pattern; two columns of two slices
  *   NkVectors  [N, K/8] in 16-byte loads    a quad has 64 bytes, the k-block, of each of its four columns. A lane's
- *                                           words belong to four slices, so it stores 4 bytes at a time
+ *                                           words belong to four slices, which stmatrix brings together
  *   NkWords    [N, K/8] in words            a lane of the quad has the slice of its own of each of four columns
  *
  * All of them store free of bank conflicts. word(e, t) is the t-th word of element e, 0..3: what one step of the loop
@@ -124,9 +124,10 @@ template <class T> struct QuadB : PackedB {
 template <class T> struct NkVectors : QuadB<T> {
   using QuadB<T>::from, QuadB<T>::left, QuadB<T>::columns, QuadB<T>::words, QuadB<T>::offset;
 
+  /* Lane 8j + r has the address of the r-th quad's column in slice j, where a matrix of stmatrix has its row r. */
   __device__ __forceinline__ NkVectors(const Arguments &p, int first_word, int first_column, int warp)
       : QuadB<T>(p, first_word + threadIdx.x % 4 * 4, first_column, warp) {
-    offset += threadIdx.x % 4 * 4;
+    offset = int8_row(0, warp % T::GROUP_WARPS * 8 + threadIdx.x % 8) ^ threadIdx.x % 32 / 8 << 5;
   }
   /* Of column e the words 4t + j of lane t. */
   __device__ __forceinline__ uint32_t word(int e, int j) const { return element(words[e], j); }
@@ -137,12 +138,9 @@ template <class T> struct NkVectors : QuadB<T> {
   }
   __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
                                         int e) const {
-    uint32_t row = tile + offset, below = e * T::UNPACK_LANES * BLOCK_K;
-#pragma unroll
-    for (int j = 0; j < SLICES; j++) {
-      ptx::st_shared((row ^ j << 5) + below, unpacked.even[0][j]);
-      ptx::st_shared((row ^ j << 5 ^ 16) + below, unpacked.odd[0][j]);
-    }
+    uint32_t low = tile + offset, high = low ^ 16, below = e * T::UNPACK_LANES * BLOCK_K;
+    ptx::stmatrix_x4(low + below, unpacked.even[0]);
+    ptx::stmatrix_x4(high + below, unpacked.odd[0]);
   }
 };
 

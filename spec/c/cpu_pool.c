@@ -17,11 +17,11 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "check.h"
+#include "child.h"
 #include "cpu/cpu.h"
 
 /* ---- threads under control -------------------------------------------------------------------------------------- */
@@ -256,18 +256,6 @@ static void worker_after_the_end(void) {
 }
 
 /* ---- fork ------------------------------------------------------------------------------------------------------- */
-
-/* Whether the test is right in a child; a signal or 60 seconds without end is a failure. */
-static bool in_child(bool (*test)(void)) {
-  fflush(NULL);
-  pid_t child = fork();
-  if (child == 0) {
-    alarm(60);
-    _exit(test() ? 0 : 1);
-  }
-  int status = 0;
-  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
 
 static bool many_regions(void) {
   bool right = runs_in_parallel();

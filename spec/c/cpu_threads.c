@@ -21,6 +21,7 @@
 #include <immintrin.h>
 #endif
 
+#include "child.h"
 #include "core/error.h"
 #include "core/tensor.h"
 #include "cpu/backend.h"
@@ -139,18 +140,6 @@ static bool inside_openmp(void) {
 #pragma omp parallel num_threads(4) reduction(+ : failures)
   failures += !product_is_right();
   return failures == 0;
-}
-
-/* Runs a case in a child; a signal, an exit status or 60 seconds without end is a failure. */
-static bool in_child(bool (*test)(void)) {
-  fflush(NULL);
-  pid_t child = fork();
-  if (child == 0) {
-    alarm(60);
-    _exit(test() ? 0 : 1);
-  }
-  int status = 0;
-  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 static bool grandchild(void) {

@@ -3,34 +3,15 @@
  * launches on a stream that the default stream is not ordered with, memory given back while they run, captures of two
  * threads, captures that fail. Needs a GPU, as device_streams.c does; without a driver it says so and passes.
  */
-#include <dlfcn.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "check.h"
+#include "driver.h"
 
 enum { NON_BLOCKING = 1, LENGTH = 1 << 22, ROUNDS = 30 };
-
-/* What is needed of the driver API, by its documented names and types. */
-typedef struct driver {
-  int (*stream_create)(void **stream, unsigned flags);
-  int (*stream_destroy)(void *stream);
-  int (*alloc_host)(void **data, size_t bytes);
-  int (*free_host)(void *data);
-} driver;
-
-static bool open_driver(driver *d) {
-  static const char *const names[] = {"cuStreamCreate", "cuStreamDestroy_v2", "cuMemAllocHost_v2", "cuMemFreeHost"};
-  void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  void *symbols[sizeof names / sizeof names[0]];
-  if (!library) return false;
-  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-    if (!(symbols[i] = dlsym(library, names[i]))) return false;
-  memcpy(d, symbols, sizeof *d);
-  return true;
-}
 
 static int4mm_tensor make(int64_t length) {
   int4mm_tensor t = {0};

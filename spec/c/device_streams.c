@@ -4,7 +4,6 @@
  * memory and refused allocations must not disturb a capture. Needs a GPU: INT4MM_CUDA_LIBRARY names the
  * CUDA library when it does not lie beside this program. Without a driver it says so and passes.
  */
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,50 +13,9 @@
 #include "core/tensor.h"
 #include "cpu/backend.h"
 #include "cuda/table.h"
-
-/* What is needed of the driver API, by its documented names and types. */
-typedef struct driver {
-  int (*stream_create)(void **stream, unsigned flags);
-  int (*stream_destroy)(void *stream);
-  int (*begin_capture)(void *stream, int mode);
-  int (*end_capture)(void *stream, void **graph);
-  int (*instantiate)(void **executable, void *graph, unsigned long long flags);
-  int (*launch)(void *executable, void *stream);
-  int (*executable_destroy)(void *executable);
-  int (*graph_destroy)(void *graph);
-  int (*primary_state)(int device, unsigned *flags, int *active);
-  int (*context_current)(void **context);
-  int (*alloc_host)(void **data, size_t bytes);
-  int (*free_host)(void *data);
-  int (*alloc_managed)(unsigned long long *data, size_t bytes, unsigned flags);
-  int (*free_device)(unsigned long long data);
-} driver;
+#include "driver.h"
 
 enum { NON_BLOCKING = 1, GLOBAL = 0, THREAD_LOCAL = 1, ATTACH_GLOBAL = 1 };
-
-static bool open_driver(driver *d) {
-  static const char *const names[] = {"cuStreamCreate",
-                                      "cuStreamDestroy_v2",
-                                      "cuStreamBeginCapture_v2",
-                                      "cuStreamEndCapture",
-                                      "cuGraphInstantiateWithFlags",
-                                      "cuGraphLaunch",
-                                      "cuGraphExecDestroy",
-                                      "cuGraphDestroy",
-                                      "cuDevicePrimaryCtxGetState",
-                                      "cuCtxGetCurrent",
-                                      "cuMemAllocHost_v2",
-                                      "cuMemFreeHost",
-                                      "cuMemAllocManaged",
-                                      "cuMemFree_v2"};
-  void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  void *symbols[sizeof names / sizeof names[0]];
-  if (!library) return false;
-  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-    if (!(symbols[i] = dlsym(library, names[i]))) return false;
-  memcpy(d, symbols, sizeof *d);
-  return true;
-}
 
 /* ---- tensors ---- */
 

@@ -425,6 +425,8 @@ static int32_t fake_matmul(int32_t device, const int4mm_pack_job *quantize, cons
   p.b.group_scales.data = to_host(device, p.b.group_scales.data), p.b.zeros.data = to_host(device, p.b.zeros.data);
   p.b.factors.data = to_host(device, p.b.factors.data);
   p.out.data = to_host(device, p.out.data), p.residual.data = to_host(device, p.residual.data);
+  if (p.sums) /* what a plan that splits K writes */
+    memset(to_host(device, p.sums), 0xaa, (size_t)(plan->split_k * p.M * int4mm_sums_stride(p.N)) * sizeof *p.sums);
   if (quantize) (void)fake_quantize(device, quantize, NULL, stream);
   enqueue(stream, run_matmul, &p, sizeof p);
   return INT4MM_OK;
@@ -480,15 +482,18 @@ typedef struct words_job {
 
 static void run_align_rows(const void *job) {
   const words_job *a = job;
-  if (a->to.dtype == INT4MM_INT8) {
+  if (a->to.dtype != a->from.dtype) {
     int4mm_pack_job widen = {.packed = a->from, .plain = a->to, .dim = 1, .xor_mask = a->xor_mask};
     int4mm_cpu_unpack(&widen);
     return;
   }
-  for (int64_t r = 0; r < a->from.rows; r++)
-    for (int64_t c = 0; c < (a->from.cols + 3) / 4 * 4; c++)
-      ((uint32_t *)a->to.data)[r * a->to.stride + c] =
-          c < a->from.cols ? ((const uint32_t *)a->from.data)[r * a->from.stride + c] ^ a->xor_mask : 0;
+  const size_t size = int4mm_dtype_size(a->from.dtype), bytes = (size_t)a->from.cols * size;
+  for (int64_t r = 0; r < a->from.rows; r++) {
+    char *to = (char *)a->to.data + (size_t)(r * a->to.stride) * size;
+    memcpy(to, (const char *)a->from.data + (size_t)(r * a->from.stride) * size, bytes);
+    memset(to + bytes, 0, -bytes % 16);
+    for (size_t i = 0; a->xor_mask && i < bytes / 4; i++) ((uint32_t *)to)[i] ^= a->xor_mask;
+  }
 }
 
 static int32_t fake_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,

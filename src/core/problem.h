@@ -98,7 +98,14 @@ typedef struct int4mm_problem {
   int4mm_experts experts; /* CUDA: a grouped product; on the CPU each expert's is a problem of its own */
   bool early_b;           /* CUDA: the kernel before this one in the stream makes A, after it has waited for all before
                              it, so that B may be read while it still runs */
+  int32_t *sums;          /* CUDA: scratch for the sums of a plan's parts of K (int4mm_sums_bytes), or NULL: then a
+                             kernel that would need it does not split K */
 } int4mm_problem;
+
+/* Elements from row to row of problem->sums: rows of N start on 32 bytes. One matrix of them follows another. */
+static inline int64_t int4mm_sums_stride(int64_t N) {
+  return (N + 7) / 8 * 8;
+}
 
 /* Words of B along k; values past K in the last one have no counterpart in A. */
 static inline int64_t int4mm_words_of_k(const int4mm_problem *p) {

@@ -41,6 +41,8 @@ typedef struct int4mm_cuda_scope {
 
 int32_t int4mm_cuda_enter(int32_t device, int4mm_cuda_scope *scope);
 void int4mm_cuda_leave(const int4mm_cuda_scope *scope);
+/* Leaves, and returns what int4mm_cuda_check says of the call that the scope was for. */
+int32_t int4mm_cuda_leave_after(const int4mm_cuda_scope *scope, cudaError_t error, const char *doing);
 /* Whether anyone in this process has made the device's primary context; without one no work waits there. */
 bool int4mm_cuda_has_context(int32_t device);
 int32_t int4mm_cuda_locate(const void *data, int4mm_location *location);

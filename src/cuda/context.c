@@ -92,6 +92,12 @@ void int4mm_cuda_leave(const int4mm_cuda_scope *scope) {
   put_back(scope);
 }
 
+int32_t int4mm_cuda_leave_after(const int4mm_cuda_scope *scope, cudaError_t error, const char *doing) {
+  int32_t status = int4mm_cuda_check(error, doing);
+  int4mm_cuda_leave(scope);
+  return status;
+}
+
 bool int4mm_cuda_has_context(int32_t device) {
   unsigned flags;
   int active = 0;

@@ -209,8 +209,7 @@ static int32_t device_info(int32_t device, int4mm_gpu_info *info) {
   if (error == cudaSuccess) error = cudaMemGetInfo(&unused_bytes, &total);
   if (error == cudaSuccess) error = cudaRuntimeGetVersion(&made.runtime_version);
   if (error == cudaSuccess) error = cudaDriverGetVersion(&made.driver_version);
-  status = int4mm_cuda_check(error, "read the device's properties");
-  int4mm_cuda_leave(&scope);
+  status = int4mm_cuda_leave_after(&scope, error, "read the device's properties");
   if (status) return status;
   int4mm_gpu_traits traits = devices[device].traits;
   snprintf(made.name, sizeof made.name, "%s", traits.name);

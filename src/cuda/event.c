@@ -19,28 +19,23 @@ int32_t int4mm_cuda_event_create(int32_t device, void **event) {
   cudaEvent_t made = NULL;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check(cudaEventCreateWithFlags(&made, cudaEventDefault), "create an event");
+  status = int4mm_cuda_leave_after(&scope, cudaEventCreateWithFlags(&made, cudaEventDefault), "create an event");
   if (!status) *event = made;
-  int4mm_cuda_leave(&scope);
   return status;
 }
 
 int32_t int4mm_cuda_event_destroy(int32_t device, void *event) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  status = int4mm_cuda_check(cudaEventDestroy((cudaEvent_t)event), "destroy the event");
-  int4mm_cuda_leave(&scope);
-  return status;
+  return status ? status : int4mm_cuda_leave_after(&scope, cudaEventDestroy((cudaEvent_t)event), "destroy the event");
 }
 
 int32_t int4mm_cuda_event_record(int32_t device, void *event, void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check(cudaEventRecord((cudaEvent_t)event, int4mm_cuda_stream(stream)), "record the event");
-  int4mm_cuda_leave(&scope);
-  return status;
+  cudaError_t error = cudaEventRecord((cudaEvent_t)event, int4mm_cuda_stream(stream));
+  return int4mm_cuda_leave_after(&scope, error, "record the event");
 }
 
 int32_t int4mm_cuda_event_synchronize(int32_t device, void *event) {
@@ -89,7 +84,5 @@ int32_t int4mm_cuda_stream_wait(int32_t device, void *stream, void *event) {
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
   cudaError_t error = cudaStreamWaitEvent(int4mm_cuda_stream(stream), (cudaEvent_t)event, cudaEventWaitDefault);
-  status = int4mm_cuda_check(error, "have the stream wait for the event");
-  int4mm_cuda_leave(&scope);
-  return status;
+  return int4mm_cuda_leave_after(&scope, error, "have the stream wait for the event");
 }

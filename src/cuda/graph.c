@@ -98,7 +98,5 @@ int32_t int4mm_cuda_graph_destroy(int32_t device, void *executable) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check(cudaGraphExecDestroy((cudaGraphExec_t)executable), "destroy the CUDA graph");
-  int4mm_cuda_leave(&scope);
-  return status;
+  return int4mm_cuda_leave_after(&scope, cudaGraphExecDestroy((cudaGraphExec_t)executable), "destroy the CUDA graph");
 }

@@ -10,9 +10,8 @@ int32_t int4mm_cuda_host_alloc(size_t bytes, void **data) {
   int32_t status = int4mm_cuda_enter(int4mm_cuda_device_in_use(), &scope);
   if (status) return status;
   int4mm_cuda_flush_deferred();
-  status = int4mm_cuda_check(cudaHostAlloc(data, bytes, cudaHostAllocPortable), "allocate pinned host memory");
-  int4mm_cuda_leave(&scope);
-  return status;
+  cudaError_t error = cudaHostAlloc(data, bytes, cudaHostAllocPortable);
+  return int4mm_cuda_leave_after(&scope, error, "allocate pinned host memory");
 }
 
 /* Waits for the work that a device was given; false where its default stream cannot be used now. */

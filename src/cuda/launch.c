@@ -27,8 +27,7 @@ int32_t int4mm_cuda_code_arch(int32_t device, int32_t *arch) {
   int32_t found = device >= 0 && device < INT4MM_CUDA_DEVICES ? known[device] : 0;
   if (!found) {
     if ((status = int4mm_cuda_enter(device, &scope))) return status;
-    status = int4mm_cuda_check(int4mm_code_arch(&found), "find what the kernels were compiled for");
-    int4mm_cuda_leave(&scope);
+    status = int4mm_cuda_leave_after(&scope, int4mm_code_arch(&found), "find what the kernels were compiled for");
     if (!status) known[device] = found;
   }
   *arch = found;
@@ -137,67 +136,24 @@ int32_t int4mm_cuda_find_not_finite(int32_t device, const int4mm_matrix *src, in
 
 /* ---- the rest ---- */
 
-int32_t int4mm_cuda_quantize_groups(int32_t device, const int4mm_group_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  cudaError_t error = int4mm_launch_quantize_groups(job, int4mm_cuda_stream(stream));
-  return finish(&scope, device, error, "quantise in groups on the device", stream);
-}
+/* int4mm_cuda_<name>, which gives a job to int4mm_launch_<name>. */
+#define LAUNCH(name, job_type, doing)                                                                                  \
+  int32_t int4mm_cuda_##name(int32_t device, const job_type *job, void *stream) {                                      \
+    int4mm_cuda_scope scope;                                                                                           \
+    int32_t status = int4mm_cuda_enter(device, &scope);                                                                \
+    if (status) return status;                                                                                         \
+    return finish(&scope, device, int4mm_launch_##name(job, int4mm_cuda_stream(stream)), doing, stream);               \
+  }
 
-int32_t int4mm_cuda_dequantize_groups(int32_t device, const int4mm_group_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  cudaError_t error = int4mm_launch_dequantize_groups(job, int4mm_cuda_stream(stream));
-  return finish(&scope, device, error, "dequantise in groups on the device", stream);
-}
-
-int32_t int4mm_cuda_rotate(int32_t device, const int4mm_rotate_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  return finish(&scope, device, int4mm_launch_rotate(job, int4mm_cuda_stream(stream)), "rotate on the device", stream);
-}
-
-int32_t int4mm_cuda_unpack(int32_t device, const int4mm_pack_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  return finish(&scope, device, int4mm_launch_unpack(job, int4mm_cuda_stream(stream)), "unpack on the device", stream);
-}
-
-int32_t int4mm_cuda_dequantize(int32_t device, const int4mm_pack_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  cudaError_t error = int4mm_launch_dequantize(job, int4mm_cuda_stream(stream));
-  return finish(&scope, device, error, "dequantise on the device", stream);
-}
-
-int32_t int4mm_cuda_map(int32_t device, const int4mm_map_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  cudaError_t error = int4mm_launch_map(job, int4mm_cuda_stream(stream));
-  return finish(&scope, device, error, "compute element by element on the device", stream);
-}
-
-int32_t int4mm_cuda_rowwise(int32_t device, const int4mm_rowwise_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  cudaError_t error = int4mm_launch_rowwise(job, int4mm_cuda_stream(stream));
-  return finish(&scope, device, error, "compute row by row on the device", stream);
-}
-
-int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  cudaError_t error = int4mm_launch_random(job, int4mm_cuda_stream(stream));
-  return finish(&scope, device, error, "fill with random numbers on the device", stream);
-}
+LAUNCH(quantize_groups, int4mm_group_job, "quantise in groups on the device")
+LAUNCH(dequantize_groups, int4mm_group_job, "dequantise in groups on the device")
+LAUNCH(rotate, int4mm_rotate_job, "rotate on the device")
+LAUNCH(unpack, int4mm_pack_job, "unpack on the device")
+LAUNCH(dequantize, int4mm_pack_job, "dequantise on the device")
+LAUNCH(map, int4mm_map_job, "compute element by element on the device")
+LAUNCH(rowwise, int4mm_rowwise_job, "compute row by row on the device")
+LAUNCH(random, int4mm_random_job, "fill with random numbers on the device")
+LAUNCH(gather, int4mm_gather_job, "gather on the device")
 
 int32_t int4mm_cuda_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                                void *stream) {
@@ -215,11 +171,4 @@ int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const in
   if (status) return status;
   cudaError_t error = int4mm_launch_transpose(dst, src, xor_mask, int4mm_cuda_stream(stream));
   return finish(&scope, device, error, "transpose on the device", stream);
-}
-
-int32_t int4mm_cuda_gather(int32_t device, const int4mm_gather_job *job, void *stream) {
-  int4mm_cuda_scope scope;
-  int32_t status = int4mm_cuda_enter(device, &scope);
-  if (status) return status;
-  return finish(&scope, device, int4mm_launch_gather(job, int4mm_cuda_stream(stream)), "gather on the device", stream);
 }

@@ -163,10 +163,8 @@ int32_t int4mm_cuda_scratch_free(int32_t device, void *data, void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status =
-      int4mm_cuda_check(int4mm_cuda_scratch_free_here(scope.device, data, stream), "free scratch memory on the device");
-  int4mm_cuda_leave(&scope);
-  return status;
+  cudaError_t error = int4mm_cuda_scratch_free_here(scope.device, data, stream);
+  return int4mm_cuda_leave_after(&scope, error, "free scratch memory on the device");
 }
 
 /* ---- copies ---- */

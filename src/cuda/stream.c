@@ -88,9 +88,7 @@ int32_t int4mm_cuda_stream_join(int32_t device, void *stream) {
   if (error == cudaSuccess)
     error = cudaStreamWaitEvent((cudaStream_t)stream, scope.device->default_event, cudaEventWaitDefault);
   pthread_mutex_unlock(&event_lock);
-  status = int4mm_cuda_check(error, "order the stream after the default stream");
-  int4mm_cuda_leave(&scope);
-  return status;
+  return int4mm_cuda_leave_after(&scope, error, "order the stream after the default stream");
 }
 
 /* ---- events ---- */
@@ -174,9 +172,8 @@ int32_t int4mm_cuda_stream_create(int32_t device, void **stream) {
   cudaStream_t made = NULL;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  status = int4mm_cuda_check(cudaStreamCreateWithFlags(&made, cudaStreamDefault), "create a stream");
+  status = int4mm_cuda_leave_after(&scope, cudaStreamCreateWithFlags(&made, cudaStreamDefault), "create a stream");
   if (!status) *stream = made;
-  int4mm_cuda_leave(&scope);
   return status;
 }
 
@@ -208,7 +205,5 @@ int32_t int4mm_cuda_synchronize(int32_t device) {
   if (status || !int4mm_cuda_has_context(device)) return status; /* nobody's work is there, and none is made */
   if ((status = int4mm_cuda_enter(device, &scope))) return status;
   int4mm_cuda_flush_deferred();
-  status = int4mm_cuda_check(cudaDeviceSynchronize(), "wait for the device");
-  int4mm_cuda_leave(&scope);
-  return status;
+  return int4mm_cuda_leave_after(&scope, cudaDeviceSynchronize(), "wait for the device");
 }

@@ -79,8 +79,9 @@ typedef struct int4mm_cuda_backend {
   int32_t (*transpose)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                        void *stream);
   int32_t (*gather)(int32_t device, const int4mm_gather_job *job, void *stream);
-  /* dst = src ^ xor_mask, for int32 words of which a product follows: quicker than copy. An int8 dst, whose rows start
-   * on 8 bytes, gets the values of the words. */
+  /* dst = src ^ xor_mask, rows of any dtype of whom a product follows; the mask is for int32 words, else 0. Zeros
+   * follow up to a multiple of 16 bytes, from where rows of dst start. Quicker than copy, and a product with `early_b`
+   * may follow. An int8 dst, whose rows start on 8 bytes, gets the values of words. */
   int32_t (*align_rows)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                         void *stream);
   /* Stream-ordered scratch memory for one call (a layer's workspace, a copy of A). Inside a graph capture it becomes

@@ -140,6 +140,11 @@ bool int4mm_wants_copy_of_b(const int4mm_problem *problem, const int4mm_plan *pl
   return copies == INT4MM_COPIES_AB && !(whole && is_aligned16(&problem->b));
 }
 
+int64_t int4mm_sums_bytes(const int4mm_problem *problem, const int4mm_plan *plan) {
+  if (plan->split_k <= 1 || !int4mm_kernels_cuda[plan->kernel].family->sums) return 0;
+  return plan->split_k * problem->M * int4mm_sums_stride(problem->N) * (int64_t)sizeof(int32_t);
+}
+
 /* ---- the public function ---- */
 
 static int32_t check_number(const char *name, int64_t value, int64_t min, int64_t max) {

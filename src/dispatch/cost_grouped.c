@@ -12,7 +12,8 @@
 enum {
   CALL_TIME = 3500,      /* a call, beside its tiles, */
   COLUMNS_TIME = 2050,   /* and with a scale for each column */
-  READ_RATE = 2800,      /* bytes a ns */
+  READ_RATE = 2800,      /* bytes a ns, */
+  EXPERTS_RATE = 2400,   /* and of several experts' weights */
   LONGEST_GROUP = 131071 /* of integers: bytes of both operands may be 16 times their values */
 };
 
@@ -45,6 +46,8 @@ static const char *kind_unsupported(const int4mm_kernel *kernel, const int4mm_gp
 static const char *group_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   int64_t group = group_of(p);
   if (is_per_column(p)) return NULL;
+  if (p->experts && group < 128 && group < p->K && kernel->tile_m > 128)
+    return "needs groups of at least 128 values for grouped products";
   if (group == 32 && is_float(p) && kernel->tile_m > 128 && group < p->K)
     return "needs groups of at least 64 values with float activations";
   if (group == 32 || group == 64 || group == 128 || (group == p->K && p->K <= INT4MM_BLOCK_K)) return NULL;
@@ -61,8 +64,10 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
   if (p->M > max_extent || p->N > max_extent || p->K > max_extent) return "needs an M, N and K below 2147482625";
   if (p->lda > max_stride || p->ldb > max_stride) return "needs strides of a_packed and b_packed below 2^36";
   if (p->layout_b != INT4MM_B_KN) return "needs a b_packed that is [K/8, N]";
-  if (!int4mm_plan_aligned16(p)) return "needs rows of a_packed and b_packed that start on 16 bytes";
+  if (!int4mm_plan_aligned16_b(p)) return "needs rows of b_packed that start on 16 bytes";
   if (int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8) return "has too many tiles";
+  if (p->experts > INT4MM_TABLE_EXPERTS) return "is for grouped products of at most 256 experts";
+  if (p->experts && p->K > max_extent / INT4MM_TABLE_EXPERTS) return "needs a K below 2^23 for grouped products";
   return group_unsupported(kernel, p);
 }
 
@@ -114,25 +119,25 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
                             : kernel->tile_n == 128 ? &tile_64x128
                                                     : &tile_64x64;
   const grouped_cost *cost = is_per_column(p) ? &costs->columns : is_float(p) ? &costs->floats : &costs->groups;
-  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
+  int64_t tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
   bool pairs = kernel->tile_n == 64 && tiles > p->sms; /* of CTAs on an SM */
   int64_t resident = pairs ? p->sms * 2 : p->sms;
   int64_t time =
       int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), pairs ? k_block * 4 / 3 : k_block), cost->tile);
   time = int4mm_plan_add(is_per_column(p) ? COLUMNS_TIME : CALL_TIME,
                          int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time));
-  int64_t reading = CALL_TIME + int4mm_plan_mul(p->K / 2, p->N) / READ_RATE;
+  int64_t reading = CALL_TIME + int4mm_plan_bytes_of_b(p) / (p->experts ? EXPERTS_RATE : READ_RATE);
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles < resident ? tiles : resident);
-  return time > reading ? time : reading;
+  return int4mm_plan_add(time > reading ? time : reading, int4mm_plan_aligned16_a(p) ? 0 : int4mm_plan_copy_of_a(p));
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   char scales[64] = "a scale for each column";
   if (!is_per_column(p)) snprintf(scales, sizeof scales, "groups of %lld promoted to float32", (long long)group_of(p));
-  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, %s",
+  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, %s%s",
            (long long)int4mm_plan_tiles(p, plan->tile_m, plan->tile_n), plan->tile_m, plan->tile_n, plan->ctas,
-           (int)p->sms, scales);
+           (int)p->sms, scales, int4mm_plan_aligned16_a(p) ? "" : ", A copied");
 }
 
-const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_NONE, false};
+const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_A, true, false};

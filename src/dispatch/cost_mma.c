@@ -17,6 +17,9 @@ enum {
   COPY_RATE = 1000,       /* and of a copy of A or B, */
   FITTED_MEMORY = 3350,   /* with a memory of so many GB/s; */
   COPY_TIME = 2000,       /* of the copy's call */
+  ADD_TIME = 1300,        /* of a kernel that adds the sums of parts of K, */
+  ADD_RATE = 2700,        /* and bytes of these sums a ns, written and read, */
+  MAX_SPLIT = 32,         /* of at most so many parts */
   PROMOTION_TIME = 350,   /* of the sums of 128 x 128 for each group of a k-block but the first */
   MAX_GROUPED_K = 1 << 20 /* where a group is found by a multiplication */
 };
@@ -32,38 +35,38 @@ static mma_kind kind_of(const int4mm_gpu_problem *p) {
   return groups || p->K > INT4MM_MMA_LONG_K ? REALS_GROUPS : REALS;
 }
 
-/* The time of a k-block of a tile and of what else there is to a tile, for a CTA alone on its SM and, where an SM has
- * two, for two side by side. W4A4 by int8: M x K x N take, with each tile in this order: 8192^3 1117 and 1140 us;
- * 4096^3 149, 146, - and 234; 2048^3 21.7 and 21.5; 1024^3 11.8, 7.0, 5.4 and 7.9; 512 x 4096 x 4096 37, 21.4, - and
- * 32; 256 x 4096 x 4096 37, 20.8, 12.9 and 15.8; 128 x 4096 x 4096 37, 20.7, 12.5 and 8.5. W4A8
- * and W4A16, with the tiles that they have: 4096^3 164, 190 and 249 us, and 306, 354 and 482; 512 x 4096 x 4096 43, 45
- * and 34, and 76, 79 and 61; 128 x 4096 x 4096 42, 37 and 16, and 76, 59 and 22; 4096^3 with groups of 128 267 and 428,
- * and 462 and 639. */
+/* What a tile's CTA takes of k at a time (Tile::BK); the time of a k-block of a tile and of what else there is to a
+ * tile, for a CTA alone on its SM and, where an SM has two, for two side by side. W4A4 by int8: M x K x N take, with
+ * each tile in this order: 8192^3 1117 and 1140 us; 4096^3 149, 146, - and 234; 2048^3 21.7 and 21.5;
+ * 1024^3 11.8, 7.0, 5.4 and 7.9; 512 x 4096 x 4096 37, 21.4, - and 32; 256 x 4096 x 4096 37, 20.8, 12.9 and 15.8; 128 x
+ * 4096 x 4096 37, 20.7, 12.5 and 8.5. W4A8 and W4A16, with the tiles that they have: 4096^3 164, 190 and 249 us, and
+ * 306, 354 and 482; 512 x 4096 x 4096 43, 45 and 34, and 76, 79 and 61; 128 x 4096 x 4096 42, 37 and 16, and 76, 59 and
+ * 22; 4096^3 with groups of 128 267 and 428, and 462 and 639. */
 typedef struct mma_cost {
   mma_kind kind;
-  int32_t tile_m, tile_n;
+  int32_t tile_m, tile_n, stage_k;
   bool pairs;
   int64_t k_block_one, tile_one, k_block_two, tile_two;
 } mma_cost;
 
-static const mma_cost costs[] = {{WORDS, 128, 256, false, 1016, 4300, 0, 0},
-                                 {WORDS, 128, 128, true, 599, 0, 1081, 2000},
-                                 {WORDS, 128, 64, false, 312, 670, 0, 0},
-                                 {WORDS, 64, 64, false, 175, 900, 0, 0},
-                                 {WORDS_GROUPS, 128, 128, false, 1240, 1500, 0, 0},
-                                 {WORDS_GROUPS, 64, 64, true, 640, 1000, 800, 1500},
-                                 {BYTES, 128, 256, false, 1260, 1500, 0, 0},
-                                 {BYTES, 128, 128, true, 1150, 2000, 1450, 2000},
-                                 {BYTES, 64, 64, true, 440, 1000, 475, 1000},
-                                 {BYTES_AFFINE, 128, 128, false, 1030, 1300, 0, 0},
-                                 {BYTES_AFFINE, 64, 64, true, 720, 1000, 740, 1000},
-                                 {BYTES_GROUPS, 128, 128, false, 1020, 1000, 0, 0},
-                                 {BYTES_GROUPS, 64, 64, true, 640, 1000, 820, 1000},
-                                 {REALS, 128, 256, false, 2360, 1500, 0, 0},
-                                 {REALS, 128, 128, true, 2350, 1000, 2740, 2000},
-                                 {REALS, 64, 64, true, 610, 1000, 920, 1500},
-                                 {REALS_GROUPS, 128, 128, false, 1780, 1500, 0, 0},
-                                 {REALS_GROUPS, 64, 64, true, 950, 1000, 1250, 1500}};
+static const mma_cost costs[] = {{WORDS, 128, 256, 256, false, 1016, 4300, 0, 0},
+                                 {WORDS, 128, 128, 128, true, 599, 0, 1081, 2000},
+                                 {WORDS, 128, 64, 256, false, 312, 670, 0, 0},
+                                 {WORDS, 64, 64, 512, false, 175, 900, 0, 0},
+                                 {WORDS_GROUPS, 128, 128, 256, false, 1240, 1500, 0, 0},
+                                 {WORDS_GROUPS, 64, 64, 128, true, 640, 1000, 800, 1500},
+                                 {BYTES, 128, 256, 128, false, 1260, 1500, 0, 0},
+                                 {BYTES, 128, 128, 128, true, 1150, 2000, 1450, 2000},
+                                 {BYTES, 64, 64, 128, true, 440, 1000, 475, 1000},
+                                 {BYTES_AFFINE, 128, 128, 128, false, 1030, 1300, 0, 0},
+                                 {BYTES_AFFINE, 64, 64, 128, true, 720, 1000, 740, 1000},
+                                 {BYTES_GROUPS, 128, 128, 128, false, 1020, 1000, 0, 0},
+                                 {BYTES_GROUPS, 64, 64, 128, true, 640, 1000, 820, 1000},
+                                 {REALS, 128, 256, 64, false, 2360, 1500, 0, 0},
+                                 {REALS, 128, 128, 64, true, 2350, 1000, 2740, 2000},
+                                 {REALS, 64, 64, 64, true, 610, 1000, 920, 1500},
+                                 {REALS_GROUPS, 128, 128, 64, false, 1780, 1500, 0, 0},
+                                 {REALS_GROUPS, 64, 64, 64, true, 950, 1000, 1250, 1500}};
 
 /* NULL: there is no code for that kind with that tile. */
 static const mma_cost *cost_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
@@ -131,18 +134,49 @@ static int64_t promotion_time(const mma_cost *cost, const int4mm_gpu_problem *p)
   return (groups - 1) * PROMOTION_TIME * cost->tile_m * cost->tile_n / (128 * 128);
 }
 
-/* Tiles go over the SMs in waves, with two CTAs for each of them as long as there are enough. */
-static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles) {
+/* Tiles of so many k-blocks go over the SMs in waves, with two CTAs for each of them as long as there are enough. */
+static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t k_blocks) {
   int4mm_mma mma = p->dtype_a == INT4MM_INT32 && !is_int8(p)                 ? INT4MM_MMA_INT4
                    : p->dtype_a == INT4MM_INT32 || p->dtype_a == INT4MM_INT8 ? INT4MM_MMA_INT8
                                                                              : INT4MM_MMA_FP16;
-  const int64_t k_blocks = int4mm_plan_k_blocks(p), more = promotion_time(cost, p);
+  const int64_t more = promotion_time(cost, p);
   const int64_t k_block_one = cost->k_block_one + more, k_block_two = cost->k_block_two + more * 8 / 5;
   int64_t one = int4mm_gpu_mma_time(p, mma, k_blocks * k_block_one) + int4mm_gpu_clock_time(p, cost->tile_one);
   int64_t two = int4mm_gpu_mma_time(p, mma, k_blocks * k_block_two) + int4mm_gpu_clock_time(p, cost->tile_two);
   if (!cost->pairs) return int4mm_plan_mul(int4mm_plan_ceil_div(tiles, p->sms), one);
   int64_t rest = tiles % (2 * p->sms);
   return int4mm_plan_add(int4mm_plan_mul(tiles / (2 * p->sms), two), rest > p->sms ? two : rest ? one : 0);
+}
+
+/* A plan's time where K is in `split` parts: of the product, at least that of reading B, and of adding sums. */
+static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t split) {
+  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), part = int4mm_plan_ceil_div(stages, split);
+  const int64_t k_blocks = split > 1 ? part * cost->stage_k / INT4MM_BLOCK_K : int4mm_plan_k_blocks(p);
+  int64_t time = waves_time(cost, p, int4mm_plan_mul(tiles, split), k_blocks);
+  int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
+  if (time < reading) time = reading;
+  if (split == 1) return time;
+  int64_t bytes = split * p->M * int4mm_sums_stride(p->N) * 8;
+  return time + int4mm_gpu_clock_time(p, ADD_TIME) + bytes / int4mm_gpu_memory_rate(p, FITTED_MEMORY, ADD_RATE);
+}
+
+/* Where sums are exact in any order and tiles leave SMs without work, CTAs share K as long as all run at once: in
+ * *split parts of whole stages. 128 x 14336 x 1024 takes 20.4 us with 32 tiles of 64 x 64, 13.6 with K in 2 parts and
+ * 10.2 in 4; 64 x 65536 x 256 82 us, 15 in 8, 10.5 in 16 and 9.8 in 32; W4A8 of 128 x 4096 x 4096 15.9 and in 2 parts
+ * 14.4. With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. */
+static int64_t best_split(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t *split) {
+  const bool exact = cost->kind == WORDS || cost->kind == BYTES || cost->kind == BYTES_AFFINE;
+  int64_t best = split_time(cost, p, tiles, 1);
+  *split = 1;
+  if (p->experts || !exact) return best;
+  const int64_t at_once = (cost->pairs ? 2 * p->sms : p->sms) / tiles,
+                stages = int4mm_plan_ceil_div(p->K, cost->stage_k);
+  for (int64_t most = at_once < MAX_SPLIT ? at_once : MAX_SPLIT; most > 1; most /= 2) {
+    const int64_t parts = int4mm_plan_ceil_div(stages, int4mm_plan_ceil_div(stages, most));
+    const int64_t time = split_time(cost, p, tiles, parts);
+    if (time < best) best = time, *split = parts;
+  }
+  return best;
 }
 
 /* What copies of operands take. */
@@ -157,24 +191,23 @@ static int64_t copying_time(const int4mm_gpu_problem *p) {
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  int64_t time = waves_time(cost_of(kernel, p), p, int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n));
-  int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
-  if (time < reading) time = reading;
+  int64_t likely_tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), split;
+  int64_t time = best_split(cost_of(kernel, p), p, likely_tiles, &split);
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
   time = int4mm_plan_add(time, copying_time(p));
-  plan->tile_k = INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(tiles);
+  plan->tile_k = INT4MM_BLOCK_K, plan->split_k = (int32_t)split;
+  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(tiles, split));
   return int4mm_plan_add(CALL_TIME, time);
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   const bool real = kind_of(p) >= REALS;
   const char *type = real ? int4mm_dtype_name(p->dtype_a) : is_int8(p) ? "int8" : "int4";
-  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s%s", plan->ctas, plan->tile_m,
-                      plan->tile_n, (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
+  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s%s", plan->ctas / plan->split_k,
+                      plan->tile_m, plan->tile_n, (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
                       copies_a(p) ? ", A copied" : "", copies_b(p) ? ", B copied" : "");
   if (p->scaling == INT4MM_GROUP_SCALES && used > 0 && (size_t)used < size)
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }
 
-const int4mm_family int4mm_family_mma = {unsupported, plan, explain, INT4MM_COPIES_AB, true};
+const int4mm_family int4mm_family_mma = {unsupported, plan, explain, INT4MM_COPIES_AB, true, true};

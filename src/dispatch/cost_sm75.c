@@ -19,6 +19,9 @@ enum {
   LONGEST_SUM = 128,       /* of floats: values of k until they are promoted */
   MAX_GROUPED_K = 1 << 20, /* where a group is found by a multiplication */
   COPY_TIME = 2000,        /* of a copy of A, */
+  ADD_TIME = 3000,         /* of a kernel that adds the sums of parts of K, beside their bytes */
+  MAX_SPLIT = 64,          /* parts of K, */
+  PART_K = 256,            /* of whole stages of every tile */
   ALONE_PERCENT = 60,      /* of the bound that a CTA alone on its SM reaches */
   PAIR_PERCENT = 75,       /* and two */
   MEMORY_PERCENT = 80      /* of the memory's rate at which B is read */
@@ -96,18 +99,40 @@ static int64_t clocks_to_ns(const int4mm_gpu_problem *p, int64_t clocks) {
   return int4mm_plan_mul(clocks, 1000) / clock;
 }
 
-/* A wave of `resident` CTAs to an SM. */
-static int64_t wave_time(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int resident) {
-  int64_t clocks = int4mm_plan_mul(int4mm_plan_k_blocks(p), k_block_clocks(kernel, p) * resident);
+/* A wave of `resident` CTAs to an SM, each with so many k-blocks. */
+static int64_t wave_time(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int64_t k_blocks, int resident) {
+  int64_t clocks = int4mm_plan_mul(k_blocks, k_block_clocks(kernel, p) * resident);
   clocks = int4mm_plan_mul(clocks, 100) / (resident > 1 ? PAIR_PERCENT : ALONE_PERCENT);
   return clocks_to_ns(p, int4mm_plan_add(clocks, CTA_CLOCKS));
 }
 
-static int64_t waves_time(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int64_t tiles) {
-  int64_t one = wave_time(kernel, p, 1), two = wave_time(kernel, p, 2);
+static int64_t waves_time(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int64_t tiles, int64_t k_blocks) {
+  int64_t one = wave_time(kernel, p, k_blocks, 1), two = wave_time(kernel, p, k_blocks, 2);
   if (!is_paired(kernel, p)) return int4mm_plan_mul(int4mm_plan_ceil_div(tiles, p->sms), one);
   int64_t rest = tiles % (2 * (int64_t)p->sms);
   return int4mm_plan_add(int4mm_plan_mul(tiles / (2 * (int64_t)p->sms), two), rest > p->sms ? two : rest ? one : 0);
+}
+
+/* Bytes a ns. */
+static int64_t memory_of(const int4mm_gpu_problem *p) {
+  return p->memory ? p->memory : int4mm_architecture_of(TURING)->memory;
+}
+
+/* The parts of K that take the least time, and that time: where sums are exact in any order and tiles leave SMs without
+ * work, CTAs share K as long as all run at once. */
+static int64_t best_split(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int64_t tiles, int64_t *time) {
+  int64_t best = 1, parts = int4mm_plan_ceil_div(p->K, PART_K);
+  *time = waves_time(kernel, p, tiles, int4mm_plan_k_blocks(p));
+  if (has_chain(p)) return best;
+  int64_t most = (is_paired(kernel, p) ? 2 * (int64_t)p->sms : p->sms) / tiles;
+  if (most > MAX_SPLIT) most = MAX_SPLIT;
+  for (; most > 1; most /= 2) {
+    int64_t part = int4mm_plan_ceil_div(parts, most), split = int4mm_plan_ceil_div(parts, part);
+    int64_t adding = ADD_TIME + split * p->M * int4mm_sums_stride(p->N) * 8 / memory_of(p);
+    int64_t with = waves_time(kernel, p, tiles * split, part * PART_K / INT4MM_BLOCK_K) + adding;
+    if (with < *time) *time = with, best = split;
+  }
+  return best;
 }
 
 static bool is_a_aligned(const int4mm_gpu_problem *p) {
@@ -115,25 +140,25 @@ static bool is_a_aligned(const int4mm_gpu_problem *p) {
 }
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
-  int64_t memory = p->memory ? p->memory : int4mm_architecture_of(TURING)->memory; /* bytes a ns */
-  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), time = waves_time(kernel, p, tiles);
+  int64_t memory = memory_of(p), tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), time;
+  plan->split_k = (int32_t)best_split(kernel, p, tiles, &time);
   int64_t reading = int4mm_plan_mul(int4mm_plan_mul(p->K / 2, p->N), 100) / (memory * MEMORY_PERCENT);
   time = time < reading ? reading + time / 8 : time + reading / 8; /* they overlap, not quite */
   if (!is_a_aligned(p))
     time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_mul(p->M, p->K * bits_of_a(p) / 8) * 2 / memory);
   plan->tile_k = INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(tiles);
+  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(tiles, plan->split_k));
   if (p->arch > TURING) return INT4MM_COST_ANY + 2; /* never faster than what there is for it */
   return int4mm_plan_add(CALL_TIME, time);
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   const char *type = is_real(p) ? "float16" : p->dtype_a == INT4MM_INT8 ? "int8" : "int4";
-  int used =
-      snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s", plan->ctas, plan->tile_m, plan->tile_n,
-               (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "", is_a_aligned(p) ? "" : ", A copied");
+  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s", plan->ctas / plan->split_k,
+                      plan->tile_m, plan->tile_n, (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
+                      is_a_aligned(p) ? "" : ", A copied");
   if (p->scaling == INT4MM_GROUP_SCALES && used > 0 && (size_t)used < size)
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }
 
-const int4mm_family int4mm_family_turing = {unsupported, plan, explain, INT4MM_COPIES_A, false};
+const int4mm_family int4mm_family_turing = {unsupported, plan, explain, INT4MM_COPIES_A, false, true};

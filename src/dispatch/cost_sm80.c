@@ -30,10 +30,27 @@ static const skinny_cost costs[] = {{8, 2300, 4150, 16, {100, 120, 125, 150, 140
                                     {32, 2600, 2950, 16, {100, 100, 100, 100, 100}},
                                     {64, 4000, 1470, 8, {80, 130, 215, 215, 200}}};
 
+/* Of a grouped product, whose CTAs have few warps, half of them side by side: several CTAs on an SM hide each other's
+ * beginning and end. On an H100, W4A4 with 64 rows of 64 experts of 2048 x 1408 takes 26 us, with 8 warps 32, and with
+ * 16 of 8 experts of 14336 x 4096 86 and 103. With slots (is_chain) 8 are better, since these are many in an SM: 80 us,
+ * not 93, for W4A8 with groups of 128 and 8 rows of 8 experts of 4096 x 14336. */
+enum { EXPERT_CTAS = 2, EXPERT_STAGES = 2, EXPERT_WARPS = 4, EXPERT_WARPS_CHAIN = 8 };
+
 static const skinny_cost *cost_of(const int4mm_kernel *kernel) {
   const skinny_cost *cost = costs;
   while (cost->rows < kernel->tile_m) cost++;
   return cost;
+}
+
+/* Bytes of shared memory that a CTA takes at most. */
+static int64_t shared_of(const int4mm_gpu_problem *p) {
+  return p->experts ? int4mm_gpu_shared(p) / EXPERT_CTAS - 1024 : int4mm_gpu_shared(p);
+}
+
+static int32_t ctas_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, const int4mm_plan *plan) {
+  int64_t stripes = int4mm_plan_ceil_div(p->N, plan->tile_n);
+  int64_t ctas = int4mm_plan_mul(stripes, int4mm_plan_row_tiles(p, kernel->tile_m));
+  return int4mm_plan_ctas(int4mm_plan_mul(ctas, plan->split_k));
 }
 
 /* ---- operands of every kind (kernels/sm80/skinny_general.cuh) ---- */
@@ -115,9 +132,11 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
   bool usual = is_usual(p) && !(p->zeros && kernel->tile_m == 64);
   if (kernel->tile_m == 32 || (!usual && (kernel->tile_m == 8 ? !bytes.slot : kernel->tile_m == 64 && bytes.slot)))
     return "has no code for this kind of operands";
+  if (p->experts && (!is_usual(p) || p->zeros || (is_float(p) && kernel->tile_m == 64)))
+    return "has no code for grouped products of this kind of operands";
   if (p->dtype_a == INT4MM_FLOAT32) return "has no code for an A of float32";
   int64_t least = chain_warps_of(kernel) * 2 * (bytes.stage + (kind_of(p) == CHAIN ? bytes.slot : 0));
-  if (bytes.slot && least + ring_bytes_of(kernel, p) > int4mm_gpu_shared(p))
+  if (bytes.slot && least + ring_bytes_of(kernel, p) > shared_of(p))
     return "needs more shared memory than there is for group scales";
   if (p->layout_b != INT4MM_B_KN) return "needs a B of [K/8, N] for this kind of operands";
   if (!int4mm_plan_aligned16(p)) return "needs rows that start on 16 bytes for this kind of operands";
@@ -131,25 +150,27 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
 static int64_t slots_of(const int4mm_gpu_problem *p, int64_t warps_n, int64_t warps_k, const general_bytes *bytes) {
   int64_t rounds = int4mm_plan_ceil_div(int4mm_plan_k_blocks(p), warps_k);
   if (kind_of(p) == CHAIN) return (rounds < 2 ? rounds : 2) * warps_k;
-  if (warps_n > 1 || warps_k * (2 * bytes->stage + rounds * bytes->slot) > int4mm_gpu_shared(p)) return 0;
+  if (warps_n > 1 || warps_k * (2 * bytes->stage + rounds * bytes->slot) > shared_of(p)) return 0;
   return rounds * warps_k;
 }
 
 /* As plan() says, with as many stages as fit. A chain needs some warps along K, and it has no cluster. */
 static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel, const int4mm_gpu_problem *p,
                             int4mm_plan *plan) {
-  const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = int4mm_gpu_shared(p);
+  const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = shared_of(p);
   const general_bytes bytes = general_bytes_of(kernel, p);
-  int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps_of(kernel) : 1, max_warps = cost->max_warps,
-          max_warps_k = k_blocks < 64 ? 8 : 16;
-  const int64_t least_slots = kind_of(p) == CHAIN ? 2 : 0; /* of a warp */
+  int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps_of(kernel) : 1, max_warps = cost->max_warps, max_warps_n = 8,
+          max_warps_k = k_blocks < 64 ? 8 : 16, enough = p->sms; /* CTAs side by side, for which warps_n is 1 */
+  const int64_t least_slots = kind_of(p) == CHAIN ? 2 : 0;       /* of a warp */
+  if (p->experts) enough = 1, max_warps = bytes.slot ? EXPERT_WARPS_CHAIN : EXPERT_WARPS, max_warps_n = max_warps / 2;
   while (max_warps > warps_k &&
          max_warps * (2 * bytes.stage + least_slots * bytes.slot) + ring_bytes_of(kernel, p) > limit)
     max_warps /= 2;
-  while (warps_n < 8 && (warps_n + 1) * warps_k <= max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms)
+  while (warps_n < max_warps_n && (warps_n + 1) * warps_k <= max_warps &&
+         int4mm_plan_ceil_div(p->N, warps_n * columns) > enough)
     warps_n++;
   while (warps_n * warps_k * 2 <= max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
-  int64_t row_tiles = int4mm_plan_ceil_div(p->M, kernel->tile_m), warps = warps_n * warps_k;
+  int64_t row_tiles = int4mm_plan_likely_row_tiles(p, kernel->tile_m), warps = warps_n * warps_k;
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
   int64_t slots = bytes.slot ? slots_of(p, warps_n, warps_k, &bytes) : 0;
   int64_t kept = warps_n * (slots ? slots * bytes.slot : ring_bytes_of(kernel, p));
@@ -161,32 +182,40 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
   const int64_t most = kind_of(p) == GROUPS || (kind_of(p) == FLOATS && kernel->tile_m == 8) ? 12 : 8;
   plan->stages = kernel->tile_m == 64 || (kind_of(p) != PLAIN && warps > most) ? 2 : 3;
   if (kernel->tile_m == 8 && kind_of(p) != PLAIN && warps <= 8) plan->stages = 4; /* 1 x 4096 x 4096: 5 us, not 5.2 */
+  if (p->experts) plan->stages = EXPERT_STAGES;
   while (plan->stages > 2 && warps * plan->stages * bytes.stage + kept > limit) plan->stages--;
   plan->tile_n = (int32_t)(warps_n * columns);
   plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(ctas, plan->split_k));
+  plan->ctas = ctas_of(kernel, p, plan);
   int32_t percent = cost->reading[kind_of(p)];
   if (kind_of(p) == CHAIN) percent += percent * (segments_of(p) - 1) / 2;
   int64_t read = int4mm_plan_mul(p->K / 2, p->N) / rate_of(cost, p, percent);
-  int64_t waves = int4mm_plan_ceil_div(ctas, p->sms) - 1;
+  int64_t waves = int4mm_plan_ceil_div(ctas, p->sms * (p->experts ? EXPERT_CTAS : 1)) - 1;
   return int4mm_plan_add(int4mm_plan_add(cost->call, int4mm_plan_mul(row_tiles, read)),
                          int4mm_plan_mul(waves, WAVE_TIME));
 }
 
 /* ---- the family ---- */
 
+/* Of W4A4 with a scale for each column. */
+static const char *experts_unsupported(const int4mm_gpu_problem *p) {
+  if (!p->experts) return NULL;
+  if (p->K >= INT4MM_WIDE_K) return "needs a K below 131072 for grouped products";
+  return int4mm_plan_aligned16(p) ? NULL : "needs rows that start on 16 bytes for grouped products";
+}
+
 static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   if (p->code_arch < 80) return "needs code for sm_80 or later";
   if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
-  if (int4mm_plan_ceil_div(p->M, kernel->tile_m) > UINT16_MAX) return "has a grid of at most 65535 blocks of rows";
-  const char *reason = int4mm_plan_is_elementary(p) ? NULL : general_unsupported(kernel, p);
+  if (int4mm_plan_row_tiles(p, kernel->tile_m) > UINT16_MAX) return "has a grid of at most 65535 blocks of rows";
+  const char *reason = int4mm_plan_is_elementary(p) ? experts_unsupported(p) : general_unsupported(kernel, p);
   if (reason) return reason;
   return p->N > INT32_MAX / 16 ? "needs an N below 2^27" : NULL;
 }
 
 /* The depth that is built for a problem. */
 static int32_t stages_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
-  int one_stripe = p->N <= (int64_t)p->sms * INT4MM_SKINNY_COLUMNS; /* a CTA */
+  int one_stripe = p->N <= (int64_t)p->sms * INT4MM_SKINNY_COLUMNS && !p->experts; /* a CTA */
   if (!int4mm_plan_aligned16(p) || p->K >= INT4MM_WIDE_K) return INT4MM_SKINNY_GENERAL_STAGES;
   if (kernel->tile_m <= 16 && one_stripe) return INT4MM_SKINNY_ROTATED_STAGES;
   int deeper = p->layout_b == INT4MM_B_NK && kernel->tile_m <= 16 && kernel->stages < INT4MM_SKINNY_NK_STAGES;
@@ -199,14 +228,16 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   const skinny_cost *cost = cost_of(kernel);
   if (!int4mm_plan_is_elementary(p)) return general_plan(cost, kernel, p, plan);
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p);
-  int64_t warps_n = 1, warps_k = 1, max_warps = cost->max_warps;
+  int64_t warps_n = 1, warps_k = 1, max_warps = cost->max_warps, max_warps_n = 8, enough = p->sms;
+  if (p->experts) enough = 1, max_warps = EXPERT_WARPS, max_warps_n = max_warps / 2;
   int64_t max_warps_k = k_blocks < 64 ? 8 : 16; /* 1 x 4096 x 4096: 4.4 us, with 16 4.8 */
   plan->stages = stages_of(kernel, p);
   int64_t warp_bytes = plan->stages * (INT4MM_SKINNY_B_BYTES + kernel->tile_m / 8 * INT4MM_SKINNY_A_BYTES);
   while (max_warps > int4mm_gpu_shared(p) / warp_bytes) max_warps /= 2;
-  while (warps_n < 8 && warps_n < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > p->sms) warps_n++;
+  while (warps_n < max_warps_n && warps_n < max_warps && int4mm_plan_ceil_div(p->N, warps_n * columns) > enough)
+    warps_n++;
   while (warps_n * warps_k * 2 <= max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
-  int64_t row_tiles = int4mm_plan_ceil_div(p->M, kernel->tile_m);
+  int64_t row_tiles = int4mm_plan_likely_row_tiles(p, kernel->tile_m);
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
   plan->split_k = 1;
   if (int4mm_gpu_has_clusters(p))
@@ -214,9 +245,9 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
       plan->split_k *= 2;
   plan->tile_n = (int32_t)(warps_n * columns);
   plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(ctas, plan->split_k));
+  plan->ctas = ctas_of(kernel, p, plan);
   int64_t reading = int4mm_plan_mul(row_tiles, int4mm_plan_mul(p->K / 2, p->N) / rate_of(cost, p, 100));
-  int64_t waves = int4mm_plan_ceil_div(ctas, p->sms * (kernel->tile_m <= 16 ? 2 : 1)) - 1;
+  int64_t waves = p->experts ? 0 : int4mm_plan_ceil_div(ctas, p->sms * (kernel->tile_m <= 16 ? 2 : 1)) - 1;
   return int4mm_plan_add(int4mm_plan_add(cost->call, reading), int4mm_plan_mul(waves, WAVE_TIME));
 }
 
@@ -228,4 +259,4 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
            p->layout_b == INT4MM_B_NK ? ", B along k" : "");
 }
 
-const int4mm_family int4mm_family_skinny = {unsupported, plan, explain, INT4MM_COPIES_NONE, false};
+const int4mm_family int4mm_family_skinny = {unsupported, plan, explain, INT4MM_COPIES_NONE, true, false};

@@ -12,9 +12,7 @@ enum {
   LAUNCH_TIME = 2400,  /* a call, beside reading its operands */
   HOPPER_TIME = 2050,  /* a call of hopper, beside its tiles */
   EXCHANGE_TIME = 300, /* between the CTAs of a pair */
-  WEIGHT_RATE = 3000,  /* bytes a ns */
-  COPY_TIME = 2000,    /* of a copy of A, and its bytes a ns */
-  COPY_RATE = 1000
+  WEIGHT_RATE = 3000   /* bytes a ns */
 };
 
 /* What the kernels hold in 32 bits: rows, columns, and the copy engine's strides of below 2^40 bytes, of every fourth
@@ -46,9 +44,6 @@ static int64_t bytes_of_a(const int4mm_gpu_problem *p) {
 }
 
 /* Whether rows of A, B and out start on 16 bytes, so that copies and stores are the simpler ones. */
-static bool is_a_aligned(const int4mm_gpu_problem *p) {
-  return p->align_a >= 16 && p->lda % (p->dtype_a == INT4MM_INT8 ? 16 : 4) == 0;
-}
 static bool is_aligned(const int4mm_gpu_problem *p) {
   int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   return int4mm_plan_aligned16(p) && p->align_out >= 16 && p->ldo % (16 / element) == 0;
@@ -62,7 +57,7 @@ static int64_t max64(int64_t a, int64_t b) {
  * copied first. 2048 x 4096 x 4096 takes 44 us, with N = 4097 50. */
 static int64_t with_alignment(const int4mm_gpu_problem *p, int64_t time) {
   if (!is_aligned(p)) time = int4mm_plan_add(time, time / 8);
-  if (!is_a_aligned(p)) time = int4mm_plan_add(time, COPY_TIME + bytes_of_a(p) / COPY_RATE);
+  if (!int4mm_plan_aligned16_a(p)) time = int4mm_plan_add(time, int4mm_plan_copy_of_a(p));
   return time;
 }
 
@@ -75,7 +70,7 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
   snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, K split over %d%s%s%s",
            (long long)int4mm_plan_tiles(p, plan->tile_m, plan->tile_n), plan->tile_m, plan->tile_n, plan->ctas,
            (int)p->sms, plan->split_k, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
-           is_aligned(p) ? "" : ", rows off 16 bytes", is_a_aligned(p) ? "" : ", A copied");
+           is_aligned(p) ? "" : ", rows off 16 bytes", int4mm_plan_aligned16_a(p) ? "" : ", A copied");
 }
 
 /* ---- hopper: persistent CTAs, one an SM, that take their tiles in waves ---- */
@@ -92,7 +87,7 @@ static const hopper_cost hopper_256 = {576, 676, 820, 3250}, hopper_128 = {365, 
 
 /* Of a grouped product, whose weights lie one below the other: a copy past one's K or N comes from the next one. */
 static const char *experts_unsupported(const int4mm_gpu_problem *p) {
-  if (p->experts > INT4MM_HOPPER_EXPERTS) return "is for grouped products of at most 256 experts";
+  if (p->experts > INT4MM_TABLE_EXPERTS) return "is for grouped products of at most 256 experts";
   if (has_factors(p) || p->zeros) return "has no code for grouped products with integer group scales or zero points";
   if (p->K % INT4MM_BLOCK_K) return "needs a K that is a multiple of 128 for grouped products";
   if (p->layout_b == INT4MM_B_NK && p->N % 4)
@@ -123,7 +118,7 @@ static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   return with_alignment(p, max64(reading_time(p), HOPPER_TIME + waves * tile_time));
 }
 
-const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true};
+const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true, false};
 
 /* ---- narrow: a CTA a tile, up to two an SM ---- */
 
@@ -174,4 +169,4 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   return with_alignment(p, max64(reading_time(p), pairs ? split : whole));
 }
 
-const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A, false};
+const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A, false, false};

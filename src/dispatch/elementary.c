@@ -30,4 +30,4 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
     snprintf(text, size, "a thread per output serves any shape; %lld outputs", (long long)int4mm_plan_mul(p->M, p->N));
 }
 
-const int4mm_family int4mm_family_elementary = {unsupported, plan, explain, INT4MM_COPIES_NONE, true};
+const int4mm_family int4mm_family_elementary = {unsupported, plan, explain, INT4MM_COPIES_NONE, true, false};

@@ -41,9 +41,12 @@ int32_t int4mm_plan_ctas(int64_t n) {
   return n < 1 ? 1 : n < INT32_MAX ? (int32_t)n : INT32_MAX;
 }
 
+int64_t int4mm_plan_row_tiles(const int4mm_gpu_problem *p, int32_t m) {
+  return p->experts ? int4mm_expert_tiles(p->M, p->experts, m) : int4mm_plan_ceil_div(p->M, m);
+}
+
 int64_t int4mm_plan_tiles(const int4mm_gpu_problem *p, int32_t m, int32_t n) {
-  int64_t rows = p->experts ? int4mm_expert_tiles(p->M, p->experts, m) : int4mm_plan_ceil_div(p->M, m);
-  return int4mm_plan_mul(rows, int4mm_plan_ceil_div(p->N, n));
+  return int4mm_plan_mul(int4mm_plan_row_tiles(p, m), int4mm_plan_ceil_div(p->N, n));
 }
 
 /* Experts that have rows, if they are shared out evenly. */
@@ -51,10 +54,14 @@ static int64_t experts_at_work(const int4mm_gpu_problem *p) {
   return p->experts < p->M ? p->experts : p->M;
 }
 
-int64_t int4mm_plan_likely_tiles(const int4mm_gpu_problem *p, int32_t m, int32_t n) {
-  if (!p->experts) return int4mm_plan_tiles(p, m, n);
+int64_t int4mm_plan_likely_row_tiles(const int4mm_gpu_problem *p, int32_t m) {
+  if (!p->experts) return int4mm_plan_row_tiles(p, m);
   int64_t experts = experts_at_work(p), rows = p->M / m + experts / 2;
-  return int4mm_plan_mul(rows > experts ? rows : experts, int4mm_plan_ceil_div(p->N, n));
+  return rows > experts ? rows : experts;
+}
+
+int64_t int4mm_plan_likely_tiles(const int4mm_gpu_problem *p, int32_t m, int32_t n) {
+  return int4mm_plan_mul(int4mm_plan_likely_row_tiles(p, m), int4mm_plan_ceil_div(p->N, n));
 }
 
 int64_t int4mm_plan_bytes_of_b(const int4mm_gpu_problem *p) {
@@ -70,7 +77,20 @@ bool int4mm_plan_is_elementary(const int4mm_gpu_problem *p) {
   return p->dtype_a == INT4MM_INT32 && p->scaling == INT4MM_PER_COLUMN && !p->zeros;
 }
 
-int int4mm_plan_aligned16(const int4mm_gpu_problem *p) {
-  int64_t vector = 16 / (int64_t)int4mm_dtype_size(p->dtype_a);
-  return p->align_a >= 16 && p->align_b >= 16 && p->lda % vector == 0 && p->ldb % 4 == 0;
+bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *p) {
+  return p->align_a >= 16 && p->lda % (16 / (int64_t)int4mm_dtype_size(p->dtype_a)) == 0;
+}
+
+bool int4mm_plan_aligned16_b(const int4mm_gpu_problem *p) {
+  return p->align_b >= 16 && p->ldb % 4 == 0;
+}
+
+bool int4mm_plan_aligned16(const int4mm_gpu_problem *p) {
+  return int4mm_plan_aligned16_a(p) && int4mm_plan_aligned16_b(p);
+}
+
+int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *p) {
+  const int64_t call = 2000, rate = 1000; /* bytes a ns */
+  int64_t size = (int64_t)int4mm_dtype_size(p->dtype_a), k = p->dtype_a == INT4MM_INT32 ? p->K / 8 : p->K;
+  return int4mm_plan_add(call, int4mm_plan_mul(int4mm_plan_mul(p->M, k), size) / rate);
 }

@@ -32,6 +32,8 @@ typedef struct int4mm_family {
   int copies; /* int4mm_copies */
   /* Serves grouped products. */
   bool experts;
+  /* Parts of K of a plan whose split_k is above 1 meet in scratch memory (int4mm_sums_bytes), else in a cluster. */
+  bool sums;
 } int4mm_family;
 
 struct int4mm_kernel {
@@ -59,10 +61,12 @@ int64_t int4mm_plan_mul(int64_t a, int64_t b);
 int64_t int4mm_plan_add(int64_t a, int64_t b);
 /* n as a number of CTAs, at least 1. */
 int32_t int4mm_plan_ctas(int64_t n);
-/* Tiles of m x n in the output; of a grouped product the most that there can be. */
+/* Tiles of m x n in the output and of m rows in it; of a grouped product the most that there can be. */
 int64_t int4mm_plan_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
+int64_t int4mm_plan_row_tiles(const int4mm_gpu_problem *problem, int32_t m);
 /* How many there will be: of a grouped product, where each expert has about as many rows, which end anywhere in a tile.
  */
+int64_t int4mm_plan_likely_row_tiles(const int4mm_gpu_problem *problem, int32_t m);
 int64_t int4mm_plan_likely_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
 /* Bytes of the weights that are read, at least once. */
 int64_t int4mm_plan_bytes_of_b(const int4mm_gpu_problem *problem);
@@ -70,7 +74,11 @@ int64_t int4mm_plan_bytes_of_b(const int4mm_gpu_problem *problem);
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *problem);
 /* W4A4 with a scale for each column alone, as int4mm_is_elementary. */
 bool int4mm_plan_is_elementary(const int4mm_gpu_problem *problem);
-/* Whether rows of A and B start on 16 bytes. */
-int int4mm_plan_aligned16(const int4mm_gpu_problem *problem);
+/* Whether rows of A, of B, and of both start on 16 bytes. */
+bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *problem);
+bool int4mm_plan_aligned16_b(const int4mm_gpu_problem *problem);
+bool int4mm_plan_aligned16(const int4mm_gpu_problem *problem);
+/* What a copy of A takes on an H100, in ns. */
+int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *problem);
 
 #endif

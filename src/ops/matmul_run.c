@@ -165,14 +165,22 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
   return status;
 }
 
-/* dst = A of a problem, in dst's dtype: its own, or int8 for words. Words become two's complement. */
-static int32_t copy_a(const int4mm_dispatch_target *target, const int4mm_problem *p, int4mm_matrix *dst, void *stream) {
+/* Launches a plan, with memory for the sums of its parts of K. Where there is none, K stays whole: as right, and
+ * slower.
+ */
+static int32_t launch_kernel(const int4mm_dispatch_target *target, const int4mm_pack_job *quantize,
+                             const int4mm_problem *problem, const int4mm_plan *plan, void *stream, bool non_blocking) {
   const int4mm_cuda_backend *cuda = target->cuda;
-  int4mm_matrix src = {(void *)p->a.data, p->M, p->a.cols, p->a.stride, p->a.dtype};
-  if (src.dtype == INT4MM_INT32) return cuda->align_rows(target->device, dst, &src, p->a.xor_mask, stream);
-  size_t size = int4mm_dtype_size(src.dtype);
-  return cuda->copy(target->device, dst->data, (size_t)dst->stride * size, target->device, src.data,
-                    (size_t)src.stride * size, (size_t)src.cols * size, (size_t)p->M, stream);
+  const int64_t bytes = int4mm_sums_bytes(problem, plan);
+  int4mm_problem p = *problem;
+  void *sums = NULL;
+  if (!bytes) return cuda->matmul(target->device, quantize, problem, plan, stream, non_blocking);
+  int4mm_hold_error();
+  if (cuda->scratch(target->device, (size_t)bytes, &sums, stream)) sums = NULL;
+  int4mm_unhold_error();
+  p.sums = sums;
+  int32_t status = cuda->matmul(target->device, quantize, &p, plan, stream, non_blocking);
+  return sums ? int4mm_free_scratch(target, sums, stream, status) : status;
 }
 
 /* Runs a plan on a copy of A, in `dtype`, whose rows start on 128 bytes: on 16, as the kernels want, copies of 64 bytes
@@ -188,10 +196,12 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   int32_t status = cuda->scratch(target->device, (size_t)(p.M * copy.stride * size), &copy.data, stream);
   if (status) return status;
   if (quantize) status = cuda->quantize(target->device, quantize, &unchecked, stream);
-  if (!status) status = copy_a(target, &p, &copy, stream);
-  if (p.a.dtype == INT4MM_INT32) p.a.xor_mask = 0;
+  int4mm_matrix src = {(void *)p.a.data, p.M, p.a.cols, p.a.stride, p.a.dtype};
+  uint32_t xor_mask = src.dtype == INT4MM_INT32 ? p.a.xor_mask : 0;
+  if (!status) status = cuda->align_rows(target->device, &copy, &src, xor_mask, stream);
+  p.a.xor_mask ^= xor_mask, p.early_b = true;
   p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
-  if (!status) status = cuda->matmul(target->device, NULL, &p, plan, stream, non_blocking);
+  if (!status) status = launch_kernel(target, NULL, &p, plan, stream, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
 }
 
@@ -202,7 +212,7 @@ static int32_t launch_plan(const int4mm_dispatch_target *target, const int4mm_pr
   if (plan->widened) return launch_on_copy(target, c->quantize, problem, INT4MM_INT8, plan, stream, non_blocking);
   if (int4mm_wants_copy_of_a(problem, plan))
     return launch_on_copy(target, c->quantize, problem, problem->a.dtype, plan, stream, non_blocking);
-  return target->cuda->matmul(target->device, c->quantize, problem, plan, stream, non_blocking);
+  return launch_kernel(target, c->quantize, problem, plan, stream, non_blocking);
 }
 
 /* The same on a copy of B in two's complement, whose rows start on 128 bytes. */

@@ -273,15 +273,9 @@ void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, 
   int4mm_parallel(run.pieces.threads, run.pieces.count, copy_piece, &run);
 }
 
-typedef struct range_run {
-  const int4mm_matrix *src;
-  pieces pieces;
-  _Atomic int64_t bad;
-} range_run;
-
 static void range_piece(void *context, int64_t index, int32_t slot) {
   (void)slot;
-  range_run *run = context;
+  search *run = context;
   piece s = piece_at(&run->pieces, index);
   for (int64_t r = s.r0; r < s.r1; r++) {
     const int32_t *row = at(run->src, r, 0);
@@ -296,9 +290,5 @@ static void range_piece(void *context, int64_t index, int32_t slot) {
 }
 
 int64_t int4mm_cpu_find_outside_int8(const int4mm_matrix *src) {
-  range_run run = {.src = src, .pieces = cut(src->rows, src->cols, 1, src->cols)};
-  atomic_init(&run.bad, INT64_MAX);
-  int4mm_parallel(run.pieces.threads, run.pieces.count, range_piece, &run);
-  int64_t bad = atomic_load(&run.bad);
-  return bad == INT64_MAX ? -1 : bad;
+  return find_bad(NULL, src, range_piece);
 }

@@ -438,16 +438,9 @@ void int4mm_elementwise_dequantize_groups(const int4mm_rows *rows, const int4mm_
 
 /* ---- values that are not finite --------------------------------------------------------------------------------- */
 
-typedef struct finite_run {
-  const int4mm_rows *rows;
-  const int4mm_matrix *src;
-  pieces pieces;
-  _Atomic int64_t bad;
-} finite_run;
-
 static void finite_piece(void *context, int64_t index, int32_t slot) {
   (void)slot;
-  finite_run *run = context;
+  search *run = context;
   const int4mm_matrix *src = run->src;
   piece s = piece_at(&run->pieces, index);
   float buffer[BLOCK];
@@ -464,9 +457,5 @@ static void finite_piece(void *context, int64_t index, int32_t slot) {
 }
 
 int64_t int4mm_elementwise_find_not_finite(const int4mm_rows *rows, const int4mm_matrix *src) {
-  finite_run run = {.rows = rows, .src = src, .pieces = cut(src->rows, src->cols, 1, src->cols)};
-  atomic_init(&run.bad, INT64_MAX);
-  int4mm_parallel(run.pieces.threads, run.pieces.count, finite_piece, &run);
-  int64_t bad = atomic_load(&run.bad);
-  return bad == INT64_MAX ? -1 : bad;
+  return find_bad(rows, src, finite_piece);
 }

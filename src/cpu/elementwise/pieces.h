@@ -72,6 +72,23 @@ static inline void record_bad(_Atomic int64_t *bad, int64_t index) {
   }
 }
 
+/* A search for bad values: a piece gives record_bad its first. */
+typedef struct search {
+  const int4mm_rows *rows; /* or NULL, where the pieces need none */
+  const int4mm_matrix *src;
+  pieces pieces;
+  _Atomic int64_t bad;
+} search;
+
+/* The index of the first bad value, or -1. `task` is given a search. */
+static inline int64_t find_bad(const int4mm_rows *rows, const int4mm_matrix *src, int4mm_task *task) {
+  search run = {.rows = rows, .src = src, .pieces = cut(src->rows, src->cols, 1, src->cols)};
+  atomic_init(&run.bad, INT64_MAX);
+  int4mm_parallel(run.pieces.threads, run.pieces.count, task, &run);
+  int64_t bad = atomic_load(&run.bad);
+  return bad == INT64_MAX ? -1 : bad;
+}
+
 /* Which NaN a conversion or a product gives IEEE leaves to the machine: as results all are INT4MM_NAN_BITS. */
 static inline void make_one_nan(float *x, int64_t n) {
   for (int64_t i = 0; i < n; i++) {

@@ -1,0 +1,78 @@
+/*
+ * The end of a product whose K CTAs share without a cluster: each has left the sums of its part in scratch memory,
+ * [parts, M, N], and this kernel adds them, exact in any order, and finishes the outputs.
+ *
+ * It waits for the product as any kernel does for the one before it in its stream. CTAs that count who is the last at
+ * a tile, and so adds, would spare this launch; but their counters have to be zero at the start of every launch, of
+ * which a graph or another stream may have several under way, and zeroing them is a launch as well.
+ */
+#include "common/epilogue.cuh"
+#include "common/kernels.h"
+#include "common/launch.cuh"
+
+namespace {
+
+constexpr int THREADS = 128, COUNT = 4; /* columns of a thread */
+constexpr int AHEAD = 4;                /* parts that a lane loads together */
+
+struct SumsArguments {
+  const int32_t *sums;
+  int64_t ld, part; /* elements from row to row, from part to part */
+  int parts, N;
+  unsigned quads, count; /* of a row, of all rows: few, since K is shared where tiles are */
+  float unscale;
+  EpilogueArguments epilogue;
+};
+
+/* Adds COUNT columns of every SHARESth part from `part` on. */
+template <int SHARES>
+__device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArguments &p, const int32_t *from,
+                                          int part) {
+  for (; part < p.parts; part += AHEAD * SHARES) {
+    int4 x[AHEAD];
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++)
+      x[j] = part + j * SHARES < p.parts ? __ldcs((const int4 *)(from + (part + j * SHARES) * p.part)) : int4{};
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) sums[0] += x[j].x, sums[1] += x[j].y, sums[2] += x[j].z, sums[3] += x[j].w;
+  }
+}
+
+/* SHARES lanes of a warp have the same columns and each a share of the parts. */
+template <int SHARES> __global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
+  constexpr int QUADS = 32 / SHARES; /* of a warp, neighbours */
+  const unsigned lane = threadIdx.x % 32, warp = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+  const unsigned mine = warp * QUADS + lane % QUADS, quad = min(mine, p.count - 1);
+  const int64_t row = quad / p.quads, column = quad % p.quads * COUNT, N = p.N;
+  int32_t sums[COUNT] = {};
+  float scale_b[COUNT], bias[COUNT];
+  ptx::griddepcontrol_wait();
+  const float scale_a = __ldg(p.epilogue.scale_a + row);
+#pragma unroll
+  for (int j = 0; j < COUNT; j++) scale_b[j] = column + j < N ? __ldg(p.epilogue.scale_b + column + j) : 0;
+  int4mm_load_bias(bias, p.epilogue, column, N);
+  add_share<SHARES>(sums, p, p.sums + row * p.ld + column, lane / QUADS);
+  ptx::griddepcontrol_launch_dependents();
+#pragma unroll
+  for (int j = 0; j < COUNT; j++)
+    for (int other = QUADS; other < 32; other *= 2) sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], other);
+  if (mine < p.count && lane < QUADS)
+    int4mm_finish<true>(p.epilogue, row, column, N, p.unscale, scale_a, scale_b, bias, sums);
+}
+
+template <int SHARES> cudaError_t launch(const SumsArguments &p, int device, cudaStream_t stream) {
+  const dim3 grid(int4mm_blocks(p.count, THREADS / SHARES));
+  return int4mm_launch<add_sums<SHARES>>(device, grid, THREADS, 0, dim3(1), stream, p);
+}
+
+} // namespace
+
+cudaError_t int4mm_launch_add_sums(const int4mm_problem *problem, const int4mm_plan *plan, int parts, float unscale,
+                                   cudaStream_t stream) {
+  SumsArguments p = {};
+  p.sums = problem->sums, p.ld = int4mm_sums_stride(problem->N), p.part = problem->M * p.ld;
+  p.parts = parts, p.N = (int)problem->N, p.unscale = unscale;
+  p.quads = (unsigned)((problem->N + COUNT - 1) / COUNT), p.count = (unsigned)problem->M * p.quads;
+  p.epilogue = int4mm_epilogue_arguments(problem, COUNT);
+  return parts > AHEAD ? launch<4>(p, plan->device, stream) : launch<1>(p, plan->device, stream);
+}
