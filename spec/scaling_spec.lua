@@ -321,6 +321,36 @@ describe("on a GPU a product of any kind", function()
     end)
   end
 
+  -- Their CTAs have several stripes of columns, or too long a K to keep the sums of all groups.
+  for _, kernel in ipairs { "skinny_8", "skinny_16", "skinny_64" } do
+    helper.on_gpu("is the CPU's with groups of 128 on wide and long shapes with " .. kernel, function()
+      local served = 0
+      for i, shape in ipairs {
+        { 1, 8600, 264 }, { 7, 4300, 1160 }, { 8, 9000, 128 }, { 13, 4480, 2048 }, { 16, 64, 12032 },
+        { 16, 13600, 520 }, { 19, 4300, 1000 }, { 64, 9000, 392 }, { 5, 96, 30000 },
+      } do
+        for j = 1, 6 do
+          local set = {
+            a = j % 2 == 0 and "int4" or "int8", scaling = "group", group = 128, layout_b = "kn", ng = false,
+            zeros = j > 3 and "int8" or false, guard_b = 0, guard_s = 0,
+          }
+          local case = kinds.draw(cases.random(10 * i + j), shape[1], shape[2], shape[3], set)
+          local a, b, scale_a, scale_b, opts = kinds.arguments(case, kinds.build(case), "cuda:0")
+          opts.kernel = kernel
+          if serves(kernel, a, b, scale_a, scale_b, opts) then
+            served = served + 1
+            local here = { kinds.arguments(case, kinds.build(case)) }
+            local expected = helper.bytes(q.int4_matmul_cpu(here[1], here[2], here[3], here[4], here[5]))
+            for _ = 1, 3 do
+              assert.same_bits(expected, q.int4_matmul_cuda(a, b, scale_a, scale_b, opts), kernel .. ": " .. case.name)
+            end
+          end
+        end
+      end
+      assert(served > 0)
+    end)
+  end
+
   for i, set in ipairs(EXACT) do
     helper.on_gpu(("has a row's bits alone and inside M = 2 to 4096, kind %d"):format(i), function()
       local all = with_rows(set, 4096)

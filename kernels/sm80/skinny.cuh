@@ -120,7 +120,7 @@ struct Shape {
   typedef int32_t Sum;
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
   static constexpr bool LAYER = LAYER_, NK = NK_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
-  static constexpr bool ONE_STRIPE = ROTATED, GENERAL = false, CHAINS = false;
+  static constexpr bool ONE_STRIPE = ROTATED, GENERAL = false, FINISHES = false;
   static constexpr int OWN_CHUNKS = OWN_CHUNKS_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
@@ -448,12 +448,12 @@ template <class S> __device__ __forceinline__ void multiply_rows(const typename 
     stage = stage + stage_bytes == stages + bytes ? stages : stage + stage_bytes;
     if constexpr (S::GENERAL)
       if (k_block < k_blocks) S::add(sums, pending, source, p);
-    if constexpr (S::GENERAL) S::end_round(sums, p, round, first_row, stripe_column);
+    if constexpr (S::GENERAL) S::end_round(sums, p, round);
   }
   /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */
   ptx::griddepcontrol_launch_dependents();
-  if constexpr (S::CHAINS) {
-    S::finish(sums, p, first_row, stripe_column);
+  if constexpr (S::FINISHES) {
+    S::finish(sums, p, first_row);
   } else {
     float scale_b[CHUNK_WORDS], bias[CHUNK_WORDS]; /* of the columns that this thread will finish, loaded meanwhile */
     const Finisher of = Finisher::of<S>(p);

@@ -14,7 +14,8 @@
  *   ONES_SHIFT    sums over A times ones are 2^ONES_SHIFT times too large
  *   mask          makes words of A past the `valid` ones of a k-block 0 where zeroed memory is not
  *   fragments     an mma's registers of A for each step, from words of rows g and g + 8
- *   B             unpacks a word of B for column i of a lane's four: two registers for each step
+ *   B             unpacks a word of B for column i of a lane's four: two registers for each step; of floats less the
+ *                 zero points of set_zeros, a byte for each of these columns, from -120 to 119
  */
 #ifndef INT4MM_SKINNY_FRAGMENTS_CUH
 #define INT4MM_SKINNY_FRAGMENTS_CUH
@@ -35,7 +36,7 @@ namespace {
 struct IntegerB {
   Unpacker<false> unpack;
   __device__ __forceinline__ explicit IntegerB(uint32_t xor_mask) : unpack(xor_mask) {}
-  __device__ __forceinline__ void set_zero(int, int) {}
+  __device__ __forceinline__ void set_zeros(uint32_t) {}
   __device__ __forceinline__ void operator()(uint32_t (&to)[2], uint32_t word, int) const {
     to[0] = unpack.even(word), to[1] = unpack.odd(word);
   }
@@ -55,7 +56,7 @@ struct IntegerA {
 struct WordsB {
   uint32_t xor_mask;
   __device__ __forceinline__ explicit WordsB(uint32_t xor_mask) : xor_mask(xor_mask) {}
-  __device__ __forceinline__ void set_zero(int, int) {}
+  __device__ __forceinline__ void set_zeros(uint32_t) {}
   __device__ __forceinline__ void operator()(uint32_t (&to)[2], uint32_t word, int) const {
     to[0] = to[1] = word ^ xor_mask;
   }
@@ -109,11 +110,17 @@ struct Float16B {
   __device__ __forceinline__ explicit Float16B(uint32_t xor_mask) {
     uint32_t fix = xor_mask ^ 0x88888888u;
     magic[0] = 0x64006400u ^ (fix & 0x000f000fu), magic[1] = 0x64006400u ^ (fix & 0x00f000f0u);
-#pragma unroll
-    for (int i = 0; i < 4; i++) set_zero(i, 0);
+    set_zeros(0);
   }
-  __device__ __forceinline__ void set_zero(int i, int zero) {
-    less[0][i] = __float2half2_rn((float)(-1032 - zero)), less[1][i] = __float2half2_rn((float)(-72 - zero));
+  /* A byte z + 128 beside the bits of 1024 is 1152 + z. */
+  __device__ __forceinline__ void set_zeros(uint32_t bytes) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t bits = __byte_perm(bytes ^ 0x80808080u, 0x64, 0x4040 + 0x0101 * i);
+      __half2 x;
+      memcpy(&x, &bits, sizeof x);
+      less[0][i] = __hsub2(__float2half2_rn(120), x), less[1][i] = __hsub2(__float2half2_rn(1080), x);
+    }
   }
   __device__ __forceinline__ uint32_t pair(uint32_t word, int i, int place) const {
     uint32_t bits = (word & (place ? 0x00f000f0u : 0x000f000fu)) ^ magic[place];
@@ -136,11 +143,15 @@ struct Bfloat16B {
   __nv_bfloat162 less[4];
   __device__ __forceinline__ explicit Bfloat16B(uint32_t xor_mask) {
     magic = 0x43004300u ^ ((xor_mask ^ 0x88888888u) & 0x000f000fu);
-#pragma unroll
-    for (int i = 0; i < 4; i++) set_zero(i, 0);
+    set_zeros(0);
   }
-  __device__ __forceinline__ void set_zero(int i, int zero) {
-    less[i] = __float2bfloat162_rn((float)(-136 - zero));
+  /* A byte z + 128 beside the bits of 2^23 is 2^23 + 128 + z. */
+  __device__ __forceinline__ void set_zeros(uint32_t bytes) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float x = __uint_as_float(__byte_perm(bytes ^ 0x80808080u, 0x4b, 0x4550 + i));
+      less[i] = __float2bfloat162_rn(8388600.0f - x);
+    }
   }
   __device__ __forceinline__ void operator()(uint32_t (&to)[4], uint32_t word, int i) const {
 #pragma unroll

@@ -35,16 +35,17 @@ void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
   bool vectors = is_vectors(p->scales, p->scales_stride | (p->scales ? scales_expert : 0)) &&
                  is_vectors(p->bytes, p->bytes_stride | (p->bytes ? bytes_expert : 0));
   p->whole_blocks = vectors ? (int)(problem->K / INT4MM_BLOCK_K) : 0;
-  p->b_block_bytes = (uint32_t)(b->stride * BLOCK_WORDS * 4);
+  p->b_block_bytes = (uint32_t)(b->stride * BLOCK_WORDS * 4), p->b_four_bytes = p->b_block_bytes / 4;
 }
 
 /* Windows of a chain: all of K where it fits beside the stages, else two of as many rounds as do. `left`: bytes of
- * shared memory. False: there is no place. */
-bool set_windows(GeneralArguments *p, int64_t left, int rows) {
-  p->slot_rows = p->M < rows ? p->M : rows, p->slot_bytes = (p->slot_rows + 1) * COLUMNS * 4;
+ * shared memory. `groups`: slots have all rows, and all of K has to fit. False: there is no place. */
+bool set_windows(GeneralArguments *p, int64_t left, int rows, bool groups) {
+  p->slot_rows = p->M < rows && !groups ? p->M : rows, p->slot_bytes = (p->slot_rows + 1) * COLUMNS * 4;
   p->block_slot_bytes = p->segments * p->slot_bytes;
   int64_t round = (int64_t)p->warps_k * p->segments * p->slot_bytes, fit = left / (p->warps_n * round);
   bool whole = p->rounds <= fit;
+  if (groups && !whole) return false;
   p->window = whole ? p->rounds : (int)(fit / 2);
   p->stripe_bytes = (int)((whole ? 1 : 2) * p->window * round);
   if (!whole) p->rotation_length = 0; /* K in order */
@@ -56,6 +57,7 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   int64_t value_bits = problem->a.dtype == INT4MM_INT32 ? 4 : S::A::WORDS * 4;
   p.rows = (const char *)problem->a.data, p.row_bytes = (int)(problem->K * value_bits / 8);
   p.row_stride = problem->a.stride * (problem->a.dtype == INT4MM_INT32 ? 4 : value_bits / 8);
+  p.row_step_bytes = p.row_stride * S::Source::ROWS_STEP;
   p.b = problem->b.words, p.ldb = problem->b.stride;
   p.M = (int)problem->M, p.N = (int)problem->N, p.words = (int)int4mm_words_of_k(problem);
   set_warps(&p, plan);
@@ -75,16 +77,34 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
 
   int warps = p.warps_n * p.warps_k, most;
   size_t shared = (size_t)warps * p.stages * p.stage_bytes;
-  if (S::CHAINS && p.split > 1) return cudaErrorNotSupported;
+  if (S::FINISHES && p.split > 1) return cudaErrorNotSupported;
+  if (S::RINGS) {
+    if (p.warps_k < 2) return cudaErrorNotSupported;
+    p.rotation_length = 0; /* K in order */
+    shared += (size_t)p.warps_n * S::ROWS * COLUMNS * 4;
+  }
   if (S::CHAINS) {
     cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, plan->device);
     if (error != cudaSuccess) return error;
     if (problem->experts.count) most = most / 2 - 1024; /* as src/dispatch/cost_sm80.c counts */
-    if (p.warps_k < S::CHAIN_WARPS || !set_windows(&p, most - (int64_t)shared, S::ROWS)) return cudaErrorNotSupported;
+    if (p.warps_k < S::CHAIN_WARPS || !set_windows(&p, most - (int64_t)shared, S::ROWS, S::IS_GROUPS))
+      return cudaErrorNotSupported;
     shared += (size_t)p.warps_n * p.stripe_bytes;
   }
-  constexpr bool EXPERTS = S::MODE == PLAIN || S::MODE == GROUPS;
+  constexpr bool EXPERTS = S::MODE == PLAIN || S::MODE == GROUPS || S::MODE == RING;
   return launch_grid<S, EXPERTS>(problem, p, shared, plan->device, stream);
+}
+
+/* Integers with a group to a k-block: by slots for all of K where CTAs have one stripe and there is place, else by a
+ * ring. src/dispatch/cost_sm80.c plans with that. */
+template <int ROWS, class A, Mode SLOTS, Mode RING>
+cudaError_t launch_groups(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if constexpr (ROWS < 64)
+    if (plan->tile_n == COLUMNS) {
+      cudaError_t error = launch<GeneralShape<ROWS, A, SLOTS>>(problem, plan, stream);
+      if (error != cudaErrorNotSupported) return error;
+    }
+  return launch<GeneralShape<ROWS, A, RING>>(problem, plan, stream);
 }
 
 /* For what is not usual 8 rows have code for chains alone, of which 16 may not fit, and 64 for all but them:
@@ -93,9 +113,12 @@ template <int ROWS, class A>
 cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
   if (b->group_scales.data) {
-    if (b->group == INT4MM_BLOCK_K && !b->zeros.data)
-      return launch<GeneralShape<ROWS, A, GROUPS>>(problem, plan, stream);
-    if constexpr (ROWS < 64) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+    bool blocks = b->group == INT4MM_BLOCK_K;
+    if (blocks && !b->zeros.data) return launch_groups<ROWS, A, GROUPS, RING>(problem, plan, stream);
+    if constexpr (ROWS < 64) {
+      if (blocks) return launch_groups<ROWS, A, GROUPS_ZEROS, RING_ZEROS>(problem, plan, stream);
+      return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+    }
     return cudaErrorNotSupported;
   }
   bool wide = problem->K >= INT4MM_WIDE_K;
@@ -112,13 +135,14 @@ template <int ROWS, class A>
 cudaError_t launch_floats(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
   if constexpr (ROWS < 64)
-    if (!b->factors.data && !b->zeros.data && (!b->group_scales.data || b->group % INT4MM_BLOCK_K == 0)) {
+    if (!b->factors.data && (!b->group_scales.data || b->group % INT4MM_BLOCK_K == 0)) {
       int4mm_problem grouped = *problem; /* scales of columns are those of one group */
       if (!b->group_scales.data) {
         grouped.b.group_scales = {(void *)b->scales, 1, problem->N, problem->N, INT4MM_FLOAT32};
         grouped.b.scales = nullptr, grouped.experts.group_scales = problem->experts.scales;
       }
-      return launch<GeneralShape<ROWS, A, GROUPS>>(&grouped, plan, stream);
+      return b->zeros.data ? launch<GeneralShape<ROWS, A, GROUPS_ZEROS>>(&grouped, plan, stream)
+                           : launch<GeneralShape<ROWS, A, GROUPS>>(&grouped, plan, stream);
     }
   if constexpr (ROWS > 8) return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
   return cudaErrorNotSupported;

@@ -14,6 +14,11 @@
  * Integers with group scales, whose chain t = fma(float(acc_g), scale, t) has an order: a segment's sums and scales go
  * to its slot in shared memory, and after a window of rounds the threads that will finish outputs take them from there
  * in order. The window is all of K where that fits, else there are two, of which one is filled while the other is read.
+ *
+ * With a group to each k-block windows of less than all of K, whose barriers stop all warps of a stripe, are not worth
+ * it: the warps are a ring in which t goes from k-block to k-block, by shared memory; a lane has the same outputs in
+ * all of them. A turn takes some 100 ns, which is hidden where a CTA has several stripes: 16 x 4096 x 14336 takes 12.8
+ * us on an H100, by windows 15.2. Of one stripe 16 x 4096 x 4096 takes 6.4 by a ring and 5.2 by slots.
  */
 #ifndef INT4MM_SKINNY_GENERAL_CUH
 #define INT4MM_SKINNY_GENERAL_CUH
@@ -32,7 +37,9 @@ struct GeneralArguments : SkinnyCommon {
   uint32_t scales_stride; /* from group to group, in bytes */
   int scale_dtype;
   uint32_t group_reciprocal; /* 2^31 over `group`, rounded up */
-  uint32_t b_block_bytes;    /* from a k-block of B to the next */
+  uint32_t b_block_bytes;    /* from a k-block of B to the next, */
+  uint32_t b_four_bytes;     /* and from a row of words to the fourth after it */
+  int64_t row_step_bytes;    /* of A, between the rows that a lane copies */
   int whole_blocks;          /* k-blocks that are copied as a whole */
   int stages;
   int stage_bytes;    /* where the shape does not say it */
@@ -50,28 +57,33 @@ struct GeneralArguments : SkinnyCommon {
 };
 
 /* What a kernel does with its sums; of floats it is SUMS or GROUPS. A branch within a k-block costs more than what it
- * spares, for loads do not move ahead of it: PLAIN and GROUPS have none. */
+ * spares, for loads do not move ahead of it: PLAIN and GROUPS have none, and zero points are modes of their own. */
 enum Mode {
-  PLAIN,       /* integers, a scale for each column, K below INT4MM_WIDE_K: they stay in the accumulators */
-  PLAIN_ZEROS, /* and a zero point for each */
-  SUMS,        /* no group scales, or an A of floats: they are added segment by segment */
-  CHAIN,       /* integers, group scales */
-  GROUPS       /* group scales, each for whole k-blocks and with integers for one; no zero points, no cluster */
+  PLAIN,        /* integers, a scale for each column, K below INT4MM_WIDE_K: they stay in the accumulators */
+  PLAIN_ZEROS,  /* and a zero point for each */
+  SUMS,         /* no group scales, or an A of floats: they are added segment by segment */
+  CHAIN,        /* integers, group scales */
+  GROUPS,       /* group scales, each for whole k-blocks and with integers for one, whose slots are for all of K */
+  GROUPS_ZEROS, /* and a zero point beside each */
+  RING,         /* the same of integers by a ring */
+  RING_ZEROS
 };
 
-/* What a lane sums over a segment: the mmas, and A alone in every column of one more. */
+/* What a lane sums over a segment: the mmas, and A alone in every column of one more. PAIRED: rows 0 .. 7 of the first
+ * and 8 .. 15 of the second are two parts of the same sums. */
 template <class S> struct Segment {
-  typename S::Sum acc[S::ROW_TILES][4][4];
+  typename S::Sum acc[S::PAIRED ? 2 : S::ROW_TILES][4][4];
   int32_t ones[S::FLOAT ? 1 : S::ROW_TILES][4];
 };
 
 /* A segment that has been multiplied but not added yet, with what a stage has for it. */
 template <class S> struct Pending {
   Segment<S> sum;
-  uint2 bytes;                       /* of eight columns */
-  float scales[S::FLOAT ? 8 : 1];    /* of eight columns; of the lane's column for a slot */
-  uint32_t packed[S::FLOAT ? 8 : 1]; /* GROUPS: the same as they lie in memory */
+  uint2 bytes;                            /* of eight columns */
+  float scales[S::BY_COLUMNS ? 8 : 1];    /* of eight columns; of the lane's column for a slot */
+  uint32_t packed[S::BY_COLUMNS ? 8 : 1]; /* GROUPS: the same as they lie in memory */
   uint32_t slot;
+  int k_block;
 };
 
 /* A lane's sums. PLAIN: of each mma. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. */
@@ -81,17 +93,25 @@ template <class S> struct GeneralSums {
   int32_t state[S::ROWS];
 };
 
-/* CHAIN: of each output of this thread, some columns of a row, t and the sum of a group so far. */
+/* CHAIN: of each output of this thread, rows of one column, t and the sum of a group so far. */
 template <class S> struct ChainSums {
-  float t[S::ITEMS][S::CHAIN_COLUMNS];
-  int32_t sum[S::ITEMS][S::CHAIN_COLUMNS];
-  float scale_a[S::ITEMS], bias[S::CHAIN_COLUMNS];
-  int stripe, column;            /* of the CTA, of the stripe */
-  int first_row, row, step;      /* of the warp's first output and of this thread's; from one to the next */
+  float t[S::ITEMS];
+  int32_t sum[S::ITEMS];
+  float scale_a[S::ITEMS], bias[1];
+  int stripe, column;            /* of the CTA, of the matrix */
+  int row, step;                 /* of the warp's first outputs; from one to the next */
   int first, half;               /* a window's first round; which of two it is */
-  int items;                     /* outputs that a lane of the warp has */
+  int items;                     /* rows that the warp has */
   uint32_t at[S::ITEMS], scales; /* in the window's first slot: sums of each output and their scales */
-  uint32_t slot;                 /* of k-block 0, were it in the window */
+  uint32_t slot, to;             /* of k-block 0, were it in the window; where a lane's sums begin in a slot */
+};
+
+/* RING: the chains t[8 r + c] of row g + 8 r and column 8 t + c. */
+template <class S> struct RingSums {
+  float t[S::ROWS], scale_a[S::EIGHTS], bias[8];
+  uint32_t at;           /* where the lane has them for the next warp */
+  int turn, next;        /* barriers: of this warp's turn and of the one with the next k-block */
+  int row, column, last; /* of the CTA's outputs; the last k-block */
 };
 
 template <class S> struct GeneralSource;
@@ -100,32 +120,44 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   typedef GeneralArguments Arguments;
   typedef A_ A;
   typedef typename A::Sum Sum;
-  typedef typename std::conditional<MODE_ == CHAIN || (MODE_ == GROUPS && A::STEPS == 1), ChainSums<GeneralShape>,
-                                    GeneralSums<GeneralShape>>::type Sums;
+  static constexpr Mode MODE = MODE_;
+  static constexpr bool FLOAT = std::is_same<Sum, float>::value;
+  static constexpr bool IS_PLAIN = MODE == PLAIN || MODE == PLAIN_ZEROS; /* stages have A and B alone */
+  static constexpr bool RINGS = MODE == RING || MODE == RING_ZEROS;
+  static constexpr bool IS_GROUPS = MODE == GROUPS || MODE == GROUPS_ZEROS || RINGS;
+  static constexpr bool ZEROS = MODE == PLAIN_ZEROS || MODE == GROUPS_ZEROS || MODE == RING_ZEROS;
+  static constexpr bool BRANCHES = MODE == SUMS || MODE == CHAIN; /* all is decided at run time */
+  static constexpr bool CHAINS = MODE == CHAIN || (IS_GROUPS && !FLOAT && !RINGS);
+  static constexpr bool BY_COLUMNS = FLOAT || RINGS; /* a lane has the scales of all its columns */
+  static constexpr bool FINISHES = CHAINS || RINGS;  /* outputs without a reduction */
+  typedef typename std::conditional<CHAINS, ChainSums<GeneralShape>, GeneralSums<GeneralShape>>::type SomeSums;
+  typedef typename std::conditional<RINGS, RingSums<GeneralShape>, SomeSums>::type Sums;
   typedef GeneralSource<GeneralShape> Source;
   typedef Pending<GeneralShape> Waiting;
   struct Words { /* A and A::B are */
     __device__ __forceinline__ Words(uint32_t, uint32_t) {}
   };
   static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
-  static constexpr Mode MODE = MODE_;
   static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
-  static constexpr bool GENERAL = true, FLOAT = std::is_same<Sum, float>::value;
-  static constexpr bool CHAINS = MODE == CHAIN || (MODE == GROUPS && !FLOAT);
-  static constexpr bool IS_PLAIN = MODE == PLAIN || MODE == PLAIN_ZEROS; /* stages have A and B alone */
-  static constexpr bool BRANCHES = MODE == SUMS || MODE == CHAIN;        /* all is decided at run time */
+  static constexpr bool GENERAL = true;
   static constexpr float UNSCALE = 1;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
+  static constexpr bool PAIRED = FLOAT && ROWS == 8; /* the steps of a slice take one half of an mma's rows each */
   static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
   static constexpr int PARAMETERS = B_BYTES + EIGHTS * EIGHT_BYTES; /* where they lie in a stage */
-  /* In a chain: the warps that share K at least; columns of an output of a thread, and its outputs at most. */
+  /* In a chain: the warps that share K at least, and the outputs of a thread at most. */
   static constexpr int CHAIN_WARPS = ROWS == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
-  static constexpr int CHAIN_COLUMNS = ROWS == 8 ? 1 : ROWS == 16 ? 2 : 4, ITEMS = ROWS / (CHAIN_WARPS * CHAIN_COLUMNS);
+  static constexpr int ITEMS = ROWS / CHAIN_WARPS;
 
   static __device__ __forceinline__ int stage_bytes(const Arguments &p) {
-    return BRANCHES ? p.stage_bytes : MODE == GROUPS ? PARAMETERS + 256 : PARAMETERS;
+    return BRANCHES ? p.stage_bytes : IS_GROUPS ? PARAMETERS + 256 : PARAMETERS;
   }
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
+  /* By groups a slot has all rows, so that the chain's loads need no addresses of their own. */
+  static __device__ __forceinline__ int slot_rows(const Arguments &p) { return IS_GROUPS ? ROWS : p.slot_rows; }
+  static __device__ __forceinline__ int slot_bytes(const Arguments &p) {
+    return IS_GROUPS ? (ROWS + 1) * COLUMNS * 4 : p.slot_bytes;
+  }
   static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
   static __device__ void wait(const Source &source);
   static __device__ void select_expert(Arguments &own, const int4mm_experts &experts, int expert);
@@ -135,8 +167,8 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static __device__ void multiply(Sums &sums, Waiting &pending, const Source &source, const Arguments &p,
                                   uint32_t stage, int k_block, int round);
   static __device__ void add(Sums &sums, Waiting &pending, const Source &source, const Arguments &p);
-  static __device__ void end_round(Sums &sums, const Arguments &p, int round, int first_row, int first_column);
-  static __device__ void finish(Sums &sums, const Arguments &p, int first_row, int first_column);
+  static __device__ void end_round(Sums &sums, const Arguments &p, int round);
+  static __device__ void finish(Sums &sums, const Arguments &p, int first_row);
   static __device__ void store_partial(uint32_t matrix, const Sums &sums);
 };
 
@@ -178,10 +210,11 @@ template <class S> struct GeneralSource {
   static constexpr int CHUNKS = S::A_ROW_BYTES / 16, ROWS_STEP = 32 / CHUNKS; /* chunks of a row, rows at a time */
   const char *b, *rows, *scales, *bytes;
   bool inside;                                     /* of the warp's columns */
+  int valid_rows;                                  /* of A from the lane's first on */
   uint32_t b_to, rows_to;                          /* in a stage: where it copies to */
   uint32_t b_at, rows_at;                          /* and where it loads the words of slice 0 from */
   int copies_scales, copies_bytes;                 /* of a segment */
-  uint32_t scales_at;                              /* GROUPS: where the lane's scales are in a stage */
+  uint32_t scales_at, zeros_at, stride;            /* GROUPS: of the lane in a stage; from a group to the next */
   int slices, stages, zeros, factors, scale_dtype; /* of the arguments; scale_dtype is -1 without scales */
 
   __device__ __forceinline__ GeneralSource(const GeneralArguments &p, int first_row, int first_column) {
@@ -190,18 +223,23 @@ template <class S> struct GeneralSource {
     rows = p.rows + (first_row + row) * p.row_stride + c * 16;
     scales = p.scales + first_column * size_of_scale(p) + lane % 8 * 16;
     bytes = p.bytes + first_column + lane % 8 * 16;
-    inside = first_column + COLUMNS <= p.N;
+    inside = first_column + COLUMNS <= p.N, valid_rows = p.M - first_row - row;
+    if (!S::BRANCHES) valid_rows = kept(valid_rows);
     b_to = chunk_offset(lane / 8, lane % 8), b_at = chunk_offset(t, g);
     rows_to = B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
     rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
     b = kept(b), rows = kept(rows), b_to = kept(b_to), rows_to = kept(rows_to), b_at = kept(b_at);
     rows_at = kept(rows_at), stages = kept(p.stages);
-    zeros = S::BRANCHES ? kept(p.bytes && !p.factors ? 1 : 0) : S::MODE == PLAIN_ZEROS;
+    zeros = S::BRANCHES ? kept(p.bytes && !p.factors ? 1 : 0) : S::ZEROS;
     if (S::IS_PLAIN) return;
-    if (S::MODE == GROUPS) {
-      uint32_t at = S::FLOAT ? 8 * t * size_of_scale(p) : lane * size_of_scale(p) & ~3u;
-      scales = kept(scales), scale_dtype = kept(p.scale_dtype), scales_at = kept(S::PARAMETERS + at);
-      copies_scales = kept(lane * 16 < COLUMNS * size_of_scale(p) ? 1 : 0);
+    if (S::IS_GROUPS) {
+      uint32_t at = S::BY_COLUMNS ? 8 * t * size_of_scale(p) : lane * size_of_scale(p) & ~3u;
+      bool copies_zeros = S::ZEROS && lane >= 8;
+      scales = kept(copies_zeros ? bytes : scales);
+      if (S::ZEROS) stride = kept(copies_zeros ? p.bytes_stride : p.scales_stride);
+      scale_dtype = kept(p.scale_dtype), scales_at = kept(S::PARAMETERS + at);
+      if (S::ZEROS) zeros_at = kept(S::PARAMETERS + 128 + (S::FLOAT ? 4 * g : 8 * t));
+      copies_scales = kept(copies_zeros ? lane < 10 : lane * 16 < COLUMNS * size_of_scale(p));
       return;
     }
     scales = kept(scales), bytes = kept(bytes), slices = kept(p.slices), factors = kept((int)p.factors);
@@ -214,23 +252,24 @@ template <class S> struct GeneralSource {
 /* A k-block that is whole, of columns inside the matrix. */
 template <class S>
 __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const GeneralArguments &p, uint32_t stage,
-                                           uint32_t k_block, int first_row) {
+                                           uint32_t k_block) {
   typedef GeneralSource<S> Source;
   /* a lane's rows have one swizzle */
   static_assert(Source::ROWS_STEP % (S::A::WORDS == 1 ? 8 : S::A::WORDS == 2 ? 4 : 2) == 0, "swizzles differ");
-  const int lane = threadIdx.x % 32, row = first_row + lane / Source::CHUNKS;
+  const int lane = threadIdx.x % 32;
   const char *b = from.b + (uint64_t)k_block * p.b_block_bytes;
   const char *rows = from.rows + (uint64_t)k_block * S::A_ROW_BYTES;
   uint32_t chunk = stage + from.b_to, to = stage + from.rows_to;
 #pragma unroll
-  for (int j = 0; j < 4; j++, b += p.b_block_bytes / 4) ptx::cp_async16(chunk + j * CHUNK_BYTES, b, 16);
+  for (int j = 0; j < 4; j++, b += p.b_four_bytes) ptx::cp_async16(chunk + j * CHUNK_BYTES, b, 16);
 #pragma unroll
-  for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += Source::ROWS_STEP * p.row_stride)
-    ptx::cp_async16_l1_if(to + i * S::A_ROW_BYTES, rows, row + i < p.M);
+  for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += p.row_step_bytes)
+    ptx::cp_async16_l1_if(to + i * S::A_ROW_BYTES, rows, i < from.valid_rows);
   if (S::IS_PLAIN) return;
-  if (S::MODE == GROUPS) {
-    ptx::cp_async16_if(stage + S::PARAMETERS + lane * 16,
-                       from.scales + (uint64_t)group_of(p, k_block) * p.scales_stride, from.copies_scales);
+  if (S::IS_GROUPS) { /* zero points are after 128 bytes of scales */
+    uint32_t stride = S::ZEROS ? from.stride : p.scales_stride;
+    ptx::cp_async16_if(stage + S::PARAMETERS + lane * 16, from.scales + (uint64_t)group_of(p, k_block) * stride,
+                       from.copies_scales);
     return;
   }
   const uint32_t s = lane / 8, in_segment = lane % 8 * 16, parameters = stage + S::PARAMETERS;
@@ -299,7 +338,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::copy(const Source &
                                                                   uint32_t stage, int k_block, int first_row,
                                                                   int first_column) {
   if (k_block < p.whole_blocks && source.inside)
-    copy_whole<GeneralShape>(source, p, stage, k_block, first_row);
+    copy_whole<GeneralShape>(source, p, stage, k_block);
   else
     copy_any<GeneralShape>(p, stage, k_block, first_row, first_column);
 }
@@ -342,6 +381,10 @@ __device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_a
     if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, rows + (2 * m + 1) * S::EIGHT_BYTES, j);
     a.mask(x, y, j, valid);
     a.fragments(fragments[m], x, y);
+    if constexpr (S::PAIRED) {
+      uint32_t(&f)[A::STEPS][4] = fragments[m];
+      f[0][1] = f[1][1] = f[1][0], f[0][3] = f[1][3] = f[1][2], f[1][0] = f[0][0], f[1][2] = f[0][2];
+    }
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -351,7 +394,7 @@ __device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_a
     for (int step = 0; step < A::STEPS; step++)
 #pragma unroll
       for (int m = 0; m < S::ROW_TILES; m++)
-        A::mma(sum.acc[m][i], fragments[m][step], unpacked[2 * step], unpacked[2 * step + 1]);
+        A::mma(sum.acc[S::PAIRED ? step : m][i], fragments[m][step], unpacked[2 * step], unpacked[2 * step + 1]);
   }
   if constexpr (!S::FLOAT)
     if (with_ones)
@@ -397,6 +440,7 @@ template <class S> __device__ __forceinline__ void add_floats(int32_t (&state)[S
 #pragma unroll
     for (int c = 0; c < 8; c++) {
       float x = pending.sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4], t = __int_as_float(state[8 * r + c]);
+      if constexpr (S::PAIRED) x = __fadd_rn(x, pending.sum.acc[1][c % 4][2 + c / 4]);
       state[8 * r + c] = __float_as_int(__fmaf_rn(x, pending.scales[c], t));
     }
 }
@@ -418,8 +462,8 @@ template <class S>
 __device__ __forceinline__ void pending_sums(int32_t (&x)[8], const GeneralSource<S> &source, const Pending<S> &pending,
                                              int r) {
   true_sums<S>(x, pending.sum, r);
-  if (!S::BRANCHES || !source.zeros) return;
-  asm volatile(""); /* a branch: the instructions are too many to be done in vain */
+  if (S::BRANCHES ? !source.zeros : !S::ZEROS) return;
+  if (S::BRANCHES) asm volatile(""); /* a branch: the instructions are too many to be done in vain */
   int32_t zeros[8];
 #pragma unroll
   for (int c = 0; c < 8; c++) zeros[c] = signed_byte(pending.bytes, c);
@@ -442,22 +486,22 @@ __device__ __forceinline__ void add_integers(int32_t (&state)[S::ROWS], const Ge
   }
 }
 
-/* A segment with group scales to its slot: [slot_rows, 32] sums, chunk c of a row at c ^ (row & 1), then the scales. */
+/* A segment with group scales to its slot: [slot_rows, 32] sums, chunk c of a row at c ^ (row & 1), then the scales.
+ * `first`: where the lane's first chunk lies in it. */
 template <class S>
 __device__ __forceinline__ void store_slot(const GeneralArguments &p, const GeneralSource<S> &source,
-                                           const Pending<S> &pending) {
-  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+                                           const Pending<S> &pending, uint32_t first) {
+  const int lane = threadIdx.x % 32, rows = S::slot_rows(p);
+  const uint32_t at = pending.slot + first;
 #pragma unroll
   for (int r = 0; r < S::EIGHTS; r++) {
-    int row = g + 8 * r;
     int32_t x[8];
     pending_sums<S>(x, source, pending, r);
-    if (row >= p.slot_rows) continue;
-    uint32_t at = pending.slot + row * COLUMNS * 4;
-    ptx::st_shared_v4(at + ((2 * t) ^ (row & 1)) * 16, x[0], x[1], x[2], x[3]);
-    ptx::st_shared_v4(at + ((2 * t + 1) ^ (row & 1)) * 16, x[4], x[5], x[6], x[7]);
+    if (!S::IS_GROUPS && lane / 4 + 8 * r >= rows) continue;
+    ptx::st_shared_v4(at + 8 * r * COLUMNS * 4, x[0], x[1], x[2], x[3]);
+    ptx::st_shared_v4((at ^ 16) + 8 * r * COLUMNS * 4, x[4], x[5], x[6], x[7]);
   }
-  ptx::st_shared(pending.slot + p.slot_rows * COLUMNS * 4 + 4 * lane, __float_as_uint(pending.scales[0]));
+  ptx::st_shared(pending.slot + rows * COLUMNS * 4 + 4 * lane, __float_as_uint(pending.scales[0]));
 }
 
 /* What a stage has for a segment, where `scales` and `bytes` are. */
@@ -479,7 +523,7 @@ __device__ __forceinline__ void load_parameters(Pending<S> &pending, const Gener
 
 /* GROUPS: loads the scales of a k-block without a look at them. */
 template <class S> __device__ __forceinline__ void load_packed_scales(Pending<S> &pending, uint32_t at) {
-  if constexpr (S::FLOAT) {
+  if constexpr (S::BY_COLUMNS) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       uint4 v = ptx::ld_shared_v4(at + 16 * h);
@@ -491,21 +535,21 @@ template <class S> __device__ __forceinline__ void load_packed_scales(Pending<S>
   }
 }
 
-/* GROUPS: a k-block of floats. */
-template <class S>
-__device__ __forceinline__ void add_group(int32_t (&state)[S::ROWS], Pending<S> &pending, int32_t scale_dtype) {
-  auto add = [&](auto scale) {
+/* GROUPS: the scales of eight columns, for next(), which every dtype has code of its own of. */
+template <class S, class F>
+__device__ __forceinline__ void with_scales(Pending<S> &pending, int32_t scale_dtype, F next) {
+  auto with = [&](auto scale) {
 #pragma unroll
     for (int c = 0; c < 8; c++) pending.scales[c] = scale(c);
-    add_floats<S>(state, pending);
+    next();
   };
   auto half = [&](int c) { return (uint16_t)(pending.packed[c / 2] >> c % 2 * 16); };
   if (scale_dtype == INT4MM_FLOAT32)
-    add([&](int c) { return __uint_as_float(pending.packed[c]); });
+    with([&](int c) { return __uint_as_float(pending.packed[c]); });
   else if (scale_dtype == INT4MM_FLOAT16)
-    add([&](int c) { return int4mm_widen<INT4MM_FLOAT16>(half(c)); });
+    with([&](int c) { return int4mm_widen<INT4MM_FLOAT16>(half(c)); });
   else
-    add([&](int c) { return int4mm_widen<INT4MM_BFLOAT16>(half(c)); });
+    with([&](int c) { return int4mm_widen<INT4MM_BFLOAT16>(half(c)); });
 }
 
 /* GROUPS: the scale of lane's column. */
@@ -513,6 +557,38 @@ __device__ __forceinline__ float unpack_scale(uint32_t bits, int32_t dtype) {
   uint16_t half = (uint16_t)(bits >> threadIdx.x % 2 * 16);
   float wide = dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>(half) : int4mm_widen<INT4MM_BFLOAT16>(half);
   return dtype == INT4MM_FLOAT32 ? __uint_as_float(bits) : wide;
+}
+
+/* RING: a k-block, when its turn has come: t = fma(sum, scale, t), for the warp with the next one. */
+template <class S>
+__device__ __forceinline__ void pass_on(RingSums<S> &sums, Pending<S> &pending, const GeneralSource<S> &source) {
+  float x[S::ROWS];
+#pragma unroll
+  for (int r = 0; r < S::EIGHTS; r++) {
+    int32_t acc[8];
+    pending_sums<S>(acc, source, pending, r);
+#pragma unroll
+    for (int c = 0; c < 8; c++) x[8 * r + c] = (float)acc[c];
+  }
+  with_scales(pending, source.scale_dtype, [] {});
+  const bool first = pending.k_block == 0;
+  if (!first) ptx::named_barrier_sync(sums.turn, 64);
+#pragma unroll
+  for (int i = 0; i < S::ROWS; i += 4) {
+    uint4 before = make_uint4(0, 0, 0, 0);
+    if (!first) before = ptx::ld_shared_v4(sums.at + 128 * i);
+#pragma unroll
+    for (int c = 0; c < 4; c++)
+      sums.t[i + c] = int4mm_fma(x[i + c], pending.scales[i % 8 + c], __uint_as_float(element(before, c)));
+  }
+  if (pending.k_block == sums.last) return;
+#pragma unroll
+  for (int i = 0; i < S::ROWS; i += 4) {
+    const float *t = &sums.t[i];
+    ptx::st_shared_v4(sums.at + 128 * i, __float_as_uint(t[0]), __float_as_uint(t[1]), __float_as_uint(t[2]),
+                      __float_as_uint(t[3]));
+  }
+  ptx::named_barrier_arrive(sums.next, 64);
 }
 
 /* Where products are added up. */
@@ -527,13 +603,15 @@ template <class S> __device__ __forceinline__ Segment<S> &sum_of(typename S::Sum
 template <int ROWS, class A, Mode MODE>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::add(Sums &sums, Waiting &pending, const Source &source,
                                                                  const Arguments &p) {
-  if constexpr (MODE == GROUPS && FLOAT) {
-    add_group<GeneralShape>(sums.state, pending, source.scale_dtype);
+  if constexpr (IS_GROUPS && FLOAT) {
+    with_scales(pending, source.scale_dtype, [&] { add_floats<GeneralShape>(sums.state, pending); });
+  } else if constexpr (RINGS) {
+    pass_on<GeneralShape>(sums, pending, source);
   } else if constexpr (FLOAT) {
     add_floats<GeneralShape>(sums.state, pending);
   } else if constexpr (CHAINS) {
-    if (MODE == GROUPS) pending.scales[0] = unpack_scale(pending.packed[0], source.scale_dtype);
-    store_slot<GeneralShape>(p, source, pending);
+    if (IS_GROUPS) pending.scales[0] = unpack_scale(pending.packed[0], source.scale_dtype);
+    store_slot<GeneralShape>(p, source, pending, sums.to);
   }
   if constexpr (MODE == SUMS && !FLOAT) add_integers<GeneralShape>(sums.state, source, pending);
 }
@@ -550,14 +628,16 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
   const int valid = p.words - k_block * BLOCK_WORDS;
   const uint32_t words_at = stage + source.b_at, rows = stage + source.rows_at;
   if constexpr (!BRANCHES) {
-    if constexpr (MODE == GROUPS) {
-      pending.sum = {};
+    if constexpr (IS_GROUPS) {
+      pending.sum = {}, pending.k_block = k_block;
+      if constexpr (ZEROS && FLOAT) b.set_zeros(ptx::ld_shared(stage + source.zeros_at));
+      if constexpr (ZEROS && !FLOAT) pending.bytes = ptx::ld_shared_v2(stage + source.zeros_at);
       load_packed_scales<GeneralShape>(pending, stage + source.scales_at);
-      if constexpr (CHAINS) pending.slot = sums.slot + k_block * p.slot_bytes;
+      if constexpr (CHAINS) pending.slot = sums.slot + k_block * slot_bytes(p);
     }
     Segment<GeneralShape> &sum = sum_of<GeneralShape>(sums, pending);
 #pragma unroll
-    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, MODE == PLAIN_ZEROS, valid);
+    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, ZEROS, valid);
     return;
   }
   const bool zeros = source.zeros;
@@ -570,11 +650,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
       pending.slot += p.slot_bytes;
     }
     pending.sum = {};
-    if (FLOAT && zeros) {
-      uint2 of_columns = make_uint2(ptx::ld_shared(bytes + threadIdx.x % 32 / 4 * 4), 0);
-#pragma unroll
-      for (int i = 0; i < 4; i++) b.set_zero(i, signed_byte(of_columns, i));
-    }
+    if (FLOAT && zeros) b.set_zeros(ptx::ld_shared(bytes + threadIdx.x % 32 / 4 * 4));
     if (source.slices == 4) {
 #pragma unroll
       for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(pending.sum, words_at, rows, i, a, b, zeros, valid);
@@ -589,40 +665,21 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums
 
 /* ---- the chain ---- */
 
-/* COUNT neighbouring words of shared memory. */
-template <int COUNT> __device__ __forceinline__ void load_words(uint32_t (&x)[COUNT], uint32_t at) {
-  if constexpr (COUNT == 4) {
-    uint4 v = ptx::ld_shared_v4(at);
-    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
-  } else if constexpr (COUNT == 2) {
-    uint2 v = ptx::ld_shared_v2(at);
-    x[0] = v.x, x[1] = v.y;
-  } else {
-    x[0] = ptx::ld_shared(at);
-  }
-}
-
-/* The first ITEMS outputs of a thread, some columns of a row each, over a run of slots in order, each a group: the
- * addresses are those of their sums and scales in the first. */
-template <int ITEMS, int ALL, int COUNT>
-__device__ __forceinline__ void chain_groups(float (&t)[ALL][COUNT], const GeneralArguments &p,
-                                             const uint32_t (&sums)[ALL], uint32_t scales, int count) {
-  constexpr int UNROLL = ITEMS == 1 ? 8 : ITEMS == 2 ? 4 : 2;
+/* The first ITEMS outputs of a thread over a run of slots in order, each a group: the addresses are those of their sums
+ * and their column's scale in the first. */
+template <int ITEMS, int UNROLL, int ALL>
+__device__ __forceinline__ void chain_groups(float (&t)[ALL], int slot_bytes, const uint32_t (&sums)[ALL],
+                                             uint32_t scales, int count) {
 #pragma unroll UNROLL
-  for (int i = 0, offset = 0; i < count; i++, offset += p.slot_bytes) {
-    uint32_t s[COUNT];
-    load_words(s, scales + offset);
+  for (int i = 0, offset = 0; i < count; i++, offset += slot_bytes) {
+    const float scale = __uint_as_float(ptx::ld_shared(scales + offset));
 #pragma unroll
-    for (int item = 0; item < ITEMS; item++) {
-      uint32_t x[COUNT];
-      load_words(x, sums[item] + offset);
-#pragma unroll
-      for (int c = 0; c < COUNT; c++) t[item][c] = int4mm_next_group(t[item][c], (int32_t)x[c], __uint_as_float(s[c]));
-    }
+    for (int item = 0; item < ITEMS; item++)
+      t[item] = int4mm_next_group(t[item], (int32_t)ptx::ld_shared(sums[item] + offset), scale);
   }
 }
 
-/* A column of a window's segments from `segment` on, of which several are a group. */
+/* An output over a window's segments from `segment` on, of which several are a group. */
 struct ChainState {
   float t;
   int32_t sum; /* of the group so far */
@@ -640,32 +697,60 @@ __device__ __noinline__ ChainState chain_segments(ChainState state, const Genera
   return state;
 }
 
-/* The chains of this thread's outputs over a window's slots. */
+/* The chains of this thread's outputs over `count` slots, each a group. */
+template <class S>
+__device__ __forceinline__ void chain_slots(typename S::Sums &sums, const GeneralArguments &p, int count) {
+  constexpr int ITEMS = S::ITEMS;
+  const int slot_bytes = S::slot_bytes(p);
+  if (!sums.items) return;
+  if (sums.items == 1)
+    chain_groups<1, 8>(sums.t, slot_bytes, sums.at, sums.scales, count);
+  else if (ITEMS == 2 || sums.items == 2)
+    chain_groups<2, S::IS_GROUPS ? 8 : 4>(sums.t, slot_bytes, sums.at, sums.scales, count);
+  else
+    chain_groups<ITEMS, 2>(sums.t, slot_bytes, sums.at, sums.scales, count);
+}
+
+/* CHAIN: the same over a window's slots. */
 template <class S>
 __device__ __forceinline__ void chain_window(typename S::Sums &sums, const GeneralArguments &p, int rounds) {
-  constexpr int ITEMS = S::ITEMS;
-  if (!sums.items) return;
-  const int items = sums.items;
   const int segment = sums.first * p.warps_k * p.segments;
   const int count = min(rounds * p.warps_k * p.segments, p.all_segments - segment);
-  if (S::MODE == CHAIN && p.group > 1) {
+  if (p.group == 1) return chain_slots<S>(sums, p, count);
 #pragma unroll
-    for (int item = 0; item < ITEMS; item++)
-#pragma unroll
-      for (int c = 0; c < S::CHAIN_COLUMNS; c++) {
-        if (item >= items) continue;
-        ChainState state = {sums.t[item][c], sums.sum[item][c]};
-        state = chain_segments(state, p, sums.at[item] + 4 * c, sums.scales + 4 * c, segment, count);
-        sums.t[item][c] = state.t, sums.sum[item][c] = state.sum;
-      }
-    return;
+  for (int item = 0; item < S::ITEMS; item++) {
+    if (item >= sums.items) continue;
+    ChainState state = chain_segments({sums.t[item], sums.sum[item]}, p, sums.at[item], sums.scales, segment, count);
+    sums.t[item] = state.t, sums.sum[item] = state.sum;
   }
-  if (items == 1)
-    chain_groups<1>(sums.t, p, sums.at, sums.scales, count);
-  else if (ITEMS == 2 || items == 2)
-    chain_groups<2>(sums.t, p, sums.at, sums.scales, count);
-  else
-    chain_groups<ITEMS>(sums.t, p, sums.at, sums.scales, count);
+}
+
+/* What the outputs of a chain need. */
+template <class S>
+__device__ __forceinline__ void load_outputs(typename S::Sums &sums, const GeneralArguments &p, int first_row) {
+  int4mm_load_bias(sums.bias, p.epilogue, sums.column, p.N);
+#pragma unroll
+  for (int item = 0; item < S::ITEMS; item++) {
+    int row = sums.row + item * sums.step;
+    sums.scale_a[item] = row < min(S::ROWS, p.M - first_row) ? __ldg(p.epilogue.scale_a + first_row + row) : 0;
+  }
+}
+
+/* Of a ring: this warp's place in it, and what its outputs need. */
+template <class S>
+__device__ __forceinline__ void begin_ring(RingSums<S> &sums, const GeneralArguments &p, uint32_t slots, int first_row,
+                                           int first_column) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, along_k = by_warps_n<S>(p, warp);
+  const int stripe = warp - along_k * p.warps_n;
+  sums.at = kept(slots + stripe * S::ROWS * COLUMNS * 4 + lane * 16);
+  sums.turn = kept(warp), sums.next = kept(along_k + 1 == p.warps_k ? stripe : warp + p.warps_n);
+  sums.last = kept((p.words + BLOCK_WORDS - 1) / BLOCK_WORDS - 1);
+  sums.row = first_row + lane / 4, sums.column = first_column + lane % 4 * 8;
+  if (sums.last % p.warps_k != along_k) sums.row = p.M; /* another has the outputs */
+  int4mm_load_bias(sums.bias, p.epilogue, sums.column, p.N);
+#pragma unroll
+  for (int r = 0; r < S::EIGHTS; r++)
+    sums.scale_a[r] = sums.row + 8 * r < p.M ? __ldg(p.epilogue.scale_a + sums.row + 8 * r) : 0;
 }
 
 /* PLAIN_ZEROS: loads the zero points. A chain: where this warp's slots and this thread's outputs are: the warps of a
@@ -679,46 +764,34 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, c
     for (int c = 0; c < 8; c++)
       sums.zeros[c] = p.bytes && column + c < p.N ? __ldg((const signed char *)p.bytes + column + c) : 0;
   }
+  if constexpr (RINGS) begin_ring<GeneralShape>(sums, p, slots, first_row, first_column);
   if constexpr (CHAINS) {
-    constexpr int LANES = COLUMNS / CHAIN_COLUMNS; /* for a row */
-    int warp = threadIdx.x / 32, along_k = by_warps_n<GeneralShape>(p, warp), lane = threadIdx.x % 32;
-    sums.stripe = warp - along_k * p.warps_n, sums.column = lane % LANES * CHAIN_COLUMNS;
-    sums.step = p.warps_k * CHAIN_COLUMNS;
-    sums.first_row = along_k * CHAIN_COLUMNS;
-    sums.row = sums.first_row + lane / LANES;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, rows = min(ROWS, p.M - first_row);
+    sums.row = by_warps_n<GeneralShape>(p, warp), sums.step = p.warps_k;
+    sums.stripe = warp - sums.row * p.warps_n, sums.column = first_column + lane;
     slots += sums.stripe * p.stripe_bytes;
-    sums.scales = kept(slots + p.slot_rows * COLUMNS * 4 + sums.column * 4);
-    const int rows = min(ROWS, p.M - first_row);
+    sums.scales = kept(slots + slot_rows(p) * COLUMNS * 4 + lane * 4);
     int items = 0;
 #pragma unroll
     for (int item = 0; item < ITEMS; item++) { /* chunk c of 16 bytes of a row is at c ^ (row & 1) */
       int row = min(sums.row + item * sums.step, rows - 1);
-      sums.at[item] = kept((slots + row * COLUMNS * 4 + sums.column * 4) ^ (row & 1) * 16);
-      if (sums.first_row + item * sums.step < rows) items = item + 1;
+      sums.at[item] = kept((slots + row * COLUMNS * 4 + lane * 4) ^ (row & 1) * 16);
+      if (sums.row + item * sums.step < rows) items = item + 1;
     }
     sums.items = kept(items);
-    sums.slot = slots;
+    sums.slot = slots, sums.to = g * COLUMNS * 4 + (lane % 4 * 2 ^ (g & 1)) * 16;
+    if (IS_GROUPS) sums.to = kept(sums.to); /* else registers are few */
+    if (IS_GROUPS) load_outputs<GeneralShape>(sums, p, first_row);
   }
 }
 
-/* After a round: the chains, where it has filled a window or is the last. */
+/* CHAIN, after a round: the chains, where it has filled a window or is the last. */
 template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sums, const Arguments &p, int round,
-                                                                       int first_row, int first_column) {
-  if constexpr (CHAINS) {
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sums, const Arguments &p, int round) {
+  if constexpr (MODE == CHAIN) {
     const bool last = round + 1 == p.rounds;
     if (!last && round + 1 < sums.first + p.window) return;
-    const int rows = min(ROWS, p.M - first_row);
-    if (last) {
-      ptx::griddepcontrol_launch_dependents(); /* as after the mainloop */
-      int column = first_column + sums.stripe * COLUMNS + sums.column;
-      int4mm_load_bias(sums.bias, p.epilogue, column, p.N);
-#pragma unroll
-      for (int item = 0; item < ITEMS; item++) {
-        int row = sums.row + item * sums.step;
-        sums.scale_a[item] = row < rows ? __ldg(p.epilogue.scale_a + first_row + row) : 0;
-      }
-    }
+    if (last) ptx::griddepcontrol_launch_dependents(); /* as after the mainloop */
     /* All of the window is stored, and all of the one before it has been read. */
     ptx::named_barrier_sync(1 + sums.stripe, 32 * p.warps_k);
     chain_window<GeneralShape>(sums, p, round + 1 - sums.first);
@@ -730,28 +803,46 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sum
   }
 }
 
-/* The outputs of a chain. */
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::finish(Sums &sums, const Arguments &p, int first_row,
-                                                                    int first_column) {
-  constexpr int COUNT = CHAIN_COLUMNS == 4 ? 4 : 1; /* that are stored at once */
-  const int rows = min(ROWS, p.M - first_row);
+/* The outputs of a ring. */
+template <class S> __device__ __forceinline__ void finish_ring(const RingSums<S> &sums, const GeneralArguments &p) {
 #pragma unroll
-  for (int item = 0; item < ITEMS; item++) {
-    int row = sums.row + item * sums.step;
-    if (row >= rows) continue;
+  for (int r = 0; r < S::EIGHTS; r++) {
+    int row = sums.row + 8 * r;
+    if (row >= p.M) continue;
 #pragma unroll
-    for (int c = 0; c < CHAIN_COLUMNS; c += COUNT) {
-      int column = first_column + sums.stripe * COLUMNS + sums.column + c;
-      float x[COUNT], bias[COUNT];
+    for (int c = 0; c < 8; c += 4) {
+      float x[4], bias[4];
 #pragma unroll
-      for (int i = 0; i < COUNT; i++) {
-        x[i] = __fmul_rn(sums.t[item][c + i], sums.scale_a[item]);
-        bias[i] = sums.bias[c + i];
-      }
-      if (column < p.N) int4mm_finish_scaled<LAYER>(p.epilogue, first_row + row, column, p.N, bias, x);
+      for (int i = 0; i < 4; i++) x[i] = __fmul_rn(sums.t[8 * r + c + i], sums.scale_a[r]), bias[i] = sums.bias[c + i];
+      if (sums.column + c < p.N) int4mm_finish_scaled<S::LAYER>(p.epilogue, row, sums.column + c, p.N, bias, x);
     }
   }
+}
+
+/* The outputs of a chain, which by groups begins only here: all slots have been filled. */
+template <class S>
+__device__ __forceinline__ void finish_chain(typename S::Sums &sums, const GeneralArguments &p, int first_row) {
+  if (S::IS_GROUPS) {
+    ptx::named_barrier_sync(1 + sums.stripe, 32 * p.warps_k);
+    chain_slots<S>(sums, p, p.all_segments);
+  } else { /* registers are few before */
+    load_outputs<S>(sums, p, first_row);
+  }
+#pragma unroll
+  for (int item = 0; item < S::ITEMS; item++) {
+    int row = sums.row + item * sums.step;
+    if (row >= min(S::ROWS, p.M - first_row)) continue;
+    float x[1] = {__fmul_rn(sums.t[item], sums.scale_a[item])};
+    if (sums.column < p.N) int4mm_finish_scaled<S::LAYER>(p.epilogue, first_row + row, sums.column, p.N, sums.bias, x);
+  }
+}
+
+template <int ROWS, class A, Mode MODE>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::finish(Sums &sums, const Arguments &p, int first_row) {
+  if constexpr (RINGS)
+    finish_ring<GeneralShape>(sums, p);
+  else
+    finish_chain<GeneralShape>(sums, p, first_row);
 }
 
 /* Without a chain: this lane's sums as store_partial of skinny.cuh has them. */

@@ -67,8 +67,8 @@ static int64_t segments_of(const int4mm_gpu_problem *p) {
 }
 
 /* What a kernel does with its sums, which decides its speed: 16 rows of 4096 x 14336 take 12.0 us on an H100 with int8
- * and a scale for each column, 13 with factors, 14.8 with group scales of 128 values (GROUPS), 19 with zero points as
- * well and 32 with groups of 64 (CHAIN, and more for each segment of a k-block), 14.2 with floats; 64 rows of 4096 x
+ * and a scale for each column, 13 with factors, 13.0 with group scales of 128 values (GROUPS), 13.4 with zero points as
+ * well and 32 with groups of 64 (CHAIN, and more for each segment of a k-block), 15.2 with floats; 64 rows of 4096 x
  * 4096 7.6, 10.6, 16.4 and 13. */
 typedef enum general_kind { PLAIN, FACTORS, GROUPS, CHAIN, FLOATS } general_kind;
 
@@ -76,11 +76,12 @@ static bool is_float(const int4mm_gpu_problem *p) {
   return p->dtype_a != INT4MM_INT32 && p->dtype_a != INT4MM_INT8;
 }
 
-/* What most weights are: a scale for each column, with an A of int8 or floats, or group scales, of floats for whole
- * k-blocks and of integers for one; no zero points. */
+/* What most weights are: a scale for each column, with an A of floats, or of int8 and no zero points, or group scales,
+ * of floats for whole k-blocks and of integers for one. */
 static bool is_usual(const int4mm_gpu_problem *p) {
-  if (p->zeros || p->scaling == INT4MM_GROUP_FACTORS) return false;
-  if (p->scaling == INT4MM_PER_COLUMN) return is_float(p) || (p->dtype_a == INT4MM_INT8 && p->K < INT4MM_WIDE_K);
+  if (p->scaling == INT4MM_GROUP_FACTORS) return false;
+  if (p->scaling == INT4MM_PER_COLUMN)
+    return is_float(p) || (p->dtype_a == INT4MM_INT8 && p->K < INT4MM_WIDE_K && !p->zeros);
   return is_float(p) ? p->group % INT4MM_BLOCK_K == 0 : p->group == INT4MM_BLOCK_K;
 }
 
@@ -106,7 +107,7 @@ static bool is_chain(const int4mm_gpu_problem *p) {
 }
 
 static general_bytes general_bytes_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
-  int64_t segments = segments_of(p), rows = p->M < kernel->tile_m ? p->M : kernel->tile_m;
+  int64_t segments = segments_of(p), rows = p->M < kernel->tile_m && kind_of(p) == CHAIN ? p->M : kernel->tile_m;
   int64_t words = p->dtype_a == INT4MM_INT32 ? 1 : p->dtype_a == INT4MM_INT8 ? 2 : 4;
   int64_t parameters =
       kind_of(p) != PLAIN && (p->scaling != INT4MM_PER_COLUMN || p->zeros) ? (segments * 160 + 255) / 256 * 256 : 0;
@@ -116,6 +117,11 @@ static general_bytes general_bytes_of(const int4mm_kernel *kernel, const int4mm_
   return bytes;
 }
 
+/* Bytes in which a stripe's warps hand their sums on, where they do. */
+static int64_t ring_bytes_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  return kind_of(p) == GROUPS ? kernel->tile_m * INT4MM_SKINNY_COLUMNS * 4 : 0;
+}
+
 /* Warps that share K at least. */
 static int64_t chain_warps_of(const int4mm_kernel *kernel) {
   return kernel->tile_m == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
@@ -123,13 +129,14 @@ static int64_t chain_warps_of(const int4mm_kernel *kernel) {
 
 static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   const general_bytes bytes = general_bytes_of(kernel, p);
-  if (kernel->tile_m == 32 ||
-      (!is_usual(p) && (kernel->tile_m == 8 ? !bytes.slot : kernel->tile_m == 64 && bytes.slot)))
+  bool usual = is_usual(p) && !(p->zeros && kernel->tile_m == 64);
+  if (kernel->tile_m == 32 || (!usual && (kernel->tile_m == 8 ? !bytes.slot : kernel->tile_m == 64 && bytes.slot)))
     return "has no code for this kind of operands";
-  if (p->experts && (!is_usual(p) || (is_float(p) && kernel->tile_m == 64)))
+  if (p->experts && (!is_usual(p) || p->zeros || (is_float(p) && kernel->tile_m == 64)))
     return "has no code for grouped products of this kind of operands";
   if (p->dtype_a == INT4MM_FLOAT32) return "has no code for an A of float32";
-  if (bytes.slot && chain_warps_of(kernel) * 2 * (bytes.stage + bytes.slot) > shared_of(p))
+  int64_t least = chain_warps_of(kernel) * 2 * (bytes.stage + (kind_of(p) == CHAIN ? bytes.slot : 0));
+  if (bytes.slot && least + ring_bytes_of(kernel, p) > shared_of(p))
     return "needs more shared memory than there is for group scales";
   if (p->layout_b != INT4MM_B_KN) return "needs a B of [K/8, N] for this kind of operands";
   if (!int4mm_plan_aligned16(p)) return "needs rows that start on 16 bytes for this kind of operands";
@@ -138,33 +145,45 @@ static const char *general_unsupported(const int4mm_kernel *kernel, const int4mm
   return p->K > INT4MM_SKINNY_GENERAL_MAX_K ? "needs a K of at most 2^20 for this kind of operands" : NULL;
 }
 
-/* As plan() says, with as many stages as fit. A chain needs some warps along K; its slots are all of K's, or two
- * rounds' at least, and it has no cluster. */
+/* The slots of a stripe that such a plan has place for: in a CHAIN two rounds' at least. By groups they are all of K's,
+ * of one stripe, or none: then the warps are a ring. */
+static int64_t slots_of(const int4mm_gpu_problem *p, int64_t warps_n, int64_t warps_k, const general_bytes *bytes) {
+  int64_t rounds = int4mm_plan_ceil_div(int4mm_plan_k_blocks(p), warps_k);
+  if (kind_of(p) == CHAIN) return (rounds < 2 ? rounds : 2) * warps_k;
+  if (warps_n > 1 || warps_k * (2 * bytes->stage + rounds * bytes->slot) > shared_of(p)) return 0;
+  return rounds * warps_k;
+}
+
+/* As plan() says, with as many stages as fit. A chain needs some warps along K, and it has no cluster. */
 static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel, const int4mm_gpu_problem *p,
                             int4mm_plan *plan) {
   const int64_t columns = INT4MM_SKINNY_COLUMNS, k_blocks = int4mm_plan_k_blocks(p), limit = shared_of(p);
   const general_bytes bytes = general_bytes_of(kernel, p);
   int64_t warps_n = 1, warps_k = bytes.slot ? chain_warps_of(kernel) : 1, max_warps = cost->max_warps, max_warps_n = 8,
           max_warps_k = k_blocks < 64 ? 8 : 16, enough = p->sms; /* CTAs side by side, for which warps_n is 1 */
+  const int64_t least_slots = kind_of(p) == CHAIN ? 2 : 0;       /* of a warp */
   if (p->experts) enough = 1, max_warps = bytes.slot ? EXPERT_WARPS_CHAIN : EXPERT_WARPS, max_warps_n = max_warps / 2;
-  while (max_warps > warps_k && max_warps * (2 * bytes.stage + 2 * bytes.slot) > limit) max_warps /= 2;
+  while (max_warps > warps_k &&
+         max_warps * (2 * bytes.stage + least_slots * bytes.slot) + ring_bytes_of(kernel, p) > limit)
+    max_warps /= 2;
   while (warps_n < max_warps_n && (warps_n + 1) * warps_k <= max_warps &&
          int4mm_plan_ceil_div(p->N, warps_n * columns) > enough)
     warps_n++;
   while (warps_n * warps_k * 2 <= max_warps && warps_k < k_blocks && warps_k < max_warps_k) warps_k *= 2;
   int64_t row_tiles = int4mm_plan_likely_row_tiles(p, kernel->tile_m), warps = warps_n * warps_k;
   int64_t ctas = int4mm_plan_mul(int4mm_plan_ceil_div(p->N, warps_n * columns), row_tiles);
-  int64_t rounds = int4mm_plan_ceil_div(k_blocks, warps_k), least_slots = (rounds < 2 ? rounds : 2) * warps_k;
+  int64_t slots = bytes.slot ? slots_of(p, warps_n, warps_k, &bytes) : 0;
+  int64_t kept = warps_n * (slots ? slots * bytes.slot : ring_bytes_of(kernel, p));
   plan->split_k = 1;
   if (int4mm_gpu_has_clusters(p) && !bytes.slot)
     while (plan->split_k < 8 && ctas * plan->split_k * 2 <= p->sms && k_blocks >= warps_k * plan->split_k * 4)
       plan->split_k *= 2;
   /* more cost more than they gain: 64 rows of float16 and 4096 x 4096 take 13 us with two and 17 with three */
-  plan->stages = kernel->tile_m == 64 || (kind_of(p) != PLAIN && warps > 8) ? 2 : 3;
+  const int64_t most = kind_of(p) == GROUPS || (kind_of(p) == FLOATS && kernel->tile_m == 8) ? 12 : 8;
+  plan->stages = kernel->tile_m == 64 || (kind_of(p) != PLAIN && warps > most) ? 2 : 3;
   if (kernel->tile_m == 8 && kind_of(p) != PLAIN && warps <= 8) plan->stages = 4; /* 1 x 4096 x 4096: 5 us, not 5.2 */
   if (p->experts) plan->stages = EXPERT_STAGES;
-  while (plan->stages > 2 && warps * plan->stages * bytes.stage + warps_n * least_slots * bytes.slot > limit)
-    plan->stages--;
+  while (plan->stages > 2 && warps * plan->stages * bytes.stage + kept > limit) plan->stages--;
   plan->tile_n = (int32_t)(warps_n * columns);
   plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
   plan->ctas = ctas_of(kernel, p, plan);
