@@ -666,6 +666,17 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant
 
 /* ---- grouped products ---- */
 
+/* Results of rows of no expert. Its sizes are constants: beside experts.cuh's zero_tile the mainloop of NK and floats
+ * spills on sm_100. */
+template <class T>
+__device__ __noinline__ void zero_tile(const EpilogueArguments &e, int first_row, int end, int first_column, int N) {
+  const float zero[1] = {0};
+  for (int i = threadIdx.x; i < T::BM * T::BN; i += T::THREADS) {
+    const int row = first_row + i / T::BN;
+    if (row < end) int4mm_store(e, row, first_column + i % T::BN, N, zero);
+  }
+}
+
 /* An expert's tile, whose arguments lie in shared memory. */
 template <class T, int SHARED = T::SHARED_BYTES>
 __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_constant__ Arguments p) {
@@ -674,7 +685,7 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_
     const TileCoord at = tile_coord<T>(p);
     ptx::griddepcontrol_wait();
     const ExpertTile tile = find_expert_tile<T::BM>(p.experts, p.M, at.row / T::BM);
-    if (tile.expert == -1) zero_tile(p.epilogue, tile.row, min(tile.end, tile.row + T::BM), at.column, T::BN, p.N);
+    if (tile.expert == -1) zero_tile<T>(p.epilogue, tile.row, tile.end, at.column, p.N);
     if (tile.expert < 0) return;
     if (threadIdx.x == 0) own = arguments_of(p, tile.expert, tile.end);
     __syncthreads();
