@@ -23,12 +23,13 @@ typedef struct skinny_cost {
   int64_t call, rate;
   int32_t max_warps;
   int32_t reading[5]; /* percent of the time of reading B that it takes by general_kind */
+  int64_t cta_rate; /* bytes of B a ns of a CTA, however many SMs idle: 64 x 65536 x 256 without clusters takes 74 us */
 } skinny_cost;
 
-static const skinny_cost costs[] = {{8, 2300, 4150, 16, {100, 120, 125, 150, 140}},
-                                    {16, 2700, 3850, 16, {100, 120, 155, 190, 145}},
-                                    {32, 2600, 2950, 16, {100, 100, 100, 100, 100}},
-                                    {64, 4000, 1470, 8, {80, 130, 215, 215, 200}}};
+static const skinny_cost costs[] = {{8, 2300, 4150, 16, {100, 120, 125, 125, 140}, 46},
+                                    {16, 2700, 3850, 16, {100, 120, 155, 190, 145}, 42},
+                                    {32, 2600, 2950, 16, {100, 100, 100, 100, 100}, 34},
+                                    {64, 4000, 1470, 8, {80, 130, 215, 215, 200}, 15}};
 
 /* Of a grouped product, whose CTAs have few warps, half of them side by side: several CTAs on an SM hide each other's
  * beginning and end. On an H100, W4A4 with 64 rows of 64 experts of 2048 x 1408 takes 26 us, with 8 warps 32, and with
@@ -99,6 +100,16 @@ static int64_t rate_of(const skinny_cost *cost, const int4mm_gpu_problem *p, int
   int4mm_mma type = kind_of(p) == FLOATS ? INT4MM_MMA_FP16 : int4 ? INT4MM_MMA_INT4 : INT4MM_MMA_INT8;
   int64_t mma = int4mm_gpu_mma_rate(p, type, rate);
   return mma < reading ? mma : reading;
+}
+
+/* The time of reading B, for each block of rows anew, at `percent` of what it takes W4A4. */
+static int64_t reading_time(const skinny_cost *cost, const int4mm_gpu_problem *p, const int4mm_plan *plan,
+                            int64_t row_tiles, int32_t percent) {
+  const int64_t bytes = int4mm_plan_mul(p->K / 2, p->N);
+  int64_t stripe = int4mm_plan_mul(p->K / 2, p->N < plan->tile_n ? p->N : plan->tile_n) / plan->split_k;
+  int64_t all = int4mm_plan_mul(row_tiles, bytes / rate_of(cost, p, percent));
+  int64_t one = int4mm_gpu_clock_time(p, int4mm_plan_mul(stripe, percent) / 100 / cost->cta_rate);
+  return all > one ? all : one;
 }
 
 /* Whether sums have slots in shared memory, from which a chain takes them. */
@@ -189,9 +200,8 @@ static int64_t general_plan(const skinny_cost *cost, const int4mm_kernel *kernel
   plan->ctas = ctas_of(kernel, p, plan);
   int32_t percent = cost->reading[kind_of(p)];
   if (kind_of(p) == CHAIN) percent += percent * (segments_of(p) - 1) / 2;
-  int64_t read = int4mm_plan_mul(p->K / 2, p->N) / rate_of(cost, p, percent);
   int64_t waves = int4mm_plan_ceil_div(ctas, p->sms * (p->experts ? EXPERT_CTAS : 1)) - 1;
-  return int4mm_plan_add(int4mm_plan_add(cost->call, int4mm_plan_mul(row_tiles, read)),
+  return int4mm_plan_add(int4mm_plan_add(cost->call, reading_time(cost, p, plan, row_tiles, percent)),
                          int4mm_plan_mul(waves, WAVE_TIME));
 }
 
@@ -246,9 +256,9 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   plan->tile_n = (int32_t)(warps_n * columns);
   plan->tile_k = (int32_t)warps_k * INT4MM_BLOCK_K;
   plan->ctas = ctas_of(kernel, p, plan);
-  int64_t reading = int4mm_plan_mul(row_tiles, int4mm_plan_mul(p->K / 2, p->N) / rate_of(cost, p, 100));
   int64_t waves = p->experts ? 0 : int4mm_plan_ceil_div(ctas, p->sms * (kernel->tile_m <= 16 ? 2 : 1)) - 1;
-  return int4mm_plan_add(int4mm_plan_add(cost->call, reading), int4mm_plan_mul(waves, WAVE_TIME));
+  return int4mm_plan_add(int4mm_plan_add(cost->call, reading_time(cost, p, plan, row_tiles, 100)),
+                         int4mm_plan_mul(waves, WAVE_TIME));
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
