@@ -88,11 +88,10 @@ static int64_t group_of(const int4mm_gpu_problem *p) {
 
 /* Whether A, or B, is copied first (int4mm_wants_copy_of_a, _of_b). */
 static bool copies_a(const int4mm_gpu_problem *p) {
-  return p->align_a < 16 || p->lda * (int64_t)int4mm_dtype_size(p->dtype_a) % 16 ||
-         (p->dtype_a == INT4MM_INT32 && p->K % 32);
+  return !int4mm_plan_aligned16_a(p) || (p->dtype_a == INT4MM_INT32 && p->K % 32);
 }
 static bool copies_b(const int4mm_gpu_problem *p) {
-  if (p->align_b < 16 || p->ldb % 4) return true;
+  if (!int4mm_plan_aligned16_b(p)) return true;
   return p->layout_b == INT4MM_B_KN ? p->N % 4 != 0 : p->dtype_a == INT4MM_INT32 && p->K % 32;
 }
 
@@ -182,8 +181,7 @@ static int64_t best_split(const mma_cost *cost, const int4mm_gpu_problem *p, int
 /* What copies of operands take. */
 static int64_t copying_time(const int4mm_gpu_problem *p) {
   const int64_t rate = int4mm_gpu_memory_rate(p, FITTED_MEMORY, COPY_RATE);
-  int64_t bits = p->dtype_a == INT4MM_INT32 ? 4 : 8 * (int64_t)int4mm_dtype_size(p->dtype_a), time = 0;
-  if (copies_a(p)) time = COPY_TIME + int4mm_plan_mul(int4mm_plan_mul(p->M, p->K), bits) / 8 / rate;
+  int64_t time = copies_a(p) ? COPY_TIME + int4mm_plan_bytes_of_a(p) / rate : 0;
   if (copies_b(p)) time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_mul(p->K, p->N) / 2 / rate);
   return time;
 }

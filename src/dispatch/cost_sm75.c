@@ -135,17 +135,12 @@ static int64_t best_split(const int4mm_kernel *kernel, const int4mm_gpu_problem 
   return best;
 }
 
-static bool is_a_aligned(const int4mm_gpu_problem *p) {
-  return p->align_a >= 16 && p->lda * (int64_t)int4mm_dtype_size(p->dtype_a) % 16 == 0;
-}
-
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   int64_t memory = memory_of(p), tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), time;
   plan->split_k = (int32_t)best_split(kernel, p, tiles, &time);
   int64_t reading = int4mm_plan_mul(int4mm_plan_mul(p->K / 2, p->N), 100) / (memory * MEMORY_PERCENT);
   time = time < reading ? reading + time / 8 : time + reading / 8; /* they overlap, not quite */
-  if (!is_a_aligned(p))
-    time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_mul(p->M, p->K * bits_of_a(p) / 8) * 2 / memory);
+  if (!int4mm_plan_aligned16_a(p)) time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_bytes_of_a(p) * 2 / memory);
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(tiles, plan->split_k));
   if (p->arch > TURING) return INT4MM_COST_ANY + 2; /* never faster than what there is for it */
@@ -156,7 +151,7 @@ static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *
   const char *type = is_real(p) ? "float16" : p->dtype_a == INT4MM_INT8 ? "int8" : "int4";
   int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s", plan->ctas / plan->split_k,
                       plan->tile_m, plan->tile_n, (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
-                      is_a_aligned(p) ? "" : ", A copied");
+                      int4mm_plan_aligned16_a(p) ? "" : ", A copied");
   if (p->scaling == INT4MM_GROUP_SCALES && used > 0 && (size_t)used < size)
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }

@@ -38,11 +38,6 @@ static int64_t with_zeros(const int4mm_gpu_problem *p, int64_t k_block) {
   return p->zeros ? k_block + k_block / 20 : k_block;
 }
 
-/* Bytes of A. */
-static int64_t bytes_of_a(const int4mm_gpu_problem *p) {
-  return int4mm_plan_mul(p->M, p->dtype_a == INT4MM_INT8 ? p->K : p->K / 2);
-}
-
 /* Whether rows of A, B and out start on 16 bytes, so that copies and stores are the simpler ones. */
 static bool is_aligned(const int4mm_gpu_problem *p) {
   int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
@@ -63,7 +58,7 @@ static int64_t with_alignment(const int4mm_gpu_problem *p, int64_t time) {
 
 /* What reading the operands takes at least. */
 static int64_t reading_time(const int4mm_gpu_problem *p) {
-  return LAUNCH_TIME + int4mm_plan_add(int4mm_plan_bytes_of_b(p), bytes_of_a(p)) / WEIGHT_RATE;
+  return LAUNCH_TIME + int4mm_plan_add(int4mm_plan_bytes_of_b(p), int4mm_plan_bytes_of_a(p)) / WEIGHT_RATE;
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {

@@ -89,8 +89,12 @@ bool int4mm_plan_aligned16(const int4mm_gpu_problem *p) {
   return int4mm_plan_aligned16_a(p) && int4mm_plan_aligned16_b(p);
 }
 
+int64_t int4mm_plan_bytes_of_a(const int4mm_gpu_problem *p) {
+  int64_t elements = int4mm_plan_mul(p->M, p->dtype_a == INT4MM_INT32 ? p->K / 8 : p->K);
+  return int4mm_plan_mul(elements, (int64_t)int4mm_dtype_size(p->dtype_a));
+}
+
 int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *p) {
   const int64_t call = 2000, rate = 1000; /* bytes a ns */
-  int64_t size = (int64_t)int4mm_dtype_size(p->dtype_a), k = p->dtype_a == INT4MM_INT32 ? p->K / 8 : p->K;
-  return int4mm_plan_add(call, int4mm_plan_mul(int4mm_plan_mul(p->M, k), size) / rate);
+  return int4mm_plan_add(call, int4mm_plan_bytes_of_a(p) / rate);
 }

@@ -70,6 +70,8 @@ int64_t int4mm_plan_likely_row_tiles(const int4mm_gpu_problem *problem, int32_t 
 int64_t int4mm_plan_likely_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
 /* Bytes of the weights that are read, at least once. */
 int64_t int4mm_plan_bytes_of_b(const int4mm_gpu_problem *problem);
+/* Bytes of A. */
+int64_t int4mm_plan_bytes_of_a(const int4mm_gpu_problem *problem);
 /* k-blocks of a problem. */
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *problem);
 /* W4A4 with a scale for each column alone, as int4mm_is_elementary. */

@@ -165,9 +165,7 @@ int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch,
   return status;
 }
 
-/* Launches a plan, with memory for the sums of its parts of K. Where there is none, K stays whole: as right, and
- * slower.
- */
+/* Launches a plan, with memory for the sums of its parts of K; where there is none, K stays whole. */
 static int32_t launch_kernel(const int4mm_dispatch_target *target, const int4mm_pack_job *quantize,
                              const int4mm_problem *problem, const int4mm_plan *plan, void *stream, bool non_blocking) {
   const int4mm_cuda_backend *cuda = target->cuda;
