@@ -1,11 +1,12 @@
 --- Random products on a GPU by kernels of one's choice, in a LuaJIT alone: what NVIDIA's sanitizers can follow.
 --
+--     eval "$(make -s env)"
 --     compute-sanitizer --tool racecheck luajit spec/products.lua [count=20] [seed=1] [KEY=VALUE ...]
 --
 -- kernel=skinny_8,skinny_16   by these; left out, by every one that serves a product
--- M=1-16 N=4224-5000/32       sizes: one, from .. to, multiples of a number
--- experts=3 share=ragged rows=40   a grouped product by spec/experts.lua, an expert having up to so many rows
--- group=128 a=int8 ...        any field of a case of spec/kinds.lua
+-- M=1-16 N=4224-5000/32       sizes: from one to another, multiples of a number
+-- experts=3 share=ragged rows=40   grouped products by spec/experts.lua, of an expert up to so many rows
+-- group=128 a=int8 zeros=false guard_a=0   any field of a case of spec/kinds.lua
 --
 -- Of integers a result has the bits of the CPU's, of floats the same ones twice; a line for each kernel says how many
 -- products it had. The exit status is 1 where one differs.
@@ -33,10 +34,12 @@ end
 
 --- One of "5", "1-16" or "4224-5000/32".
 local function draw_size(r, text)
-  local low, high, step = text:match "^(%d+)%-?(%d*)/?(%d*)$"
+  local range, step = text:match "^([%d-]+)/(%d+)$"
+  local low, high = (range or text):match "^(%d+)%-(%d+)$"
+  low = low or (range or text):match "^%d+$"
   assert(low, text .. " is no size, as 5, 1-16 or 128-512/32 is")
-  step = tonumber(step) or 1
-  return step * r:range(math.ceil(low / step), math.floor((tonumber(high) or low) / step))
+  step = step or 1
+  return step * r:range(math.ceil(low / step), math.floor((high or low) / step))
 end
 
 local kernels = {}
