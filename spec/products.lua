@@ -17,6 +17,8 @@ local helper = require "spec.helper"
 local kinds = require "spec.kinds"
 local q = require "int4mm"
 
+io.stdout:setvbuf "line"
+
 local sizes = { M = "1-70", N = "1-300", K = "1-700" }
 local fields = { count = "20", seed = "1", share = "ragged" }
 local set = {}
