@@ -265,7 +265,7 @@ describe("the Makefile #make", function()
     local function installed(arguments, place)
       make("install CUDA=0 " .. arguments)
       local count = shell(("cd '%s' && find . -name '*.lua' -o -name '*.so*' -o -name int4mm.pc -o -name int4mm.h "
-        .. "| grep -v -e ^./lua/ -e ^./build/ -e ^./src/ | wc -l"):format(tree))
+        .. "| grep -v -e ^./lua/ -e ^./build/ -e ^./src/ -e ^./examples/ | wc -l"):format(tree))
       local inside = shell(("cd '%s' && cd '%s' && find . ! -type d | wc -l"):format(tree, place))
       if place:sub(1, 1) ~= "/" then assert.equal(tonumber(inside), tonumber(count)) end
       for _, file in ipairs(FILES) do assert.is_true(exists(place .. "/" .. file), file) end
