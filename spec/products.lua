@@ -1,8 +1,9 @@
 --- Random products on a GPU by kernels of one's choice, in a LuaJIT alone: what NVIDIA's sanitizers can follow.
 --
 --     eval "$(make -s env)"
---     compute-sanitizer --tool racecheck luajit spec/products.lua [count=20] [seed=1] [KEY=VALUE ...]
+--     compute-sanitizer --tool racecheck --show-backtrace no luajit spec/products.lua [KEY=VALUE ...]
 --
+-- count=20 seed=1             so many products
 -- kernel=skinny_8,skinny_16   by these; left out, by every one that serves a product
 -- M=1-16 N=4224-5000/32       sizes: from one to another, multiples of a number
 -- experts=3 share=ragged rows=40   grouped products by spec/experts.lua, of an expert up to so many rows
