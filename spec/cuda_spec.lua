@@ -221,13 +221,13 @@ describe("on the GPU as on the CPU:", function()
           end
         end
       end
-      for _, shape in ipairs { { 1, 512 }, { 2, 1536 }, { 3, 1280 }, { 5, 4096 }, { 40, 1024 }, { 2, 17408 } } do
+      for _, shape in ipairs { { 1, 512 }, { 2, 1536 }, { 3, 1280 }, { 1, 4096 }, { 1, 17408 } } do
         for _, kind in ipairs(cases.KIND_NAMES) do
           local rows, columns = shape[1], shape[2]
           check(cases.draw(r, rows, columns, dtype, kind), ("%s [%d, %d]"):format(kind, rows, columns))
         end
       end
-      for _, shape in ipairs { { 520, 4096 }, { 1100, 4096 }, { 600, 4095 }, { 6200, 512 }, { 600, 5120 } } do
+      for _, shape in ipairs { { 520, 4096 }, { 600, 4095 }, { 6200, 512 } } do
         check(halves(shape[1], shape[2], dtype, 2), ("[%d, %d]"):format(unpack(shape)))
       end
     end)
