@@ -143,7 +143,7 @@ static int4mm_graph_block *add_block(int4mm_graph *g, size_t bytes) {
 
 void int4mm_graph_take_scratch(int32_t device, void *stream, size_t bytes, void **data) {
   *data = NULL;
-  if (!stream) return;
+  if (!stream || !bytes) return;
   pthread_mutex_lock(&lock);
   int4mm_graph *g = find_by_stream(device, stream);
   int4mm_graph_block *block = g ? take_block(g, bytes) : NULL;
