@@ -733,6 +733,16 @@ describe("the grouped kernels", function()
     end
   end)
 
+  it("have two CTAs to an SM where a small tile leaves room for them", function()
+    local function ctas(M, dtype_a, group)
+      local status, plan = choose(grouped(M, 4096, 4096, dtype_a, group), "grouped_32x64")
+      assert.equal(OK, status)
+      return plan.ctas
+    end
+    assert.same({ 128, 256, 264 }, { ctas(64, INT8, 128), ctas(128, INT8, 128), ctas(256, INT8, 128) })
+    assert.same({ 132, 132 }, { ctas(128, INT8, 64), ctas(128, BFLOAT16, 128) })
+  end)
+
   it("leave groups that they do not serve to another kernel", function()
     local status, plan = choose(grouped(1024, 4096, 4096, INT8, 96))
     assert.equal(OK, status)

@@ -173,6 +173,29 @@ describe("a layer of packed words of any kind", function()
       if kind ~= "float" then assert.same_bits(expected, direct, case.name) end
     end
   end)
+
+  -- Kernels for int8 activations multiply these: quantising stores int4 values as int8. Short and long rows, rotated by
+  -- a lane, by several and not, of a CTA and of clusters; rows of which the last word is not whole 16 bytes.
+  helper.on_gpu("has the same bits where int4 activations are widened", function()
+    local r = cases.random(31)
+    for index, shape in ipairs { { 1, 128, 256 }, { 3, 64, 1032 }, { 65, 96, 512 }, { 130, 64, 4096 }, { 5, 32, 18432 },
+      { 700, 32, 768 } } do
+      local M, N, K = unpack(shape)
+      for _, rotate in ipairs { false, 8, 16, 64, 256, 1024 } do
+        if not rotate or K % rotate == 0 then
+          local case = generate(500 + index, "int4", M, N, K,
+            { scaling = "group", group = 128, layout_b = "kn", ng = false, a = "int4", guard_b = 0, guard_s = 0 })
+          local opts, moved = case.opts, { kernel = "grouped_64x64" }
+          opts.rotate, opts.layout_b = rotate or nil, nil
+          opts.clip = r:choose { 0.9, "mse", 1 }
+          for key, value in pairs(opts) do moved[key] = q.is_tensor(value) and value:to "cuda:0" or value end
+          local y = q.int4_linear(case.x:to "cuda:0", case.b:to "cuda:0", case.scale_b:to "cuda:0", moved)
+          assert.same_bits(q.int4_linear(case.x, case.b, case.scale_b, opts), y,
+            ("%s, rotated by %s"):format(case.name, rotate))
+        end
+      end
+    end
+  end)
 end)
 
 describe("a layer of a float weight in groups", function()

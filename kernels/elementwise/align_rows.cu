@@ -5,20 +5,12 @@
  */
 #include "common/launch.cuh"
 #include "common/ptx.cuh"
-#include "common/unpack.cuh"
 #include "elementwise/elementwise.cuh"
 
 namespace {
 
 constexpr int THREADS = 128, UNITS = 8; /* a thread's, THREADS apart, so that many loads are in flight */
 constexpr int FEW_ROWS = 512;
-
-/* The values of a two's complement word in their order, a byte each. */
-__device__ __forceinline__ uint2 widen(uint32_t word) {
-  const Unpacker<true> unpack(0);
-  uint32_t even = unpack.even(word), odd = unpack.odd(word);
-  return make_uint2(__byte_perm(even, odd, 0x5140), __byte_perm(even, odd, 0x7362));
-}
 
 /* T: what is read at a time. TO: the same, or uint2, the eight values of a word. Strides and cols count them. FEW: for
  * few rows, beside whose CTAs those of the product find room (launch.cuh). */

@@ -7,6 +7,7 @@
 
 #include "common/epilogue.cuh"
 #include "common/kernels.h"
+#include "common/unpack.cuh"
 
 namespace {
 
@@ -23,6 +24,13 @@ __device__ __forceinline__ int64_t item_step() {
  * rest of a small job. */
 __device__ __forceinline__ int64_t divide(int64_t item, int64_t per_row, int64_t items) {
   return items <= UINT32_MAX ? (int64_t)((uint32_t)item / (uint32_t)per_row) : item / per_row;
+}
+
+/* The values of a two's complement word in their order, a byte each. */
+__device__ __forceinline__ uint2 widen(uint32_t word) {
+  const Unpacker<true> unpack(0);
+  uint32_t even = unpack.even(word), odd = unpack.odd(word);
+  return make_uint2(__byte_perm(even, odd, 0x5140), __byte_perm(even, odd, 0x7362));
 }
 
 /* Where the eight values of packed word (r, c) lie in the plain matrix. */

@@ -133,6 +133,15 @@ __device__ __forceinline__ void store_floats(const int4mm_matrix &dst, int64_t a
   });
 }
 
+/* Stores the values of a warp's words as bytes. */
+template <int C>
+__device__ __forceinline__ void store_widened(uint8_t *to, uint32_t (&words)[C][WORDS<false>], int count,
+                                              bool strided) {
+  for_words<false>(words, strided, [&](uint32_t word, int at) {
+    if (at < count) *(uint2 *)(to + at) = widen(word);
+  });
+}
+
 /* Stores a warp's words in a row, of which `to` is where the warp's first goes. Words that are in order go a chunk at a
  * time where chunk_store says so: a lane's one by one would have a warp write a quarter of each sector, or half, in
  * every store. */
@@ -141,6 +150,8 @@ __device__ __forceinline__ void store_row(uint8_t *to, uint32_t (&words)[C][WORD
                                           bool chunk_store, const Arguments &a) {
   typedef std::conditional_t<INT8, uint4, uint2> Vector;
   const uint32_t mask = INT8 ? 0 : a.job.xor_mask;
+  if constexpr (!INT8)
+    if (a.job.widened) return store_widened(to, words, count, strided);
   if (!strided && chunk_store) {
 #pragma unroll
     for (int c = 0; c < C; c++) {
@@ -232,7 +243,7 @@ __global__ void __launch_bounds__(32 * MAX_WARPS) rows_kernel(const __grid_const
 #pragma unroll
     for (int c = 0; c < C; c++) quantize_chunk<INT8>(words[c], x[c], by, a.factor, job.clip_mse || job.clip < 1);
     uint8_t *to = static_cast<uint8_t *>(job.packed.data);
-    to += INT8 ? row * job.packed.stride + first : row * job.packed.stride * 4 + first / 2;
+    to += INT8 || job.widened ? row * job.packed.stride + first : row * job.packed.stride * 4 + first / 2;
     store_row<INT8>(to, words, line.count, block > CHUNK, USUAL || a.chunk_store, a);
   }
 }
@@ -1032,7 +1043,8 @@ template <int TASK> cudaError_t launch_task(const Arguments &a, cudaStream_t str
 }
 
 cudaError_t launch_words(const Arguments &a, cudaStream_t stream) {
-  return a.job.packed.dtype == INT4MM_INT8 ? launch_task<TO_INT8>(a, stream) : launch_task<TO_INT4>(a, stream);
+  const bool int8 = a.job.packed.dtype == INT4MM_INT8 && !a.job.widened;
+  return int8 ? launch_task<TO_INT8>(a, stream) : launch_task<TO_INT4>(a, stream);
 }
 
 cudaError_t find_scales(const Arguments &a, int64_t lines, cudaStream_t stream) {

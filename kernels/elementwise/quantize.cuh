@@ -161,7 +161,7 @@ template <bool INT8> constexpr int PER_WORD = INT8 ? 4 : 8;
 template <bool INT8> constexpr int WORDS = CHUNK / PER_WORD<INT8>; /* of a chunk */
 
 __device__ __forceinline__ int qmax_of(const int4mm_pack_job &job) {
-  return job.packed.dtype == INT4MM_INT8 ? QMAX<true> : QMAX<false>;
+  return job.packed.dtype == INT4MM_INT8 && !job.widened ? QMAX<true> : QMAX<false>;
 }
 
 /* A scale to divide by: moved, with what is divided, by a power of two to where reciprocals are exact to half a unit;

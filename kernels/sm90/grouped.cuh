@@ -24,8 +24,8 @@
  * power.
  *
  * A small tile's k-block is bound by latency: a warp that issues a wgmma whose A comes from registers waits until the
- * one before has begun, so that it hides little of its own. There consumers share a tile's k-blocks, each with every
- * K_GROUPS-th of them, and only the promotion has an order: the tile's sums are handed on in shared memory.
+ * one before has begun, so that it hides little of its own. There consumers share a tile's k-blocks, each with RUN of
+ * every K_GROUPS x RUN, and only the promotion has an order: the tile's sums are handed on in shared memory.
  *
  * With a scale for each column all of K is one sum, and the fragments of a k-block are made while the one before is
  * multiplied. Per k-block and 256 x 128 tile, 1024 clocks of wgmma, it moves 112 KB through shared memory; with the
@@ -51,8 +51,8 @@ constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
  * block and as many chains as sets of accumulators, or PER_COLUMN; what B's WEIGHTS are; BM rows; BLOCKS of 64 columns
- * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers, and with one two CTAs to an SM;
- * K_GROUPS: as many as consumers where these share a tile's k-blocks, else 1; a grouped product. */
+ * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers; K_GROUPS: as many
+ * as consumers where these share a tile's k-blocks, else 1; a grouped product. */
 constexpr int PER_COLUMN = -1;
 template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_,
           int K_GROUPS_, bool EXPERTS_>
@@ -66,8 +66,8 @@ struct Tile {
   typedef typename PolicyB<KIND, SMALL_GROUPS ? ZEROS : WEIGHTS>::type B;
   static constexpr int CONSUMERS = CONSUMERS_, K_GROUPS = K_GROUPS_, BN = 64 * CONSUMERS / K_GROUPS * BLOCKS,
                        THREADS = 128 * (1 + CONSUMERS);
-  static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
-  static constexpr int GROUP_M = 2048 / BM;           /* tile rows in which tiles are rasterised */
+  static constexpr int CTAS = CONSUMERS == 1 || K_GROUPS == 2 ? 2 : 1; /* of an SM */
+  static constexpr int GROUP_M = 2048 / BM;                            /* tile rows in which tiles are rasterised */
   static constexpr bool EXPERTS = EXPERTS_;
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
@@ -79,8 +79,16 @@ struct Tile {
   /* Words are loaded ahead: there are registers for them. */
   static constexpr bool AHEAD = K_GROUPS == 1 && (!FLOAT || BM * BLOCKS < 256);
   static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS; /* small tiles are bound by latency */
-  static constexpr int BUFFERS = COLUMNS ? 2 : 1;                 /* of fragments */
-  static_assert(ACCS == 1 || CHAINS > 1, "no second chain");
+  /* k-blocks that a consumer takes at a time where consumers share them. */
+  static constexpr int RUN = K_GROUPS > 1 ? ACCS : 1;
+  /* Warps that copy; the others bring scales. Where k-blocks are quick, one thread would not keep up. */
+  static constexpr int COPIERS = K_GROUPS > 1 && GROUPS == 1 && BM *PARTS <= 64 ? 2 : 1;
+  /* The next grid's CTAs come when all is copied: of those that came at once two would be on some SMs and none on
+   * others, or the quantiser of a layer would be late. */
+  static constexpr bool LAUNCHES_LATE = !FLOAT && GROUP > 0 && BM <= 64 && CONSUMERS > 1;
+  static constexpr int BUFFERS = COLUMNS ? 2 : 1; /* of fragments */
+  static_assert(ACCS == 1 || CHAINS > 1 || RUN > 1, "no second chain");
+  static_assert(RUN == 1 || ITEMS == 1, "a k-block has several groups");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
   static_assert(K_GROUPS == 1 || (K_GROUPS == CONSUMERS && BLOCKS == 1 && CHAINS == 1 && GROUP > 0 && !EXPERTS),
                 "each consumer has all of a k-block");
@@ -96,25 +104,31 @@ struct Tile {
   static constexpr int FITTING =
       (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - SUMS_BYTES - (EXPERTS ? TABLE_BYTES : 0)) /
       (A_BYTES + B_BYTES + SCALE_BYTES + ZERO_BYTES + 8 * STAGE_BARRIERS);
-  static constexpr int STAGES = STAGES_ < FITTING ? STAGES_ : FITTING;
+  static constexpr int STAGES = (STAGES_ < FITTING ? STAGES_ : FITTING) / RUN * RUN;
   static constexpr int B_OFFSET = STAGES * A_BYTES, SCALE_OFFSET = B_OFFSET + STAGES * B_BYTES,
                        ZERO_OFFSET = SCALE_OFFSET + STAGES * SCALE_BYTES,
                        SUMS_OFFSET = ZERO_OFFSET + STAGES * ZERO_BYTES, BARRIER_OFFSET = SUMS_OFFSET + SUMS_BYTES,
                        BARRIERS = STAGE_BARRIERS * STAGES, TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
                        SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? TABLE_BYTES : 0);
 
-  static_assert(STAGES >= K_GROUPS, "a consumer may not skip a phase of a stage");
+  static_assert(STAGES >= K_GROUPS * RUN, "a consumer may not skip a phase of a stage");
 
   /* Registers per thread: what the launch gives each, and what that leaves. */
   static constexpr int REGISTERS = 65536 / (CTAS * THREADS) / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 ? 56 : BM < 256 ? 72 : COLUMNS || EXPERTS ? 40 : 24;
+  static constexpr int PRODUCER_REGISTERS = K_GROUPS == 2        ? 32
+                                            : K_GROUPS > 1       ? 56
+                                            : BM < 256           ? 72
+                                            : COLUMNS || EXPERTS ? 40
+                                                                 : 24;
   static constexpr int CONSUMER_REGISTERS = (REGISTERS * (1 + CONSUMERS) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
 struct Arguments {
-  int M, N, K, k_blocks, tiles_m, tiles_n;
+  int M, N, K, tiles_m, tiles_n;
+  int k_blocks; /* a multiple of T::RUN: the last ones may lie beyond K */
   int box_rows; /* of activations in a copy: a tile's, or M where that is less */
   bool boxes;   /* map_b has a dimension of boxes: all of a tile's in one copy */
+  bool early_b; /* B may be read before the prerequisite grids have completed */
   uint32_t xor_b;
   int group; /* K where one scale serves a column */
   const void *scales;
@@ -166,32 +180,35 @@ template <class T> struct Walk {
 
 /* ---- producers ---- */
 
-/* The copies of a k-block into a stage that is empty. Boxes of B are 32 columns, 128 bytes of a row; where N is no
- * multiple of that each has a copy of its own. A warp calls it. */
+/* The copies of a k-block into a stage that is empty: first B's. Its boxes are 32 columns, 128 bytes of a row; where N
+ * is no multiple of that each has a copy of its own. One thread calls them. */
 template <class T>
-__device__ __forceinline__ void copy(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
-                                     const Arguments &p, const Walk<T> &walk, int stage) {
+__device__ __forceinline__ void copy_b(const Shared<T> &shared, const CUtensorMap &map, const Arguments &p,
+                                       const Walk<T> &walk, int stage) {
   constexpr int BOXES = T::BN / BOX_COLUMNS;
-  int lane = threadIdx.x % 32, row = walk.k_block * BLOCK_WORDS;
+  int row = walk.k_block * BLOCK_WORDS;
   if (T::EXPERTS) row += walk.at.expert * ((p.K + 7) / 8);
   uint32_t full = shared.full(stage);
-  if (lane == 0) {
-    ptx::mbarrier_arrive_expect_tx(full, T::B_BYTES + p.box_rows * ROW_BYTES * T::PARTS);
-    if (p.boxes) ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map_b, 0, row, walk.at.n * BOXES, full);
+  ptx::mbarrier_arrive_expect_tx(full, T::B_BYTES + p.box_rows * ROW_BYTES * T::PARTS);
+  if (p.boxes) return ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map, 0, row, walk.at.n * BOXES, full);
+#pragma unroll 1
+  for (int i = 0; i < BOXES; i++)
+    ptx::cp_async_bulk_tensor_2d(shared.b(stage) + i * BOX_BYTES, &map, walk.at.n * T::BN + i * BOX_COLUMNS, row, full);
+}
+
+template <class T>
+__device__ __forceinline__ void copy_a(const Shared<T> &shared, const CUtensorMap &map, const Walk<T> &walk,
+                                       int stage) {
 #pragma unroll
-    for (int part = 0; part < T::PARTS; part++)
-      ptx::cp_async_bulk_tensor_2d(shared.a(stage) + part * T::BM * ROW_BYTES, &map_a,
-                                   walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS),
-                                   walk.at.begin + walk.at.m * T::BM, full);
-  }
-  __syncwarp();
-  if (!p.boxes && lane < BOXES)
-    ptx::cp_async_bulk_tensor_2d(shared.b(stage) + lane * BOX_BYTES, &map_b, walk.at.n * T::BN + lane * BOX_COLUMNS,
-                                 row, full);
+  for (int part = 0; part < T::PARTS; part++)
+    ptx::cp_async_bulk_tensor_2d(shared.a(stage) + part * T::BM * ROW_BYTES, &map,
+                                 walk.k_block * BLOCK_K + part * (BLOCK_K / T::PARTS),
+                                 walk.at.begin + walk.at.m * T::BM, shared.full(stage));
 }
 
 /* Scales and zero points of COUNT columns of a group, 32 apart, on their way to a stage. Beyond N and K scales are 0:
- * there the sums are 0 as well. All are loaded before one is looked at. */
+ * there the sums are 0 as well. All are loaded before one is looked at, and not by ld.global.nc, which ptxas moves up
+ * beyond griddepcontrol.wait. */
 template <class T, int COUNT> struct GroupRow {
   uint32_t scale[COUNT]; /* as they lie in memory */
   int zero[COUNT];
@@ -200,7 +217,7 @@ template <class T, int COUNT> struct GroupRow {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       scale[i] = 0;
-      if (32 * i < columns) scale[i] = __ldg(from + 32 * i);
+      if (32 * i < columns) scale[i] = from[32 * i];
     }
   }
   __device__ __forceinline__ void load(const Arguments &p, int expert, int k, int column) {
@@ -215,7 +232,7 @@ template <class T, int COUNT> struct GroupRow {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       zero[i] = 0;
-      if (T::GROUP_ZEROS && p.zeros && 32 * i < columns) zero[i] = __ldg(p.zeros + zeros_at + 32 * i);
+      if (T::GROUP_ZEROS && p.zeros && 32 * i < columns) zero[i] = p.zeros[zeros_at + 32 * i];
     }
   }
   static __device__ __forceinline__ uint32_t widen(uint32_t bits, int32_t dtype) {
@@ -233,16 +250,29 @@ template <class T, int COUNT> struct GroupRow {
   }
 };
 
-/* W4A8 and W4A16: a warp that copies. */
+/* A thread that copies each COPIERSth k-block. */
 template <class T>
 __device__ __forceinline__ void produce(const Shared<T> &shared, const CUtensorMap &map_a, const CUtensorMap &map_b,
-                                        const Arguments &p) {
+                                        const Arguments &p, int index) {
+  constexpr int STEP = T::COPIERS;
   PipelineState<T::STAGES> state;
+  Walk<T> walk(p);
+  walk.advance(index), state.advance(index);
+  int early = 0; /* k-blocks whose B is on its way before A may be read */
+  if (p.early_b)
 #pragma unroll 1
-  for (Walk<T> walk(p); !walk.done(); walk.advance(), state.advance()) {
-    ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
-    copy(shared, map_a, map_b, p, walk, state.index);
+    for (Walk<T> next = walk; index + early * STEP < T::STAGES && !next.done(); next.advance(STEP), early++)
+      copy_b(shared, map_b, p, next, index + early * STEP);
+  ptx::griddepcontrol_wait();
+#pragma unroll 1
+  for (; !walk.done(); walk.advance(STEP), state.advance(STEP), early--) {
+    if (early <= 0) {
+      ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
+      copy_b(shared, map_b, p, walk, state.index);
+    }
+    copy_a(shared, map_a, walk, state.index);
   }
+  if (T::LAUNCHES_LATE) ptx::griddepcontrol_launch_dependents();
 }
 
 /* One that brings factors. */
@@ -259,42 +289,52 @@ template <class T> __device__ __forceinline__ void produce_factors(const Shared<
   }
 }
 
-/* And three that bring scales, each those of every third k-block, ROWS groups of it at once: they wait for memory, and
- * where there are registers for it (EARLY) load those of the next one before. */
+/* And the others bring scales, each those of every WARPSth k-block. They wait for memory: of DEPTH k-blocks the loads
+ * are under way, or where a k-block's groups take too many registers, of ROWS of these. */
 template <class T>
 __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = 3, COUNT = T::BN / 32, ROWS = T::BM >= 256 ? 1 : T::EXPERTS && T::GROUPS == 4 ? 2 : T::GROUPS;
-  constexpr bool EARLY = T::GROUPS == 1 && T::BM < 256;
-  static_assert(T::STAGES >= WARPS, "a warp may not skip a phase of a stage");
+  constexpr int WARPS = 4 - T::COPIERS, COUNT = T::BN / 32,
+                ROWS = T::BM >= 256                   ? 1
+                       : T::EXPERTS && T::GROUPS == 4 ? 2
+                                                      : T::GROUPS;
+  constexpr int MOST = 16 / (ROWS * COUNT), WANTED = T::COPIERS * 2;
+  constexpr int DEPTH = T::BM >= 256 || ROWS < T::GROUPS ? 1 : MOST < WANTED ? MOST : WANTED;
+  static_assert(T::STAGES >= WARPS + (T::K_GROUPS > 1 ? T::RUN * (T::K_GROUPS + 1) - 1 : 0),
+                "a warp may not skip a phase of a stage, even when consumers release theirs out of order");
   typedef GroupRow<T, COUNT> Rows[ROWS];
   int lane = threadIdx.x % 32;
   PipelineState<T::STAGES> state;
-  Walk<T> walk(p);
+  Walk<T> walk(p); /* of what is loaded next */
   walk.advance(warp), state.advance(warp);
   auto load = [&](Rows &rows, int first) {
+    if (walk.done()) return false;
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
       rows[i].load(p, walk.at.expert, walk.k_block * BLOCK_K + (first + i) * T::GROUP, walk.at.n * T::BN + lane);
+    if (first + ROWS == T::GROUPS) walk.advance(WARPS);
+    return true;
   };
-  Rows rows, next;
-  if (EARLY && !walk.done()) load(rows, 0);
-#pragma unroll 1
-  for (; !walk.done(); state.advance(WARPS)) {
-#pragma unroll 1
-    for (int first = 0; first < T::GROUPS; first += ROWS) {
-      if (!EARLY) load(rows, first);
-      if (first + ROWS == T::GROUPS) walk.advance(WARPS);
-      if (EARLY && !walk.done()) load(next, 0);
-      if (first == 0) ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
+  Rows rows[DEPTH];
+  bool there[DEPTH];
 #pragma unroll
-      for (int i = 0; i < ROWS; i++) rows[i].store(shared, p, state.index, first + i, lane);
+  for (int i = 0; i < DEPTH; i++) there[i] = load(rows[i], 0);
+#pragma unroll 1
+  while (there[0])
+#pragma unroll
+    for (int i = 0; i < DEPTH; i++) {
+      if (!there[i]) return;
+#pragma unroll 1
+      for (int first = 0; first < T::GROUPS; first += ROWS) {
+        if (first) load(rows[i], first);
+        if (first == 0) ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) rows[i][r].store(shared, p, state.index, first + r, lane);
+      }
+      __syncwarp();
+      if (lane == 0) ptx::mbarrier_arrive(shared.full(state.index));
+      state.advance(WARPS);
+      there[i] = load(rows[i], 0);
     }
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(shared.full(state.index));
-    if (EARLY)
-#pragma unroll
-      for (int i = 0; i < ROWS; i++) rows[i] = next[i];
-  }
 }
 
 /* ---- consumers ---- */
@@ -406,9 +446,10 @@ template <class T> struct Consumer {
 
   /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
    * nothing. */
-  template <int ITEM, int BUFFER = 0> __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
+  template <int ITEM, int BUFFER = 0, int ACC = ITEM % T::ACCS>
+  __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
     constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
-    auto &to = acc[ITEM % T::ACCS];
+    auto &to = acc[ACC];
     if (!T::COLUMNS) keep_in_registers(to); /* else the k-block before is still writing to it */
     if (T::TURNS) wait_for_turn();
     ptx::wgmma_fence();
@@ -429,37 +470,44 @@ template <class T> struct Consumer {
     constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
     auto &from = acc[ITEM % T::ACCS];
     keep_in_registers(from);
-    if constexpr (!T::FLOAT && T::B::UNSCALE != 1) {
-      if (__builtin_expect(!scale.folded, false))
-#pragma unroll
-        for (int32_t &x : from) x = unscaled(x);
-    }
-    /* Column by column: an operand that is that of the instruction before is not read from its register again, and
-     * reading registers, which wgmma does as well, is what bounds this. */
-    auto add = [&](auto value) {
-#pragma unroll
-      for (int column = 0; column < 2; column++)
-#pragma unroll
-        for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
-          sums[block][FIRST + i] = __fmaf_rn(value(i), column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
-    };
+    unscale(from, scale);
     if constexpr (T::K_GROUPS > 1 && ITEM == 0) {
       float x[T::CHAIN / 2];
-#pragma unroll
-      for (int i = 0; i < T::CHAIN / 2; i++) x[i] = (float)from[i];
-      keep_in_registers(x);
+      convert(x, from);
       if (T::ITEMS == 1) release(stage);
       take_sums();
-      add([&](int i) { return x[i]; });
+      add<FIRST>(block, scale, [&](int i) { return x[i]; });
     } else {
-      add([&](int i) { return (float)from[i]; });
+      add<FIRST>(block, scale, [&](int i) { return (float)from[i]; });
     }
+  }
+  /* Column by column: an operand that is that of the instruction before is not read from its register again, and
+   * reading registers, which wgmma does as well, is what bounds this. */
+  template <int FIRST, class F> __device__ __forceinline__ void add(int block, const GroupScale &scale, F value) {
+#pragma unroll
+    for (int column = 0; column < 2; column++)
+#pragma unroll
+      for (int i = 2 * column; i < T::CHAIN / 2; i += i % 2 ? 3 : 1)
+        sums[block][FIRST + i] = __fmaf_rn(value(i), column ? scale.of.y : scale.of.x, sums[block][FIRST + i]);
+  }
+  template <class E> static __device__ __forceinline__ void convert(float (&x)[T::CHAIN / 2], const E &from) {
+#pragma unroll
+    for (int i = 0; i < T::CHAIN / 2; i++) x[i] = (float)from[i];
+    keep_in_registers(x);
   }
 
   /* Without the 16 times of B, if there are any. */
   static __device__ __forceinline__ int32_t unscaled(int32_t sum) {
     static_assert(T::FLOAT || T::B::UNSCALE == 1 || T::B::UNSCALE == 1.0f / 16, "another factor");
     return T::B::UNSCALE == 1 ? sum : sum >> 4;
+  }
+  template <class E, int COUNT>
+  static __device__ __forceinline__ void unscale(E (&sums)[COUNT], const GroupScale &scale) {
+    if constexpr (!T::FLOAT && T::B::UNSCALE != 1) {
+      if (__builtin_expect(!scale.folded, false))
+#pragma unroll
+        for (int32_t &x : sums) x = unscaled(x);
+    }
   }
 
   /* UNSCALE goes into the scales, unless a warp has one that it would round: then, rarely, into the sums. */
@@ -595,20 +643,55 @@ template <class T> struct Consumer {
     pass_turn();
   }
 
+  /* Starts the products of a run's k-blocks from the Ith on. */
+  template <int I = 0> __device__ __forceinline__ void start_run() {
+    int stage = state.index + I;
+    ptx::mbarrier_wait(shared.full(stage), state.phase);
+    load_words(0, stage);
+    if (I > 0) ptx::wgmma_wait_group<0>(); /* the fragments are free */
+    make_fragments(fragments[0], 0, stage);
+    multiply<0, 0, I>(ptx::make_smem_desc(shared.a(stage)), true);
+    if constexpr (I + 1 < T::RUN) start_run<I + 1>();
+  }
+  /* The products of a run, whose first k-block is given, added to the tile's sums. */
+  __device__ __forceinline__ void multiply_run(int k_block) {
+    GroupScale scale[T::RUN];
+    float x[T::RUN][T::CHAIN / 2];
+    start_run();
+#pragma unroll
+    for (int i = 0; i < T::RUN; i++) scale[i] = load_scale(0, state.index + i, 0);
+    ptx::wgmma_wait_group<0>();
+#pragma unroll
+    for (int i = 0; i < T::RUN; i++) {
+      keep_in_registers(acc[i]);
+      unscale(acc[i], scale[i]);
+      convert(x[i], acc[i]);
+      release(state.index + i);
+    }
+    take_sums();
+#pragma unroll
+    for (int i = 0; i < T::RUN; i++)
+      if (i == 0 || (k_block + i) * BLOCK_K < p.K) add<0>(0, scale[i], [&](int j) { return x[i][j]; });
+  }
+
   /* The products of all tiles. Consumers multiply as they come, and add what they have to a tile's sums in their turn,
    * so that groups are added in order. Who has a tile's last k-block finishes it. */
   __device__ __forceinline__ void share_tiles() {
     Walk<T> walk(p);
     if (index + 1 == T::K_GROUPS) pass_sums(true);
-    walk.advance(index), state.advance(index);
+    walk.advance(index * T::RUN), state.advance(index * T::RUN);
 #pragma unroll 1
-    for (; !walk.done(); walk.advance(T::K_GROUPS), state.advance(T::K_GROUPS)) {
-      bool ends = walk.k_block + 1 == p.k_blocks;
-      ptx::mbarrier_wait(shared.full(state.index), state.phase);
-      multiply_block(0, state.index, true, true, [] {});
-      if (T::ITEMS > 1) release(state.index);
+    for (; !walk.done(); walk.advance(T::K_GROUPS * T::RUN), state.advance(T::K_GROUPS * T::RUN)) {
+      bool ends = walk.k_block + T::RUN == p.k_blocks;
+      if constexpr (T::RUN > 1) {
+        multiply_run(walk.k_block);
+      } else {
+        ptx::mbarrier_wait(shared.full(state.index), state.phase);
+        multiply_block(0, state.index, true, true, [] {});
+        if (T::ITEMS > 1) release(state.index);
+      }
       pass_sums(ends);
-      if (ends) finish_tile(walk.at);
+      if (ends) finish_tile(find_tile<T>(walk.tile, p)); /* found here: registers are few */
     }
     if (walk.k_block == p.k_blocks) wait_for_turn(); /* so that the barrier is left empty */
   }
@@ -745,22 +828,23 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS)
   init_barriers<T>(shared);
   if (threadIdx.x == 32) ptx::prefetch_tensormap(&map_a), ptx::prefetch_tensormap(&map_b);
   __syncthreads();
-  ptx::griddepcontrol_launch_dependents();
-  ptx::griddepcontrol_wait();
+  if (!T::LAUNCHES_LATE) ptx::griddepcontrol_launch_dependents();
+  if (T::EXPERTS || !p.early_b) ptx::griddepcontrol_wait();
   init_experts<T>(p);
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
-    if (warp == 0) {
-      produce<T>(shared, map_a, map_b, p);
+    if (warp < T::COPIERS) {
+      if (threadIdx.x % 32 == 0) produce<T>(shared, map_a, map_b, p, warp);
     } else if constexpr (!T::COLUMNS) {
-      produce_scales<T>(shared, p, warp - 1);
+      produce_scales<T>(shared, p, warp - T::COPIERS);
     } else if constexpr (T::HAS_FACTORS) {
       if (warp == 1) produce_factors<T>(shared, p);
     }
   } else {
     ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
+    ptx::griddepcontrol_wait();
     consume<T>(shared, p, group - 1);
   }
 #endif
@@ -812,7 +896,8 @@ template <class T> Arguments make_arguments(const int4mm_problem &problem) {
   Arguments p = {};
   const int4mm_operand &b = problem.b;
   p.M = (int)problem.M, p.N = (int)problem.N, p.K = (int)problem.K;
-  p.k_blocks = (p.K + BLOCK_K - 1) / BLOCK_K;
+  p.k_blocks = (p.K + T::RUN * BLOCK_K - 1) / (T::RUN * BLOCK_K) * T::RUN;
+  p.early_b = problem.early_b;
   p.tiles_m = (p.M + T::BM - 1) / T::BM, p.tiles_n = (p.N + T::BN - 1) / T::BN;
   p.box_rows = p.M < T::BM ? p.M : T::BM;
   p.boxes = p.N % BOX_COLUMNS == 0;
@@ -836,8 +921,10 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   cudaError_t error = map_a_of<T>(&map_a, *problem, p);
   if (error == cudaSuccess) error = map_b_of(&map_b, *problem, p.boxes, T::BN / BOX_COLUMNS);
   if (error != cudaSuccess) return error;
-  return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, map_b,
-                                   p);
+  size_t shared = T::SHARED_BYTES;
+  if (T::LAUNCHES_LATE && T::CTAS == 2) error = int4mm_one_cta_per_sm(plan->device, plan->ctas, &shared);
+  if (error != cudaSuccess) return error;
+  return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, shared, 1, stream, map_a, map_b, p);
 }
 
 /* Whether there is an instance for grouped products: the largest tile has no registers left with short groups. */
@@ -867,22 +954,26 @@ cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *pla
 }
 
 /* The instance for a problem's groups and zero points. With several groups to a k-block chains are short, and two of
- * them hide each other's latency. */
-template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int K_GROUPS = 1>
+ * them hide each other's latency. Where K_GROUPS consumers share a tile's k-blocks, those of groups of 128 are RUNNERS
+ * that take RUN at a time. */
+template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int K_GROUPS = 1, int RUNNERS = K_GROUPS, int RUN = 1>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
   auto with_zeros = [&](auto group) {
     constexpr int GROUP = decltype(group)::value,
                   ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN,
-                  ACCS = ROWS < CHAIN && !FLOAT ? 2 : 1;
+                  ACCS = ROWS < CHAIN && !FLOAT ? 2
+                         : GROUP == 128         ? RUN
+                                                : 1,
+                  SHARERS = GROUP == 128 ? RUNNERS : K_GROUPS;
     auto with = [&](auto weights) {
       constexpr int WEIGHTS = decltype(weights)::value;
       if constexpr (K_GROUPS > 1 && GROUP > 0) {
         if (!problem->experts.count)
-          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS, K_GROUPS, false>>(
+          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, SHARERS, SHARERS, false>>(
               problem, plan, stream);
         if constexpr (BM == 64)
-          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, 1, 1, true>>(problem, plan, stream);
+          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, 1, STAGES, 1, 1, true>>(problem, plan, stream);
         return cudaErrorNotSupported;
       } else {
         constexpr int CONSUMERS = K_GROUPS > 1 ? 1 : 2;

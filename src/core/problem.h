@@ -144,6 +144,8 @@ typedef struct int4mm_pack_job {
   int32_t rotate;    /* quantize: blocks of so many values along dim are rotated first; 0: none */
   float clip;        /* quantize: in (0, 1], multiplies the absmax */
   bool clip_mse;     /* quantize: the clip of least squared error instead */
+  bool widened;      /* quantize, CUDA, dim 1: to int4 values in an int8 packed, whose rows start on 8 bytes and have
+                        room for a multiple of 8 */
 } int4mm_pack_job;
 
 /* Quantising and its way back where rows or columns along dim are cut into groups of `group` values, or have zero

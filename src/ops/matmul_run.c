@@ -189,7 +189,8 @@ static int32_t launch_kernel(const int4mm_dispatch_target *target, const int4mm_
 }
 
 /* Runs a plan on a copy of A, in `dtype`, whose rows start on 128 bytes: on 16, as the kernels want, copies of 64 bytes
- * would touch three or four sectors of 32 (4096 x 4104 x 4096: 115 us). `quantize`, or NULL, makes A first. */
+ * would touch three or four sectors of 32 (4096 x 4104 x 4096: 115 us). `quantize`, or NULL, makes A first,
+ * or straight in the copy where that is wider. */
 static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm_pack_job *quantize,
                               const int4mm_problem *problem, int32_t dtype, const int4mm_plan *plan, void *stream,
                               bool non_blocking) {
@@ -200,13 +201,16 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   int4mm_matrix copy = {NULL, p.M, cols, (cols + line - 1) / line * line, dtype};
   int32_t status = int4mm_take_scratch(target, (size_t)(p.M * copy.stride * size), &copy.data, stream);
   if (status) return status;
-  if (quantize) status = cuda->quantize(target->device, quantize, &unchecked, stream);
+  int4mm_pack_job widening;
+  bool at_once = quantize && dtype != p.a.dtype;
+  if (at_once) widening = *quantize, widening.packed = copy, widening.widened = true;
+  if (quantize && !at_once) status = cuda->quantize(target->device, quantize, &unchecked, stream);
   int4mm_matrix src = {(void *)p.a.data, p.M, p.a.cols, p.a.stride, p.a.dtype};
   uint32_t xor_mask = src.dtype == INT4MM_INT32 ? p.a.xor_mask : 0;
-  if (!status) status = cuda->align_rows(target->device, &copy, &src, xor_mask, stream);
+  if (!status && !at_once) status = cuda->align_rows(target->device, &copy, &src, xor_mask, stream);
   p.a.xor_mask ^= xor_mask, p.early_b = true;
   p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
-  if (!status) status = launch_kernel(target, NULL, &p, plan, stream, non_blocking);
+  if (!status) status = launch_kernel(target, at_once ? &widening : NULL, &p, plan, stream, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
 }
 
