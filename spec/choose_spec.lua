@@ -411,7 +411,8 @@ describe("int4mm_choose_cuda", function()
     end
     for set, reason in pairs {
       [{ dtype_a = FLOAT32, lda = 4096 }] = "float32",
-      [{ dtype_a = INT8, lda = 4096, layout_b = 1, ldb = 512 }] = "[K/8, N]",
+      [{ dtype_a = INT8, lda = 4096, layout_b = 1, ldb = 512, zeros = 1 }] = "[K/8, N]",
+      [{ dtype_a = FLOAT16, lda = 4096, layout_b = 1, ldb = 512, scaling = 1, group = 64 }] = "[K/8, N]",
       [{ dtype_a = INT8, lda = 4097 }] = "16 bytes",
       [{ dtype_a = FLOAT16, lda = 4100 }] = "16 bytes",
       [{ dtype_a = INT8, lda = 2 ^ 21, K = 2 ^ 21, scaling = 1, group = 128 }] = "2^20",
@@ -420,6 +421,23 @@ describe("int4mm_choose_cuda", function()
       assert.equal(UNSUPPORTED, status, reason)
       assert.matches(reason, message, 1, true)
       assert.equal(OK, (choose(problem(90, 4, 4096, 4096, set))), reason)
+    end
+  end)
+
+  it("takes skinny kernels for few rows of the usual kinds of [N, K/8] as well", function()
+    for _, arch in ipairs { 80, 86, 89, 90, 100, 120 } do
+      for _, M in ipairs { 1, 8, 16 } do
+        for dtype = 0, 3 do
+          for scaling = 0, 1 do
+            local set = { dtype_a = dtype, scaling = scaling, group = 128, lda = dtype == 0 and 512 or 4096,
+              layout_b = 1, ldb = 512 }
+            local p = problem(arch, M, 4096, 4096, set)
+            local status, plan = choose(p)
+            assert.equal(OK, status, plan)
+            assert.matches("^skinny_", plan.name, 1, describe_problem(p))
+          end
+        end
+      end
     end
   end)
 

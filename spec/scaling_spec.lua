@@ -329,10 +329,10 @@ describe("on a GPU a product of any kind", function()
         { 1, 8600, 264 }, { 7, 4300, 1160 }, { 8, 9000, 128 }, { 13, 4480, 2048 }, { 16, 64, 12032 },
         { 16, 13600, 520 }, { 19, 4300, 1000 }, { 64, 9000, 392 }, { 5, 96, 30000 },
       } do
-        for j = 1, 6 do
+        for j = 1, 9 do
           local set = {
-            a = j % 2 == 0 and "int4" or "int8", scaling = "group", group = 128, layout_b = "kn", ng = false,
-            zeros = j > 3 and "int8" or false, guard_b = 0, guard_s = 0,
+            a = j % 2 == 0 and "int4" or "int8", scaling = "group", group = 128, layout_b = j > 6 and "nk" or "kn",
+            ng = false, zeros = j > 3 and j <= 6 and "int8" or false, guard_b = 0, guard_s = 0,
           }
           local case = kinds.draw(cases.random(10 * i + j), shape[1], shape[2], shape[3], set)
           local a, b, scale_a, scale_b, opts = kinds.arguments(case, kinds.build(case), "cuda:0")
@@ -344,6 +344,31 @@ describe("on a GPU a product of any kind", function()
             for _ = 1, 3 do
               assert.same_bits(expected, q.int4_matmul_cuda(a, b, scale_a, scale_b, opts), kernel .. ": " .. case.name)
             end
+          end
+        end
+      end
+      assert(served > 0)
+    end)
+  end
+
+  -- Stages of two k-blocks: columns of several stripes, an odd number of k-blocks, tails of both.
+  for _, kernel in ipairs { "skinny_8", "skinny_16" } do
+    helper.on_gpu("is the CPU's with int8 activations and [N, K/8] on wide and long shapes with " .. kernel, function()
+      local served = 0
+      for i, shape in ipairs {
+        { 1, 8600, 288 }, { 7, 4300, 1184 }, { 8, 9000, 128 }, { 13, 4480, 2048 }, { 16, 64, 12032 },
+        { 16, 13600, 544 }, { 19, 4300, 992 }, { 5, 96, 30016 }, { 1, 4096, 4096 }, { 9, 33, 96 },
+      } do
+        for seed = 1, 4 do
+          local set = { a = "int8", scaling = "column", layout_b = "nk", zeros = false, guard_b = 0 }
+          local case = kinds.draw(cases.random(10 * i + seed), shape[1], shape[2], shape[3], set)
+          local a, b, scale_a, scale_b, opts = kinds.arguments(case, kinds.build(case), "cuda:0")
+          opts.kernel = kernel
+          if serves(kernel, a, b, scale_a, scale_b, opts) then
+            served = served + 1
+            local here = { kinds.arguments(case, kinds.build(case)) }
+            assert.same_bits(helper.bytes(q.int4_matmul_cpu(here[1], here[2], here[3], here[4], here[5])),
+              q.int4_matmul_cuda(a, b, scale_a, scale_b, opts), kernel .. ": " .. case.name)
           end
         end
       end

@@ -9,13 +9,14 @@ enum {
   INT4MM_BLOCK_K = 128,    /* values of k in a k-block of the fast kernels */
   INT4MM_BLOCK_WORDS = 16, /* the same in packed words */
 
-  /* skinny: a warp's columns; the depth built for rows off 16 bytes and for a wide K; the one for rotated K; the least
-   * one of up to 16 rows for [N, K/8], of which a copy has 64 bytes and not 128 of a row; bytes of shared memory that a
-   * warp has for each stage, before and for every 8 rows of A. */
+  /* skinny: a warp's columns; the depth built for rows off 16 bytes and for a wide K; the one for rotated K; k-blocks
+   * to a stage and depth of up to 16 rows for an aligned [N, K/8]; bytes of shared memory that a warp has for a
+   * k-block, before and for every 8 rows of A. */
   INT4MM_SKINNY_COLUMNS = 32,
   INT4MM_SKINNY_GENERAL_STAGES = 4,
   INT4MM_SKINNY_ROTATED_STAGES = 3,
-  INT4MM_SKINNY_NK_STAGES = 3,
+  INT4MM_SKINNY_NK_BLOCKS = 2,
+  INT4MM_SKINNY_NK_STAGES = 2,
   INT4MM_SKINNY_B_BYTES = 2048,
   INT4MM_SKINNY_A_BYTES = 512,
   /* For operands of every kind: the longest K, and the longest stride of B, in words. */

@@ -19,7 +19,7 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   set_warps(&p, plan);
   p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
-  set_rotation(&p);
+  set_rotation(&p, S::BLOCKS * BLOCK_WORDS);
   const int warps = p.warps_n * p.warps_k;
   size_t shared = (size_t)warps * S::WARP_BYTES + (S::OWN_CHUNKS ? own_bytes(own, p.words) : 0);
   if constexpr (S::OWN_CHUNKS > 0) {
@@ -31,22 +31,28 @@ cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaS
   return launch_grid<S, EXPERTS>(problem, p, shared, plan->device, stream);
 }
 
+/* k-blocks of a stage: two of an aligned [N, K/8]. */
+template <int ROWS, bool NK> constexpr int stage_blocks() {
+  return NK && ROWS <= 16 ? INT4MM_SKINNY_NK_BLOCKS : 1;
+}
+
 template <int ROWS, int STAGES, bool LAYER, bool NK>
 cudaError_t launch_aligned(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   /* CTAs of one stripe would all read the same rows of A from L2 at once: rotated, 1 x 4096 x 4096 takes 4.1 us, not
    * 4.5. With several stripes to a CTA rotation costs more than it gains. */
   constexpr int MAX_ROTATED_ROWS = LAYER ? 8 : 16; /* a layer of 16 has no registers left for it */
+  constexpr int BLOCKS = stage_blocks<ROWS, NK>();
+  constexpr int DEPTH = BLOCKS > 1 ? STAGES : INT4MM_SKINNY_ROTATED_STAGES;
   if constexpr (ROWS <= MAX_ROTATED_ROWS)
     if (plan->tile_n == COLUMNS)
-      return launch<Shape<ROWS, INT4MM_SKINNY_ROTATED_STAGES, LAYER, NK, true, false, true>>(problem, plan, stream);
-  return launch<Shape<ROWS, STAGES, LAYER, NK, true, false>>(problem, plan, stream);
+      return launch<Shape<ROWS, DEPTH, LAYER, NK, true, false, true, 0, BLOCKS>>(problem, plan, stream);
+  return launch<Shape<ROWS, STAGES, LAYER, NK, true, false, false, 0, BLOCKS>>(problem, plan, stream);
 }
 
 /* The depth that src/dispatch/cost_sm80.c plans with. */
 template <int ROWS, int STAGES, bool NK>
 cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
-  constexpr int GENERAL = INT4MM_SKINNY_GENERAL_STAGES, LEAST = NK && ROWS <= 16 ? INT4MM_SKINNY_NK_STAGES : 0;
-  constexpr int DEPTH = STAGES > LEAST ? STAGES : LEAST;
+  constexpr int GENERAL = INT4MM_SKINNY_GENERAL_STAGES, DEPTH = NK && ROWS <= 16 ? INT4MM_SKINNY_NK_STAGES : STAGES;
   bool aligned = (((uint64_t)problem->a.words | (uint64_t)problem->b.words) % 16 |
                   (uint64_t)(problem->a.stride | problem->b.stride) % 4) == 0;
   /* Where speed depends on other things, as with more than 16 rows, one code serves layers and bare products. It also
@@ -56,7 +62,8 @@ cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, 
   if constexpr (!NK)
     if (!aligned) return launch<Shape<ROWS, GENERAL, true, NK, false, false>>(problem, plan, stream);
   if (problem->experts.count) /* fewer instances: one serves layers and bare products */
-    return launch<Shape<ROWS, DEPTH, true, NK, true, false>, true>(problem, plan, stream);
+    return launch<Shape<ROWS, DEPTH, true, NK, true, false, false, 0, stage_blocks<ROWS, NK>()>, true>(problem, plan,
+                                                                                                       stream);
   if constexpr (ROWS <= 16)
     if (!int4mm_is_layer(problem)) return launch_aligned<ROWS, DEPTH, false, NK>(problem, plan, stream);
   return launch_aligned<ROWS, DEPTH, true, NK>(problem, plan, stream);
@@ -78,22 +85,40 @@ LAUNCHER(16)
 LAUNCHER(32)
 LAUNCHER(64)
 
+/* A layer whose CTAs make their A, each warp by CHUNKS. There is one to an SM, and B's first stages are on their way
+ * meanwhile. Where a CTA has several stripes two chunks take as long as a kernel ahead of this one. */
+template <int CHUNKS, bool NK>
+cudaError_t launch_own(const int4mm_pack_job *quantize, const int4mm_problem *problem, const int4mm_plan *plan,
+                       cudaStream_t stream) {
+  constexpr int STAGES = CHUNKS == 1 ? 4 : 3;
+  const int warps_n = plan->tile_n / COLUMNS, warps = warps_n * (plan->tile_k / INT4MM_BLOCK_K);
+  OwnRows own;
+  if (!plan_own_rows(&own, quantize, WARP_VALUES / 2 * CHUNKS, warps)) return cudaErrorNotSupported;
+  if (warps_n == 1) return launch<Shape<8, STAGES, true, NK, true, false, true, CHUNKS>>(problem, plan, stream, own);
+  constexpr int BLOCKS = stage_blocks<8, NK>();
+  if constexpr (CHUNKS == 1)
+    return launch<Shape<8, STAGES / BLOCKS, true, NK, true, false, false, CHUNKS, BLOCKS>>(problem, plan, stream, own);
+  return cudaErrorNotSupported;
+}
+
+template <bool NK>
+cudaError_t launch_own_of(const int4mm_pack_job *quantize, const int4mm_problem *problem, const int4mm_plan *plan,
+                          cudaStream_t stream) {
+  cudaError_t error = launch_own<1, NK>(quantize, problem, plan, stream);
+  return error == cudaErrorNotSupported ? launch_own<2, NK>(quantize, problem, plan, stream) : error;
+}
+
 extern "C" cudaError_t int4mm_launch_own_skinny(const int4mm_pack_job *quantize, const int4mm_problem *problem,
                                                 const int4mm_plan *plan, cudaStream_t stream) {
-  OwnRows own;
-  int warps = plan->tile_n / COLUMNS * (plan->tile_k / INT4MM_BLOCK_K);
-  bool aligned = (uint64_t)problem->b.words % 16 == 0 && problem->b.stride % 4 == 0;
-  bool kn = problem->b.layout == INT4MM_MN_MAJOR;
-  /* Of CTAs of several stripes there are more, and each would do it anew. */
-  if (strcmp(plan->name, "skinny_8") || plan->tile_n != COLUMNS || problem->M > 8 || problem->K >= INT4MM_WIDE_K ||
-      !kn || !aligned)
+  const bool aligned = (uint64_t)problem->b.words % 16 == 0 && problem->b.stride % 4 == 0;
+  if (strcmp(plan->name, "skinny_8") || problem->M > 8 || problem->K >= INT4MM_WIDE_K || !aligned)
     return cudaErrorNotSupported;
-  if (plan_own_rows(&own, quantize, WARP_VALUES / 2, warps)) {
-    cudaError_t error = launch<Shape<8, 4, true, false, true, false, true, 1>>(problem, plan, stream, own);
-    if (error != cudaErrorNotSupported) return error;
-  }
-  if (!plan_own_rows(&own, quantize, WARP_VALUES, warps)) return cudaErrorNotSupported;
-  return launch<Shape<8, 3, true, false, true, false, true, 2>>(problem, plan, stream, own);
+  int sms;
+  cudaError_t error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, plan->device);
+  if (error != cudaSuccess) return error;
+  if (plan->ctas > sms) return cudaErrorNotSupported; /* those that come after others would each do it anew */
+  return problem->b.layout == INT4MM_K_MAJOR ? launch_own_of<true>(quantize, problem, plan, stream)
+                                             : launch_own_of<false>(quantize, problem, plan, stream);
 }
 
 extern "C" cudaError_t int4mm_code_arch(int32_t *arch) {

@@ -15,7 +15,7 @@
  * column 4c + i of the stripe. Int4 tensor cores (sm_80 to 89) take words 4t + j and 4t + j + 1 as they lie, m16n8k64.
  *
  * Where B is [N, K/8], each of four 16-byte loads of a lane has its words of all slices for the column of one mma, and
- * the quad has the k-block's 64 bytes of that column.
+ * the quad has the k-block's 64 bytes of that column. With two k-blocks to a stage a copy reads whole lines of 128.
  *
  * K is split over the warps of a CTA and, where columns are few, over a cluster (sm_90); int32 partial sums are added
  * in shared memory, which is exact in any order.
@@ -50,7 +50,7 @@ struct SkinnyCommon {
   int warps_n, warps_k; /* of a CTA: along the columns, along K */
   uint32_t reciprocal;  /* 2^16 over warps_n, rounded up: a division takes 40 instructions */
   int split;            /* CTAs of a cluster that share K */
-  int rotation_length;  /* k-blocks that every warp has, times the warps that share K */
+  int rotation_length;  /* stages that every warp has, times the warps that share K */
   int rotation_starts;  /* a power of two up to what a warp has of them: the places where CTAs begin */
   uint32_t xor_a, xor_b;
 };
@@ -67,9 +67,9 @@ inline void set_warps(SkinnyCommon *p, const int4mm_plan *plan) {
   p->reciprocal = (65536 + p->warps_n - 1) / p->warps_n;
 }
 
-/* Lengths that a launcher finds from a plan: K is rotated over the k-blocks that every warp has. */
-inline void set_rotation(SkinnyCommon *p) {
-  int stride = p->split * p->warps_k, rounds = (p->words + BLOCK_WORDS - 1) / BLOCK_WORDS / stride;
+/* Lengths that a launcher finds from a plan: K is rotated over the stages of `words` that every warp has. */
+inline void set_rotation(SkinnyCommon *p, int words) {
+  int stride = p->split * p->warps_k, rounds = (p->words + words - 1) / words / stride;
   p->rotation_length = rounds * stride;
   for (p->rotation_starts = 1; 2 * p->rotation_starts <= rounds;) p->rotation_starts *= 2;
 }
@@ -109,25 +109,25 @@ template <bool WIDE> struct Int8Words {
   }
 };
 
-/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES k-blocks in flight per warp. LAYER: with activation and residual. NK: B
+/* ROWS of A (8, 16, 32 or 64) per CTA, STAGES in flight per warp. LAYER: with activation and residual. NK: B
  * is [N, K/8], else [K/8, N]. ALIGNED: rows of A and B start on 16 bytes. ROTATED: neighbouring CTAs begin K at
  * different k-blocks; a CTA has one stripe. OWN_CHUNKS: not 0, a CTA makes its A itself, each warp of so many chunks.
- */
+ * BLOCKS: k-blocks of a stage; two where of rows of [N, K/8] whole lines are to be copied. */
 template <int ROWS_, int STAGES_, bool LAYER_, bool NK_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false,
-          int OWN_CHUNKS_ = 0>
+          int OWN_CHUNKS_ = 0, int BLOCKS_ = 1>
 struct Shape {
   typedef SkinnyArguments Arguments;
   typedef int32_t Sum;
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
   static constexpr bool LAYER = LAYER_, NK = NK_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
   static constexpr bool ONE_STRIPE = ROTATED, GENERAL = false, FINISHES = false;
-  static constexpr int OWN_CHUNKS = OWN_CHUNKS_;
+  static constexpr int OWN_CHUNKS = OWN_CHUNKS_, BLOCKS = BLOCKS_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
   static constexpr int CHUNKS = 4 + A_CHUNKS;        /* B's first */
   static constexpr int CTAS = ROWS <= 16 && ALIGNED && !OWN_CHUNKS_ ? 2 : 1;
-  static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES, WARP_BYTES = STAGES * STAGE_BYTES;
-  static_assert(STAGE_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
+  static constexpr int BLOCK_BYTES = CHUNKS * CHUNK_BYTES, WARP_BYTES = STAGES * BLOCKS * BLOCK_BYTES;
+  static_assert(BLOCK_BYTES == INT4MM_SKINNY_B_BYTES + ROWS / 8 * INT4MM_SKINNY_A_BYTES, "the plan counts other bytes");
   static_assert(ROWS * COLUMNS * 4 <= WARP_BYTES, "partial sums must fit where the stages were");
   typedef typename std::conditional<ptx::HAS_INT4, Int4Words, Int8Words<WIDE>>::type Words;
   static constexpr float UNSCALE = Words::UNSCALE;
@@ -138,11 +138,9 @@ struct Shape {
   struct Source { /* there is nothing that a shape of few rows would keep */
     __device__ __forceinline__ Source(const Arguments &, int, int) {}
   };
-  static constexpr __device__ int stage_bytes(const Arguments &) { return STAGE_BYTES; }
+  static constexpr __device__ int block_bytes(const Arguments &) { return BLOCK_BYTES; }
   static constexpr __device__ int stages(const Arguments &) { return STAGES; }
-  static __device__ __forceinline__ bool more(const Arguments &, int, int k_block, int k_blocks) {
-    return k_block < k_blocks;
-  }
+  static __device__ __forceinline__ bool more(const Arguments &, int, int step, int steps) { return step < steps; }
   static __device__ __forceinline__ void wait(const Source &) { ptx::cp_async_wait_group<STAGES - 1>(); }
   static __device__ __forceinline__ void select_expert(Arguments &, const int4mm_experts &, int) {}
 };
@@ -157,7 +155,7 @@ template <class S> __device__ __forceinline__ int by_warps_n(const SkinnyCommon 
 
 /* Bytes of shared memory that a warp has for its stages. */
 template <class S> __device__ __forceinline__ int warp_bytes(const typename S::Arguments &p) {
-  return S::stages(p) * S::stage_bytes(p);
+  return S::stages(p) * S::BLOCKS * S::block_bytes(p);
 }
 
 /* ---- mainloop ---- */
@@ -187,38 +185,84 @@ __device__ __forceinline__ uint32_t chunk_offset(int t, int g) {
   return (8 * t + (g ^ 2 * t)) * 16;
 }
 
-/* Issues this warp's copies of a k-block to the stage at `stage`. B: lanes along a row of B first, since a copy past L1
- * goes to L2 in whole sectors of a quarter-warp's neighbours only; with NK column 4g + i, words 4t .. for the lane
- * itself. A: row g + 8r, words 4t .. for the lane itself. Rows and columns outside the matrices are not copied: their
- * sums are never stored. */
+/* [N, K/8] in stages of two k-blocks: where chunk c of the eight of column 4g + i lies. A column has a line of shared
+ * memory, since copies past L1 are fast where a quarter-warp reads one line and writes one; in it chunks are swizzled
+ * so that neither the same chunk of all g nor four chunks of an even g and the next have bank conflicts. The columns of
+ * i from 2 on lie in the second k-block's part of the stage. */
+__device__ __forceinline__ uint32_t line_offset(int block_bytes, int i, int g, int c) {
+  return i / 2 * block_bytes + i % 2 * 1024 + g * 128 + (c ^ (g % 2 * 4 + g / 2)) * 16;
+}
+
+/* Copies of B of [K/8, N]: lanes along a row first, since a copy past L1 goes to L2 in whole sectors of a
+ * quarter-warp's neighbours only. */
 template <class S>
-__device__ __forceinline__ void copy_k_block(const SkinnyArguments &p, uint32_t stage, int k_block, int first_row,
-                                             int first_column) {
-  int lane = threadIdx.x % 32;
-  if (!S::NK) {
-    int t = lane / 8, g = lane % 8, word = k_block * BLOCK_WORDS + 4 * t, column = first_column + 4 * g;
-    const uint32_t *b = p.b + word * p.ldb + column;
-    uint32_t chunk = stage + chunk_offset(t, g);
+__device__ __forceinline__ void copy_b_kn(const SkinnyArguments &p, uint32_t stage, int k_block, int first_column,
+                                          int lane) {
+  const int t = lane / 8, g = lane % 8;
+  const int word = k_block * BLOCK_WORDS + 4 * t, column = first_column + 4 * g;
+  const uint32_t *b = p.b + word * p.ldb + column;
+  uint32_t chunk = stage + chunk_offset(t, g);
 #pragma unroll
-    for (int j = 0; j < 4; j++, b += p.ldb)
-      if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
-  }
-  if (S::OWN_CHUNKS) return;
-  int g = lane / 4, word = k_block * BLOCK_WORDS + lane % 4 * 4;
-  if (S::NK) {
-    constexpr int UNROLL = S::ALIGNED ? 4 : 1; /* word by word registers are few */
-    int column = first_column + 4 * g;
-    const uint32_t *b = p.b + column * p.ldb + word;
+  for (int j = 0; j < 4; j++, b += p.ldb)
+    if (word + j < p.words) copy_words<S::ALIGNED, false>(chunk + j * CHUNK_BYTES, b, p.N - column);
+}
+
+/* Of [N, K/8]: column 4g + i, words 4t .. for the lane itself. */
+template <class S>
+__device__ __forceinline__ void copy_b_nk(const SkinnyArguments &p, uint32_t stage, int k_block, int first_column) {
+  constexpr int UNROLL = S::ALIGNED ? 4 : 1; /* word by word registers are few */
+  const int lane = threadIdx.x % 32, word = k_block * BLOCK_WORDS + lane % 4 * 4, column = first_column + lane / 4 * 4;
+  const uint32_t *b = p.b + column * p.ldb + word;
 #pragma unroll UNROLL
-    for (int i = 0; i < 4; i++, b += p.ldb)
-      if (column + i < p.N) copy_words<S::ALIGNED, false, true>(stage + i * CHUNK_BYTES + lane * 16, b, p.words - word);
-  }
+  for (int i = 0; i < 4; i++, b += p.ldb)
+    if (column + i < p.N) copy_words<S::ALIGNED, false, true>(stage + i * CHUNK_BYTES + lane * 16, b, p.words - word);
+}
+
+/* The same of two k-blocks, with eight lanes along a column. */
+template <class S>
+__device__ __forceinline__ void copy_b_lines(const SkinnyArguments &p, uint32_t stage, int k_block, int first_column) {
+  const int i = threadIdx.x / 8 % 4, c = threadIdx.x % 8, word = k_block * BLOCK_WORDS + 4 * c;
+  const uint32_t *b = p.b + (first_column + i) * p.ldb + word;
+#pragma unroll
+  for (int g = 0; g < 8; g++, b += 4 * p.ldb)
+    if (first_column + 4 * g + i < p.N)
+      copy_words<true, false>(stage + line_offset(S::BLOCK_BYTES, i, g, c), b, p.words - word);
+}
+
+/* A: row g + 8r, words 4t .. for the lane itself. */
+template <class S>
+__device__ __forceinline__ void copy_a(const SkinnyArguments &p, uint32_t stage, int k_block, int first_row, int lane) {
+  const int word = k_block * BLOCK_WORDS + lane % 4 * 4;
 #pragma unroll
   for (int r = 0; r < S::A_CHUNKS; r++) {
-    int row = first_row + g + 8 * r;
+    int row = first_row + lane / 4 + 8 * r;
     if (row < p.M)
       copy_words<S::ALIGNED, true>(stage + (4 + r) * CHUNK_BYTES + lane * 16, p.a + row * p.lda + word, p.words - word);
   }
+}
+
+/* Issues this warp's copies of the k-blocks of a step to the stage at `stage`. Rows and columns outside the matrices
+ * are not copied: their sums are never stored. */
+template <class S>
+__device__ __forceinline__ void copy_step(const SkinnyArguments &p, uint32_t stage, int step, int first_row,
+                                          int first_column) {
+  const int k_block = step * S::BLOCKS, lane = threadIdx.x % 32;
+  if constexpr (!S::NK)
+    copy_b_kn<S>(p, stage, k_block, first_column, lane);
+  else if constexpr (S::BLOCKS == 2)
+    copy_b_lines<S>(p, stage, k_block, first_column);
+  else
+    copy_b_nk<S>(p, stage, k_block, first_column);
+#pragma unroll
+  for (int h = 0; h < S::BLOCKS; h++)
+    if constexpr (!S::OWN_CHUNKS) copy_a<S>(p, stage + h * S::BLOCK_BYTES, k_block + h, first_row, lane);
+}
+
+/* Where chunk i of this lane's B lies, from a k-block's part of a stage on. */
+template <class S> __device__ __forceinline__ int b_offset(int block, int i) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  if (S::BLOCKS == 2) return (int)line_offset(S::BLOCK_BYTES, i, g, 4 * block + t) - block * S::BLOCK_BYTES;
+  return (S::NK ? 16 * (4 * g + t) : (int)chunk_offset(t, g)) + i * CHUNK_BYTES;
 }
 
 /* The products of a k-block from this lane's chunks. */
@@ -229,8 +273,7 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
   int lane = threadIdx.x % 32;
   uint4 b[4], a[2 * S::ROW_TILES];
 #pragma unroll
-  for (int i = 0; i < 4; i++)
-    b[i] = ptx::ld_shared_v4(stage + (S::NK ? lane * 16 : chunk_offset(lane % 4, lane / 4)) + i * CHUNK_BYTES);
+  for (int i = 0; i < 4; i++) b[i] = ptx::ld_shared_v4(stage + b_offset<S>(k_block % S::BLOCKS, i));
 #pragma unroll
   for (int r = 0; r < 2 * S::ROW_TILES; r++)
     a[r] = r < S::A_CHUNKS && !S::OWN_CHUNKS ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16)
@@ -372,10 +415,10 @@ __device__ __forceinline__ void reduce(const typename S::Arguments &p, uint32_t 
 
 /* ---- the kernel ---- */
 
-/* Prefetches B of a k-block into L2, a lane for each row: half a warp calls it, or with NK a warp. It reads nothing, so
+/* Prefetches B of a step into L2, a lane for each row: half a warp calls it, or with NK a warp. It reads nothing, so
  * it need not wait for the prerequisite grids, and memory is busy while they end and this one starts. */
-template <class S> __device__ __forceinline__ void prefetch(const SkinnyCommon &p, int k_block, int first_column) {
-  int word = k_block * BLOCK_WORDS + (S::NK ? 0 : threadIdx.x % BLOCK_WORDS);
+template <class S> __device__ __forceinline__ void prefetch(const SkinnyCommon &p, int step, int first_column) {
+  int word = step * S::BLOCKS * BLOCK_WORDS + (S::NK ? 0 : threadIdx.x % BLOCK_WORDS);
   int column = first_column + (S::NK ? threadIdx.x % 32 : 0);
   if (word < p.words && column < p.N) ptx::prefetch_l2(p.b + (S::NK ? column * p.ldb + word : word * p.ldb + column));
 }
@@ -391,40 +434,42 @@ template <class S> __device__ __forceinline__ OwnWords own_words(uint8_t *base, 
 template <class S> __device__ __forceinline__ void multiply_rows(const typename S::Arguments &p, int first_row) {
   extern __shared__ __align__(256) uint8_t memory[];
   const int warp = threadIdx.x / 32, warps = warps_n<S>(p) * p.warps_k, along_k = by_warps_n<S>(p, warp);
-  const int stage_bytes = S::stage_bytes(p), bytes = warp_bytes<S>(p);
+  const int block_bytes = S::block_bytes(p), stage_bytes = S::BLOCKS * block_bytes, bytes = warp_bytes<S>(p);
   uint32_t base = ptx::smem_address(memory), stages = base + warp * bytes;
   int stripe_column = blockIdx.x * warps_n<S>(p) * COLUMNS;
   int first_column = stripe_column + (warp - along_k * warps_n<S>(p)) * COLUMNS;
-  int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
-  int k_block = blockIdx.y * p.warps_k + along_k;
-  /* The k-blocks that every warp has are rotated, so that the CTAs begin at different ones. */
+  /* K in steps, each a stage of k-blocks. */
+  constexpr int STEP_WORDS = S::BLOCKS * BLOCK_WORDS;
+  int steps = (p.words + STEP_WORDS - 1) / STEP_WORDS, stride = p.split * p.warps_k;
+  int step = blockIdx.y * p.warps_k + along_k;
+  /* The steps that every warp has are rotated, so that the CTAs begin at different ones. */
   int rotation = (blockIdx.x & (p.rotation_starts - 1)) * stride;
-  auto rotated = [&](int k_block) {
-    if (!S::ROTATED || k_block >= p.rotation_length) return k_block;
-    return k_block + rotation < p.rotation_length ? k_block + rotation : k_block + rotation - p.rotation_length;
+  auto rotated = [&](int step) {
+    if (!S::ROTATED || step >= p.rotation_length) return step;
+    return step + rotation < p.rotation_length ? step + rotation : step + rotation - p.rotation_length;
   };
   if (S::NK) {
-    prefetch<S>(p, rotated(k_block), first_column);
-    prefetch<S>(p, rotated(k_block + stride), first_column);
+    prefetch<S>(p, rotated(step), first_column);
+    if (S::BLOCKS == 1) prefetch<S>(p, rotated(step + stride), first_column);
   } else {
-    prefetch<S>(p, rotated(k_block + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
+    prefetch<S>(p, rotated(step + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
   }
   [[maybe_unused]] const typename S::Words words(p.xor_a, p.xor_b);
   typename S::Sums sums = {};
   const typename S::Source source(p, first_row, first_column);
 
-  auto copy = [&](uint32_t stage, int k_block) {
-    if (k_block < k_blocks) {
+  auto copy = [&](uint32_t stage, int step) {
+    if (step < steps) {
       if constexpr (S::GENERAL)
-        S::copy(source, p, stage, rotated(k_block), first_row, first_column);
+        S::copy(source, p, stage, rotated(step), first_row, first_column);
       else
-        copy_k_block<S>(p, stage, rotated(k_block), first_row, first_column);
+        copy_step<S>(p, stage, rotated(step), first_row, first_column);
     }
     ptx::cp_async_commit_group();
   };
   auto copy_stages = [&] {
 #pragma unroll
-    for (int i = 0; i < S::stages(p); i++) copy(stages + i * stage_bytes, k_block + i * stride);
+    for (int i = 0; i < S::stages(p); i++) copy(stages + i * stage_bytes, step + i * stride);
   };
 
   ptx::griddepcontrol_wait();
@@ -435,19 +480,23 @@ template <class S> __device__ __forceinline__ void multiply_rows(const typename 
     copy_stages();
   if constexpr (S::GENERAL) S::begin(sums, p, base + warps * bytes, first_row, first_column);
   uint32_t stage = stages;
-  for (int round = 0; S::more(p, round, k_block, k_blocks); round++, k_block += stride) {
+  for (int round = 0; S::more(p, round, step, steps); round++, step += stride) {
     [[maybe_unused]] typename S::Waiting pending;
     S::wait(source);
     __syncwarp(); /* every lane's copies have landed */
-    if constexpr (!S::GENERAL)
-      multiply_k_block<S>(sums.acc, p, stage, rotated(k_block), own, words);
-    else if (k_block < k_blocks) /* rounds are those of the warp that has most */
-      S::multiply(sums, pending, source, p, stage, rotated(k_block), round);
+    const int k_block = rotated(step) * S::BLOCKS;
+#pragma unroll
+    for (int h = 0; h < S::BLOCKS; h++) {
+      if constexpr (!S::GENERAL)
+        multiply_k_block<S>(sums.acc, p, stage + h * block_bytes, k_block + h, own, words);
+      else if (step < steps) /* rounds are those of the warp that has most */
+        S::multiply(sums, pending, source, p, stage + h * block_bytes, k_block + h, round);
+    }
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
-    copy(stage, k_block + S::stages(p) * stride);
+    copy(stage, step + S::stages(p) * stride);
     stage = stage + stage_bytes == stages + bytes ? stages : stage + stage_bytes;
     if constexpr (S::GENERAL)
-      if (k_block < k_blocks) S::add(sums, pending, source, p);
+      if (step < steps) S::add(sums, pending, source, p);
     if constexpr (S::GENERAL) S::end_round(sums, p, round);
   }
   /* Not sooner: CTAs of the next grid that only wait would take the places of this one's on the SMs that are free. */

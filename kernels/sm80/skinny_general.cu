@@ -17,8 +17,8 @@ inline bool is_vectors(const void *data, int64_t stride) {
   return ((uint64_t)data | (uint64_t)stride) % 16 == 0;
 }
 
-/* Segments, and the scales and bytes of groups. */
-void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
+/* Segments, and the scales and bytes of groups. `step_words`: of k that a stage has. */
+void set_groups(GeneralArguments *p, const int4mm_problem *problem, int step_words) {
   const int4mm_operand *b = &problem->b;
   const int4mm_matrix &bytes = b->factors.data ? b->factors : b->zeros;
   int64_t scale_size = b->group_scales.dtype == INT4MM_FLOAT32 ? 4 : 2;
@@ -34,8 +34,9 @@ void set_groups(GeneralArguments *p, const int4mm_problem *problem) {
   const int64_t scales_expert = x.group_scales * scale_size, bytes_expert = b->factors.data ? x.factors : x.zeros;
   bool vectors = is_vectors(p->scales, p->scales_stride | (p->scales ? scales_expert : 0)) &&
                  is_vectors(p->bytes, p->bytes_stride | (p->bytes ? bytes_expert : 0));
-  p->whole_blocks = vectors ? (int)(problem->K / INT4MM_BLOCK_K) : 0;
-  p->b_block_bytes = (uint32_t)(b->stride * BLOCK_WORDS * 4), p->b_four_bytes = p->b_block_bytes / 4;
+  p->whole_steps = vectors ? (int)(problem->K / 8 / step_words) : 0;
+  p->b_step_bytes = (uint32_t)((b->layout == INT4MM_K_MAJOR ? step_words : b->stride * step_words) * 4);
+  p->b_copy_bytes = (uint32_t)(b->stride * (b->layout == INT4MM_K_MAJOR && step_words == BLOCK_WORDS ? 4 : 16));
 }
 
 /* Windows of a chain: all of K where it fits beside the stages, else two of as many rounds as do. `left`: bytes of
@@ -63,20 +64,21 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   set_warps(&p, plan);
   p.xor_a = problem->a.xor_mask, p.xor_b = problem->b.xor_mask;
   p.epilogue = int4mm_epilogue_arguments(problem, CHUNK_WORDS);
-  set_groups(&p, problem);
-  set_rotation(&p);
+  constexpr int STEP_WORDS = S::BLOCKS * BLOCK_WORDS;
+  set_groups(&p, problem, STEP_WORDS);
+  set_rotation(&p, STEP_WORDS);
   if (p.split > 1 || p.warps_n > 1) p.rotation_length = 0;
-  int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, stride = p.split * p.warps_k;
-  p.rounds = (k_blocks + stride - 1) / stride;
+  int steps = (p.words + STEP_WORDS - 1) / STEP_WORDS, stride = p.split * p.warps_k;
+  p.rounds = (steps + stride - 1) / stride;
   p.stages = plan->stages;
   p.stage_bytes = S::PARAMETERS;
   if (S::IS_PLAIN)
-    p.whole_blocks = (int)(problem->K / INT4MM_BLOCK_K); /* wherever the zero points lie: stages do not have them */
+    p.whole_steps = (int)(problem->K / 8 / STEP_WORDS); /* wherever the zero points lie: stages do not have them */
   else if (p.scales || p.bytes)
     p.stage_bytes += (p.segments * 160 + 255) / 256 * 256;
 
   int warps = p.warps_n * p.warps_k, most;
-  size_t shared = (size_t)warps * p.stages * p.stage_bytes;
+  size_t shared = (size_t)warps * p.stages * S::BLOCKS * p.stage_bytes;
   if (S::FINISHES && p.split > 1) return cudaErrorNotSupported;
   if (S::RINGS) {
     if (p.warps_k < 2) return cudaErrorNotSupported;
@@ -91,8 +93,17 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
       return cudaErrorNotSupported;
     shared += (size_t)p.warps_n * p.stripe_bytes;
   }
-  constexpr bool EXPERTS = S::MODE == PLAIN || S::MODE == GROUPS || S::MODE == RING;
+  constexpr bool EXPERTS = !S::NK && (S::MODE == PLAIN || S::MODE == GROUPS || S::MODE == RING);
   return launch_grid<S, EXPERTS>(problem, p, shared, plan->device, stream);
+}
+
+/* By the layout of B: of [N, K/8] there is code for up to 16 rows of what is usual. */
+template <int ROWS, class A, Mode MODE>
+cudaError_t launch_layout(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (problem->b.layout == INT4MM_MN_MAJOR) return launch<GeneralShape<ROWS, A, MODE>>(problem, plan, stream);
+  constexpr bool NK = ROWS <= 16 && (MODE == PLAIN || MODE == GROUPS || MODE == RING);
+  if constexpr (NK) return launch<GeneralShape<ROWS, A, MODE, NK>>(problem, plan, stream);
+  return cudaErrorNotSupported;
 }
 
 /* Integers with a group to a k-block: by slots for all of K where CTAs have one stripe and there is place, else by a
@@ -101,30 +112,31 @@ template <int ROWS, class A, Mode SLOTS, Mode RING>
 cudaError_t launch_groups(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   if constexpr (ROWS < 64)
     if (plan->tile_n == COLUMNS) {
-      cudaError_t error = launch<GeneralShape<ROWS, A, SLOTS>>(problem, plan, stream);
+      cudaError_t error = launch_layout<ROWS, A, SLOTS>(problem, plan, stream);
       if (error != cudaErrorNotSupported) return error;
     }
-  return launch<GeneralShape<ROWS, A, RING>>(problem, plan, stream);
+  return launch_layout<ROWS, A, RING>(problem, plan, stream);
 }
 
-/* For what is not usual 8 rows have code for chains alone, of which 16 may not fit, and 64 for all but them:
- * src/dispatch/cost_sm80.c says so too. */
+/* For what is not usual 8 rows have code for chains alone, of which 16 may not fit, and 64 for all but them, all of
+ * [K/8, N]: src/dispatch/cost_sm80.c says so too. */
 template <int ROWS, class A>
 cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
+  const bool kn = b->layout == INT4MM_MN_MAJOR, wide = problem->K >= INT4MM_WIDE_K;
   if (b->group_scales.data) {
     bool blocks = b->group == INT4MM_BLOCK_K;
     if (blocks && !b->zeros.data) return launch_groups<ROWS, A, GROUPS, RING>(problem, plan, stream);
     if constexpr (ROWS < 64) {
       if (blocks) return launch_groups<ROWS, A, GROUPS_ZEROS, RING_ZEROS>(problem, plan, stream);
-      return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+      if (kn) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
     }
     return cudaErrorNotSupported;
   }
-  bool wide = problem->K >= INT4MM_WIDE_K;
   if constexpr (std::is_same<A, Int8A>::value)
-    if (!b->factors.data && !b->zeros.data && !wide) return launch<GeneralShape<ROWS, A, PLAIN>>(problem, plan, stream);
+    if (!b->factors.data && !b->zeros.data && !wide) return launch_layout<ROWS, A, PLAIN>(problem, plan, stream);
   if constexpr (ROWS > 8) {
+    if (!kn) return cudaErrorNotSupported;
     if (b->factors.data || wide) return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
     return launch<GeneralShape<ROWS, A, PLAIN_ZEROS>>(problem, plan, stream);
   }
@@ -141,19 +153,18 @@ cudaError_t launch_floats(const int4mm_problem *problem, const int4mm_plan *plan
         grouped.b.group_scales = {(void *)b->scales, 1, problem->N, problem->N, INT4MM_FLOAT32};
         grouped.b.scales = nullptr, grouped.experts.group_scales = problem->experts.scales;
       }
-      return b->zeros.data ? launch<GeneralShape<ROWS, A, GROUPS_ZEROS>>(&grouped, plan, stream)
-                           : launch<GeneralShape<ROWS, A, GROUPS>>(&grouped, plan, stream);
+      return b->zeros.data ? launch_layout<ROWS, A, GROUPS_ZEROS>(&grouped, plan, stream)
+                           : launch_layout<ROWS, A, GROUPS>(&grouped, plan, stream);
     }
-  if constexpr (ROWS > 8) return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
+  if constexpr (ROWS > 8) return launch_layout<ROWS, A, SUMS>(problem, plan, stream);
   return cudaErrorNotSupported;
 }
 
 template <int ROWS>
 cudaError_t launch_rows(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
-  if (b->layout == INT4MM_K_MAJOR || b->stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE ||
-      b->group_scales.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE || b->zeros.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE ||
-      b->factors.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE)
+  if (b->stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE || b->group_scales.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE ||
+      b->zeros.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE || b->factors.stride > INT4MM_SKINNY_GENERAL_MAX_STRIDE)
     return cudaErrorNotSupported;
   switch (problem->a.dtype) {
   case INT4MM_INT32:

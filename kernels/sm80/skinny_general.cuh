@@ -37,10 +37,10 @@ struct GeneralArguments : SkinnyCommon {
   uint32_t scales_stride; /* from group to group, in bytes */
   int scale_dtype;
   uint32_t group_reciprocal; /* 2^31 over `group`, rounded up */
-  uint32_t b_block_bytes;    /* from a k-block of B to the next, */
-  uint32_t b_four_bytes;     /* and from a row of words to the fourth after it */
+  uint32_t b_step_bytes;     /* of B, from a step of K to the next, */
+  uint32_t b_copy_bytes;     /* and between what a lane copies */
   int64_t row_step_bytes;    /* of A, between the rows that a lane copies */
-  int whole_blocks;          /* k-blocks that are copied as a whole */
+  int whole_steps;           /* that are copied as a whole */
   int stages;
   int stage_bytes;    /* where the shape does not say it */
   int rounds, window; /* rounds of k-blocks, and those of a window */
@@ -116,7 +116,8 @@ template <class S> struct RingSums {
 
 template <class S> struct GeneralSource;
 
-template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
+/* NK: B is [N, K/8]. */
+template <int ROWS_, class A_, Mode MODE_, bool NK_ = false> struct GeneralShape {
   typedef GeneralArguments Arguments;
   typedef A_ A;
   typedef typename A::Sum Sum;
@@ -138,8 +139,9 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
     __device__ __forceinline__ Words(uint32_t, uint32_t) {}
   };
   static constexpr int ROWS = ROWS_, OWN_CHUNKS = 0, CTAS = 1;
-  static constexpr bool LAYER = true, NK = false, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
+  static constexpr bool LAYER = true, NK = NK_, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
   static constexpr bool GENERAL = true;
+  static constexpr int BLOCKS = NK && IS_PLAIN ? INT4MM_SKINNY_NK_BLOCKS : 1; /* else memory for stages is short */
   static constexpr float UNSCALE = 1;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
   static constexpr bool PAIRED = FLOAT && ROWS == 8; /* the steps of a slice take one half of an mma's rows each */
@@ -149,7 +151,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static constexpr int CHAIN_WARPS = ROWS == 8 ? INT4MM_SKINNY_CHAIN_WARPS_8 : INT4MM_SKINNY_CHAIN_WARPS;
   static constexpr int ITEMS = ROWS / CHAIN_WARPS;
 
-  static __device__ __forceinline__ int stage_bytes(const Arguments &p) {
+  static __device__ __forceinline__ int block_bytes(const Arguments &p) {
     return BRANCHES ? p.stage_bytes : IS_GROUPS ? PARAMETERS + 256 : PARAMETERS;
   }
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
@@ -162,7 +164,7 @@ template <int ROWS_, class A_, Mode MODE_> struct GeneralShape {
   static __device__ void wait(const Source &source);
   static __device__ void select_expert(Arguments &own, const int4mm_experts &experts, int expert);
   static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots, int first_row, int first_column);
-  static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int k_block, int first_row,
+  static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int step, int first_row,
                               int first_column);
   static __device__ void multiply(Sums &sums, Waiting &pending, const Source &source, const Arguments &p,
                                   uint32_t stage, int k_block, int round);
@@ -204,8 +206,18 @@ template <class T> __device__ __forceinline__ T kept(T x) {
     return __shfl_sync(0xffffffffu, x, threadIdx.x % 32);
 }
 
+/* Of [N, K/8], from a stage on: where chunk c of a step of column 4g + i lies. */
+template <class S> __device__ __forceinline__ uint32_t nk_offset(int i, int g, int c) {
+  if (S::BLOCKS == 2) return line_offset(S::PARAMETERS, i, g, c);
+  return i * CHUNK_BYTES + g / 2 * 128 + (c ^ (g % 2 * 4 + g / 2)) * 16;
+}
+
 /* Where this lane copies from, at K's beginning: B, A, scales, and zero points or factors. Of B a lane takes four
- * columns of words t, t + 4, ...; of A chunk c of every ROWS_STEP-th row; of the others eight lanes take a segment. */
+ * columns of words t, t + 4, ..., or of [N, K/8] a chunk of a step, of column 4g + i for every i, or of two k-blocks
+ * for every g; of A chunk c of every ROWS_STEP-th row; of the others eight lanes take a segment.
+ *
+ * Of [N, K/8] a stage of two k-blocks lies as line_offset says; of one a line of shared memory has the four chunks of
+ * columns 4g + i and 4(g + 1) + i for an even g, swizzled alike. */
 template <class S> struct GeneralSource {
   static constexpr int CHUNKS = S::A_ROW_BYTES / 16, ROWS_STEP = 32 / CHUNKS; /* chunks of a row, rows at a time */
   const char *b, *rows, *scales, *bytes;
@@ -219,13 +231,20 @@ template <class S> struct GeneralSource {
 
   __device__ __forceinline__ GeneralSource(const GeneralArguments &p, int first_row, int first_column) {
     int lane = threadIdx.x % 32, row = lane / CHUNKS, c = lane % CHUNKS, g = lane / 4, t = lane % 4;
-    b = (const char *)(p.b + lane / 8 * p.ldb + first_column + lane % 8 * 4);
+    if (!S::NK)
+      b = (const char *)(p.b + lane / 8 * p.ldb + first_column + lane % 8 * 4);
+    else if (S::BLOCKS == 2)
+      b = (const char *)(p.b + (first_column + lane / 8) * p.ldb + lane % 8 * 4);
+    else
+      b = (const char *)(p.b + (first_column + g * 4) * p.ldb + t * 4);
     rows = p.rows + (first_row + row) * p.row_stride + c * 16;
     scales = p.scales + first_column * size_of_scale(p) + lane % 8 * 16;
     bytes = p.bytes + first_column + lane % 8 * 16;
     inside = first_column + COLUMNS <= p.N, valid_rows = p.M - first_row - row;
     if (!S::BRANCHES) valid_rows = kept(valid_rows);
     b_to = chunk_offset(lane / 8, lane % 8), b_at = chunk_offset(t, g);
+    if (S::NK) b_to = nk_offset<S>(0, g, t), b_at = nk_offset<S>(0, g, 0) + 4 * t;
+    if (S::BLOCKS == 2) b_to = nk_offset<S>(lane / 8, 0, lane % 8);
     rows_to = B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
     rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
     b = kept(b), rows = kept(rows), b_to = kept(b_to), rows_to = kept(rows_to), b_at = kept(b_at);
@@ -249,7 +268,26 @@ template <class S> struct GeneralSource {
   }
 };
 
-/* A k-block that is whole, of columns inside the matrix. */
+/* The B of a step that is whole, of columns inside the matrix. */
+template <class S>
+__device__ __forceinline__ void copy_whole_b(const GeneralSource<S> &from, const GeneralArguments &p, uint32_t stage,
+                                             uint32_t step) {
+  const char *b = from.b + (uint64_t)step * p.b_step_bytes;
+  const uint32_t chunk = stage + from.b_to;
+  if (S::BLOCKS == 2) {
+#pragma unroll
+    for (int g = 0; g < 8; g++, b += p.b_copy_bytes)
+      ptx::cp_async16((chunk ^ nk_offset<S>(0, g, 0) % 128) + g * 128, b, 16);
+  } else if (S::NK) {
+#pragma unroll
+    for (int i = 0; i < 4; i++, b += p.b_copy_bytes) ptx::cp_async16_line(chunk + i * CHUNK_BYTES, b, 16);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++, b += p.b_copy_bytes) ptx::cp_async16(chunk + j * CHUNK_BYTES, b, 16);
+  }
+}
+
+/* What else a k-block of it has. */
 template <class S>
 __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const GeneralArguments &p, uint32_t stage,
                                            uint32_t k_block) {
@@ -257,11 +295,8 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
   /* a lane's rows have one swizzle */
   static_assert(Source::ROWS_STEP % (S::A::WORDS == 1 ? 8 : S::A::WORDS == 2 ? 4 : 2) == 0, "swizzles differ");
   const int lane = threadIdx.x % 32;
-  const char *b = from.b + (uint64_t)k_block * p.b_block_bytes;
   const char *rows = from.rows + (uint64_t)k_block * S::A_ROW_BYTES;
-  uint32_t chunk = stage + from.b_to, to = stage + from.rows_to;
-#pragma unroll
-  for (int j = 0; j < 4; j++, b += p.b_four_bytes) ptx::cp_async16(chunk + j * CHUNK_BYTES, b, 16);
+  const uint32_t to = stage + from.rows_to;
 #pragma unroll
   for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += p.row_step_bytes)
     ptx::cp_async16_l1_if(to + i * S::A_ROW_BYTES, rows, i < from.valid_rows);
@@ -281,8 +316,8 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
 }
 
 /* Waits for the oldest stage. */
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::wait(const Source &source) {
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::wait(const Source &source) {
   if (source.stages == 2)
     ptx::cp_async_wait_group<1>();
   else if (source.stages == 3)
@@ -304,17 +339,35 @@ __device__ __forceinline__ void copy_columns(uint32_t to, const char *from, int 
     ptx::st_shared_u8(to + lane, *(const uint8_t *)from);
 }
 
+/* The B of any k-block: what is past the edges is not copied. */
+template <class S>
+__device__ __forceinline__ void copy_any_b(const GeneralArguments &p, uint32_t stage, int k_block, int first_column) {
+  const int lane = threadIdx.x % 32;
+  if (S::NK) {
+    const int word = k_block * BLOCK_WORDS + lane % 4 * 4, column = first_column + lane / 4 * 4;
+    const int block = k_block % S::BLOCKS;
+    stage -= block * S::PARAMETERS;
+    for (int i = 0; i < 4; i++)
+      if (column + i < p.N)
+        copy_words<true, false>(stage + nk_offset<S>(i, lane / 4, 4 * block + lane % 4),
+                                p.b + (column + i) * p.ldb + word, p.words - word);
+    return;
+  }
+  const int word = k_block * BLOCK_WORDS + lane / 8, column = first_column + lane % 8 * 4;
+  for (int j = 0; j < 4; j++)
+    if (word + 4 * j < p.words)
+      copy_words<true, false>(stage + chunk_offset(lane / 8, lane % 8) + j * CHUNK_BYTES,
+                              p.b + (word + 4 * j) * p.ldb + column, p.N - column);
+}
+
 /* Any k-block: past K come zeros in A, what is past the edges of B is not copied, and scales, zero points and factors
  * may start anywhere. */
 template <class S>
 __device__ __noinline__ void copy_any(const GeneralArguments &p, uint32_t stage, int k_block, int first_row,
                                       int first_column) {
   constexpr int CHUNKS = S::A_ROW_BYTES / 16;
-  int lane = threadIdx.x % 32, word = k_block * BLOCK_WORDS + lane / 8, column = first_column + lane % 8 * 4;
-  for (int j = 0; j < 4; j++)
-    if (word + 4 * j < p.words)
-      copy_words<true, false>(stage + chunk_offset(lane / 8, lane % 8) + j * CHUNK_BYTES,
-                              p.b + (word + 4 * j) * p.ldb + column, p.N - column);
+  const int lane = threadIdx.x % 32;
+  copy_any_b<S>(p, stage, k_block, first_column);
   for (int at = lane; at < S::ROWS * CHUNKS; at += 32) {
     int row = at / CHUNKS, c = at % CHUNKS, byte = k_block * S::A_ROW_BYTES + 16 * c;
     int valid = min(max(p.row_bytes - byte, 0), 16);
@@ -333,20 +386,26 @@ __device__ __noinline__ void copy_any(const GeneralArguments &p, uint32_t stage,
   }
 }
 
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::copy(const Source &source, const Arguments &p,
-                                                                  uint32_t stage, int k_block, int first_row,
-                                                                  int first_column) {
-  if (k_block < p.whole_blocks && source.inside)
-    copy_whole<GeneralShape>(source, p, stage, k_block);
-  else
-    copy_any<GeneralShape>(p, stage, k_block, first_row, first_column);
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::copy(const Source &source, const Arguments &p,
+                                                                      uint32_t stage, int step, int first_row,
+                                                                      int first_column) {
+  const bool whole = step < p.whole_steps && source.inside;
+  if (whole) copy_whole_b<GeneralShape>(source, p, stage, step);
+#pragma unroll
+  for (int h = 0; h < BLOCKS; h++, stage += block_bytes(p)) {
+    const int k_block = step * BLOCKS + h;
+    if (whole)
+      copy_whole<GeneralShape>(source, p, stage, k_block);
+    else
+      copy_any<GeneralShape>(p, stage, k_block, first_row, first_column);
+  }
 }
 
 /* Scales, zero points and factors of an expert's groups. */
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::select_expert(Arguments &own, const int4mm_experts &x,
-                                                                           int expert) {
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::select_expert(Arguments &own, const int4mm_experts &x,
+                                                                               int expert) {
   if (own.scales) own.scales += expert * x.group_scales * size_of_scale(own);
   if (own.bytes) own.bytes += expert * (own.factors ? x.factors : x.zeros);
 }
@@ -367,13 +426,21 @@ template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WO
   }
 }
 
+/* The words of slice j of a lane's four columns. */
+template <class S> __device__ __forceinline__ uint4 load_words(uint32_t at, int j) {
+  if (!S::NK) return ptx::ld_shared_v4(at + j * CHUNK_BYTES);
+  at ^= 16 * j;
+  return make_uint4(ptx::ld_shared(at), ptx::ld_shared(at + nk_offset<S>(1, 0, 0)),
+                    ptx::ld_shared(at + nk_offset<S>(2, 0, 0)), ptx::ld_shared(at + nk_offset<S>(3, 0, 0)));
+}
+
 template <class S>
 __device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_at, uint32_t rows, int j,
                                                const typename S::A &a, const typename S::A::B &b, bool with_ones,
                                                int valid) {
   typedef typename S::A A;
   uint32_t fragments[S::ROW_TILES][A::STEPS][4];
-  uint4 words = ptx::ld_shared_v4(words_at + j * CHUNK_BYTES);
+  const uint4 words = load_words<S>(words_at, j);
 #pragma unroll
   for (int m = 0; m < S::ROW_TILES; m++) {
     uint32_t x[A::WORDS], y[A::WORDS] = {};
@@ -600,9 +667,9 @@ template <class S> __device__ __forceinline__ Segment<S> &sum_of(typename S::Sum
 }
 
 /* The last segment's sums, once they are there. */
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::add(Sums &sums, Waiting &pending, const Source &source,
-                                                                 const Arguments &p) {
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::add(Sums &sums, Waiting &pending, const Source &source,
+                                                                     const Arguments &p) {
   if constexpr (IS_GROUPS && FLOAT) {
     with_scales(pending, source.scale_dtype, [&] { add_floats<GeneralShape>(sums.state, pending); });
   } else if constexpr (RINGS) {
@@ -618,15 +685,17 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::add(Sums &sums, Wai
 
 /* The products of a k-block. The last segment is left pending: its stage is free and the next copies are issued before
  * its sums are there. */
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::multiply(Sums &sums, Waiting &pending,
-                                                                      const Source &source, const Arguments &p,
-                                                                      uint32_t stage, int k_block, int round) {
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::multiply(Sums &sums, Waiting &pending,
+                                                                          const Source &source, const Arguments &p,
+                                                                          uint32_t stage, int k_block, int round) {
   const A a(p.xor_a);
   typename A::B b(p.xor_b);
   /* past K the int4 of A are made 0, which zeroed memory is not in every encoding */
   const int valid = p.words - k_block * BLOCK_WORDS;
-  const uint32_t words_at = stage + source.b_at, rows = stage + source.rows_at;
+  const int block = k_block % BLOCKS;
+  const uint32_t words_at = (stage - block * PARAMETERS + source.b_at) ^ block * 64;
+  const uint32_t rows = stage + source.rows_at;
   if constexpr (!BRANCHES) {
     if constexpr (IS_GROUPS) {
       pending.sum = {}, pending.k_block = k_block;
@@ -755,9 +824,9 @@ __device__ __forceinline__ void begin_ring(RingSums<S> &sums, const GeneralArgum
 
 /* PLAIN_ZEROS: loads the zero points. A chain: where this warp's slots and this thread's outputs are: the warps of a
  * stripe share out its rows, a warp takes whole ones. */
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, const Arguments &p, uint32_t slots,
-                                                                   int first_row, int first_column) {
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::begin(Sums &sums, const Arguments &p, uint32_t slots,
+                                                                       int first_row, int first_column) {
   if constexpr (MODE == PLAIN_ZEROS) {
     int column = first_column + threadIdx.x % 4 * 8;
 #pragma unroll
@@ -786,8 +855,8 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::begin(Sums &sums, c
 }
 
 /* CHAIN, after a round: the chains, where it has filled a window or is the last. */
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::end_round(Sums &sums, const Arguments &p, int round) {
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::end_round(Sums &sums, const Arguments &p, int round) {
   if constexpr (MODE == CHAIN) {
     const bool last = round + 1 == p.rounds;
     if (!last && round + 1 < sums.first + p.window) return;
@@ -837,8 +906,8 @@ __device__ __forceinline__ void finish_chain(typename S::Sums &sums, const Gener
   }
 }
 
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::finish(Sums &sums, const Arguments &p, int first_row) {
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::finish(Sums &sums, const Arguments &p, int first_row) {
   if constexpr (RINGS)
     finish_ring<GeneralShape>(sums, p);
   else
@@ -846,8 +915,8 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::finish(Sums &sums, 
 }
 
 /* Without a chain: this lane's sums as store_partial of skinny.cuh has them. */
-template <int ROWS, class A, Mode MODE>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE>::store_partial(uint32_t matrix, const Sums &sums) {
+template <int ROWS, class A, Mode MODE, bool NK>
+__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::store_partial(uint32_t matrix, const Sums &sums) {
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int r = 0; r < EIGHTS; r++) {

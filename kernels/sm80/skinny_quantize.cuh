@@ -16,6 +16,7 @@ constexpr int MAX_OWN_WARPS = 16; /* warps of a CTA */
 struct OwnRows {
   int4mm_matrix x;
   int rotate, pieces; /* pieces: warps for a row */
+  int floats;         /* of shared memory that such a warp has */
   float factor, clip; /* of the rotation; of the absmax */
   bool vector_load;
 };
@@ -32,7 +33,7 @@ struct OwnWords {
   __device__ __forceinline__ OwnWords(uint8_t *base, const OwnRows &own, int k_words) {
     int warps = (int)own.x.rows * own.pieces;
     stride = (k_words + INT4MM_BLOCK_WORDS - 1) / INT4MM_BLOCK_WORDS * INT4MM_BLOCK_WORDS;
-    memory = (float *)base, words = (uint32_t *)(memory + warps * WARP_FLOATS);
+    memory = (float *)base, words = (uint32_t *)(memory + warps * own.floats);
     maxima = words + own.x.rows * stride, scales = (float *)(maxima + MAX_OWN_WARPS);
   }
 };
@@ -40,7 +41,7 @@ struct OwnWords {
 /* Bytes of the above. */
 inline size_t own_bytes(const OwnRows &own, int k_words) {
   int64_t stride = (k_words + INT4MM_BLOCK_WORDS - 1) / INT4MM_BLOCK_WORDS * INT4MM_BLOCK_WORDS;
-  return (size_t)(own.x.rows * own.pieces * WARP_FLOATS + own.x.rows * stride + MAX_OWN_WARPS + own.x.rows) * 4;
+  return (size_t)(own.x.rows * own.pieces * own.floats + own.x.rows * stride + MAX_OWN_WARPS + own.x.rows) * 4;
 }
 
 /* Fills words and scales. All warps of the CTA call it; those beyond rows * pieces only wait. meanwhile() is called
@@ -55,7 +56,7 @@ __device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWord
   if (works && own.vector_load) load_vectors(x, line);
   meanwhile();
   if (works) {
-    float *memory = to.memory + warp * WARP_FLOATS, most[C];
+    float *memory = to.memory + warp * own.floats, most[C];
     if (!own.vector_load) {
       gather<8>(memory, line, VALUES);
       fetch(x, memory, false);
@@ -86,7 +87,8 @@ __device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWord
 inline bool plan_own_rows(OwnRows *own, const int4mm_pack_job *job, int values, int warps) {
   int64_t pieces = (job->plain.cols + values - 1) / values;
   if (job->clip_mse || !pieces || job->rotate > values || job->plain.rows * pieces > warps) return false;
-  *own = {job->plain, job->rotate, (int)pieces, int4mm_rotation_factor(job->rotate), job->clip, false};
+  const int floats = WARP_FLOATS - (WARP_VALUES - values) / CHUNK * 20 + (values < WARP_VALUES ? CHUNK : 0);
+  *own = {job->plain, job->rotate, (int)pieces, floats, int4mm_rotation_factor(job->rotate), job->clip, false};
   own->vector_load = is_whole_vectors(job->plain, CHUNK, CHUNK * (job->plain.dtype == INT4MM_FLOAT32 ? 4 : 2));
   return true;
 }
