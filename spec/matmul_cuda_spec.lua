@@ -411,14 +411,13 @@ describe("a product on the GPU", function()
     assert(split >= (q.device_info().kernel_arch < 80 and 8 or 20), split .. " of the products split K")
   end)
 
-  -- One CTA an SM, of turing two, then a few tiles more, whose K CTAs share.
+  -- Two CTAs an SM, then a few tiles more, whose K CTAs share.
   on_gpu("of some tiles behind whole waves is the same whoever has a part of K", function()
     local shared, sms = 0, q.device_info().sms
     for _, kernel in ipairs(KERNELS) do
       if wants_16_bytes(kernel) then
         local tile_m, tile_n = kernel:match "(%d+)x(%d+)"
-        local waves = kernel:find "^turing" and 2 or 1
-        local M, K, N = tile_m + 5, 3104, tile_n * (math.ceil(waves * sms / 2) + 1) + 4
+        local M, K, N = tile_m + 5, 1568, tile_n * (sms + 1) + 4
         local a, b, scale_a, scale_b = q.generate_test_data(M, K, N, { seed = 5, device = "cuda" })
         local bytes = q.empty { M, K, dtype = "int8" }
         ffi.copy(bytes:data(), q.random(q.empty { M, K / 4, dtype = "int32" }, { seed = 5 }):data(), M * K)

@@ -13,10 +13,12 @@ constexpr int BAND = 8;
 struct TileCoord {
   int row, column;
 };
-__device__ __forceinline__ TileCoord tile_coord(int tile, int tiles_m, int tiles_n, int tile_m, int tile_n) {
-  int per_band = BAND * tiles_n, band = tile / per_band, inside = tile % per_band;
-  int height = min(BAND, tiles_m - band * BAND);
-  return {(band * BAND + inside % height) * tile_m, inside / height * tile_n};
+/* Int: unsigned ones divide by fewer instructions; the registers of some kernels suffice for int alone. */
+template <class Int>
+__device__ __forceinline__ TileCoord tile_coord(Int tile, Int tiles_m, Int tiles_n, Int tile_m, Int tile_n) {
+  Int per_band = BAND * tiles_n, band = tile / per_band, inside = tile % per_band;
+  Int height = min((Int)BAND, tiles_m - band * (Int)BAND);
+  return {(int)((band * BAND + inside % height) * tile_m), (int)(inside / height * tile_n)};
 }
 
 } // namespace

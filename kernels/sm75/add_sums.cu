@@ -19,11 +19,11 @@ constexpr int AHEAD = 4;                /* parts that a lane loads together */
 
 struct SumsArguments {
   const int32_t *sums;
-  int64_t part; /* elements from part to part */
+  int64_t part, tile; /* elements from part to part, from tile to tile */
   int parts, M, N;
-  int first_tile, tiles_m, tiles_n; /* of the sums; all of the output */
-  int tile_m, tile_n;
-  unsigned rows, quads, count; /* of a tile, of a row, of all tiles: few, since K is shared where tiles are */
+  unsigned first_tile, tiles_m, tiles_n; /* of the sums; all of the output */
+  unsigned tile_m, tile_n;
+  int log_quads; /* log2 of COUNTs of a tile's row: a division costs as much as the rest of the kernel */
   float unscale;
   EpilogueArguments epilogue;
 };
@@ -42,14 +42,14 @@ __device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArgu
   }
 }
 
-/* SHARES lanes of a warp have the same columns and each a share of the parts. */
+/* SHARES lanes of a warp have the same columns and each a share of the parts; blockIdx.y is the tile. */
 template <int SHARES> __global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
   constexpr int QUADS = 32 / SHARES; /* of a warp, neighbours */
   const unsigned lane = threadIdx.x % 32, warp = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-  const unsigned mine = warp * QUADS + lane % QUADS, sum_row = mine / p.quads;
-  const TileCoord at = tile_coord(p.first_tile + sum_row / p.rows, p.tiles_m, p.tiles_n, p.tile_m, p.tile_n);
-  const int64_t row = at.row + sum_row % p.rows, column = at.column + mine % p.quads * COUNT, N = p.N;
-  const bool inside = mine < p.count && row < p.M && column < N;
+  const unsigned mine = warp * QUADS + lane % QUADS, sum_row = mine >> p.log_quads;
+  const TileCoord at = tile_coord(p.first_tile + blockIdx.y, p.tiles_m, p.tiles_n, p.tile_m, p.tile_n);
+  const int64_t row = at.row + sum_row, column = at.column + (mine - (sum_row << p.log_quads)) * COUNT, N = p.N;
+  const bool inside = row < p.M && column < N;
   int32_t sums[COUNT] = {};
   float scale_b[COUNT], bias[COUNT];
   ptx::griddepcontrol_wait();
@@ -57,7 +57,7 @@ template <int SHARES> __global__ void __launch_bounds__(THREADS) add_sums(const 
 #pragma unroll
   for (int j = 0; j < COUNT; j++) scale_b[j] = inside && column + j < N ? __ldg(p.epilogue.scale_b + column + j) : 0;
   int4mm_load_bias(bias, p.epilogue, column, inside ? N : column);
-  if (inside) add_share<SHARES>(sums, p, p.sums + (int64_t)mine * COUNT, lane / QUADS);
+  if (inside) add_share<SHARES>(sums, p, p.sums + blockIdx.y * p.tile + mine * COUNT, lane / QUADS);
   ptx::griddepcontrol_launch_dependents();
 #pragma unroll
   for (int j = 0; j < COUNT; j++)
@@ -65,8 +65,8 @@ template <int SHARES> __global__ void __launch_bounds__(THREADS) add_sums(const 
   if (inside && lane < QUADS) int4mm_finish<true>(p.epilogue, row, column, N, p.unscale, scale_a, scale_b, bias, sums);
 }
 
-template <int SHARES> cudaError_t launch(const SumsArguments &p, int device, cudaStream_t stream) {
-  const dim3 grid(int4mm_blocks(p.count, THREADS / SHARES));
+template <int SHARES> cudaError_t launch(const SumsArguments &p, int tiles, int device, cudaStream_t stream) {
+  const dim3 grid(int4mm_blocks(p.tile / COUNT, THREADS / SHARES), (unsigned)tiles);
   return int4mm_launch<add_sums<SHARES>>(device, grid, THREADS, 0, dim3(1), stream, p);
 }
 
@@ -75,13 +75,13 @@ template <int SHARES> cudaError_t launch(const SumsArguments &p, int device, cud
 cudaError_t int4mm_launch_add_sums(const int4mm_problem *problem, const int4mm_plan *plan, int parts, float unscale,
                                    cudaStream_t stream) {
   SumsArguments p = {};
-  p.sums = problem->sums, p.parts = parts, p.M = (int)problem->M, p.N = (int)problem->N, p.unscale = unscale;
-  p.tile_m = plan->tile_m, p.tile_n = plan->tile_n;
-  p.tiles_m = (p.M + p.tile_m - 1) / p.tile_m, p.tiles_n = (p.N + p.tile_n - 1) / p.tile_n;
-  p.first_tile = plan->whole_tiles;
-  const int64_t sum_rows = (int64_t)(p.tiles_m * p.tiles_n - p.first_tile) * int4mm_sum_rows(problem, plan);
-  p.rows = (unsigned)int4mm_sum_rows(problem, plan), p.quads = (unsigned)p.tile_n / COUNT;
-  p.count = (unsigned)sum_rows * p.quads, p.part = sum_rows * p.tile_n;
+  const int tile_m = plan->tile_m, tile_n = plan->tile_n, M = (int)problem->M, N = (int)problem->N;
+  const int tiles_m = (M + tile_m - 1) / tile_m, tiles_n = (N + tile_n - 1) / tile_n;
+  const int tiles = tiles_m * tiles_n - plan->whole_tiles;
+  p.sums = problem->sums, p.parts = parts, p.M = M, p.N = N, p.unscale = unscale;
+  p.first_tile = plan->whole_tiles, p.tiles_m = tiles_m, p.tiles_n = tiles_n, p.tile_m = tile_m, p.tile_n = tile_n;
+  while (COUNT << p.log_quads < tile_n) p.log_quads++;
+  p.tile = (int64_t)int4mm_sum_rows(problem, plan) * tile_n, p.part = p.tile * tiles;
   p.epilogue = int4mm_epilogue_arguments(problem, COUNT);
-  return parts > AHEAD ? launch<4>(p, plan->device, stream) : launch<1>(p, plan->device, stream);
+  return parts > AHEAD ? launch<4>(p, tiles, plan->device, stream) : launch<1>(p, tiles, plan->device, stream);
 }

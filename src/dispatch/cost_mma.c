@@ -40,9 +40,9 @@ static mma_kind kind_of(const int4mm_gpu_problem *p) {
  * tile, for a CTA alone on its SM and, where an SM has two, for two side by side. W4A4 by int8: M x K x N take, with
  * each tile in this order: 8192^3 1117 and 1140 us; 4096^3 149, 146, - and 234; 2048^3 21.7 and 21.5;
  * 1024^3 11.8, 7.0, 5.4 and 7.9; 512 x 4096 x 4096 37, 21.4, - and 32; 256 x 4096 x 4096 37, 20.8, 12.9 and 15.8; 128 x
- * 4096 x 4096 37, 20.7, 12.5 and 8.5. W4A8 and W4A16, with the tiles that they have: 4096^3 164, 190 and 249 us, and
- * 306, 354 and 482; 512 x 4096 x 4096 43, 45 and 34, and 76, 79 and 61; 128 x 4096 x 4096 42, 37 and 16, and 76, 59 and
- * 22; 4096^3 with groups of 128 267 and 428, and 462 and 639. */
+ * 4096 x 4096 37, 20.7, 12.5 and 8.5. W4A8 and W4A16, with the tiles that they have: 4096^3 163, 182 and 235 us, and
+ * 299, 342 and 478; 512 x 4096 x 4096 42, 41 and 32, and 73, 73 and 58; 128 x 4096 x 4096 41, 35 and 15, and 74, 55 and
+ * 19; 4096^3 with groups of 128 267 and 428, and 462 and 639. */
 typedef struct mma_cost {
   mma_kind kind;
   int32_t tile_m, tile_n, stage_k;
@@ -56,16 +56,16 @@ static const mma_cost costs[] = {{WORDS, 128, 256, 256, false, 1016, 4300, 0, 0}
                                  {WORDS, 64, 64, 512, false, 175, 900, 0, 0},
                                  {WORDS_GROUPS, 128, 128, 256, false, 1240, 1500, 0, 0},
                                  {WORDS_GROUPS, 64, 64, 128, true, 640, 1000, 800, 1500},
-                                 {BYTES, 128, 256, 128, false, 1260, 1500, 0, 0},
-                                 {BYTES, 128, 128, 128, true, 1150, 2000, 1450, 2000},
-                                 {BYTES, 64, 64, 128, true, 440, 1000, 475, 1000},
+                                 {BYTES, 128, 256, 128, false, 1240, 1500, 0, 0},
+                                 {BYTES, 128, 128, 128, true, 1080, 2000, 1375, 2000},
+                                 {BYTES, 64, 64, 128, true, 430, 1000, 456, 1000},
                                  {BYTES_AFFINE, 128, 128, 128, false, 1030, 1300, 0, 0},
                                  {BYTES_AFFINE, 64, 64, 128, true, 720, 1000, 740, 1000},
                                  {BYTES_GROUPS, 128, 128, 128, false, 1020, 1000, 0, 0},
                                  {BYTES_GROUPS, 64, 64, 128, true, 640, 1000, 820, 1000},
-                                 {REALS, 128, 256, 64, false, 2360, 1500, 0, 0},
-                                 {REALS, 128, 128, 64, true, 2350, 1000, 2740, 2000},
-                                 {REALS, 64, 64, 64, true, 610, 1000, 920, 1500},
+                                 {REALS, 128, 256, 64, false, 2250, 1500, 0, 0},
+                                 {REALS, 128, 128, 64, true, 2270, 1000, 2650, 2000},
+                                 {REALS, 64, 64, 64, true, 560, 1000, 895, 1500},
                                  {REALS_GROUPS, 128, 128, 64, false, 1780, 1500, 0, 0},
                                  {REALS_GROUPS, 64, 64, 64, true, 950, 1000, 1250, 1500}};
 
@@ -153,54 +153,42 @@ typedef struct sharing {
   int64_t whole, shared, split;
 } sharing;
 
-/* The time of the CTAs that share K, in parts of so many k-blocks. Where an SM has two CTAs and whole tiles leave it
- * room for one, they run beside these. */
-static int64_t sharing_time(const mma_cost *cost, const int4mm_gpu_problem *p, sharing s, int64_t k_blocks) {
-  const int64_t time = waves_time(cost, p, s.shared * s.split, k_blocks);
-  if (!cost->pairs || s.whole / p->sms % 2 == 0) return time;
-  return waves_time(cost, p, p->sms + 1, k_blocks) - waves_time(cost, p, 1, k_blocks);
-}
-
 /* A plan's time: of the product, at least that of reading B, and of adding sums. */
 static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, sharing s) {
   const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), tiles = int4mm_plan_add(s.whole, s.shared);
   int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
   int64_t time = waves_time(cost, p, s.split > 1 ? s.whole : tiles, int4mm_plan_k_blocks(p));
-  if (s.split > 1)
-    time += sharing_time(cost, p, s, int4mm_plan_ceil_div(stages, s.split) * cost->stage_k / INT4MM_BLOCK_K);
+  if (s.split > 1) {
+    const int64_t part = int4mm_plan_ceil_div(stages, s.split) * cost->stage_k / INT4MM_BLOCK_K;
+    time += waves_time(cost, p, s.shared * s.split, part);
+  }
   if (time < reading) time = reading;
   if (s.split == 1) return time;
   int64_t bytes = s.split * p->M * p->N * s.shared / tiles * 8;
   return time + int4mm_gpu_clock_time(p, ADD_TIME) + bytes / int4mm_gpu_memory_rate(p, FITTED_MEMORY, ADD_RATE);
 }
 
-/* Finds a better sharing where at most so many CTAs of one tile go before those that share K, which run at once. */
-static int64_t try_sharing(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t at_once,
-                           int64_t best, sharing *found) {
-  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), whole = tiles / at_once * at_once;
-  sharing s = {whole, tiles - whole, 1};
-  if (!s.shared || tiles / at_once >= MAX_WAVES) return best;
-  const int64_t most = at_once / s.shared;
-  for (int64_t split = most < MAX_SPLIT ? most : MAX_SPLIT; split > 1; split /= 2) {
-    s.split = int4mm_plan_ceil_div(stages, int4mm_plan_ceil_div(stages, split));
-    const int64_t time = split_time(cost, p, s);
-    if (s.split > 1 && time < best) best = time, *found = s;
-  }
-  return best;
-}
-
 /* Where sums are exact in any order and tiles leave SMs without work, CTAs share K in parts of whole stages: of all
  * tiles, or behind whole waves of those that are left over (Osama et al., Stream-K, 2023, whose CTAs may also go from
  * one tile to the next). 128 x 14336 x 1024 takes 20.4 us with 32 tiles of 64 x 64, 13.6 with K in 2 parts and 10.2 in
  * 4; 64 x 65536 x 256 82 us, 15 in 8, 10.5 in 16 and 9.8 in 32; W4A8 of 128 x 4096 x 4096 15.9 and in 2 parts 14.4.
- * With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. */
+ * With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. 192 x 14336 x 3072, 12 tiles of
+ * 64 x 64 behind 132, takes 41 us and with these in 10 parts 27; 1536 x 14336 x 3072, 24 of 128 x 128 behind 264, 192
+ * and in 5 parts 148. */
 static int64_t best_sharing(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, sharing *found) {
   const bool exact = cost->kind == WORDS || cost->kind == BYTES || cost->kind == BYTES_AFFINE;
+  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), at_once = cost->pairs ? 2 * p->sms : p->sms;
+  const int64_t whole = tiles / at_once * at_once, shared = tiles - whole;
   *found = (sharing){0, tiles, 1};
   int64_t best = split_time(cost, p, *found);
-  if (p->experts || !exact) return best;
-  if (cost->pairs) best = try_sharing(cost, p, tiles, 2 * p->sms, best, found);
-  return try_sharing(cost, p, tiles, p->sms, best, found);
+  if (p->experts || !exact || !shared || tiles / at_once >= MAX_WAVES) return best;
+  const int64_t most = at_once / shared;
+  for (int64_t parts = most < MAX_SPLIT ? most : MAX_SPLIT; parts > 1; parts /= 2) {
+    const sharing s = {whole, shared, int4mm_plan_ceil_div(stages, int4mm_plan_ceil_div(stages, parts))};
+    const int64_t time = split_time(cost, p, s);
+    if (s.split > 1 && time < best) best = time, *found = s;
+  }
+  return best;
 }
 
 /* What copies of operands take. */
