@@ -63,9 +63,9 @@ struct Work {
 template <class T> __device__ __forceinline__ TileCoord tile_coord(const Arguments &p, int tile) {
   return tile_coord(tile, p.tiles_m, p.tiles_n, T::BM, T::BN);
 }
-template <class T> __device__ __forceinline__ Work work_of_cta(const Arguments &p) {
-  const int slot = (int)blockIdx.x - p.whole_tiles;
-  if (!T::SPLITS || slot < 0) return {tile_coord<T>(p, blockIdx.x), -1, 0, p.stages, true};
+template <class T> __device__ __forceinline__ Work work_of_cta(const Arguments &p, int cta) {
+  const int slot = cta - p.whole_tiles;
+  if (!T::SPLITS || slot < 0) return {tile_coord<T>(p, cta), -1, 0, p.stages, true};
   const int first = slot / p.shared_tiles * p.part, left = p.stages - first;
   return {tile_coord<T>(p, p.whole_tiles + slot % p.shared_tiles), slot, first, min(p.part, left), left <= p.part};
 }
@@ -119,9 +119,10 @@ template <class T> using Copies = typename std::conditional<T::STAGED, StagedCop
 
 /* A thread's part of the copies of an operand whose rows lie along k, A or with NK the columns of B: in pass i, 16
  * bytes of row + i * ROWS of the tile. PERMUTED: row 8i + c of each 32 in shared memory is 4c + i in memory. EXACT: a
- * row ends anywhere in 16 bytes, which costs six instructions a pass, else between them. */
+ * row ends anywhere in 16 bytes, else between them, which spares six instructions a pass; but on sm_100 int8 with
+ * groups spills. */
 template <class T, int OFFSET, int PITCH, bool PERMUTED> struct CopyKMajor {
-  static constexpr bool EXACT = T::POLICY::NEIGHBOURS && PERMUTED;
+  static constexpr bool EXACT = T::POLICY::NEIGHBOURS && (PERMUTED || !T::POLICY::FLOAT);
   static constexpr int CHUNKS = PITCH / 16, ROWS = T::THREADS / CHUNKS, FIRST = OFFSET ? T::A_PASSES : 0;
   static_assert(ROWS == 8 || ROWS == 16 || ROWS % 32 == 0, "order and swizzle would change from pass to pass");
   const uint32_t *from;
@@ -628,7 +629,7 @@ __device__ __forceinline__ void prefetch_scales(const Arguments &p, const TileCo
 }
 
 /* A CTA's work, in dynamic shared memory. */
-template <class T> __device__ __forceinline__ void run(const Arguments &p, const Work &work) {
+template <class T> __device__ __forceinline__ void run(const Arguments &p, Work work) {
   extern __shared__ __align__(128) uint8_t memory[];
   const uint32_t ring = ptx::smem_address(memory);
   const int warp = threadIdx.x / 32;
@@ -639,6 +640,7 @@ template <class T> __device__ __forceinline__ void run(const Arguments &p, const
   TotalsOf<T> totals(p.groups);
   multiply_tile<T>(acc, totals, p, work, ring, warp_m, warp_n, warp_k);
   ptx::griddepcontrol_launch_dependents();
+  if constexpr (T::FINDS_WORK_AGAIN) work = work_of_cta<T>(p, ptx::ctaid_x());
   if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
   if constexpr (T::SPLITS)
     if (work.slot >= 0) return store_part<T>(p, work, warp_m, warp_n, warp_k, acc);
@@ -652,7 +654,7 @@ template <class T> __device__ __forceinline__ void run(const Arguments &p, const
 template <class T, int SHARED = T::SHARED_BYTES>
 __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
-    const Work work = work_of_cta<T>(p);
+    const Work work = work_of_cta<T>(p, blockIdx.x);
     ptx::griddepcontrol_wait();
     run<T>(p, work);
   }

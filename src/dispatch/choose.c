@@ -129,7 +129,7 @@ static bool is_aligned16(const int4mm_operand *o) {
 
 bool int4mm_wants_copy_of_a(const int4mm_problem *problem, const int4mm_plan *plan) {
   const int copies = int4mm_kernels_cuda[plan->kernel].family->copies;
-  const bool whole = copies != INT4MM_COPIES_AB || problem->K % int4mm_plan_values_of_16(problem->a.dtype) == 0;
+  const bool whole = copies != INT4MM_COPIES_AB || problem->K % int4mm_plan_k_step(problem->a.dtype) == 0;
   return copies && !(whole && is_aligned16(&problem->a));
 }
 

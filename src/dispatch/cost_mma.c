@@ -40,8 +40,8 @@ static mma_kind kind_of(const int4mm_gpu_problem *p) {
  * tile, for a CTA alone on its SM and, where an SM has two, for two side by side. W4A4 by int8: M x K x N take, with
  * each tile in this order: 8192^3 1117 and 1140 us; 4096^3 149, 146, - and 234; 2048^3 21.7 and 21.5;
  * 1024^3 11.8, 7.0, 5.4 and 7.9; 512 x 4096 x 4096 37, 21.4, - and 32; 256 x 4096 x 4096 37, 20.8, 12.9 and 15.8; 128 x
- * 4096 x 4096 37, 20.7, 12.5 and 8.5. W4A8 and W4A16, with the tiles that they have: 4096^3 163, 182 and 235 us, and
- * 299, 342 and 478; 512 x 4096 x 4096 42, 41 and 32, and 73, 73 and 58; 128 x 4096 x 4096 41, 35 and 15, and 74, 55 and
+ * 4096 x 4096 37, 20.7, 12.5 and 8.5. W4A8 and W4A16, with the tiles that they have: 4096^3 164, 190 and 249 us, and
+ * 300, 342 and 475; 512 x 4096 x 4096 43, 45 and 34, and 73, 73 and 58; 128 x 4096 x 4096 42, 37 and 16, and 74, 55 and
  * 19; 4096^3 with groups of 128 267 and 428, and 462 and 639. */
 typedef struct mma_cost {
   mma_kind kind;
@@ -56,9 +56,9 @@ static const mma_cost costs[] = {{WORDS, 128, 256, 256, false, 1016, 4300, 0, 0}
                                  {WORDS, 64, 64, 512, false, 175, 900, 0, 0},
                                  {WORDS_GROUPS, 128, 128, 256, false, 1240, 1500, 0, 0},
                                  {WORDS_GROUPS, 64, 64, 128, true, 640, 1000, 800, 1500},
-                                 {BYTES, 128, 256, 128, false, 1240, 1500, 0, 0},
-                                 {BYTES, 128, 128, 128, true, 1080, 2000, 1375, 2000},
-                                 {BYTES, 64, 64, 128, true, 430, 1000, 456, 1000},
+                                 {BYTES, 128, 256, 128, false, 1260, 1500, 0, 0},
+                                 {BYTES, 128, 128, 128, true, 1150, 2000, 1450, 2000},
+                                 {BYTES, 64, 64, 128, true, 440, 1000, 475, 1000},
                                  {BYTES_AFFINE, 128, 128, 128, false, 1030, 1300, 0, 0},
                                  {BYTES_AFFINE, 64, 64, 128, true, 720, 1000, 740, 1000},
                                  {BYTES_GROUPS, 128, 128, 128, false, 1020, 1000, 0, 0},
@@ -89,7 +89,7 @@ static int64_t group_of(const int4mm_gpu_problem *p) {
 
 /* Whether A, or B, is copied first (int4mm_wants_copy_of_a, _of_b). */
 static bool copies_a(const int4mm_gpu_problem *p) {
-  return !int4mm_plan_aligned16_a(p) || p->K % int4mm_plan_values_of_16(p->dtype_a);
+  return !int4mm_plan_aligned16_a(p) || p->K % int4mm_plan_k_step(p->dtype_a);
 }
 static bool copies_b(const int4mm_gpu_problem *p) {
   if (!int4mm_plan_aligned16_b(p)) return true;

@@ -93,8 +93,8 @@ bool int4mm_plan_is_elementary(const int4mm_gpu_problem *p) {
   return p->dtype_a == INT4MM_INT32 && p->scaling == INT4MM_PER_COLUMN && !p->zeros;
 }
 
-int64_t int4mm_plan_values_of_16(int32_t dtype_a) {
-  return 16 / (int64_t)int4mm_dtype_size(dtype_a) * (dtype_a == INT4MM_INT32 ? 8 : 1);
+int64_t int4mm_plan_k_step(int32_t dtype_a) {
+  return dtype_a == INT4MM_INT32 ? 32 : dtype_a == INT4MM_INT8 ? 1 : 8;
 }
 
 bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *p) {

@@ -15,8 +15,8 @@
 typedef struct int4mm_kernel int4mm_kernel;
 
 /* Operands whose rows have to start on 16 bytes: others are copied before the launch (int4mm_wants_copy_of_a, _of_b).
- * INT4MM_COPIES_AB: of A, and of B beside a packed A, 16 bytes of k are taken together as well, of [K/8, N] as many of
- * columns; copies are padded with zeros. */
+ * INT4MM_COPIES_AB: of A, but of int8, and of B beside a packed A 16 bytes of k are taken together as well, of [K/8, N]
+ * as many of columns; copies are padded with zeros. */
 typedef enum int4mm_copies { INT4MM_COPIES_NONE, INT4MM_COPIES_A, INT4MM_COPIES_AB } int4mm_copies;
 
 typedef struct int4mm_family {
@@ -81,8 +81,8 @@ int64_t int4mm_plan_bytes_of_a(const int4mm_gpu_problem *problem);
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *problem);
 /* W4A4 with a scale for each column alone, as int4mm_is_elementary. */
 bool int4mm_plan_is_elementary(const int4mm_gpu_problem *problem);
-/* Values of A in 16 bytes. */
-int64_t int4mm_plan_values_of_16(int32_t dtype_a);
+/* Of what K has to be a multiple for INT4MM_COPIES_AB: values of A in 16 bytes, but int8 ends anywhere. */
+int64_t int4mm_plan_k_step(int32_t dtype_a);
 /* Whether rows of A, of B, and of both start on 16 bytes. */
 bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *problem);
 bool int4mm_plan_aligned16_b(const int4mm_gpu_problem *problem);
