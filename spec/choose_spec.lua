@@ -39,7 +39,7 @@ local function choose(p, kernel)
   if status ~= OK then return status, ffi.string(lib.int4mm_last_error()) end
   return OK, { name = ffi.string(plan.name), kernel = plan.kernel, tile_m = plan.tile_m, tile_n = plan.tile_n,
     tile_k = plan.tile_k, stages = plan.stages, split_k = plan.split_k, ctas = plan.ctas,
-    reason = ffi.string(plan.reason), widened = plan.widened }
+    reason = ffi.string(plan.reason), widened = plan.widened, whole_tiles = plan.whole_tiles }
 end
 
 local EXTENTS = { 1, 2, 3, 7, 8, 16, 17, 31, 33, 63, 64, 65, 100, 128, 129, 255, 256, 500, 512, 1000, 1024, 2048, 4095,
@@ -473,13 +473,13 @@ describe("int4mm_choose_cuda", function()
   end)
 
   it("has CTAs of mma and turing share K where tiles are few and sums exact in any order", function()
-    local split, INT8, FLOAT16, GROUP_SCALES, FACTORS = {}, 1, 2, 1, 2
+    local split, behind, INT8, FLOAT16, GROUP_SCALES, FACTORS = {}, {}, 1, 2, 1, 2
     local function splits_of(kinds, experts)
       split = {}
       for _, arch in ipairs { 75, 80, 86, 89, 90, 100, 120 } do
         for _, set in ipairs(kinds) do
           for _, shape in ipairs { { 1, 4, 512 }, { 128, 1024, 14336 }, { 64, 256, 65536 }, { 300, 500, 3000 },
-            { 64, 64, 128 }, { 4096, 4096, 4096 } } do
+            { 64, 64, 128 }, { 4096, 4096, 4096 }, { 192, 3072, 14336 }, { 1500, 3068, 14336 } } do
             for _, name in ipairs(KERNELS) do
               local M, N, K = unpack(shape)
               local p = problem(arch, M, N, K, set)
@@ -489,10 +489,15 @@ describe("int4mm_choose_cuda", function()
               if (family == "mma" or family == "turing") and status == OK and plan.split_k > 1 then
                 local tiles = math.ceil(M / plan.tile_m) * math.ceil(N / plan.tile_n)
                 local what = ("%s, %s, %d times"):format(describe_problem(p), name, plan.split_k)
-                assert(plan.ctas == tiles * plan.split_k and plan.ctas <= 2 * p.sms, what)
-                assert(plan.split_k <= math.ceil(K / 128), what)
+                local whole = plan.whole_tiles
+                local sharing = (tiles - whole) * plan.split_k
+                assert(plan.ctas == whole + sharing and sharing > 0 and sharing <= 2 * p.sms, what)
+                assert(whole % p.sms == 0 and plan.split_k <= math.ceil(K / 128), what)
                 assert.matches("^" .. tiles .. " tiles", plan.reason)
+                local words = (", the last %d by %d CTAs each"):format(tiles - whole, plan.split_k)
+                assert.equal(whole > 0, plan.reason:find(words, 1, true) ~= nil, plan.reason)
                 split[name] = (split[name] or 0) + 1
+                if whole > 0 then behind[name] = (behind[name] or 0) + 1 end
               end
             end
           end
@@ -505,6 +510,8 @@ describe("int4mm_choose_cuda", function()
       assert(split[name] >= 6, name .. " splits K " .. split[name] .. " times")
     end
     assert(split.mma_64x64 and split.mma_128x64 and split.mma_128x128 and split.turing_32x64)
+    assert(behind.mma_64x64 and behind.mma_128x64 and behind.mma_128x128 and behind.mma_128x256 and
+      behind.turing_128x128, "tiles behind whole waves are not shared")
     local scales = { dtype_a = INT8, scaling = GROUP_SCALES, group = 128 }
     assert.same({}, splits_of { scales, { scaling = GROUP_SCALES, group = 128 }, { dtype_a = FLOAT16 } })
     assert.same({}, splits_of({ {}, int8 }, 4))

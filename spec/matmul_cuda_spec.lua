@@ -411,6 +411,32 @@ describe("a product on the GPU", function()
     assert(split >= (q.device_info().kernel_arch < 80 and 8 or 20), split .. " of the products split K")
   end)
 
+  -- Two CTAs an SM, then a few tiles more, whose K CTAs share.
+  on_gpu("of some tiles behind whole waves is the same whoever has a part of K", function()
+    local shared, sms = 0, q.device_info().sms
+    for _, kernel in ipairs(KERNELS) do
+      if wants_16_bytes(kernel) then
+        local tile_m, tile_n = kernel:match "(%d+)x(%d+)"
+        local M, K, N = tile_m + 5, 1568, tile_n * (sms + 1) + 4
+        local a, b, scale_a, scale_b = q.generate_test_data(M, K, N, { seed = 5, device = "cuda" })
+        local bytes = q.empty { M, K, dtype = "int8" }
+        ffi.copy(bytes:data(), q.random(q.empty { M, K / 4, dtype = "int32" }, { seed = 5 }):data(), M * K)
+        for _, of in ipairs { a, bytes:to "cuda" } do
+          local opts = { kernel = kernel, out = q.empty { M, N, dtype = "float16", device = "cuda" } }
+          if serves(kernel, of, b, scale_a, scale_b, opts) then
+            opts.out:fill_bytes_(0x55)
+            q.int4_matmul(of, b, scale_a, scale_b, opts)
+            local reason = q.explain(of, b, scale_a, scale_b, opts).reason
+            if reason:find ", the last %d+ by %d+ CTAs each" then shared = shared + 1 end
+            local here = q.int4_matmul_cpu(of:to "cpu", b:to "cpu", scale_a:to "cpu", scale_b:to "cpu")
+            assert.same_bits(here, opts.out, ("%s, %s, %s"):format(kernel, of.dtype, reason))
+          end
+        end
+      end
+    end
+    assert(shared >= 4, shared .. " of the products have tiles that CTAs share behind whole waves")
+  end)
+
   on_gpu("cannot be captured without out, and says so", function()
     local a, b, scale_a, scale_b = q.generate_test_data(16, 64, 16, { device = "cuda" })
     local stream = q.stream()

@@ -568,12 +568,13 @@ typedef struct int4mm_plan {
   int32_t tile_m; /* rows of out per tile, 0 where it has no meaning */
   int32_t tile_n;
   int32_t tile_k;
-  int32_t stages;   /* pipeline depth */
-  int32_t split_k;  /* CTAs (or clusters' CTAs) that share one tile's K */
-  int32_t ctas;     /* grid size */
-  char name[48];    /* "tiled", "hopper_256x128", "avx512vnni" */
-  char reason[208]; /* why, in words */
-  int32_t widened;  /* 1: CUDA: an int4 A is made int8 first, for which there are faster kernels */
+  int32_t stages;      /* pipeline depth */
+  int32_t split_k;     /* CTAs (or clusters' CTAs) that share one tile's K */
+  int32_t ctas;        /* grid size */
+  char name[48];       /* "tiled", "hopper_256x128", "avx512vnni" */
+  char reason[208];    /* why, in words */
+  int32_t widened;     /* 1: CUDA: an int4 A is made int8 first, for which there are faster kernels */
+  int32_t whole_tiles; /* tiles that are made before those whose K CTAs share, each by one CTA */
   int64_t reserved[4];
 } int4mm_plan;
 

@@ -274,6 +274,13 @@ __device__ __forceinline__ void mma_m16n8k16_movable(float (&acc)[4], const uint
 
 /* ---- programmatic dependent launch (sm_90) ---- */
 
+/* blockIdx.x, read anew. */
+__device__ __forceinline__ int ctaid_x() {
+  int x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
+
 /* Waits until the prerequisite grids in the stream have completed and their memory is visible; before it, nothing that
  * they might have written or read may be touched. Code for an architecture below 90 is launched without the attribute
  * that overlaps grids (launch.cuh), so that there it has nothing to do. */

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(THREADS)
     align_rows(TO *dst, int64_t dst_stride, const T *src, int64_t src_stride, int64_t cols, uint32_t xor_mask) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents(); /* not before: the product may read B at once */
-  constexpr int VECTOR = 16 / (int)sizeof(T);
+  constexpr int VECTOR = 16 / (int)sizeof(TO);
   int64_t first = (int64_t)blockIdx.y * (THREADS * UNITS) + threadIdx.x;
   const T *from = src + blockIdx.x * src_stride + first;
   TO *to = dst + blockIdx.x * dst_stride + first;
@@ -30,11 +30,12 @@ __global__ void __launch_bounds__(THREADS)
     if (i * THREADS < left) units[i] = from[i * THREADS];
 #pragma unroll
   for (int i = 0; i < UNITS; i++) {
-    if constexpr (sizeof(TO) == 8) {
-      if (i * THREADS < left) to[i * THREADS] = widen(units[i] ^ xor_mask);
-    } else {
-      if (i * THREADS < left + past) to[i * THREADS] = i * THREADS < left ? (T)(units[i] ^ xor_mask) : 0;
-    }
+    const T unit = i * THREADS < left ? (T)(units[i] ^ xor_mask) : 0;
+    if (i * THREADS >= left + past) continue;
+    if constexpr (sizeof(TO) == 8)
+      to[i * THREADS] = widen(unit);
+    else
+      to[i * THREADS] = unit;
   }
 }
 

@@ -215,7 +215,9 @@ struct Tile {
   static constexpr float UNSCALE = CHAIN && !POLICY::FLOAT ? 1 : POLICY::UNSCALE; /* of the sums at last */
   static constexpr SumKind SUM_KIND = CHAIN ? TOTALS : POLICY::FLOAT ? FLOATS : INTEGERS;
   static constexpr bool SPLITS = SUM_KIND == INTEGERS; /* CTAs may share K: their sums are exact in any order */
-  static constexpr int MT = WM / 16, NT = WN / 8;      /* tiles of an mma in a warp's */
+  /* After the mainloop, of whose registers it would take some: of sm_100 they do not suffice. */
+  static constexpr bool FINDS_WORK_AGAIN = POLICY::A_BITS == 8 && BN > 128;
+  static constexpr int MT = WM / 16, NT = WN / 8; /* tiles of an mma in a warp's */
   static constexpr int WARPS_M = BM / WM, WARPS_N = BN / WN, THREADS = 32 * WARPS_M * WARPS_N * WARPS_K;
   static constexpr int UNITS = BK / POLICY::UNIT / WARPS_K; /* of a warp in a stage */
 

@@ -5,9 +5,9 @@
  *   B  [K/8, N] or [N, K/8]   --cp.async--> stages --128-bit loads-> words --policy--> mma
  *
  * A CTA makes a tile. Stages go around a ring in shared memory; what is copied in a stage's turn goes to the slot that
- * was read in the turn before. Where tiles are few, the warps of a CTA share K and add their sums in shared memory, or
- * CTAs share it and leave sums of their parts in memory, which a second kernel adds (sm75/add_sums.cu): int32, exact
- * in any order.
+ * was read in the turn before. Where tiles are few, the warps of a CTA share K and add their sums in shared memory.
+ * CTAs share the K of tiles that do not fill the GPU, all of them or those that whole waves leave over, and put the
+ * sums of their parts into memory, which a second kernel adds (sm75/add_sums.cu): int32, exact in any order.
  *
  * There is no branch in a stage's body but for groups: copies are predicated and stand between the mma. Fragments are
  * loaded one unit ahead.
@@ -22,6 +22,7 @@
 #ifndef INT4MM_MMA_MAINLOOP_CUH
 #define INT4MM_MMA_MAINLOOP_CUH
 
+#include "common/bands.cuh"
 #include "common/epilogue.cuh"
 #include "common/experts.cuh"
 #include "common/kernels.h"
@@ -33,7 +34,6 @@
 
 namespace {
 
-constexpr int BAND = 8;    /* rows of tiles that neighbouring CTAs go through together, for the sake of L2 */
 constexpr int COLUMNS = 8; /* neighbours that a lane finishes together */
 
 struct Arguments {
@@ -48,30 +48,26 @@ struct Arguments {
   EpilogueArguments epilogue;
   GroupArguments groups;
   int4mm_experts experts;
-  int32_t *sums; /* of parts of K, or NULL where a CTA has all of it */
-  int64_t ld_sums;
-  int part; /* stages of a CTA, but for the last one of K */
+  int whole_tiles, shared_tiles; /* of whose K a CTA has all; of whose K it has `part` stages or, at the end, fewer */
+  int part, sum_rows;
+  int32_t *sums; /* of each part of each shared tile: [sum_rows, T::BN] */
 };
 
-/* First row and column of this CTA's tile. */
-struct TileCoord {
-  int row, column;
+/* What a CTA multiplies: of a tile `stages` of K from `first` on. The sums go to `slot` of p.sums, < 0: are finished.
+ */
+struct Work {
+  TileCoord at;
+  int slot, first, stages;
+  bool last; /* of K */
 };
-template <class T> __device__ __forceinline__ TileCoord tile_coord(const Arguments &p) {
-  int per_band = BAND * p.tiles_n, band = blockIdx.x / per_band, inside = blockIdx.x % per_band;
-  int height = min(BAND, p.tiles_m - band * BAND);
-  return {(band * BAND + inside % height) * T::BM, inside / height * T::BN};
+template <class T> __device__ __forceinline__ TileCoord tile_coord(const Arguments &p, int tile) {
+  return tile_coord(tile, p.tiles_m, p.tiles_n, T::BM, T::BN);
 }
-
-/* Stages of K that this CTA multiplies: `stages` from `first` on. */
-struct PartOfK {
-  int first, stages;
-  bool last;
-};
-template <class T> __device__ __forceinline__ PartOfK part_of_k(const Arguments &p) {
-  if constexpr (!T::SPLITS) return {0, p.stages, true};
-  const int first = blockIdx.y * p.part, left = p.stages - first;
-  return {first, min(p.part, left), left <= p.part};
+template <class T> __device__ __forceinline__ Work work_of_cta(const Arguments &p, int cta) {
+  const int slot = cta - p.whole_tiles;
+  if (!T::SPLITS || slot < 0) return {tile_coord<T>(p, cta), -1, 0, p.stages, true};
+  const int first = slot / p.shared_tiles * p.part, left = p.stages - first;
+  return {tile_coord<T>(p, p.whole_tiles + slot % p.shared_tiles), slot, first, min(p.part, left), left <= p.part};
 }
 
 /* The arguments of one expert's product, whose rows end at `end`. */
@@ -123,9 +119,10 @@ template <class T> using Copies = typename std::conditional<T::STAGED, StagedCop
 
 /* A thread's part of the copies of an operand whose rows lie along k, A or with NK the columns of B: in pass i, 16
  * bytes of row + i * ROWS of the tile. PERMUTED: row 8i + c of each 32 in shared memory is 4c + i in memory. EXACT: a
- * row ends anywhere in 16 bytes, else between them. */
+ * row ends anywhere in 16 bytes, else between them, which spares six instructions a pass; but on sm_100 int8 with
+ * groups spills. */
 template <class T, int OFFSET, int PITCH, bool PERMUTED> struct CopyKMajor {
-  static constexpr bool EXACT = T::POLICY::NEIGHBOURS;
+  static constexpr bool EXACT = T::POLICY::NEIGHBOURS && (PERMUTED || !T::POLICY::FLOAT);
   static constexpr int CHUNKS = PITCH / 16, ROWS = T::THREADS / CHUNKS, FIRST = OFFSET ? T::A_PASSES : 0;
   static_assert(ROWS == 8 || ROWS == 16 || ROWS % 32 == 0, "order and swizzle would change from pass to pass");
   const uint32_t *from;
@@ -185,18 +182,16 @@ template <class T> using CopyA = CopyKMajor<T, 0, T::A_PITCH, false>;
 template <class T>
 using CopyB = typename std::conditional<T::NK, CopyKMajor<T, T::A_BYTES, T::NK_PITCH, true>, CopyNMajor<T>>::type;
 
-/* Both for a part of K. */
-template <class T>
-__device__ __forceinline__ CopyA<T> copies_of_a(const Arguments &p, const PartOfK &part, int first_row) {
-  const int before = part.first * T::A_PITCH;
-  const int bytes = T::SPLITS ? min(p.a_bytes - before, part.stages * T::A_PITCH) : p.a_bytes;
-  return CopyA<T>(p.a + before / 4, p.lda, bytes, p.M, first_row);
+/* Both for a CTA's part of K. */
+template <class T> __device__ __forceinline__ CopyA<T> copies_of_a(const Arguments &p, const Work &work) {
+  const int before = work.first * T::A_PITCH;
+  const int bytes = T::SPLITS ? min(p.a_bytes - before, work.stages * T::A_PITCH) : p.a_bytes;
+  return CopyA<T>(p.a + before / 4, p.lda, bytes, p.M, work.at.row);
 }
-template <class T>
-__device__ __forceinline__ CopyB<T> copies_of_b(const Arguments &p, const PartOfK &part, int first_column) {
-  const int before = part.first * T::NK_PITCH;
-  const int bytes = T::SPLITS ? min(p.b_bytes - before, part.stages * T::NK_PITCH) : p.b_bytes;
-  return CopyB<T>(p.b + before / 4 * (T::NK ? 1 : p.ldb), p.ldb, bytes, p.N, first_column);
+template <class T> __device__ __forceinline__ CopyB<T> copies_of_b(const Arguments &p, const Work &work) {
+  const int before = work.first * T::NK_PITCH;
+  const int bytes = T::SPLITS ? min(p.b_bytes - before, work.stages * T::NK_PITCH) : p.b_bytes;
+  return CopyB<T>(p.b + before / 4 * (T::NK ? 1 : p.ldb), p.ldb, bytes, p.N, work.at.column);
 }
 
 /* One pass of a stage's copies. */
@@ -385,19 +380,18 @@ template <int BYTES, int SLOTS> struct Ring {
  * ahead. */
 template <class T>
 __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::MT][T::NT][4], TotalsOf<T> &totals,
-                                              const Arguments &p, const TileCoord &at, uint32_t memory, int warp_m,
+                                              const Arguments &p, const Work &work, uint32_t memory, int warp_m,
                                               int warp_n, int warp_k) {
   typedef typename T::POLICY POLICY;
   constexpr int SEGMENT_UNITS = T::SEGMENT / POLICY::UNIT;
   const POLICY policy(p.encodings);
   const WordsOfA<T> words_a(warp_m, warp_k);
   const LoadB<T> words_b(warp_n, warp_k);
-  const PartOfK part = part_of_k<T>(p);
-  CopyA<T> copy_a = copies_of_a<T>(p, part, at.row);
-  CopyB<T> copy_b = copies_of_b<T>(p, part, at.column);
-  CopyGroups<T> copy_groups(p.groups, part.first * T::SEGMENTS, at.column, p.N);
-  Columns<T> columns(p.groups, at.column + warp_n * T::WN, p.N);
-  begin_sums<T>(acc, p, part.last && warp_k == 0);
+  CopyA<T> copy_a = copies_of_a<T>(p, work);
+  CopyB<T> copy_b = copies_of_b<T>(p, work);
+  CopyGroups<T> copy_groups(p.groups, work.first * T::SEGMENTS, work.at.column, p.N);
+  Columns<T> columns(p.groups, work.at.column + warp_n * T::WN, p.N);
+  begin_sums<T>(acc, p, work.last && warp_k == 0);
   Copies<T> copies;
   copy_first_stages<T>(copies, copy_a, copy_b, copy_groups, memory);
 
@@ -415,7 +409,7 @@ __device__ __forceinline__ void multiply_tile(typename T::POLICY::Sum (&acc)[T::
     words_a.load(f[0], ring.read, 0);
   }
 #pragma unroll 1
-  for (int stage = 0; stage < part.stages; stage++) {
+  for (int stage = 0; stage < work.stages; stage++) {
     const uint32_t scales = groups.read + scales_at;
     if constexpr (T::GROUPS) copy_groups.copy(groups.write);
 #pragma unroll
@@ -590,20 +584,21 @@ __device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoor
   });
 }
 
-/* The sums of a part of K, to the part's place in memory. */
+/* The sums of a part of K, to the part's slot. */
 template <class T>
-__device__ __forceinline__ void store_part(const Arguments &p, const TileCoord &at, int warp_m, int warp_n, int warp_k,
+__device__ __forceinline__ void store_part(const Arguments &p, const Work &work, int warp_m, int warp_n, int warp_k,
                                            const int32_t (&acc)[T::MT][T::NT][4]) {
-  int32_t *to = p.sums + (int64_t)blockIdx.y * p.M * p.ld_sums;
+  int32_t *to = p.sums + (int64_t)work.slot * p.sum_rows * T::BN;
   for_octets<T>(
-      at, warp_m, warp_n, warp_k, [](int) {},
+      work.at, warp_m, warp_n, warp_k, [](int) {},
       [&](int m, int lower, int n, int row, int column) {
         Octet o;
         gather<T>(o.sums, acc, m, lower, n);
         if (row >= p.M || column >= p.N) return;
+        int32_t *own = to + (row - work.at.row) * T::BN + column - work.at.column;
 #pragma unroll
         for (int i = 0; i < COLUMNS; i += 4)
-          int4mm_store_v4(to + row * p.ld_sums + column + i, o.sums[i], o.sums[i + 1], o.sums[i + 2], o.sums[i + 3]);
+          int4mm_store_v4(own + i, o.sums[i], o.sums[i + 1], o.sums[i + 2], o.sums[i + 3]);
       });
 }
 
@@ -633,34 +628,35 @@ __device__ __forceinline__ void prefetch_scales(const Arguments &p, const TileCo
   if (!T::CHAIN && lane < T::WN / 8 && column < p.N) ptx::prefetch_l1(p.epilogue.scale_b + column);
 }
 
-/* A CTA's work on its tile, in dynamic shared memory. */
-template <class T> __device__ __forceinline__ void run_tile(const Arguments &p, const TileCoord &at) {
+/* A CTA's work, in dynamic shared memory. */
+template <class T> __device__ __forceinline__ void run(const Arguments &p, Work work) {
   extern __shared__ __align__(128) uint8_t memory[];
   const uint32_t ring = ptx::smem_address(memory);
   const int warp = threadIdx.x / 32;
   const int warp_m = warp % T::WARPS_M, warp_n = warp / T::WARPS_M % T::WARPS_N;
   const int warp_k = warp / (T::WARPS_M * T::WARPS_N);
-  prefetch_scales<T>(p, at, warp_m, warp_n);
+  prefetch_scales<T>(p, work.at, warp_m, warp_n);
   typename T::POLICY::Sum acc[T::MT][T::NT][4];
   TotalsOf<T> totals(p.groups);
-  multiply_tile<T>(acc, totals, p, at, ring, warp_m, warp_n, warp_k);
+  multiply_tile<T>(acc, totals, p, work, ring, warp_m, warp_n, warp_k);
   ptx::griddepcontrol_launch_dependents();
+  if constexpr (T::FINDS_WORK_AGAIN) work = work_of_cta<T>(p, ptx::ctaid_x());
   if constexpr (T::WARPS_K > 1) reduce<T>(acc, ring, warp_k);
   if constexpr (T::SPLITS)
-    if (p.sums) return store_part<T>(p, at, warp_m, warp_n, warp_k, acc);
+    if (work.slot >= 0) return store_part<T>(p, work, warp_m, warp_n, warp_k, acc);
   if constexpr (T::CHAIN)
-    epilogue<T>(p, at, warp_m, warp_n, warp_k, totals.t);
+    epilogue<T>(p, work.at, warp_m, warp_n, warp_k, totals.t);
   else
-    epilogue<T>(p, at, warp_m, warp_n, warp_k, acc);
+    epilogue<T>(p, work.at, warp_m, warp_n, warp_k, acc);
 }
 
 /* SHARED, the dynamic shared memory, is a part of the name for examples/bench/kernel_table.lua. */
 template <class T, int SHARED = T::SHARED_BYTES>
 __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
-    const TileCoord at = tile_coord<T>(p);
+    const Work work = work_of_cta<T>(p, blockIdx.x);
     ptx::griddepcontrol_wait();
-    run_tile<T>(p, at);
+    run<T>(p, work);
   }
 }
 
@@ -682,14 +678,14 @@ template <class T, int SHARED = T::SHARED_BYTES>
 __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_constant__ Arguments p) {
   if constexpr (T::POLICY::AVAILABLE) {
     __shared__ Arguments own;
-    const TileCoord at = tile_coord<T>(p);
+    const TileCoord at = tile_coord<T>(p, blockIdx.x);
     ptx::griddepcontrol_wait();
     const ExpertTile tile = find_expert_tile<T::BM>(p.experts, p.M, at.row / T::BM);
     if (tile.expert == -1) zero_tile<T>(p.epilogue, tile.row, tile.end, at.column, p.N);
     if (tile.expert < 0) return;
     if (threadIdx.x == 0) own = arguments_of(p, tile.expert, tile.end);
     __syncthreads();
-    run_tile<T>(own, {tile.row, at.column});
+    run<T>(own, {{tile.row, at.column}, -1, 0, p.stages, true});
   }
 }
 
@@ -709,14 +705,15 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.encodings = T::POLICY::encodings(problem->a.xor_mask, problem->b.xor_mask);
   p.epilogue = int4mm_epilogue_arguments(problem, COLUMNS);
   p.groups = group_arguments<T>(problem);
-  const int split = T::SPLITS && problem->sums ? plan->split_k : 1;
+  const int tiles = p.tiles_m * p.tiles_n, split = T::SPLITS && problem->sums ? plan->split_k : 1;
   p.part = (p.stages + split - 1) / split;
-  const dim3 grid(p.tiles_m * p.tiles_n, (p.stages + p.part - 1) / p.part);
-  if (grid.y > 1) p.sums = problem->sums, p.ld_sums = int4mm_sums_stride(problem->N);
+  const int parts = (p.stages + p.part - 1) / p.part;
+  p.whole_tiles = parts > 1 ? plan->whole_tiles : tiles, p.shared_tiles = tiles - p.whole_tiles;
+  p.sums = problem->sums, p.sum_rows = int4mm_sum_rows(problem, plan);
+  const dim3 grid(p.whole_tiles + p.shared_tiles * parts);
   if (!p.experts.count) {
     cudaError_t error = int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
-    return error == cudaSuccess && p.sums ? int4mm_launch_add_sums(problem, plan, (int)grid.y, T::UNSCALE, stream)
-                                          : error;
+    return error == cudaSuccess && parts > 1 ? int4mm_launch_add_sums(problem, plan, parts, T::UNSCALE, stream) : error;
   }
   if constexpr (T::BM == T::BN && !T::STAGED) /* fewer instances for grouped products */
     return int4mm_launch<mma_experts<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);

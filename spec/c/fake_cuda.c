@@ -22,6 +22,7 @@
 #include "core/tensor.h"
 #include "cpu/backend.h"
 #include "cuda/table.h"
+#include "dispatch/choose.h"
 #include "fake_streams.h"
 #include "int4mm_abi.h"
 
@@ -426,7 +427,7 @@ static int32_t fake_matmul(int32_t device, const int4mm_pack_job *quantize, cons
   p.b.factors.data = to_host(device, p.b.factors.data);
   p.out.data = to_host(device, p.out.data), p.residual.data = to_host(device, p.residual.data);
   if (p.sums) /* what a plan that splits K writes */
-    memset(to_host(device, p.sums), 0xaa, (size_t)(plan->split_k * p.M * int4mm_sums_stride(p.N)) * sizeof *p.sums);
+    memset(to_host(device, p.sums), 0xaa, (size_t)int4mm_sums_bytes(&p, plan));
   if (quantize) (void)fake_quantize(device, quantize, NULL, stream);
   enqueue(stream, run_matmul, &p, sizeof p);
   return INT4MM_OK;

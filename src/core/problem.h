@@ -102,9 +102,9 @@ typedef struct int4mm_problem {
                              kernel that would need it does not split K */
 } int4mm_problem;
 
-/* Elements from row to row of problem->sums: rows of N start on 32 bytes. One matrix of them follows another. */
-static inline int64_t int4mm_sums_stride(int64_t N) {
-  return (N + 7) / 8 * 8;
+/* problem->sums: of each part of K, of each tile whose K is in parts, so many rows of plan->tile_n sums. */
+static inline int32_t int4mm_sum_rows(const int4mm_problem *problem, const int4mm_plan *plan) {
+  return problem->M < plan->tile_m ? (int32_t)problem->M : plan->tile_m;
 }
 
 /* Words of B along k; values past K in the last one have no counterpart in A. */

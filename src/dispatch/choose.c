@@ -33,7 +33,7 @@ static int64_t make_plan(int32_t index, const int4mm_gpu_problem *p, int4mm_plan
   const int4mm_kernel *kernel = &int4mm_kernels_cuda[index];
   plan->kernel = index;
   plan->tile_m = kernel->tile_m, plan->tile_n = kernel->tile_n, plan->tile_k = 0;
-  plan->stages = kernel->stages, plan->split_k = plan->ctas = 1;
+  plan->stages = kernel->stages, plan->split_k = plan->ctas = 1, plan->whole_tiles = 0;
   return kernel->family->plan(kernel, p, plan);
 }
 
@@ -129,7 +129,7 @@ static bool is_aligned16(const int4mm_operand *o) {
 
 bool int4mm_wants_copy_of_a(const int4mm_problem *problem, const int4mm_plan *plan) {
   const int copies = int4mm_kernels_cuda[plan->kernel].family->copies;
-  const bool whole = copies != INT4MM_COPIES_AB || problem->a.dtype != INT4MM_INT32 || problem->K % 32 == 0;
+  const bool whole = copies != INT4MM_COPIES_AB || problem->K % int4mm_plan_k_step(problem->a.dtype) == 0;
   return copies && !(whole && is_aligned16(&problem->a));
 }
 
@@ -142,7 +142,8 @@ bool int4mm_wants_copy_of_b(const int4mm_problem *problem, const int4mm_plan *pl
 
 int64_t int4mm_sums_bytes(const int4mm_problem *problem, const int4mm_plan *plan) {
   if (plan->split_k <= 1 || !int4mm_kernels_cuda[plan->kernel].family->sums) return 0;
-  return plan->split_k * problem->M * int4mm_sums_stride(problem->N) * (int64_t)sizeof(int32_t);
+  const int64_t rows = (int64_t)plan->split_k * int4mm_plan_shared_tiles(plan) * int4mm_sum_rows(problem, plan);
+  return rows * plan->tile_n * (int64_t)sizeof(int32_t);
 }
 
 /* ---- the public function ---- */

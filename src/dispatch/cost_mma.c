@@ -19,7 +19,8 @@ enum {
   COPY_TIME = 2000,       /* of the copy's call */
   ADD_TIME = 1300,        /* of a kernel that adds the sums of parts of K, */
   ADD_RATE = 2700,        /* and bytes of these sums a ns, written and read, */
-  MAX_SPLIT = 32,         /* of at most so many parts */
+  MAX_SPLIT = 32,         /* of at most so many parts, */
+  MAX_WAVES = 64,         /* after fewer waves of tiles */
   PROMOTION_TIME = 350,   /* of the sums of 128 x 128 for each group of a k-block but the first */
   MAX_GROUPED_K = 1 << 20 /* where a group is found by a multiplication */
 };
@@ -40,8 +41,8 @@ static mma_kind kind_of(const int4mm_gpu_problem *p) {
  * each tile in this order: 8192^3 1117 and 1140 us; 4096^3 149, 146, - and 234; 2048^3 21.7 and 21.5;
  * 1024^3 11.8, 7.0, 5.4 and 7.9; 512 x 4096 x 4096 37, 21.4, - and 32; 256 x 4096 x 4096 37, 20.8, 12.9 and 15.8; 128 x
  * 4096 x 4096 37, 20.7, 12.5 and 8.5. W4A8 and W4A16, with the tiles that they have: 4096^3 164, 190 and 249 us, and
- * 306, 354 and 482; 512 x 4096 x 4096 43, 45 and 34, and 76, 79 and 61; 128 x 4096 x 4096 42, 37 and 16, and 76, 59 and
- * 22; 4096^3 with groups of 128 267 and 428, and 462 and 639. */
+ * 300, 342 and 475; 512 x 4096 x 4096 43, 45 and 34, and 73, 73 and 58; 128 x 4096 x 4096 42, 37 and 16, and 74, 55 and
+ * 19; 4096^3 with groups of 128 267 and 428, and 462 and 639. */
 typedef struct mma_cost {
   mma_kind kind;
   int32_t tile_m, tile_n, stage_k;
@@ -62,9 +63,9 @@ static const mma_cost costs[] = {{WORDS, 128, 256, 256, false, 1016, 4300, 0, 0}
                                  {BYTES_AFFINE, 64, 64, 128, true, 720, 1000, 740, 1000},
                                  {BYTES_GROUPS, 128, 128, 128, false, 1020, 1000, 0, 0},
                                  {BYTES_GROUPS, 64, 64, 128, true, 640, 1000, 820, 1000},
-                                 {REALS, 128, 256, 64, false, 2360, 1500, 0, 0},
-                                 {REALS, 128, 128, 64, true, 2350, 1000, 2740, 2000},
-                                 {REALS, 64, 64, 64, true, 610, 1000, 920, 1500},
+                                 {REALS, 128, 256, 64, false, 2250, 1500, 0, 0},
+                                 {REALS, 128, 128, 64, true, 2270, 1000, 2650, 2000},
+                                 {REALS, 64, 64, 64, true, 560, 1000, 895, 1500},
                                  {REALS_GROUPS, 128, 128, 64, false, 1780, 1500, 0, 0},
                                  {REALS_GROUPS, 64, 64, 64, true, 950, 1000, 1250, 1500}};
 
@@ -88,7 +89,7 @@ static int64_t group_of(const int4mm_gpu_problem *p) {
 
 /* Whether A, or B, is copied first (int4mm_wants_copy_of_a, _of_b). */
 static bool copies_a(const int4mm_gpu_problem *p) {
-  return !int4mm_plan_aligned16_a(p) || (p->dtype_a == INT4MM_INT32 && p->K % 32);
+  return !int4mm_plan_aligned16_a(p) || p->K % int4mm_plan_k_step(p->dtype_a);
 }
 static bool copies_b(const int4mm_gpu_problem *p) {
   if (!int4mm_plan_aligned16_b(p)) return true;
@@ -147,33 +148,45 @@ static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
   return int4mm_plan_add(int4mm_plan_mul(tiles / (2 * p->sms), two), rest > p->sms ? two : rest ? one : 0);
 }
 
-/* A plan's time where K is in `split` parts: of the product, at least that of reading B, and of adding sums. */
-static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t split) {
-  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), part = int4mm_plan_ceil_div(stages, split);
-  const int64_t k_blocks = split > 1 ? part * cost->stage_k / INT4MM_BLOCK_K : int4mm_plan_k_blocks(p);
-  int64_t time = waves_time(cost, p, int4mm_plan_mul(tiles, split), k_blocks);
+/* Tiles of which CTAs share the K of the last `shared`, `split` each. */
+typedef struct sharing {
+  int64_t whole, shared, split;
+} sharing;
+
+/* A plan's time: of the product, at least that of reading B, and of adding sums. */
+static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, sharing s) {
+  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), tiles = int4mm_plan_add(s.whole, s.shared);
   int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
+  int64_t time = waves_time(cost, p, s.split > 1 ? s.whole : tiles, int4mm_plan_k_blocks(p));
+  if (s.split > 1) {
+    const int64_t part = int4mm_plan_ceil_div(stages, s.split) * cost->stage_k / INT4MM_BLOCK_K;
+    time += waves_time(cost, p, s.shared * s.split, part);
+  }
   if (time < reading) time = reading;
-  if (split == 1) return time;
-  int64_t bytes = split * p->M * int4mm_sums_stride(p->N) * 8;
+  if (s.split == 1) return time;
+  int64_t bytes = s.split * p->M * p->N * s.shared / tiles * 8;
   return time + int4mm_gpu_clock_time(p, ADD_TIME) + bytes / int4mm_gpu_memory_rate(p, FITTED_MEMORY, ADD_RATE);
 }
 
-/* Where sums are exact in any order and tiles leave SMs without work, CTAs share K as long as all run at once: in
- * *split parts of whole stages. 128 x 14336 x 1024 takes 20.4 us with 32 tiles of 64 x 64, 13.6 with K in 2 parts and
- * 10.2 in 4; 64 x 65536 x 256 82 us, 15 in 8, 10.5 in 16 and 9.8 in 32; W4A8 of 128 x 4096 x 4096 15.9 and in 2 parts
- * 14.4. With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. */
-static int64_t best_split(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, int64_t *split) {
+/* Where sums are exact in any order and tiles leave SMs without work, CTAs share K in parts of whole stages: of all
+ * tiles, or behind whole waves of those that are left over (Osama et al., Stream-K, 2023, whose CTAs may also go from
+ * one tile to the next). 128 x 14336 x 1024 takes 20.4 us with 32 tiles of 64 x 64, 13.6 with K in 2 parts and 10.2 in
+ * 4; 64 x 65536 x 256 82 us, 15 in 8, 10.5 in 16 and 9.8 in 32; W4A8 of 128 x 4096 x 4096 15.9 and in 2 parts 14.4.
+ * With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. 192 x 14336 x 3072, 12 tiles of
+ * 64 x 64 behind 132, takes 41 us and with these in 10 parts 27; 1536 x 14336 x 3072, 24 of 128 x 128 behind 264, 192
+ * and in 5 parts 148. */
+static int64_t best_sharing(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, sharing *found) {
   const bool exact = cost->kind == WORDS || cost->kind == BYTES || cost->kind == BYTES_AFFINE;
-  int64_t best = split_time(cost, p, tiles, 1);
-  *split = 1;
-  if (p->experts || !exact) return best;
-  const int64_t at_once = (cost->pairs ? 2 * p->sms : p->sms) / tiles,
-                stages = int4mm_plan_ceil_div(p->K, cost->stage_k);
-  for (int64_t most = at_once < MAX_SPLIT ? at_once : MAX_SPLIT; most > 1; most /= 2) {
-    const int64_t parts = int4mm_plan_ceil_div(stages, int4mm_plan_ceil_div(stages, most));
-    const int64_t time = split_time(cost, p, tiles, parts);
-    if (time < best) best = time, *split = parts;
+  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), at_once = cost->pairs ? 2 * p->sms : p->sms;
+  const int64_t whole = tiles / at_once * at_once, shared = tiles - whole;
+  *found = (sharing){0, tiles, 1};
+  int64_t best = split_time(cost, p, *found);
+  if (p->experts || !exact || !shared || tiles / at_once >= MAX_WAVES) return best;
+  const int64_t most = at_once / shared;
+  for (int64_t parts = most < MAX_SPLIT ? most : MAX_SPLIT; parts > 1; parts /= 2) {
+    const sharing s = {whole, shared, int4mm_plan_ceil_div(stages, int4mm_plan_ceil_div(stages, parts))};
+    const int64_t time = split_time(cost, p, s);
+    if (s.split > 1 && time < best) best = time, *found = s;
   }
   return best;
 }
@@ -189,21 +202,24 @@ static int64_t copying_time(const int4mm_gpu_problem *p) {
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  int64_t likely_tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), split;
-  int64_t time = best_split(cost_of(kernel, p), p, likely_tiles, &split);
+  int64_t likely_tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n);
+  sharing s;
+  int64_t time = best_sharing(cost_of(kernel, p), p, likely_tiles, &s);
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
   time = int4mm_plan_add(time, copying_time(p));
-  plan->tile_k = INT4MM_BLOCK_K, plan->split_k = (int32_t)split;
-  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(tiles, split));
+  plan->tile_k = INT4MM_BLOCK_K, plan->split_k = (int32_t)s.split, plan->whole_tiles = (int32_t)s.whole;
+  plan->ctas = int4mm_plan_ctas(s.split > 1 ? s.whole + s.shared * s.split : tiles);
   return int4mm_plan_add(CALL_TIME, time);
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   const bool real = kind_of(p) >= REALS;
   const char *type = real ? int4mm_dtype_name(p->dtype_a) : is_int8(p) ? "int8" : "int4";
-  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s%s", plan->ctas / plan->split_k,
-                      plan->tile_m, plan->tile_n, (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
-                      copies_a(p) ? ", A copied" : "", copies_b(p) ? ", B copied" : "");
+  char sharing[48];
+  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s%s%s", int4mm_plan_all_tiles(plan),
+                      plan->tile_m, plan->tile_n, (int)p->sms, type, int4mm_plan_sharing(plan, sharing, sizeof sharing),
+                      p->layout_b == INT4MM_B_NK ? ", B along k" : "", copies_a(p) ? ", A copied" : "",
+                      copies_b(p) ? ", B copied" : "");
   if (p->scaling == INT4MM_GROUP_SCALES && used > 0 && (size_t)used < size)
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }

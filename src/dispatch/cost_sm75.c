@@ -21,7 +21,8 @@ enum {
   COPY_TIME = 2000,        /* of a copy of A, */
   ADD_TIME = 3000,         /* of a kernel that adds the sums of parts of K, beside their bytes */
   MAX_SPLIT = 64,          /* parts of K, */
-  PART_K = 256,            /* of whole stages of every tile */
+  PART_K = 256,            /* of whole stages of every tile, */
+  MAX_WAVES = 64,          /* after fewer waves of tiles */
   ALONE_PERCENT = 60,      /* of the bound that a CTA alone on its SM reaches */
   PAIR_PERCENT = 75,       /* and two */
   MEMORY_PERCENT = 80      /* of the memory's rate at which B is read */
@@ -118,40 +119,44 @@ static int64_t memory_of(const int4mm_gpu_problem *p) {
   return p->memory ? p->memory : int4mm_architecture_of(TURING)->memory;
 }
 
-/* The parts of K that take the least time, and that time: where sums are exact in any order and tiles leave SMs without
- * work, CTAs share K as long as all run at once. */
-static int64_t best_split(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int64_t tiles, int64_t *time) {
-  int64_t best = 1, parts = int4mm_plan_ceil_div(p->K, PART_K);
-  *time = waves_time(kernel, p, tiles, int4mm_plan_k_blocks(p));
-  if (has_chain(p)) return best;
-  int64_t most = (is_paired(kernel, p) ? 2 * (int64_t)p->sms : p->sms) / tiles;
-  if (most > MAX_SPLIT) most = MAX_SPLIT;
-  for (; most > 1; most /= 2) {
-    int64_t part = int4mm_plan_ceil_div(parts, most), split = int4mm_plan_ceil_div(parts, part);
-    int64_t adding = ADD_TIME + split * p->M * int4mm_sums_stride(p->N) * 8 / memory_of(p);
-    int64_t with = waves_time(kernel, p, tiles * split, part * PART_K / INT4MM_BLOCK_K) + adding;
-    if (with < *time) *time = with, best = split;
+/* Where sums are exact in any order and tiles leave SMs without work, CTAs share K: of all tiles, or of those that
+ * whole waves leave over. Fills in how, and returns the time. */
+static int64_t best_sharing(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int64_t tiles,
+                            int4mm_plan *plan) {
+  const int64_t at_once = is_paired(kernel, p) ? 2 * (int64_t)p->sms : p->sms, whole = tiles / at_once * at_once;
+  const int64_t shared = tiles - whole, parts = int4mm_plan_ceil_div(p->K, PART_K);
+  int64_t best = waves_time(kernel, p, tiles, int4mm_plan_k_blocks(p));
+  if (has_chain(p) || !shared || tiles / at_once >= MAX_WAVES) return best;
+  const int64_t before = waves_time(kernel, p, whole, int4mm_plan_k_blocks(p)), most = at_once / shared;
+  for (int64_t split = most < MAX_SPLIT ? most : MAX_SPLIT; split > 1; split /= 2) {
+    int64_t part = int4mm_plan_ceil_div(parts, split), ctas = shared * int4mm_plan_ceil_div(parts, part);
+    int64_t bytes = ctas * p->M * p->N / tiles * 8;
+    int64_t time =
+        before + waves_time(kernel, p, ctas, part * PART_K / INT4MM_BLOCK_K) + ADD_TIME + bytes / memory_of(p);
+    if (ctas == shared || time >= best) continue;
+    best = time, plan->split_k = (int32_t)(ctas / shared), plan->whole_tiles = (int32_t)whole;
+    plan->ctas = int4mm_plan_ctas(whole + ctas);
   }
   return best;
 }
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
-  int64_t memory = memory_of(p), tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), time;
-  plan->split_k = (int32_t)best_split(kernel, p, tiles, &time);
+  int64_t memory = memory_of(p), tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
+  plan->tile_k = INT4MM_BLOCK_K, plan->ctas = int4mm_plan_ctas(tiles);
+  int64_t time = best_sharing(kernel, p, tiles, plan);
   int64_t reading = int4mm_plan_mul(int4mm_plan_mul(p->K / 2, p->N), 100) / (memory * MEMORY_PERCENT);
   time = time < reading ? reading + time / 8 : time + reading / 8; /* they overlap, not quite */
   if (!int4mm_plan_aligned16_a(p)) time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_bytes_of_a(p) * 2 / memory);
-  plan->tile_k = INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(int4mm_plan_mul(tiles, plan->split_k));
   if (p->arch > TURING) return INT4MM_COST_ANY + 2; /* never faster than what there is for it */
   return int4mm_plan_add(CALL_TIME, time);
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   const char *type = is_real(p) ? "float16" : p->dtype_a == INT4MM_INT8 ? "int8" : "int4";
-  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s", plan->ctas / plan->split_k,
-                      plan->tile_m, plan->tile_n, (int)p->sms, type, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
-                      int4mm_plan_aligned16_a(p) ? "" : ", A copied");
+  char sharing[48];
+  int used = snprintf(text, size, "%d tiles of %d x %d on %d SMs by %s mma.sync%s%s%s", int4mm_plan_all_tiles(plan),
+                      plan->tile_m, plan->tile_n, (int)p->sms, type, int4mm_plan_sharing(plan, sharing, sizeof sharing),
+                      p->layout_b == INT4MM_B_NK ? ", B along k" : "", int4mm_plan_aligned16_a(p) ? "" : ", A copied");
   if (p->scaling == INT4MM_GROUP_SCALES && used > 0 && (size_t)used < size)
     snprintf(text + used, size - (size_t)used, ", groups of %lld promoted to float32", (long long)group_of(p));
 }

@@ -3,6 +3,8 @@
  */
 #include "dispatch/registry.h"
 
+#include <stdio.h>
+
 #include "core/dtype.h"
 #include "core/problem.h"
 
@@ -41,6 +43,20 @@ int32_t int4mm_plan_ctas(int64_t n) {
   return n < 1 ? 1 : n < INT32_MAX ? (int32_t)n : INT32_MAX;
 }
 
+int32_t int4mm_plan_shared_tiles(const int4mm_plan *plan) {
+  return (plan->ctas - plan->whole_tiles) / plan->split_k;
+}
+
+int32_t int4mm_plan_all_tiles(const int4mm_plan *plan) {
+  return plan->whole_tiles + int4mm_plan_shared_tiles(plan);
+}
+
+const char *int4mm_plan_sharing(const int4mm_plan *plan, char *text, size_t size) {
+  if (!plan->whole_tiles) return "";
+  snprintf(text, size, ", the last %d by %d CTAs each", int4mm_plan_shared_tiles(plan), plan->split_k);
+  return text;
+}
+
 int64_t int4mm_plan_row_tiles(const int4mm_gpu_problem *p, int32_t m) {
   return p->experts ? int4mm_expert_tiles(p->M, p->experts, m) : int4mm_plan_ceil_div(p->M, m);
 }
@@ -75,6 +91,10 @@ int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *p) {
 
 bool int4mm_plan_is_elementary(const int4mm_gpu_problem *p) {
   return p->dtype_a == INT4MM_INT32 && p->scaling == INT4MM_PER_COLUMN && !p->zeros;
+}
+
+int64_t int4mm_plan_k_step(int32_t dtype_a) {
+  return dtype_a == INT4MM_INT32 ? 32 : dtype_a == INT4MM_INT8 ? 1 : 8;
 }
 
 bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *p) {

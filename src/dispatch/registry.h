@@ -15,8 +15,8 @@
 typedef struct int4mm_kernel int4mm_kernel;
 
 /* Operands whose rows have to start on 16 bytes: others are copied before the launch (int4mm_wants_copy_of_a, _of_b).
- * INT4MM_COPIES_AB: of packed operands 16 bytes of k, or of columns of [K/8, N], are taken together as well; copies are
- * padded with zeros. */
+ * INT4MM_COPIES_AB: of A, but of int8, and of B beside a packed A 16 bytes of k are taken together as well, of [K/8, N]
+ * as many of columns; copies are padded with zeros. */
 typedef enum int4mm_copies { INT4MM_COPIES_NONE, INT4MM_COPIES_A, INT4MM_COPIES_AB } int4mm_copies;
 
 typedef struct int4mm_family {
@@ -61,6 +61,11 @@ int64_t int4mm_plan_mul(int64_t a, int64_t b);
 int64_t int4mm_plan_add(int64_t a, int64_t b);
 /* n as a number of CTAs, at least 1. */
 int32_t int4mm_plan_ctas(int64_t n);
+/* Tiles of a plan that are made by split_k CTAs each, and all of them. */
+int32_t int4mm_plan_shared_tiles(const int4mm_plan *plan);
+int32_t int4mm_plan_all_tiles(const int4mm_plan *plan);
+/* ", the last 12 by 11 CTAs each" where whole waves of tiles go before those whose K CTAs share, else "". */
+const char *int4mm_plan_sharing(const int4mm_plan *plan, char *text, size_t size);
 /* Tiles of m x n in the output and of m rows in it; of a grouped product the most that there can be. */
 int64_t int4mm_plan_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
 int64_t int4mm_plan_row_tiles(const int4mm_gpu_problem *problem, int32_t m);
@@ -76,6 +81,8 @@ int64_t int4mm_plan_bytes_of_a(const int4mm_gpu_problem *problem);
 int64_t int4mm_plan_k_blocks(const int4mm_gpu_problem *problem);
 /* W4A4 with a scale for each column alone, as int4mm_is_elementary. */
 bool int4mm_plan_is_elementary(const int4mm_gpu_problem *problem);
+/* Of what K has to be a multiple for INT4MM_COPIES_AB: values of A in 16 bytes, but int8 ends anywhere. */
+int64_t int4mm_plan_k_step(int32_t dtype_a);
 /* Whether rows of A, of B, and of both start on 16 bytes. */
 bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *problem);
 bool int4mm_plan_aligned16_b(const int4mm_gpu_problem *problem);
