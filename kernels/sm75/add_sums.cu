@@ -23,7 +23,7 @@ struct SumsArguments {
   int parts, M, N;
   unsigned first_tile, tiles_m, tiles_n; /* of the sums; all of the output */
   unsigned tile_m, tile_n;
-  int log_quads; /* log2 of COUNTs of a tile's row: a division costs as much as the rest of the kernel */
+  int log_quads; /* log2 of COUNTs of a tile's row, a power of two: a division costs as much as the rest of the kernel */
   float unscale;
   EpilogueArguments epilogue;
 };
@@ -42,21 +42,22 @@ __device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArgu
   }
 }
 
-/* SHARES lanes of a warp have the same columns and each a share of the parts; blockIdx.y is the tile. */
+/* SHARES lanes of a warp have the same columns and each a share of the parts; blockIdx.y is the tile, of which there are
+ * at most two for each SM. */
 template <int SHARES> __global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
   constexpr int QUADS = 32 / SHARES; /* of a warp, neighbours */
   const unsigned lane = threadIdx.x % 32, warp = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
   const unsigned mine = warp * QUADS + lane % QUADS, sum_row = mine >> p.log_quads;
   const TileCoord at = tile_coord(p.first_tile + blockIdx.y, p.tiles_m, p.tiles_n, p.tile_m, p.tile_n);
   const int64_t row = at.row + sum_row, column = at.column + (mine - (sum_row << p.log_quads)) * COUNT, N = p.N;
-  const bool inside = row < p.M && column < N;
+  const bool inside = mine < (unsigned)p.tile / COUNT && row < p.M && column < N;
   int32_t sums[COUNT] = {};
   float scale_b[COUNT], bias[COUNT];
   ptx::griddepcontrol_wait();
   const float scale_a = inside ? __ldg(p.epilogue.scale_a + row) : 0;
 #pragma unroll
   for (int j = 0; j < COUNT; j++) scale_b[j] = inside && column + j < N ? __ldg(p.epilogue.scale_b + column + j) : 0;
-  int4mm_load_bias(bias, p.epilogue, column, inside ? N : column);
+  int4mm_load_bias(bias, p.epilogue, column, inside ? N : column); /* outside, of no column */
   if (inside) add_share<SHARES>(sums, p, p.sums + blockIdx.y * p.tile + mine * COUNT, lane / QUADS);
   ptx::griddepcontrol_launch_dependents();
 #pragma unroll

@@ -53,8 +53,8 @@ struct Arguments {
   int32_t *sums; /* of each part of each shared tile: [sum_rows, T::BN] */
 };
 
-/* What a CTA multiplies: of a tile `stages` of K from `first` on. The sums go to `slot` of p.sums, < 0: are finished.
- */
+/* What a CTA multiplies: of a tile `stages` of K from `first` on. The sums go to `slot` of p.sums; where that is < 0,
+ * they are finished. */
 struct Work {
   TileCoord at;
   int slot, first, stages;
