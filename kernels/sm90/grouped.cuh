@@ -85,7 +85,7 @@ struct Tile {
   static constexpr int COPIERS = K_GROUPS > 1 && GROUPS == 1 && BM *PARTS <= 64 ? 2 : 1;
   /* The next grid's CTAs come when all is copied: of those that came at once two would be on some SMs and none on
    * others, or the quantiser of a layer would be late. */
-  static constexpr bool LAUNCHES_LATE = !FLOAT && GROUP > 0 && BM <= 64 && CONSUMERS > 1;
+  static constexpr bool LAUNCHES_LATE = !FLOAT && K_GROUPS > 1;
   static constexpr int BUFFERS = COLUMNS ? 2 : 1; /* of fragments */
   static_assert(ACCS == 1 || CHAINS > 1 || RUN > 1, "no second chain");
   static_assert(RUN == 1 || ITEMS == 1, "a k-block has several groups");
@@ -299,6 +299,7 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
                                                       : T::GROUPS;
   constexpr int MOST = 16 / (ROWS * COUNT), WANTED = T::COPIERS * 2;
   constexpr int DEPTH = T::BM >= 256 || ROWS < T::GROUPS ? 1 : MOST < WANTED ? MOST : WANTED;
+  constexpr bool AHEAD = T::BM < 256; /* elsewhere registers are few: loaded when they are stored */
   static_assert(T::STAGES >= WARPS + (T::K_GROUPS > 1 ? T::RUN * (T::K_GROUPS + 1) - 1 : 0),
                 "a warp may not skip a phase of a stage, even when consumers release theirs out of order");
   typedef GroupRow<T, COUNT> Rows[ROWS];
@@ -317,7 +318,7 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
   Rows rows[DEPTH];
   bool there[DEPTH];
 #pragma unroll
-  for (int i = 0; i < DEPTH; i++) there[i] = load(rows[i], 0);
+  for (int i = 0; i < DEPTH; i++) there[i] = AHEAD ? load(rows[i], 0) : !walk.done();
 #pragma unroll 1
   while (there[0])
 #pragma unroll
@@ -325,7 +326,7 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
       if (!there[i]) return;
 #pragma unroll 1
       for (int first = 0; first < T::GROUPS; first += ROWS) {
-        if (first) load(rows[i], first);
+        if (first || !AHEAD) load(rows[i], first);
         if (first == 0) ptx::mbarrier_wait(shared.empty(state.index), state.phase ^ 1);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) rows[i][r].store(shared, p, state.index, first + r, lane);
@@ -333,7 +334,7 @@ __device__ __forceinline__ void produce_scales(const Shared<T> &shared, const Ar
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(shared.full(state.index));
       state.advance(WARPS);
-      there[i] = load(rows[i], 0);
+      there[i] = AHEAD ? load(rows[i], 0) : !walk.done();
     }
 }
 
