@@ -17,11 +17,11 @@
  * k-block are fewer clocks than what is around them, waiting, unpacking A, issuing: there the consumers split K, each
  * with every other k-block of the whole tile, and add their sums at the end.
  *
- * Where tiles are few, a cluster of two CTAs splits a tile's K. Each adds its peer's sums of half the columns, which
- * come through distributed shared memory: exact, so the order does not matter, and with no workspace.
+ * Where tiles are few, a cluster of two CTAs splits a tile's K (split_k.cuh).
  */
 #include "sm90/mainloop.cuh"
 #include "sm90/narrow_b.cuh"
+#include "sm90/split_k.cuh"
 
 namespace {
 
@@ -83,19 +83,15 @@ template <class T> struct Shared {
   }
 };
 
-/* The CTA's tile, and its share of the tile's k-blocks: `count` from `begin` on. The grid is the tiles, with the CTAs
- * of a pair side by side. The last tile along M lies at the end of A, over its neighbour, so that no rows outside A
- * have to be filled with zeros, which takes longer than copying rows. What both tiles compute is the same, bit for bit.
- */
-template <class T> struct WorkTile {
-  int rank, begin, count;
+/* The CTA's tile, and its share of the tile's k-blocks. The grid is the tiles, or the pairs of them. The last tile
+ * along M lies at the end of A, over its neighbour, so that no rows outside A have to be filled with zeros, which takes
+ * longer than copying rows. What both tiles compute is the same, bit for bit. */
+template <class T> struct WorkTile : ShareOfK {
   int first_row;
   TileCoord at;
   __device__ __forceinline__ explicit WorkTile(const Arguments &p)
-      : rank(blockIdx.x & (p.split - 1)), at{(int)blockIdx.x >> (p.split - 1), (int)blockIdx.y} {
+      : ShareOfK(p, p.split), at{(int)blockIdx.x >> (p.split - 1), (int)blockIdx.y} {
     first_row = min(at.m * T::BM, p.M - p.box_rows);
-    int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, first = p.split == 2 ? (k_blocks + 1) / 2 : k_blocks;
-    begin = rank ? first : 0, count = rank ? k_blocks - first : first;
   }
 };
 
@@ -172,34 +168,6 @@ __device__ __forceinline__ void reduce_consumers(const Shared<T> &shared, int in
     uint4 x = ptx::ld_shared_v4(mine + i * 2048);
     s[0] = (index ? s[2] : s[0]) + (int32_t)x.x, s[1] = (index ? s[3] : s[1]) + (int32_t)x.y;
     s[4] = (index ? s[6] : s[4]) + (int32_t)x.z, s[5] = (index ? s[7] : s[5]) + (int32_t)x.w;
-  }
-}
-
-/* Adds the sums of the CTAs of a pair: that of rank 0 finishes the even column groups, its peer the odd ones. In acc
- * these are the even and the odd of its groups of four. */
-template <class T>
-__device__ __forceinline__ void reduce_pair(const Shared<T> &shared, int index, int rank,
-                                            int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2]) {
-  constexpr int UNITS = T::BN / 32 * T::FRAGMENT_ROWS;
-  uint32_t mine = shared.peer() + (index * 128 + threadIdx.x % 128) * 16, others = ptx::mapa(mine, rank ^ 1);
-  uint32_t full = ptx::mapa(shared.full_peer(), rank ^ 1);
-  ptx::cluster_wait(); /* the peer has initialised its barrier */
-  if (index == 0 && threadIdx.x % 128 == 0) ptx::mbarrier_arrive_expect_tx(shared.full_peer(), T::HALF_BYTES);
-#pragma unroll
-  for (int i = 0; i < UNITS; i++) {
-    const int32_t *s = &acc[0][i / T::FRAGMENT_ROWS * 16 + i % T::FRAGMENT_ROWS * 2];
-    ptx::st_async_v4(others + i * 4096, full, rank ? s[0] : s[4], rank ? s[1] : s[5], rank ? s[8] : s[12],
-                     rank ? s[9] : s[13]);
-  }
-  ptx::mbarrier_wait(shared.full_peer(), 0);
-#pragma unroll
-  for (int i = 0; i < UNITS; i++) {
-    int32_t *s = &acc[0][i / T::FRAGMENT_ROWS * 16 + i % T::FRAGMENT_ROWS * 2];
-    uint4 x = ptx::ld_shared_v4(mine + i * 4096);
-    if (rank == 0)
-      s[0] += (int32_t)x.x, s[1] += (int32_t)x.y, s[8] += (int32_t)x.z, s[9] += (int32_t)x.w;
-    else
-      s[4] += (int32_t)x.x, s[5] += (int32_t)x.y, s[12] += (int32_t)x.z, s[13] += (int32_t)x.w;
   }
 }
 

@@ -12,7 +12,9 @@ enum {
   LAUNCH_TIME = 2400,  /* a call, beside reading its operands */
   HOPPER_TIME = 2050,  /* a call of hopper, beside its tiles */
   EXCHANGE_TIME = 300, /* between the CTAs of a pair */
-  WEIGHT_RATE = 3000   /* bytes a ns */
+  HOPPER_EXCHANGE_TIME = 500,
+  LEAST_SPLIT = 8,   /* k-blocks of a tile that pairs split */
+  WEIGHT_RATE = 3000 /* bytes a ns */
 };
 
 /* What the kernels hold in 32 bits: rows, columns, and the copy engine's strides of below 2^40 bytes, of every fourth
@@ -100,15 +102,24 @@ static const char *hopper_unsupported(const int4mm_kernel *kernel, const int4mm_
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8 ? "has too many tiles" : NULL;
 }
 
+/* Whether there is code for pairs of CTAs, which split K. */
+static bool hopper_splits(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  return kernel->tile_m == 128 && !has_factors(p) && !p->experts && is_aligned(p);
+}
+
+/* Where tiles are few, a pair of CTAs for each, as of narrow below. */
 static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const hopper_cost *cost = kernel->tile_m == 256 ? &hopper_256 : &hopper_128;
-  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
+  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
+  bool pairs = hopper_splits(kernel, p) && 2 * tiles <= p->sms && k_blocks >= LEAST_SPLIT;
   plan->tile_k = INT4MM_BLOCK_K;
-  plan->ctas = int4mm_plan_ctas(tiles < p->sms ? tiles : p->sms);
+  plan->split_k = pairs ? 2 : 1;
+  plan->ctas = int4mm_plan_ctas(pairs ? 2 * tiles : tiles < p->sms ? tiles : p->sms);
   int64_t k_block = has_factors(p)              ? cost->k_block_factors
                     : p->dtype_a == INT4MM_INT8 ? cost->k_block_int8
                                                 : cost->k_block;
-  int64_t tile_time = int4mm_plan_k_blocks(p) * with_zeros(p, k_block) + cost->tile;
+  int64_t share = pairs ? int4mm_plan_ceil_div(k_blocks, 2) : k_blocks;
+  int64_t tile_time = share * with_zeros(p, k_block) + cost->tile + (pairs ? HOPPER_EXCHANGE_TIME : 0);
   int64_t waves = int4mm_plan_ceil_div(int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), p->sms);
   return with_alignment(p, max64(reading_time(p), HOPPER_TIME + waves * tile_time));
 }
@@ -157,7 +168,8 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
   int64_t whole = narrow_time(cost, p, tiles, k_blocks);
   int64_t split = narrow_time(cost, p, 2 * tiles, int4mm_plan_ceil_div(k_blocks, 2)) + EXCHANGE_TIME;
-  int pairs = split < whole && 2 * tiles <= p->sms && k_blocks >= 8; /* with two CTAs an SM pairs are slower */
+  int pairs =
+      split < whole && 2 * tiles <= p->sms && k_blocks >= LEAST_SPLIT; /* with two CTAs an SM pairs are slower */
   plan->tile_k = INT4MM_BLOCK_K;
   plan->split_k = pairs ? 2 : 1;
   plan->ctas = int4mm_plan_ctas(pairs ? tiles * 2 : tiles);
