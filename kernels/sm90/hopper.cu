@@ -42,7 +42,7 @@ struct Tile {
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
                        FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = Kind::AFFINE ? 1 : 2;
   static constexpr bool LAYER = LAYER_, CALLS = LAYER_ || EXPERTS_,
-                        SPLITS = !Kind::AFFINE && !EXPERTS_ && (LAYER_ || OUT_ALIGNED_) && ROW_BLOCKS == 1; /* K */
+                        SPLITS = !Kind::AFFINE && !EXPERTS_ && (LAYER_ || OUT_ALIGNED_); /* K */
   static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS), GROUP_M = 8; /* in which tiles are rasterised */
 
   /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. */
@@ -288,7 +288,8 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
   ptx::griddepcontrol_wait();
   /* Where registers are fewest, from what need not be kept. */
-  int consumer_index = T::Kind::AFFINE || T::EXPERTS ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
+  int consumer_index =
+      T::Kind::AFFINE || T::ROW_BLOCKS == 2 || T::EXPERTS ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
   int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
   TileScheduler<T> scheduler(p);
@@ -309,9 +310,9 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
       consumer.zeros.load(p, at);
     });
     ExpertCoord at = find_tile<T>(tile, p); /* once more: registers are few in the mainloop */
-    if (split_of<T>(p) == 2) reduce_pair<T>(shared, index, scheduler.rank, consumer.acc);
+    if (split_of<T>(p) == 2) reduce_pair<T>(shared, consumer_index, scheduler.rank, consumer.acc);
     epilogue<T>(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile, scales, consumer.acc,
-                [&](int group) { return split_of<T>(p) == 1 || group % 2 == scheduler.rank; });
+                [&](int group) { return owns_group(split_of<T>(p), group); });
   }
 }
 

@@ -199,8 +199,7 @@ __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorM
   }
   if (T::K_GROUPS == 2) reduce_consumers<T>(shared, index, consumer.acc);
   if (p.split == 2) reduce_pair<T>(shared, index, work.rank, consumer.acc);
-  epilogue<T>(p, work.at, first_row, scales, consumer.acc,
-              [&](int group) { return p.split == 1 || group % 2 == work.rank; });
+  epilogue<T>(p, work.at, first_row, scales, consumer.acc, [&](int group) { return owns_group(p.split, group); });
 }
 
 /* ---- the kernel ---- */

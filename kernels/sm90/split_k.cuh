@@ -19,6 +19,11 @@ struct ShareOfK {
   }
 };
 
+/* Whether a CTA finishes a column group. Found where it is asked for: registers are few. */
+__device__ __forceinline__ bool owns_group(int split, int group) {
+  return split == 1 || (group + blockIdx.x) % 2 == 0;
+}
+
 /* Adds the sums of the CTAs of a pair, by the consumer warpgroup `index` of each: rank 0 finishes the even column
  * groups, its peer the odd ones. These are the even and the odd of acc's groups of four. They come to shared.peer(),
  * half a tile's sums, and are counted by the barrier full_peer. Threads of both CTAs arrived at the cluster's barrier

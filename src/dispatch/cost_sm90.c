@@ -40,10 +40,13 @@ static int64_t with_zeros(const int4mm_gpu_problem *p, int64_t k_block) {
   return p->zeros ? k_block + k_block / 20 : k_block;
 }
 
-/* Whether rows of A, B and out start on 16 bytes, so that copies and stores are the simpler ones. */
-static bool is_aligned(const int4mm_gpu_problem *p) {
+/* Whether rows of B and out start on 16 bytes, so that copies and stores are the simpler ones; and those of A. */
+static bool is_aligned_beside_a(const int4mm_gpu_problem *p) {
   int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
-  return int4mm_plan_aligned16(p) && p->align_out >= 16 && p->ldo % (16 / element) == 0;
+  return int4mm_plan_aligned16_b(p) && p->align_out >= 16 && p->ldo % (16 / element) == 0;
+}
+static bool is_aligned(const int4mm_gpu_problem *p) {
+  return int4mm_plan_aligned16_a(p) && is_aligned_beside_a(p);
 }
 
 static int64_t max64(int64_t a, int64_t b) {
@@ -102,16 +105,16 @@ static const char *hopper_unsupported(const int4mm_kernel *kernel, const int4mm_
   return int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8 ? "has too many tiles" : NULL;
 }
 
-/* Whether there is code for pairs of CTAs, which split K. */
-static bool hopper_splits(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
-  return kernel->tile_m == 128 && !has_factors(p) && !p->experts && is_aligned(p);
+/* Whether there is code for pairs of CTAs, which split K. Of A that is off 16 bytes there is a copy. */
+static bool hopper_splits(const int4mm_gpu_problem *p) {
+  return !has_factors(p) && !p->experts && is_aligned_beside_a(p);
 }
 
 /* Where tiles are few, a pair of CTAs for each, as of narrow below. */
 static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const hopper_cost *cost = kernel->tile_m == 256 ? &hopper_256 : &hopper_128;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
-  bool pairs = hopper_splits(kernel, p) && 2 * tiles <= p->sms && k_blocks >= LEAST_SPLIT;
+  bool pairs = hopper_splits(p) && 2 * tiles <= p->sms && k_blocks >= LEAST_SPLIT;
   plan->tile_k = INT4MM_BLOCK_K;
   plan->split_k = pairs ? 2 : 1;
   plan->ctas = int4mm_plan_ctas(pairs ? 2 * tiles : tiles < p->sms ? tiles : p->sms);
