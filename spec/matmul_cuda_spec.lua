@@ -155,7 +155,8 @@ describe("a thousand shapes agree with the CPU backend", function()
       local most = possible and 6 * count or count / 20
       while served < (slow and count / 5 or count) and drawn < most do
         drawn = drawn + 1
-        local M, N, K = near(r, skinny and 64 or 700), near(r, 900), near_k(r, skinny and 8192 or 2048)
+        local M, N = near(r, skinny and 64 or 700), near(r, 900)
+        local K = near_k(r, skinny and 8192 or hopper and 4096 or 2048)
         if compare(r, kernel, M, N, K) then served = served + 1 end
       end
       assert(served >= count / 10 or not possible, ("%s served %d of %d shapes"):format(kernel, served, drawn))

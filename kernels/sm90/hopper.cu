@@ -16,9 +16,9 @@
  * Several k-blocks are unpacked at a time, since the way of one through shared memory and the fence takes longer than
  * its products.
  *
- * Where tiles are few, a cluster of two CTAs splits a tile's K (split_k.cuh). The sums that a CTA gets lie where its
- * packed A and B were: the CTAs of a pair wait for each other when they have loaded the last of these, while their last
- * products are in flight.
+ * Where tiles are few, a cluster of two CTAs splits a tile's K (split_k.cuh). The sums that a consumer gets lie where
+ * its rows of packed A were: it tells its peer when it has loaded the last of these, while its last products are in
+ * flight.
  */
 #include "sm90/hopper_b.cuh"
 #include "sm90/mainloop.cuh"
@@ -59,12 +59,11 @@ struct Tile {
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, B_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
                        AFFINE_OFFSET = B_OFFSET + STAGES_B * B_BYTES,
                        BARRIER_OFFSET = AFFINE_OFFSET + STAGES_B * AFFINE_BYTES,
-                       BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8) + SPLITS,
+                       BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8 + (SPLITS ? CONSUMERS : 0)),
                        TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
                        SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? TABLE_BYTES : 0);
   static_assert(SHARED_BYTES <= SHARED_LIMIT, "too much shared memory");
-  static constexpr int HALF_BYTES = BM * BN * 2; /* half a tile's sums, which a CTA of a pair gives away */
-  static_assert(A_OFFSET + HALF_BYTES <= AFFINE_OFFSET, "sums must fit where packed A and B were");
+  static_assert(BM * BN * 2 <= STAGES_A * A_BYTES, "half of a tile's sums must fit where packed A was");
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
   static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
@@ -99,15 +98,25 @@ template <class T> struct Shared {
   __device__ __forceinline__ uint32_t empty_b8(int stage) const {
     return barrier(2 * (T::STAGES_A + T::STAGES_B) + T::STAGES_8 + stage);
   }
-  __device__ __forceinline__ uint32_t peer() const { return a(0); } /* the peer's sums, in the end */
-  __device__ __forceinline__ uint32_t full_peer() const { return barrier(T::BARRIERS - 1); }
+  /* The peer's sums lie where the same consumer's rows of packed A were. */
+  __device__ __forceinline__ uint32_t peer(int consumer, int unit) const {
+    constexpr int ROWS_BYTES = T::A_BYTES / T::CONSUMERS, UNITS = ROWS_BYTES / 2048;
+    return a(unit / UNITS) + consumer * ROWS_BYTES + unit % UNITS * 2048;
+  }
+  __device__ __forceinline__ uint32_t full_peer(int consumer) const {
+    return barrier(T::BARRIERS - 2 * T::CONSUMERS + consumer);
+  }
+  __device__ __forceinline__ uint32_t empty_peer(int consumer) const { /* the peer has room */
+    return barrier(T::BARRIERS - T::CONSUMERS + consumer);
+  }
   __device__ __forceinline__ void release_a(int stage) const { ptx::mbarrier_arrive(empty_a(stage)); }
   __device__ __forceinline__ void release_b8(int stage) const { ptx::mbarrier_arrive(empty_b8(stage)); }
 
   __device__ __forceinline__ int arrivals(int i) const {
     constexpr int FULL_B = 2 * T::STAGES_A, EMPTY_B = FULL_B + T::STAGES_B, FULL_8 = EMPTY_B + T::STAGES_B,
                   EMPTY_8 = FULL_8 + T::STAGES_8, PEER = EMPTY_8 + T::STAGES_8;
-    if (i < T::STAGES_A || i == PEER) return 1; /* a producer, or who waits for sums, besides bytes */
+    if (i >= PEER) return i < PEER + T::CONSUMERS ? 1 : 4; /* who waits for sums, besides bytes; warps */
+    if (i < T::STAGES_A) return 1;                         /* a producer, besides bytes */
     if (i >= FULL_B && i < EMPTY_B) return T::Kind::AFFINE ? 1 + 32 : 1;
     return i < FULL_B || i >= EMPTY_8 ? 128 * T::CONSUMERS : 32 * T::GROUP_WARPS;
   }
@@ -285,6 +294,13 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 
 /* ---- consumers ---- */
 
+/* Tells the peer, by each warp of a consumer, that its sums have room where packed A was, which is in registers. */
+template <class T> __device__ __forceinline__ void offer_room(const Shared<T> &shared, int index) {
+  ptx::cluster_wait(); /* it has initialised its barriers */
+  __syncwarp();
+  ptx::mbarrier_arrive_cluster(ptx::mapa(shared.empty_peer(index), ~blockIdx.x & 1), threadIdx.x % 32 == 0);
+}
+
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
   ptx::griddepcontrol_wait();
   /* Where registers are fewest, from what need not be kept. */
@@ -304,13 +320,16 @@ template <class T> __device__ __forceinline__ void consume(const Shared<T> &shar
     Scales<T> scales;
     consumer.zeros.begin(p, scheduler.rank + 1 == split_of<T>(p));
     consumer.multiply_tile(scheduler.count, [&] {
-      if (split_of<T>(p) == 2) ptx::cluster_arrive(); /* packed A and B are in registers or int8 */
+      if (split_of<T>(p) == 2) offer_room<T>(shared, index);
       ExpertCoord at = find_tile<T>(tile, p);
       scales.load(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile);
       consumer.zeros.load(p, at);
     });
     ExpertCoord at = find_tile<T>(tile, p); /* once more: registers are few in the mainloop */
-    if (split_of<T>(p) == 2) reduce_pair<T>(shared, consumer_index, scheduler.rank, consumer.acc);
+    if (split_of<T>(p) == 2) {
+      ptx::mbarrier_wait(shared.empty_peer(index), 0);
+      reduce_pair<T>(shared, index, consumer.acc);
+    }
     epilogue<T>(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile, scales, consumer.acc,
                 [&](int group) { return owns_group(split_of<T>(p), group); });
   }
@@ -336,9 +355,8 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     if (threadIdx.x / T::MAPS_B == 64 / T::MAPS_B) prefetch_b<T>(maps_b, p);
   if (!p.early_b) ptx::griddepcontrol_wait(); /* else those do who take more than B */
   init_experts<T>(p);
-  int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);     /* uniform over a warp, for the compiler */
-  const bool pair = split_of<T>(p) == 2 && group <= T::UNPACKERS; /* consumers arrive later */
-  if (pair) ptx::cluster_arrive();
+  int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
+  if (split_of<T>(p) == 2) ptx::cluster_arrive();
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) produce_a<T>(shared, &map_a, p);
@@ -352,7 +370,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
     consume<T>(shared, p, group - 1 - T::UNPACKERS);
   }
-  if (pair) {
+  if (split_of<T>(p) == 2 && group <= T::UNPACKERS) {
     __syncwarp();
     ptx::cluster_wait();
   }

@@ -55,7 +55,7 @@ struct Tile {
   static constexpr int A_BYTES = BM * Kind::A_ROW_BYTES, B8_BYTES = BN * BLOCK_K;
   static constexpr int HALF_BYTES = BM * BN * 2; /* half a tile's sums: what a consumer or a CTA gives away */
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, PEER_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
-                       BARRIER_OFFSET = PEER_OFFSET + HALF_BYTES, BARRIERS = STAGES_A + 2 * STAGES_8 + 1,
+                       BARRIER_OFFSET = PEER_OFFSET + HALF_BYTES, BARRIERS = STAGES_A + 2 * STAGES_8 + CONSUMERS,
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
   static_assert(2 * (SHARED_BYTES + 1024) <= SHARED_LIMIT + 1024, "an SM has no room for two CTAs");
   static_assert(2 * HALF_BYTES <= PEER_OFFSET, "sums must fit where the stages were");
@@ -67,18 +67,22 @@ template <class T> struct Shared {
   uint32_t base;
   __device__ __forceinline__ uint32_t b8(int stage) const { return base + stage * T::B8_BYTES; }
   __device__ __forceinline__ uint32_t a(int stage) const { return base + T::A_OFFSET + stage * T::A_BYTES; }
-  __device__ __forceinline__ uint32_t peer() const { return base + T::PEER_OFFSET; }
+  __device__ __forceinline__ uint32_t peer(int consumer, int unit) const {
+    return base + T::PEER_OFFSET + (unit * T::CONSUMERS + consumer) * 2048;
+  }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
   __device__ __forceinline__ uint32_t full_a(int stage) const { return barrier(stage); }
   __device__ __forceinline__ uint32_t full_b8(int stage) const { return barrier(T::STAGES_A + stage); }
   __device__ __forceinline__ uint32_t empty_b8(int stage) const { return barrier(T::STAGES_A + T::STAGES_8 + stage); }
-  __device__ __forceinline__ uint32_t full_peer() const { return barrier(T::STAGES_A + 2 * T::STAGES_8); }
+  __device__ __forceinline__ uint32_t full_peer(int consumer) const {
+    return barrier(T::STAGES_A + 2 * T::STAGES_8 + consumer);
+  }
   __device__ __forceinline__ void release_a(int) const {} /* a stage of A is free when that of B is */
   __device__ __forceinline__ void release_b8(int stage) const { ptx::mbarrier_arrive(empty_b8(stage)); }
 
   __device__ __forceinline__ int arrivals(int i) const {
     constexpr int EMPTY_8 = T::STAGES_A + T::STAGES_8, PEER = EMPTY_8 + T::STAGES_8;
-    if (i < T::STAGES_A || i == PEER) return 1; /* the thread that issues the copy */
+    if (i < T::STAGES_A || i >= PEER) return 1; /* the thread that issues the copy */
     return i < EMPTY_8 ? 32 * T::GROUP_WARPS : 128 * T::CONSUMERS / T::K_GROUPS;
   }
 };
@@ -198,7 +202,10 @@ __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorM
     for (int i = 0; i < T::BN / 2; i++) consumer.acc[0][i] = 0;
   }
   if (T::K_GROUPS == 2) reduce_consumers<T>(shared, index, consumer.acc);
-  if (p.split == 2) reduce_pair<T>(shared, index, work.rank, consumer.acc);
+  if (p.split == 2) {
+    ptx::cluster_wait(); /* the peer has initialised its barrier */
+    reduce_pair<T>(shared, index, consumer.acc);
+  }
   epilogue<T>(p, work.at, first_row, scales, consumer.acc, [&](int group) { return owns_group(p.split, group); });
 }
 

@@ -25,28 +25,27 @@ __device__ __forceinline__ bool owns_group(int split, int group) {
 }
 
 /* Adds the sums of the CTAs of a pair, by the consumer warpgroup `index` of each: rank 0 finishes the even column
- * groups, its peer the odd ones. These are the even and the odd of acc's groups of four. They come to shared.peer(),
- * half a tile's sums, and are counted by the barrier full_peer. Threads of both CTAs arrived at the cluster's barrier
- * before, after they initialised full_peer and when they no longer needed what lay at peer(). */
+ * groups, its peer the odd ones. These are the even and the odd of acc's groups of four. They come in units of 16 bytes
+ * a thread to shared.peer(index, unit), counted by the barrier full_peer(index). The peer has initialised that and no
+ * longer needs what lay at its peer(index, ...). */
 template <class T, class S>
-__device__ __forceinline__ void reduce_pair(const S &shared, int index, int rank,
-                                            int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2]) {
-  constexpr int THREADS = 128 * T::CONSUMERS, UNITS = T::BN / 32 * T::FRAGMENT_ROWS; /* of a row block */
-  uint32_t mine = shared.peer() + (index * 128 + threadIdx.x % 128) * 16, others = ptx::mapa(mine, rank ^ 1);
-  uint32_t full = ptx::mapa(shared.full_peer(), rank ^ 1);
-  ptx::cluster_wait();
-  if (index == 0 && threadIdx.x % 128 == 0) ptx::mbarrier_arrive_expect_tx(shared.full_peer(), T::HALF_BYTES);
+__device__ __forceinline__ void reduce_pair(const S &shared, int index, int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2]) {
+  constexpr int UNITS = T::BN / 32 * T::FRAGMENT_ROWS; /* of a row block */
+  const int rank = blockIdx.x & 1;
+  const uint32_t lane = threadIdx.x % 128 * 16;
+  const uint32_t full = ptx::mapa(shared.full_peer(index), rank ^ 1);
+  if (threadIdx.x % 128 == 0) ptx::mbarrier_arrive_expect_tx(shared.full_peer(index), T::ROW_BLOCKS * UNITS * 128 * 16);
 #pragma unroll
   for (int i = 0; i < T::ROW_BLOCKS * UNITS; i++) {
     const int32_t *s = &acc[i / UNITS][i % UNITS / T::FRAGMENT_ROWS * 16 + i % T::FRAGMENT_ROWS * 2];
-    ptx::st_async_v4(others + i * THREADS * 16, full, rank ? s[0] : s[4], rank ? s[1] : s[5], rank ? s[8] : s[12],
-                     rank ? s[9] : s[13]);
+    ptx::st_async_v4(ptx::mapa(shared.peer(index, i) + lane, rank ^ 1), full, rank ? s[0] : s[4], rank ? s[1] : s[5],
+                     rank ? s[8] : s[12], rank ? s[9] : s[13]);
   }
-  ptx::mbarrier_wait(shared.full_peer(), 0);
+  ptx::mbarrier_wait(shared.full_peer(index), 0);
 #pragma unroll
   for (int i = 0; i < T::ROW_BLOCKS * UNITS; i++) {
     int32_t *s = &acc[i / UNITS][i % UNITS / T::FRAGMENT_ROWS * 16 + i % T::FRAGMENT_ROWS * 2];
-    uint4 x = ptx::ld_shared_v4(mine + i * THREADS * 16);
+    uint4 x = ptx::ld_shared_v4(shared.peer(index, i) + lane);
     if (rank == 0)
       s[0] += (int32_t)x.x, s[1] += (int32_t)x.y, s[8] += (int32_t)x.z, s[9] += (int32_t)x.w;
     else

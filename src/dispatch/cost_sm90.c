@@ -12,9 +12,8 @@ enum {
   LAUNCH_TIME = 2400,  /* a call, beside reading its operands */
   HOPPER_TIME = 2050,  /* a call of hopper, beside its tiles */
   EXCHANGE_TIME = 300, /* between the CTAs of a pair */
-  HOPPER_EXCHANGE_TIME = 500,
-  LEAST_SPLIT = 8,   /* k-blocks of a tile that pairs split */
-  WEIGHT_RATE = 3000 /* bytes a ns */
+  PAIR_TIME = 2600,    /* the same of hopper, which has an SM for each, so that the next call waits for both */
+  WEIGHT_RATE = 3000   /* bytes a ns */
 };
 
 /* What the kernels hold in 32 bits: rows, columns, and the copy engine's strides of below 2^40 bytes, of every fourth
@@ -110,21 +109,22 @@ static bool hopper_splits(const int4mm_gpu_problem *p) {
   return !has_factors(p) && !p->experts && is_aligned_beside_a(p);
 }
 
-/* Where tiles are few, a pair of CTAs for each, as of narrow below. */
+/* Where tiles are few and K is long, a pair of CTAs for each tile. On an H100 256 x 14336 x 4096 takes 25.8 us with the
+ * smaller tile, whole 43 (with narrow 32), and 256 x 4096 x 4096 12.4, whole 14.8 (with narrow 11.2). */
 static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const hopper_cost *cost = kernel->tile_m == 256 ? &hopper_256 : &hopper_128;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
-  bool pairs = hopper_splits(p) && 2 * tiles <= p->sms && k_blocks >= LEAST_SPLIT;
+  int64_t k_block = with_zeros(p, has_factors(p)              ? cost->k_block_factors
+                                  : p->dtype_a == INT4MM_INT8 ? cost->k_block_int8
+                                                              : cost->k_block);
+  int64_t waves = int4mm_plan_ceil_div(int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), p->sms);
+  int64_t whole = waves * (k_blocks * k_block + cost->tile);
+  int64_t split = int4mm_plan_ceil_div(k_blocks, 2) * k_block + cost->tile + PAIR_TIME;
+  bool pairs = hopper_splits(p) && split < whole && 2 * tiles <= p->sms;
   plan->tile_k = INT4MM_BLOCK_K;
   plan->split_k = pairs ? 2 : 1;
   plan->ctas = int4mm_plan_ctas(pairs ? 2 * tiles : tiles < p->sms ? tiles : p->sms);
-  int64_t k_block = has_factors(p)              ? cost->k_block_factors
-                    : p->dtype_a == INT4MM_INT8 ? cost->k_block_int8
-                                                : cost->k_block;
-  int64_t share = pairs ? int4mm_plan_ceil_div(k_blocks, 2) : k_blocks;
-  int64_t tile_time = share * with_zeros(p, k_block) + cost->tile + (pairs ? HOPPER_EXCHANGE_TIME : 0);
-  int64_t waves = int4mm_plan_ceil_div(int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), p->sms);
-  return with_alignment(p, max64(reading_time(p), HOPPER_TIME + waves * tile_time));
+  return with_alignment(p, max64(reading_time(p), HOPPER_TIME + (pairs ? split : whole)));
 }
 
 const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true, false};
@@ -171,8 +171,7 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
   int64_t whole = narrow_time(cost, p, tiles, k_blocks);
   int64_t split = narrow_time(cost, p, 2 * tiles, int4mm_plan_ceil_div(k_blocks, 2)) + EXCHANGE_TIME;
-  int pairs =
-      split < whole && 2 * tiles <= p->sms && k_blocks >= LEAST_SPLIT; /* with two CTAs an SM pairs are slower */
+  int pairs = split < whole && 2 * tiles <= p->sms && k_blocks >= 8; /* with two CTAs an SM pairs are slower */
   plan->tile_k = INT4MM_BLOCK_K;
   plan->split_k = pairs ? 2 : 1;
   plan->ctas = int4mm_plan_ctas(pairs ? tiles * 2 : tiles);
