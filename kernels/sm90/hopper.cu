@@ -304,8 +304,7 @@ template <class T> __device__ __forceinline__ void offer_room(const Shared<T> &s
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
   ptx::griddepcontrol_wait();
   /* Where registers are fewest, from what need not be kept. */
-  int consumer_index =
-      T::Kind::AFFINE || T::ROW_BLOCKS == 2 || T::EXPERTS ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
+  int consumer_index = T::Kind::AFFINE || T::EXPERTS ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
   int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
   TileScheduler<T> scheduler(p);
