@@ -12,7 +12,7 @@ enum {
   LAUNCH_TIME = 2400,  /* a call, beside reading its operands */
   HOPPER_TIME = 2050,  /* a call of hopper, beside its tiles */
   EXCHANGE_TIME = 300, /* between the CTAs of a pair */
-  PAIR_TIME = 2600,    /* the same of hopper, which has an SM for each, so that the next call waits for both */
+  PAIR_TIME = 3200,    /* the same of hopper, which has an SM for each, so that the next call waits for both */
   WEIGHT_RATE = 3000   /* bytes a ns */
 };
 
@@ -109,8 +109,9 @@ static bool hopper_splits(const int4mm_gpu_problem *p) {
   return !has_factors(p) && !p->experts && is_aligned_beside_a(p);
 }
 
-/* Where tiles are few and K is long, a pair of CTAs for each tile. On an H100 256 x 14336 x 4096 takes 25.8 us with the
- * smaller tile, whole 43 (with narrow 32), and 256 x 4096 x 4096 12.4, whole 14.8 (with narrow 11.2). */
+/* Where tiles are few and K is long, a pair of CTAs for each tile. On an H100 256 x 14336 x 4096 takes 26.2 us with the
+ * smaller tile, whole 43 (with narrow 32), 256 x 6144 x 4096 14.8 (15.4; in a layer narrow is faster), 256 x 4096 x
+ * 4096 11.9 (11.3); with the larger tile 512 x 14336 x 4096 takes 40.2 (with the smaller, whole, 43.2). */
 static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const hopper_cost *cost = kernel->tile_m == 256 ? &hopper_256 : &hopper_128;
   int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n), k_blocks = int4mm_plan_k_blocks(p);
