@@ -129,6 +129,16 @@ define ptxas_check
   echo "$<: ptxas spilled, ignored setmaxnreg or serialised wgmma; all it said is in $(@:.o=.log)" >&2; \
   $(if $(ptxas_fails),rm -f $@; exit 1,:); fi
 endef
+# Code of 90 on may run before the grid ahead of it has ended (common/launch.cuh), so that no kernel touches global memory
+# before griddepcontrol.wait, beyond which ptxas moves ld.global.nc. With WERROR machine code is searched for that, where
+# a cuobjdump lies beside nvcc or on PATH: it takes a tenth of the compiler's time.
+CUOBJDUMP ?= $(firstword $(wildcard $(CUDA_HOME)/bin/cuobjdump) $(shell sh -c 'command -v cuobjdump'))
+waiting    = $(if $(WERROR),$(if $(CUOBJDUMP),$(filter 9% 1%,$(call archs,$1))))
+define wait_check
+@for arch in $(call waiting,$<); do \
+  $(CUOBJDUMP) -sass -arch sm_$$arch $@ | $(LUAJIT) examples/bench/kernel_waits.lua || \
+  { echo "$<: code for $$arch touches global memory before griddepcontrol.wait" >&2; rm -f $@; exit 1; }; done
+endef
 $(BUILD)/kernels/%.o: kernels/%.cu kernels/cuda.mk $(BUILD)/cuda_flags.txt
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "NVCC $< ($(call archs,$<))")
@@ -136,6 +146,7 @@ $(BUILD)/kernels/%.o: kernels/%.cu kernels/cuda.mk $(BUILD)/cuda_flags.txt
 	  -c -o $@ $< 2> $(@:.o=.log); status=$$?; \
 	  grep -Ev '^ptxas info|^ +[0-9]+ bytes stack frame' $(@:.o=.log) >&2; exit $$status
 	$(if $(filter $(CHECKED),$(call folder,$<) $(call stem,$<)),$(ptxas_check))
+	$(if $(call waiting,$<),$(wait_check))
 
 $(CUDA_C:%.c=$(BUILD)/%.o): PROJECT_CFLAGS += $(CUDA_INCLUDE)
 $(CUDA_C:%.c=$(BUILD)/%.o): $(BUILD)/cuda_flags.txt

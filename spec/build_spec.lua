@@ -25,6 +25,14 @@ case "$*" in *"$FAKE_SPILL"*) echo "    0 bytes stack frame, 16 bytes spill stor
 while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
 ]==]
 
+--- Machine code of one kernel, which loads before it waits where the object's name has $FAKE_EARLY in it.
+local CUOBJDUMP = [==[#!/bin/sh
+load='        /*0080*/              @!P0 LDG.E.CONSTANT R4, desc[UR4][R2.64] ;   /* 0x0000000402040981 */'
+wait='        /*0090*/                   ACQBULK ;                               /* 0x000000000000782e */'
+printf '\t\tFunction : _Z6kernelv\n'
+case "$*" in *"$FAKE_EARLY"*) printf '%s\n%s\n' "$load" "$wait" ;; *) printf '%s\n%s\n' "$wait" "$load" ;; esac
+]==]
+
 --- A sanitizer that this process was started with is not for the programs that it runs here.
 local function shell(command) return helper.shell("unset LD_PRELOAD; " .. command) end
 
@@ -38,8 +46,8 @@ end
 
 --- Runs a shell command in the tree, with nothing of this process's environment but what is given.
 local function run(command, env)
-  local words = { ("env -i HOME=/nonexistent CALLS='%s' FAKE_SPILL=none CC='%s/cc' PATH='%s:/usr/bin:/bin'")
-    :format(calls, bin, bin) }
+  local words = { ("env -i HOME=/nonexistent FAKE_SPILL=none FAKE_EARLY=none CALLS='%s' CC='%s/cc'"):format(calls, bin),
+    ("PATH='%s:/usr/bin:/bin'"):format(bin) }
   for name, value in pairs(env or {}) do words[#words + 1] = ("%s='%s'"):format(name, value) end
   return shell(("cd '%s' && %s %s"):format(tree, table.concat(words, " "), command))
 end
@@ -75,10 +83,12 @@ describe("the Makefile #make", function()
   setup(function()
     folder = shell("mktemp -d"):gsub("\n", "")
     bin, tree, calls = folder .. "/bin", folder .. "/tree", folder .. "/calls"
-    local copied, status = shell(("mkdir '%s' '%s' && cd '%s' && cp -r Makefile src kernels lua rockspec '%s'")
+    local copied, status = shell(("mkdir '%s' '%s' && cd '%s' && cp -r Makefile src kernels lua rockspec examples '%s'")
       :format(bin, tree, ROOT, tree))
     assert.equal(0, status, copied)
-    for name, text in pairs { cc = COMPILER, ["g++"] = COMPILER, nvcc = NVCC } do write(bin .. "/" .. name, text) end
+    for name, text in pairs { cc = COMPILER, ["g++"] = COMPILER, nvcc = NVCC, cuobjdump = CUOBJDUMP } do
+      write(bin .. "/" .. name, text)
+    end
     shell("chmod +x '" .. bin .. "'/*")
   end)
   teardown(function() shell("rm -rf '" .. folder .. "'") end)
@@ -199,6 +209,17 @@ describe("the Makefile #make", function()
       end
       make("", { FAKE_SPILL = "kernels/sm75/tiled" })
     end)
+
+    it("without a kernel that loads before it waits for the grid ahead of it, where warnings are errors", function()
+      local env = { FAKE_EARLY = "kernels/sm90/narrow" }
+      refused("kernels/sm90/narrow.cu: code for 90a touches global memory before griddepcontrol.wait", "WERROR=1", env)
+      assert.is_false(exists "build/kernels/sm90/narrow.o")
+      make("WERROR=1", { FAKE_EARLY = "kernels/sm75/mma" }) -- for 75 alone, which does not wait
+      make "clean"
+      make("WERROR=1 CUOBJDUMP=", env)
+      make "clean"
+      make("", env)
+    end)
   end)
 
   describe("keeps a CUDA library", function()
@@ -244,7 +265,7 @@ describe("the Makefile #make", function()
     local function installed(arguments, place)
       make("install CUDA=0 " .. arguments)
       local count = shell(("cd '%s' && find . -name '*.lua' -o -name '*.so*' -o -name int4mm.pc -o -name int4mm.h "
-        .. "| grep -v -e ^./lua/ -e ^./build/ -e ^./src/ | wc -l"):format(tree))
+        .. "| grep -v -e ^./lua/ -e ^./build/ -e ^./src/ -e ^./examples/ | wc -l"):format(tree))
       local inside = shell(("cd '%s' && cd '%s' && find . ! -type d | wc -l"):format(tree, place))
       if place:sub(1, 1) ~= "/" then assert.equal(tonumber(inside), tonumber(count)) end
       for _, file in ipairs(FILES) do assert.is_true(exists(place .. "/" .. file), file) end

@@ -66,6 +66,17 @@ describe("on a device in host memory", function()
     end
   end)
 
+  it("products of one's choice are drawn and compared", function()
+    local env = { INT4MM_CUDA_LIBRARY = library, INT4MM_FAKE_CUDA = "host", INT4MM_NUM_THREADS = "1" }
+    local function draw(arguments) return helper.script("spec/products.lua", arguments, env) end
+    local output, status = draw "count=6 M=2 N=32-64/32 K=256 group=128 scaling=group zeros=false kernel=simple,tiled"
+    assert.same({ "simple           6 products\ntiled            6 products\n", 0 }, { output, status })
+    output, status = draw "M=2-"
+    assert.equal(1, status)
+    assert.matches("2- is no size, as 5, 1-16 or 128-512/32 is", output, 1, true)
+    assert.matches("fast is not KEY=VALUE", draw "fast", 1, true)
+  end)
+
   it("the second device is another one", function()
     local output, status = helper.luajit([[
       local q = require "int4mm"

@@ -285,6 +285,65 @@ describe("a graph", function()
     assert.equal(before, allocated())
   end)
 
+  on_gpu("has scratch memory of its own, without nodes for it, which calls one after the other share", function()
+    local w, scale = q.quantize(floats(1, 32, 64):to "cuda")
+    local xs, outs, expected = {}, {}, {}
+    for i, M in ipairs { 40, 3, 130, 130, 7 } do
+      xs[i], outs[i] = floats(i, M, 64):to "cuda", q.empty { M, 32, device = "cuda" }
+      expected[i] = q.int4_linear(xs[i], w, scale, { layout_b = "nk", rotate = 8 })
+    end
+    local workspace = q.empty { q.linear_workspace(130, 64), dtype = "int8", device = "cuda" }
+    local function capture(given)
+      collect()
+      local before = allocated()
+      local graph = q.graph(function()
+        for i, x in ipairs(xs) do
+          q.int4_linear(x, w, scale, { layout_b = "nk", rotate = 8, out = outs[i], workspace = given })
+        end
+      end)
+      return graph, allocated() - before
+    end
+    local graph, bytes = capture()
+    local plain = capture(workspace)
+    assert.equal(plain.nodes, graph.nodes)
+    assert.equal(q.linear_workspace(40, 64) + q.linear_workspace(130, 64), bytes)
+    for _ = 1, 3 do
+      for _, out in ipairs(outs) do out:fill_bytes_(0x55) end
+      graph:launch()
+      for i, out in ipairs(outs) do assert.same_bits(expected[i], out, "call " .. i) end
+    end
+    local before = allocated()
+    graph:free()
+    assert.equal(before - bytes, allocated())
+  end)
+
+  on_gpu("shares no scratch memory between streams", function()
+    local w, scale = q.quantize(floats(1, 256, 512):to "cuda")
+    local x, y = floats(2, 300, 512):to "cuda", floats(3, 300, 512):to "cuda"
+    local side, opts = q.stream(), { layout_b = "nk", rotate = 16 }
+    local expected = { q.int4_linear(x, w, scale, opts), q.int4_linear(y, w, scale, opts) }
+    local outs = { q.zeros { 300, 256, device = "cuda" }, q.zeros { 300, 256, device = "cuda" } }
+    local function layer(input, out, stream)
+      for _ = 1, 4 do
+        q.int4_linear(input, w, scale, { layout_b = "nk", rotate = 16, out = out, stream = stream })
+      end
+    end
+    local graph = q.graph(function(stream)
+      local fork, join = q.event(), q.event()
+      fork:record()
+      side:wait(fork)
+      layer(x, outs[1])
+      layer(y, outs[2], side)
+      join:record(side)
+      stream:wait(join)
+    end)
+    for _ = 1, 20 do
+      for _, out in ipairs(outs) do out:fill_bytes_(0x55) end
+      graph:launch()
+      for i, out in ipairs(outs) do assert.same_bits(expected[i], out, "stream " .. i) end
+    end
+  end)
+
   on_gpu("keeps the owner of borrowed memory", function()
     local memory = q.zeros { 4, device = "cuda" }
     local gone = false

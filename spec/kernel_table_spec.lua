@@ -48,6 +48,49 @@ describe("kernel table", function()
     assert.is_nil((sass.inner_loop(found[2].code)))
   end)
 
+  --- What comes before the wait in a function of these instructions, which lie 16 bytes apart.
+  local function early(...)
+    local text = { "\t\tFunction : _Z1fv" }
+    for i, instruction in ipairs { ... } do
+      text[i + 1] = ("        /*%04x*/    %s ;    /* 0x0 */"):format(16 * (i - 1), instruction)
+    end
+    local names = {}
+    for _, code in sass.functions(lines(table.concat(text, "\n"))) do
+      for _, i in ipairs(sass.early_accesses(code)) do names[#names + 1] = code[i].name end
+    end
+    return table.concat(names, " ")
+  end
+
+  it("finds what touches global memory before griddepcontrol.wait", function()
+    local load, wait = "@!P0 LDG.E.CONSTANT R4, desc[UR4][R2.64]", "ACQBULK"
+    assert.equal("", early("MOV R1, R2", wait, load, "EXIT"))
+    assert.equal("LDG.E.CONSTANT", early("MOV R1, R2", load, wait, "EXIT"))
+    assert.equal("", early(load, "EXIT")) -- no wait at all
+    assert.equal("", early("LDS R1, [R2]", "CCTL.E.PF2 [R2]", "LDGDEPBAR", "ATOMS.ADD R1, [R2], R3", wait, "EXIT"))
+    for _, access in ipairs { "LD.E R1, [R2]", "LDGSTS.E.BYPASS.128 [R3], [R6.64]", "STG.E [R2.64], R1",
+      "ATOMG.E.ADD R1, [R2.64], R3", "RED.E.ADD [R2.64], R3", "BRX R28 -0x1810" } do
+      assert.equal(access:match "^%S+", early(access, wait, "EXIT"))
+    end
+  end)
+
+  it("finds it on every path", function()
+    local load, wait = "LDG.E R4, desc[UR4][R2.64]", "ACQBULK"
+    -- each of two branches has its wait
+    assert.equal("", early("@P0 BRA 0x0040", wait, load, "EXIT", wait, load, "EXIT"))
+    assert.equal("LDG.E", early("@P0 BRA 0x0040", wait, load, "EXIT", load, wait, "EXIT"))
+    assert.equal("LDG.E", early("@P0 BRA 0x0040", load, wait, "EXIT", wait, load, "EXIT"))
+    -- around the wait alone: it may be left out
+    assert.equal("", early("@P0 BRA 0x0020", wait, load, "EXIT"))
+    assert.equal("LDG.E", early(load, "@P0 BRA 0x0030", wait, "EXIT"))
+    assert.equal("LDG.E", early("@P0 BRA 0x0030", "MOV R1, R2", wait, load, "EXIT"))
+    -- backward, never, and behind a call
+    assert.equal("", early("BRA 0x0030", load, "EXIT", wait, "BRA 0x0010"))
+    assert.equal("LDG.E", early("BRA P2, 0x0030", load, wait, "EXIT"))
+    assert.equal("LDG.E", early("CALL.REL.NOINC 0x0030", wait, "EXIT", load, "RET.REL.NODEC R2 0x0"))
+    assert.equal("", early("EXIT", load, wait))
+    assert.equal("LDG.E", early("@P1 EXIT", load, wait))
+  end)
+
   it("knows how much an mma multiplies", function()
     assert.equal(16 * 8 * 32, sass.products "IMMA.16832.S8.S8")
     assert.equal(16 * 8 * 16, sass.products "HMMA.16816.F32")

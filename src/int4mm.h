@@ -286,8 +286,9 @@ typedef struct int4mm_graph int4mm_graph;
  * What would have to wait for a result fails with INT4MM_ERR_ARGUMENT: value checks, copies with host memory that is
  * not pinned, synchronising. Tensors may be allocated; they are plain ones, with contents from the first launch on, and
  * the graph keeps the memory of every tensor that captured calls use until it is destroyed, whether or not the tensors
- * are released (memory given to int4mm_tensor_wrap is the caller's to keep). Captures of several threads do not
- * disturb each other. *stream ends with the capture. */
+ * are released (memory given to int4mm_tensor_wrap is the caller's to keep). Calls on *stream that take scratch memory
+ * use the graph's, one after the other, so that what they capture has to stay in order. Captures of several threads do
+ * not disturb each other. *stream ends with the capture. */
 INT4MM_API int32_t int4mm_graph_begin(int32_t device, int4mm_graph **graph, void **stream) INT4MM_CHECK;
 /* Ends the capture and makes the graph ready to be launched. When that fails it can only be destroyed. */
 INT4MM_API int32_t int4mm_graph_end(int4mm_graph *graph) INT4MM_CHECK;

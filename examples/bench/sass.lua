@@ -54,7 +54,8 @@ local function shared_bytes(name)
 end
 
 --- The functions in what `cuobjdump -sass` prints, as an iterator over `lines` (an iterator of lines): name and the
--- instructions, { address =, name =, target = } each, target being where a branch goes.
+-- instructions, { address =, name =, target =, callee =, conditional = } each: where a branch or a call goes, and
+-- whether a predicate or an operand may keep it from that.
 function sass.functions(lines)
   return coroutine.wrap(function()
     local name, code
@@ -66,11 +67,14 @@ function sass.functions(lines)
       elseif name then
         local address, text = line:match "^%s*/%*(%x%x%x%x+)%*/%s+(.-)%s*;"
         if address then
-          text = text:gsub("^@!?U?P%w+%s+", "")
-          local instruction = { address = tonumber(address, 16), name = text:match "^%S+" }
-          if instruction.name:find "^BRA" then
-            local target = text:match "(0x%x+)%s*$"
-            instruction.target = target and tonumber(target)
+          local bare = text:gsub("^@!?U?P%w+%s+", "")
+          local instruction =
+            { address = tonumber(address, 16), name = bare:match "^%S+", conditional = bare ~= text }
+          local branch = instruction.name:match "^BRA" or instruction.name:match "^CALL"
+          if branch then
+            local target = tonumber((text:match "(0x%x+)%s*$"))
+            instruction[branch == "BRA" and "target" or "callee"] = target
+            if not bare:find "^%S+%s+0x%x+$" then instruction.conditional = true end
           end
           code[#code + 1] = instruction
         end
@@ -78,6 +82,48 @@ function sass.functions(lines)
     end
     if name then coroutine.yield(name, code) end
   end)
+end
+
+-- Whether an instruction reads or writes global memory, or branches to where is not known.
+local function is_access(name)
+  for _, begins in ipairs { "LDG?%.", "LDGSTS", "STG?%.", "ATOMG?%.", "REDG?%.", "BRX", "JMX" } do
+    if name:find("^" .. begins) then return true end
+  end
+  return false
+end
+
+local WAIT = "ACQBULK" -- griddepcontrol.wait
+
+-- Whether no path goes on from an instruction without a wait: it is one, or a branch around nothing but one, as in code
+-- that may do without.
+local function waits(code, i)
+  local target = code[i].target
+  return code[i].name == WAIT
+    or target and code[i].conditional and code[i + 1].name == WAIT and code[i + 2].address == target
+end
+
+--- Indexes into `code` of what touches global memory before griddepcontrol.wait: instructions to which some path leads
+-- from the beginning without one. A kernel that has none at all is not launched before the grid ahead of it has ended.
+function sass.early_accesses(code)
+  local index, has_wait = {}, false
+  for i, instruction in ipairs(code) do
+    index[instruction.address] = i
+    has_wait = has_wait or instruction.name == WAIT
+  end
+  local found, seen, left = {}, {}, { has_wait and 1 or nil }
+  while #left > 0 do
+    local i = table.remove(left)
+    while code[i] and not seen[i] and not waits(code, i) do
+      local instruction = code[i]
+      seen[i] = true
+      if is_access(instruction.name) then found[#found + 1] = i end
+      left[#left + 1] = index[instruction.target or instruction.callee]
+      local ends = instruction.target or instruction.name:find "^EXIT" or instruction.name:find "^RET"
+      i = ends and not instruction.conditional and 0 or i + 1
+    end
+  end
+  table.sort(found)
+  return found
 end
 
 --- The innermost loop with the most mma instructions: first and last index into `code`, nil where no loop has any.

@@ -13,7 +13,8 @@
 -- **Inputs** are the tensors that the function uses: write to them, then launch. A tensor that is made inside is a
 -- plain one, whose contents come with each launch; it may be kept, as y is, or dropped. The graph keeps the memory of
 -- all tensors that captured work uses until it is freed, also of those made inside and dropped: what a long function
--- makes over and over is better given as `out`.
+-- makes over and over is better given as `out`. Scratch memory, such as a layer's workspace, is the graph's as well, and
+-- shared by calls one after the other.
 --
 -- **What waits is refused inside**, in words that say what to change: `quantize` with its check of values (`check =
 -- false`), reading elements, copies to or from host memory that is not pinned, synchronising. Work that is given a

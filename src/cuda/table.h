@@ -85,7 +85,7 @@ typedef struct int4mm_cuda_backend {
   int32_t (*align_rows)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                         void *stream);
   /* Stream-ordered scratch memory for one call (a layer's workspace, a copy of A). Inside a graph capture it becomes
-   * the graph's, which takes a device with memory pools. */
+   * nodes of the graph, which takes a device with memory pools. */
   int32_t (*scratch)(int32_t device, size_t bytes, void **data, void *stream);
   int32_t (*scratch_free)(int32_t device, void *data, void *stream);
   /* Pinned host memory, of every device; ERR_MEMORY when there is none. */

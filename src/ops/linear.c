@@ -233,7 +233,7 @@ static int32_t run_on_gpu(layer *l) {
   if (status || !uses_workspace(args)) return status ? status : run(l, &target, NULL);
   if (args->workspace) return run(l, &target, args->workspace->data);
   void *memory;
-  status = target.cuda->scratch(target.device, (size_t)l->workspace.bytes, &memory, args->stream);
+  status = int4mm_take_scratch(&target, (size_t)l->workspace.bytes, &memory, args->stream);
   if (status) return status;
   return int4mm_free_scratch(&target, memory, args->stream, run(l, &target, memory));
 }

@@ -41,8 +41,9 @@ int32_t int4mm_finish_matmul(const int4mm_matmul_call *call, const int4mm_dispat
 /* int4mm_plan_matmul, and words for why it is this target. */
 int32_t int4mm_describe_matmul(const int4mm_matmul_call *call, const int4mm_dispatch_target *target, int4mm_plan *plan);
 
-/* Frees scratch memory of a target after a call that ended with `status`, and returns that: the call's own failure is
- * the one to tell. */
+/* Scratch memory of a target that is a GPU, in the order of the stream. */
+int32_t int4mm_take_scratch(const int4mm_dispatch_target *target, size_t bytes, void **scratch, void *stream);
+/* Frees it after a call that ended with `status`, and returns that: the call's own failure is the one to tell. */
 int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch, void *stream, int32_t status);
 /* Runs it on its target, out being allocated. */
 int32_t int4mm_run_matmul(const int4mm_matmul_call *call, const int4mm_dispatch_target *target);

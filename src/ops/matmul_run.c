@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/graph.h"
 #include "cpu/backend.h"
 #include "dispatch/choose.h"
 #include "dispatch/devices.h"
@@ -157,7 +158,13 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
   return status;
 }
 
+int32_t int4mm_take_scratch(const int4mm_dispatch_target *target, size_t bytes, void **scratch, void *stream) {
+  int4mm_graph_take_scratch(target->device, stream, bytes, scratch);
+  return *scratch ? INT4MM_OK : target->cuda->scratch(target->device, bytes, scratch, stream);
+}
+
 int32_t int4mm_free_scratch(const int4mm_dispatch_target *target, void *scratch, void *stream, int32_t status) {
+  if (int4mm_graph_free_scratch(target->device, stream, scratch)) return status;
   if (!status) return target->cuda->scratch_free(target->device, scratch, stream);
   int4mm_hold_error();
   (void)target->cuda->scratch_free(target->device, scratch, stream);
@@ -174,7 +181,7 @@ static int32_t launch_kernel(const int4mm_dispatch_target *target, const int4mm_
   void *sums = NULL;
   if (!bytes) return cuda->matmul(target->device, quantize, problem, plan, stream, non_blocking);
   int4mm_hold_error();
-  if (cuda->scratch(target->device, (size_t)bytes, &sums, stream)) sums = NULL;
+  if (int4mm_take_scratch(target, (size_t)bytes, &sums, stream)) sums = NULL;
   int4mm_unhold_error();
   p.sums = sums;
   int32_t status = cuda->matmul(target->device, quantize, &p, plan, stream, non_blocking);
@@ -191,7 +198,7 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   int64_t size = (int64_t)int4mm_dtype_size(dtype), line = 128 / size, unchecked;
   int64_t cols = dtype == p.a.dtype ? p.a.cols : p.K;
   int4mm_matrix copy = {NULL, p.M, cols, (cols + line - 1) / line * line, dtype};
-  int32_t status = cuda->scratch(target->device, (size_t)(p.M * copy.stride * size), &copy.data, stream);
+  int32_t status = int4mm_take_scratch(target, (size_t)(p.M * copy.stride * size), &copy.data, stream);
   if (status) return status;
   if (quantize) status = cuda->quantize(target->device, quantize, &unchecked, stream);
   int4mm_matrix src = {(void *)p.a.data, p.M, p.a.cols, p.a.stride, p.a.dtype};
@@ -220,7 +227,7 @@ static int32_t launch_on_copy_of_b(const int4mm_dispatch_target *target, const i
   int4mm_problem p = *problem;
   int4mm_matrix src = {(void *)p.b.data, p.b.rows, p.b.cols, p.b.stride, INT4MM_INT32}, copy = src;
   copy.stride = (src.cols + 31) / 32 * 32;
-  int32_t status = target->cuda->scratch(target->device, (size_t)(copy.rows * copy.stride * 4), &copy.data, stream);
+  int32_t status = int4mm_take_scratch(target, (size_t)(copy.rows * copy.stride * 4), &copy.data, stream);
   if (status) return status;
   status = target->cuda->align_rows(target->device, &copy, &src, p.b.xor_mask, stream);
   p.b.data = copy.data, p.b.stride = copy.stride, p.b.xor_mask = 0;
@@ -259,7 +266,7 @@ static int32_t run_on_gpu(const int4mm_matmul_call *c, const int4mm_dispatch_tar
                            (const int4mm_tensor *[]){args->a_packed, args->b_packed, args->scale_a, args->scale_b,
                                                      args->zero_b, args->factor_b, args->bias, c->offsets, args->out},
                            9, &non_blocking);
-  if (!status && bytes) status = target->cuda->scratch(target->device, (size_t)bytes, &scratch, args->stream);
+  if (!status && bytes) status = int4mm_take_scratch(target, (size_t)bytes, &scratch, args->stream);
   if (status) return status;
   status = place_and_launch(c, target, scratch, non_blocking);
   return scratch ? int4mm_free_scratch(target, scratch, args->stream, status) : status;

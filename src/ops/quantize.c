@@ -170,7 +170,7 @@ static int32_t quantize_groups_on_gpu(const int4mm_dispatch_target *target, int4
   const int4mm_cuda_backend *cuda = target->cuda;
   size_t bytes = place_scratch(job, rotate, NULL);
   void *memory = NULL;
-  int32_t status = bytes ? cuda->scratch(target->device, bytes, &memory, stream) : INT4MM_OK;
+  int32_t status = bytes ? int4mm_take_scratch(target, bytes, &memory, stream) : INT4MM_OK;
   if (status) return status;
   (void)place_scratch(job, rotate, memory);
   if (rotate->block) status = cuda->rotate(target->device, rotate, stream);
