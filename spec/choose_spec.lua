@@ -114,7 +114,8 @@ describe("int4mm_choose_cuda", function()
     { 512, 4096, 4096, "hopper_128x128" }, { 1024, 4096, 5120, "hopper_128x128" },
     { 640, 4096, 4096, "hopper_256x128" }, { 1664, 1024, 8192, "hopper_256x128" },
     { 1920, 512, 28672, "hopper_256x128" }, { 2048, 2048, 2048, "hopper_256x128" },
-    { 4096, 4096, 4096, "hopper_256x128" },
+    { 4096, 4096, 4096, "hopper_256x128" }, { 256, 14336, 4096, "hopper_128x128" },
+    { 512, 14336, 4096, "hopper_256x128" },
   }
 
   it("takes what was fastest by far where that was measured", function()

@@ -155,7 +155,8 @@ describe("a thousand shapes agree with the CPU backend", function()
       local most = possible and 6 * count or count / 20
       while served < (slow and count / 5 or count) and drawn < most do
         drawn = drawn + 1
-        local M, N, K = near(r, skinny and 64 or 700), near(r, 900), near_k(r, skinny and 8192 or 2048)
+        local M, N = near(r, skinny and 64 or 700), near(r, 900)
+        local K = near_k(r, skinny and 8192 or hopper and 4096 or 2048)
         if compare(r, kernel, M, N, K) then served = served + 1 end
       end
       assert(served >= count / 10 or not possible, ("%s served %d of %d shapes"):format(kernel, served, drawn))
@@ -367,7 +368,8 @@ describe("a product on the GPU", function()
     end
   end, driver)
 
-  -- CTAs of mma and turing share K, whose parts meet in scratch memory that is taken anew for every call.
+  -- CTAs of mma and turing share K, whose parts meet in scratch memory that is taken anew for every call; those of
+  -- hopper and narrow in a cluster.
   on_gpu("of few tiles and a long K is the same on several streams and from a graph", function()
     local streams, split = { q.stream(), q.stream(), q.stream() }, 0
     local function check(kernel, expected, a, b, scale_a, scale_b, bias, name)
@@ -392,7 +394,8 @@ describe("a product on the GPU", function()
         assert.same_bits(expected, two, name)
       end
     end
-    for i, shape in ipairs { { 3, 4096, 8 }, { 70, 8200, 76 }, { 130, 3000, 260 }, { 64, 65536, 256 } } do
+    for i, shape in ipairs { { 3, 4096, 8 }, { 70, 8200, 76 }, { 130, 3000, 260 }, { 64, 65536, 256 },
+      { 200, 2568, 392 } } do
       local M, K, N = unpack(shape)
       local a, b, scale_a, scale_b = q.generate_test_data(M, K, N, { seed = i, device = "cuda" })
       local bytes = q.empty { M, K, dtype = "int8" }
@@ -402,7 +405,8 @@ describe("a product on the GPU", function()
         local expected = q.int4_matmul_cpu(of:to "cpu", b:to "cpu", scale_a:to "cpu", scale_b:to "cpu",
           { bias = bias:to "cpu", out_dtype = "bfloat16" })
         for _, kernel in ipairs(KERNELS) do
-          if wants_16_bytes(kernel) and serves(kernel, of, b, scale_a, scale_b) then
+          local wgmma = kernel:find "^hopper" or kernel:find "^narrow"
+          if (wgmma or wants_16_bytes(kernel)) and serves(kernel, of, b, scale_a, scale_b) then
             check(kernel, expected, of, b, scale_a, scale_b, bias, ("%s, %s, M=%d"):format(kernel, of.dtype, M))
           end
         end

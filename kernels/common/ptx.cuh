@@ -368,6 +368,15 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+/* Arrives at a barrier of another CTA of the cluster, where `arrives`: a branch around it may cost registers. */
+__device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier, bool arrives) {
+  asm volatile("{\n.reg .pred arrives;\n"
+               "setp.ne.u32 arrives, %1, 0;\n"
+               "@arrives mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];\n}\n" ::"r"(barrier),
+               "r"((uint32_t)arrives)
+               : "memory");
+}
+
 /* Arrives and expects `bytes` more from copies in this phase. */
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");

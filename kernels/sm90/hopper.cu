@@ -15,9 +15,14 @@
  *
  * Several k-blocks are unpacked at a time, since the way of one through shared memory and the fence takes longer than
  * its products.
+ *
+ * Where tiles are few, a cluster of two CTAs splits a tile's K (split_k.cuh). The sums that a consumer gets lie where
+ * its rows of packed A were: it tells its peer when it has loaded the last of these, while its last products are in
+ * flight.
  */
 #include "sm90/hopper_b.cuh"
 #include "sm90/mainloop.cuh"
+#include "sm90/split_k.cuh"
 #include "sm90/tile_scheduler.cuh"
 
 namespace {
@@ -36,7 +41,8 @@ struct Tile {
                        STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_ - (Kind::AFFINE && UNPACKERS_ == 2);
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
                        FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = Kind::AFFINE ? 1 : 2;
-  static constexpr bool LAYER = LAYER_, CALLS = LAYER_ || EXPERTS_;
+  static constexpr bool LAYER = LAYER_, CALLS = LAYER_ || EXPERTS_,
+                        SPLITS = !Kind::AFFINE && !EXPERTS_ && (LAYER_ || OUT_ALIGNED_); /* K */
   static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS), GROUP_M = 8; /* in which tiles are rasterised */
 
   /* Unpacking warps that share a k-block, and groups of them, each with a k-block of its own at a time. */
@@ -53,9 +59,11 @@ struct Tile {
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, B_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
                        AFFINE_OFFSET = B_OFFSET + STAGES_B * B_BYTES,
                        BARRIER_OFFSET = AFFINE_OFFSET + STAGES_B * AFFINE_BYTES,
-                       BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8), TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
+                       BARRIERS = 2 * (STAGES_A + STAGES_B + STAGES_8 + (SPLITS ? CONSUMERS : 0)),
+                       TABLE_OFFSET = BARRIER_OFFSET + 8 * BARRIERS,
                        SHARED_BYTES = TABLE_OFFSET + (EXPERTS ? TABLE_BYTES : 0);
   static_assert(SHARED_BYTES <= SHARED_LIMIT, "too much shared memory");
+  static_assert(BM * BN * 2 <= STAGES_A * A_BYTES, "half of a tile's sums must fit where packed A was");
 
   /* Registers per thread: what the launch gives, shared out by setmaxnreg. */
   static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
@@ -90,35 +98,54 @@ template <class T> struct Shared {
   __device__ __forceinline__ uint32_t empty_b8(int stage) const {
     return barrier(2 * (T::STAGES_A + T::STAGES_B) + T::STAGES_8 + stage);
   }
+  /* The peer's sums lie where the same consumer's rows of packed A were. */
+  __device__ __forceinline__ uint32_t peer(int consumer, int unit) const {
+    constexpr int ROWS_BYTES = T::A_BYTES / T::CONSUMERS, UNITS = ROWS_BYTES / 2048;
+    return a(unit / UNITS) + consumer * ROWS_BYTES + unit % UNITS * 2048;
+  }
+  __device__ __forceinline__ uint32_t full_peer(int consumer) const {
+    return barrier(T::BARRIERS - 2 * T::CONSUMERS + consumer);
+  }
+  __device__ __forceinline__ uint32_t empty_peer(int consumer) const { /* the peer has room */
+    return barrier(T::BARRIERS - T::CONSUMERS + consumer);
+  }
   __device__ __forceinline__ void release_a(int stage) const { ptx::mbarrier_arrive(empty_a(stage)); }
   __device__ __forceinline__ void release_b8(int stage) const { ptx::mbarrier_arrive(empty_b8(stage)); }
 
   __device__ __forceinline__ int arrivals(int i) const {
-    constexpr int FULL_B = 2 * T::STAGES_A, EMPTY_B = FULL_B + T::STAGES_B, EMPTY_8 = T::BARRIERS - T::STAGES_8;
-    if (i < T::STAGES_A) return 1; /* a producer, besides bytes */
+    constexpr int FULL_B = 2 * T::STAGES_A, EMPTY_B = FULL_B + T::STAGES_B, FULL_8 = EMPTY_B + T::STAGES_B,
+                  EMPTY_8 = FULL_8 + T::STAGES_8, PEER = EMPTY_8 + T::STAGES_8;
+    if (i >= PEER) return i < PEER + T::CONSUMERS ? 1 : 4; /* who waits for sums, besides bytes; warps */
+    if (i < T::STAGES_A) return 1;                         /* a producer, besides bytes */
     if (i >= FULL_B && i < EMPTY_B) return T::Kind::AFFINE ? 1 + 32 : 1;
     return i < FULL_B || i >= EMPTY_8 ? 128 * T::CONSUMERS : 32 * T::GROUP_WARPS;
   }
 };
 
-/* The CTA's tiles, first, first + stride, ..., of so many k-blocks each. */
-struct TileScheduler {
-  int first, stride, k_blocks;
+/* CTAs that share a tile's K. */
+template <class T> __device__ __forceinline__ int split_of(const Arguments &p) {
+  return T::SPLITS ? p.split : 1;
+}
+
+/* The CTA's tiles, first, first + stride, ..., and its share of the k-blocks of each. A pair of CTAs has one tile. */
+template <class T> struct TileScheduler : ShareOfK {
+  int first, stride;
   __device__ __forceinline__ explicit TileScheduler(const Arguments &p)
-      : first(blockIdx.x), stride(gridDim.x), k_blocks((p.words + BLOCK_WORDS - 1) / BLOCK_WORDS) {}
+      : ShareOfK(p, split_of<T>(p)), first(blockIdx.x >> (split_of<T>(p) - 1)),
+        stride(gridDim.x >> (split_of<T>(p) - 1)) {}
 };
 
 /* ---- producers ---- */
 
-/* Walks a pipeline of STAGES through the CTA's k-blocks; load(state, coord, k_block) fills a stage. One thread for each
+/* Walks a pipeline of STAGES through the CTA's k-blocks; load(state, at, k_block) fills a stage. One thread for each
  * map of an operand; and threads for each operand, since B runs ahead of A by the k-blocks that lie unpacked. */
 template <class T, int STAGES, class Load> __device__ __forceinline__ void produce(const Arguments &p, Load load) {
   PipelineState<STAGES> state;
-  TileScheduler scheduler(p);
+  TileScheduler<T> scheduler(p);
   for (int tile = scheduler.first; tile < count_tiles<T>(p); tile += scheduler.stride) {
     ExpertCoord at = find_tile<T>(tile, p);
 #pragma unroll 1
-    for (int k_block = 0; k_block < scheduler.k_blocks; k_block++, state.advance()) load(state, at, k_block);
+    for (int i = 0; i < scheduler.count; i++, state.advance()) load(state, at, scheduler.begin + i);
   }
 }
 
@@ -130,7 +157,7 @@ __device__ __forceinline__ void produce_a(const Shared<T> &shared, const CUtenso
   ptx::griddepcontrol_wait();
   produce<T, T::STAGES_A>(p, [&](const PipelineState<T::STAGES_A> &state, const ExpertCoord &at, int k_block) {
     ptx::mbarrier_wait(shared.empty_a(state.index), state.phase ^ 1);
-    for (; k_block == 1 && tries > 0; tries--)
+    for (; state.index == 1 && tries > 0; tries--)
       if (ptx::mbarrier_try_wait(shared.full_b(0), 0)) tries = 1; /* the last try */
     ptx::mbarrier_arrive_expect_tx(shared.full_a(state.index), p.box_rows * T::Kind::A_ROW_BYTES);
     ptx::cp_async_bulk_tensor_2d(shared.a(state.index), map, k_block * T::Kind::A_ELEMENTS, at.begin + at.m * T::BM,
@@ -174,10 +201,11 @@ __device__ __forceinline__ void produce_affine(const Shared<T> &shared, const Ar
 /* Prefetches B of the first k-blocks into L2, one CTA for each column of a rasterisation group: all CTAs at once for
  * the same lines would take longer than it saves. It reads nothing, so it need not wait for the prerequisite grids. */
 template <class T> __device__ __forceinline__ void prefetch_b(const RowMaps<T::MAPS_B> &maps, const Arguments &p) {
-  ExpertCoord at = find_tile<T>(blockIdx.x, p);
+  TileScheduler<T> scheduler(p);
+  ExpertCoord at = find_tile<T>(scheduler.first, p);
   if (at.m % T::GROUP_M) return;
-  for (int k_block = 0; k_block < 4; k_block++) {
-    BoxB<T> box(p, at, k_block);
+  for (int i = 0; i < 4; i++) {
+    BoxB<T> box(p, at, scheduler.begin + i);
     BoxCopy<T::MAPS_B> copy(maps, box.x, box.y);
     ptx::cp_async_bulk_prefetch_tensor_2d(copy.map, copy.x, copy.y);
   }
@@ -211,11 +239,11 @@ template <class T>
 __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<T::MAPS_B> &maps, const Arguments &p,
                                          const typename T::Kind::Affine &affine_arguments, int warp) {
   constexpr int SHARE = 4 / T::GROUP_WARPS; /* quarters of a warp */
-  TileScheduler scheduler(p);
+  TileScheduler<T> scheduler(p);
   int group = warp / T::GROUP_WARPS, first_quarter = warp % T::GROUP_WARPS * SHARE;
   int tiles = (count_tiles<T>(p) - 1 - scheduler.first + scheduler.stride) / scheduler.stride;
-  int left = tiles > 0 ? tiles * scheduler.k_blocks - group : 0;
-  int k_block = group; /* within its tile */
+  int left = tiles > 0 ? tiles * scheduler.count - group : 0;
+  int words = p.words - (scheduler.begin + group) * BLOCK_WORDS; /* of k, from the k-block on */
   PipelineState<T::STAGES_B> packed;
   PipelineState<T::STAGES_8> wide;
   packed.advance(group), wide.advance(group);
@@ -230,9 +258,9 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
   };
 
 #pragma unroll 1
-  for (; left > 0; left -= T::UNPACK_GROUPS, k_block += T::UNPACK_GROUPS) {
-    while (k_block >= scheduler.k_blocks) k_block -= scheduler.k_blocks;
-    int valid = T::EXPERTS ? BLOCK_WORDS : p.words - k_block * BLOCK_WORDS; /* or the next words are not 0 */
+  for (; left > 0; left -= T::UNPACK_GROUPS, words -= T::UNPACK_GROUPS * BLOCK_WORDS) {
+    while (words <= 0) words += (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS * BLOCK_WORDS; /* of the next tile */
+    int valid = T::EXPERTS ? BLOCK_WORDS : words; /* or the next words are not 0 */
     B b;
     auto load = [&](int quarter) {
       b.load(shared.b(packed.index), quarter, T::ALIGNED ? 0 : maps.shift[quarter], valid, p.xor_b);
@@ -266,31 +294,43 @@ __device__ __forceinline__ void unpack_b(const Shared<T> &shared, const RowMaps<
 
 /* ---- consumers ---- */
 
+/* Tells the peer, by each warp of a consumer, that its sums have room where packed A was, which is in registers. */
+template <class T> __device__ __forceinline__ void offer_room(const Shared<T> &shared, int index) {
+  ptx::cluster_wait(); /* it has initialised its barriers */
+  __syncwarp();
+  ptx::mbarrier_arrive_cluster(ptx::mapa(shared.empty_peer(index), ~blockIdx.x & 1), threadIdx.x % 32 == 0);
+}
+
 template <class T> __device__ __forceinline__ void consume(const Shared<T> &shared, const Arguments &p, int index) {
   ptx::griddepcontrol_wait();
   /* Where registers are fewest, from what need not be kept. */
   int consumer_index = T::Kind::AFFINE || T::EXPERTS ? threadIdx.x / 128 - 1 - T::UNPACKERS : index;
   int row_in_tile = consumer_index * T::ROW_BLOCKS * 64 + fragment_row();
   Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
-  TileScheduler scheduler(p);
+  TileScheduler<T> scheduler(p);
   if constexpr (T::EXPERTS) {
     zero_rows<T>(p, threadIdx.x - 128 * (1 + T::UNPACKERS), 128 * T::CONSUMERS);
     if (scheduler.first >= count_tiles<T>(p)) return;
   }
   /* One consumer starts SKEW k-blocks later where that costs no products, so that the two do not store at once. */
   constexpr int SKEW = 2;
-  if (T::ROW_BLOCKS == 1 && index == 1 && scheduler.k_blocks > SKEW) ptx::mbarrier_wait(shared.full_b8(SKEW), 0);
+  if (T::ROW_BLOCKS == 1 && index == 1 && scheduler.count > SKEW) ptx::mbarrier_wait(shared.full_b8(SKEW), 0);
   for (int tile = scheduler.first; tile < count_tiles<T>(p); tile += scheduler.stride) {
     Scales<T> scales;
-    consumer.zeros.begin(p, true);
-    consumer.multiply_tile(scheduler.k_blocks, [&] {
+    consumer.zeros.begin(p, scheduler.rank + 1 == split_of<T>(p));
+    consumer.multiply_tile(scheduler.count, [&] {
+      if (split_of<T>(p) == 2) offer_room<T>(shared, index);
       ExpertCoord at = find_tile<T>(tile, p);
       scales.load(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile);
       consumer.zeros.load(p, at);
     });
     ExpertCoord at = find_tile<T>(tile, p); /* once more: registers are few in the mainloop */
+    if (split_of<T>(p) == 2) {
+      ptx::mbarrier_wait(shared.empty_peer(index), 0);
+      reduce_pair<T>(shared, index, consumer.acc);
+    }
     epilogue<T>(arguments_of<T>(p, at), at, at.begin + at.m * T::BM + row_in_tile, scales, consumer.acc,
-                [](int) { return true; });
+                [&](int group) { return owns_group(split_of<T>(p), group); });
   }
 }
 
@@ -315,6 +355,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
   if (!p.early_b) ptx::griddepcontrol_wait(); /* else those do who take more than B */
   init_experts<T>(p);
   int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform over a warp, for the compiler */
+  if (split_of<T>(p) == 2) ptx::cluster_arrive();
   if (group == 0) {
     ptx::setmaxnreg_dec<T::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) produce_a<T>(shared, &map_a, p);
@@ -327,6 +368,10 @@ __global__ void __launch_bounds__(T::THREADS, 1)
   } else {
     ptx::setmaxnreg_inc<T::CONSUMER_REGISTERS>();
     consume<T>(shared, p, group - 1 - T::UNPACKERS);
+  }
+  if (split_of<T>(p) == 2 && group <= T::UNPACKERS) {
+    __syncwarp();
+    ptx::cluster_wait();
   }
 #endif
 }
@@ -345,8 +390,8 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
                      T::ROWS, T::ROW_BYTES / 4,
                      T::NK && T::ALIGNED ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_NONE);
   if (error != cudaSuccess) return error;
-  return int4mm_launch<hopper<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, map_a, maps_b,
-                                  p, affine);
+  return int4mm_launch<hopper<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, p.split, stream, map_a,
+                                  maps_b, p, affine);
 }
 
 /* A grouped product, which has fewer instances. */

@@ -17,11 +17,11 @@
  * k-block are fewer clocks than what is around them, waiting, unpacking A, issuing: there the consumers split K, each
  * with every other k-block of the whole tile, and add their sums at the end.
  *
- * Where tiles are few, a cluster of two CTAs splits a tile's K. Each adds its peer's sums of half the columns, which
- * come through distributed shared memory: exact, so the order does not matter, and with no workspace.
+ * Where tiles are few, a cluster of two CTAs splits a tile's K (split_k.cuh).
  */
 #include "sm90/mainloop.cuh"
 #include "sm90/narrow_b.cuh"
+#include "sm90/split_k.cuh"
 
 namespace {
 
@@ -55,7 +55,7 @@ struct Tile {
   static constexpr int A_BYTES = BM * Kind::A_ROW_BYTES, B8_BYTES = BN * BLOCK_K;
   static constexpr int HALF_BYTES = BM * BN * 2; /* half a tile's sums: what a consumer or a CTA gives away */
   static constexpr int A_OFFSET = STAGES_8 * B8_BYTES, PEER_OFFSET = A_OFFSET + STAGES_A * A_BYTES,
-                       BARRIER_OFFSET = PEER_OFFSET + HALF_BYTES, BARRIERS = STAGES_A + 2 * STAGES_8 + 1,
+                       BARRIER_OFFSET = PEER_OFFSET + HALF_BYTES, BARRIERS = STAGES_A + 2 * STAGES_8 + CONSUMERS,
                        SHARED_BYTES = BARRIER_OFFSET + 8 * BARRIERS;
   static_assert(2 * (SHARED_BYTES + 1024) <= SHARED_LIMIT + 1024, "an SM has no room for two CTAs");
   static_assert(2 * HALF_BYTES <= PEER_OFFSET, "sums must fit where the stages were");
@@ -67,35 +67,35 @@ template <class T> struct Shared {
   uint32_t base;
   __device__ __forceinline__ uint32_t b8(int stage) const { return base + stage * T::B8_BYTES; }
   __device__ __forceinline__ uint32_t a(int stage) const { return base + T::A_OFFSET + stage * T::A_BYTES; }
-  __device__ __forceinline__ uint32_t peer() const { return base + T::PEER_OFFSET; }
+  __device__ __forceinline__ uint32_t peer(int consumer, int unit) const {
+    return base + T::PEER_OFFSET + (unit * T::CONSUMERS + consumer) * 2048;
+  }
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + T::BARRIER_OFFSET + 8 * i; }
   __device__ __forceinline__ uint32_t full_a(int stage) const { return barrier(stage); }
   __device__ __forceinline__ uint32_t full_b8(int stage) const { return barrier(T::STAGES_A + stage); }
   __device__ __forceinline__ uint32_t empty_b8(int stage) const { return barrier(T::STAGES_A + T::STAGES_8 + stage); }
-  __device__ __forceinline__ uint32_t full_peer() const { return barrier(T::STAGES_A + 2 * T::STAGES_8); }
+  __device__ __forceinline__ uint32_t full_peer(int consumer) const {
+    return barrier(T::STAGES_A + 2 * T::STAGES_8 + consumer);
+  }
   __device__ __forceinline__ void release_a(int) const {} /* a stage of A is free when that of B is */
   __device__ __forceinline__ void release_b8(int stage) const { ptx::mbarrier_arrive(empty_b8(stage)); }
 
   __device__ __forceinline__ int arrivals(int i) const {
     constexpr int EMPTY_8 = T::STAGES_A + T::STAGES_8, PEER = EMPTY_8 + T::STAGES_8;
-    if (i < T::STAGES_A || i == PEER) return 1; /* the thread that issues the copy */
+    if (i < T::STAGES_A || i >= PEER) return 1; /* the thread that issues the copy */
     return i < EMPTY_8 ? 32 * T::GROUP_WARPS : 128 * T::CONSUMERS / T::K_GROUPS;
   }
 };
 
-/* The CTA's tile, and its share of the tile's k-blocks: `count` from `begin` on. The grid is the tiles, with the CTAs
- * of a pair side by side. The last tile along M lies at the end of A, over its neighbour, so that no rows outside A
- * have to be filled with zeros, which takes longer than copying rows. What both tiles compute is the same, bit for bit.
- */
-template <class T> struct WorkTile {
-  int rank, begin, count;
+/* The CTA's tile, and its share of the tile's k-blocks. The grid is the tiles, or the pairs of them. The last tile
+ * along M lies at the end of A, over its neighbour, so that no rows outside A have to be filled with zeros, which takes
+ * longer than copying rows. What both tiles compute is the same, bit for bit. */
+template <class T> struct WorkTile : ShareOfK {
   int first_row;
   TileCoord at;
   __device__ __forceinline__ explicit WorkTile(const Arguments &p)
-      : rank(blockIdx.x & (p.split - 1)), at{(int)blockIdx.x >> (p.split - 1), (int)blockIdx.y} {
+      : ShareOfK(p, p.split), at{(int)blockIdx.x >> (p.split - 1), (int)blockIdx.y} {
     first_row = min(at.m * T::BM, p.M - p.box_rows);
-    int k_blocks = (p.words + BLOCK_WORDS - 1) / BLOCK_WORDS, first = p.split == 2 ? (k_blocks + 1) / 2 : k_blocks;
-    begin = rank ? first : 0, count = rank ? k_blocks - first : first;
   }
 };
 
@@ -175,34 +175,6 @@ __device__ __forceinline__ void reduce_consumers(const Shared<T> &shared, int in
   }
 }
 
-/* Adds the sums of the CTAs of a pair: that of rank 0 finishes the even column groups, its peer the odd ones. In acc
- * these are the even and the odd of its groups of four. */
-template <class T>
-__device__ __forceinline__ void reduce_pair(const Shared<T> &shared, int index, int rank,
-                                            int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2]) {
-  constexpr int UNITS = T::BN / 32 * T::FRAGMENT_ROWS;
-  uint32_t mine = shared.peer() + (index * 128 + threadIdx.x % 128) * 16, others = ptx::mapa(mine, rank ^ 1);
-  uint32_t full = ptx::mapa(shared.full_peer(), rank ^ 1);
-  ptx::cluster_wait(); /* the peer has initialised its barrier */
-  if (index == 0 && threadIdx.x % 128 == 0) ptx::mbarrier_arrive_expect_tx(shared.full_peer(), T::HALF_BYTES);
-#pragma unroll
-  for (int i = 0; i < UNITS; i++) {
-    const int32_t *s = &acc[0][i / T::FRAGMENT_ROWS * 16 + i % T::FRAGMENT_ROWS * 2];
-    ptx::st_async_v4(others + i * 4096, full, rank ? s[0] : s[4], rank ? s[1] : s[5], rank ? s[8] : s[12],
-                     rank ? s[9] : s[13]);
-  }
-  ptx::mbarrier_wait(shared.full_peer(), 0);
-#pragma unroll
-  for (int i = 0; i < UNITS; i++) {
-    int32_t *s = &acc[0][i / T::FRAGMENT_ROWS * 16 + i % T::FRAGMENT_ROWS * 2];
-    uint4 x = ptx::ld_shared_v4(mine + i * 4096);
-    if (rank == 0)
-      s[0] += (int32_t)x.x, s[1] += (int32_t)x.y, s[8] += (int32_t)x.z, s[9] += (int32_t)x.w;
-    else
-      s[4] += (int32_t)x.x, s[5] += (int32_t)x.y, s[12] += (int32_t)x.z, s[13] += (int32_t)x.w;
-  }
-}
-
 template <class T>
 __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorMap *map_a, const Arguments &p,
                                         const WorkTile<T> &work, int index) {
@@ -230,9 +202,11 @@ __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorM
     for (int i = 0; i < T::BN / 2; i++) consumer.acc[0][i] = 0;
   }
   if (T::K_GROUPS == 2) reduce_consumers<T>(shared, index, consumer.acc);
-  if (p.split == 2) reduce_pair<T>(shared, index, work.rank, consumer.acc);
-  epilogue<T>(p, work.at, first_row, scales, consumer.acc,
-              [&](int group) { return p.split == 1 || group % 2 == work.rank; });
+  if (p.split == 2) {
+    ptx::cluster_wait(); /* the peer has initialised its barrier */
+    reduce_pair<T>(shared, index, consumer.acc);
+  }
+  epilogue<T>(p, work.at, first_row, scales, consumer.acc, [&](int group) { return owns_group(p.split, group); });
 }
 
 /* ---- the kernel ---- */
