@@ -23,7 +23,8 @@ struct SumsArguments {
   int parts, M, N;
   unsigned first_tile, tiles_m, tiles_n; /* of the sums; all of the output */
   unsigned tile_m, tile_n;
-  int log_quads; /* log2 of COUNTs of a tile's row, a power of two: a division costs as much as the rest of the kernel */
+  int log_quads; /* log2 of COUNTs of a tile's row, a power of two: a division costs as much as the rest of the kernel
+                  */
   float unscale;
   EpilogueArguments epilogue;
 };
@@ -42,8 +43,8 @@ __device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArgu
   }
 }
 
-/* SHARES lanes of a warp have the same columns and each a share of the parts; blockIdx.y is the tile, of which there are
- * at most two for each SM. */
+/* SHARES lanes of a warp have the same columns and each a share of the parts; blockIdx.y is the tile, of which there
+ * are at most two for each SM. */
 template <int SHARES> __global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
   constexpr int QUADS = 32 / SHARES; /* of a warp, neighbours */
   const unsigned lane = threadIdx.x % 32, warp = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;

@@ -20,7 +20,7 @@ enum {
   ADD_TIME = 1300,        /* of a kernel that adds the sums of parts of K, */
   ADD_RATE = 2700,        /* and bytes of these sums a ns, written and read, */
   MAX_SPLIT = 32,         /* of at most so many parts, */
-  MAX_WAVES = 64,         /* after fewer waves of tiles */
+  MAX_WAVES = 64,         /* after fewer waves of tiles: beside more, what is left is nothing */
   PROMOTION_TIME = 350,   /* of the sums of 128 x 128 for each group of a k-block but the first */
   MAX_GROUPED_K = 1 << 20 /* where a group is found by a multiplication */
 };

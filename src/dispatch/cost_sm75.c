@@ -22,7 +22,7 @@ enum {
   ADD_TIME = 3000,         /* of a kernel that adds the sums of parts of K, beside their bytes */
   MAX_SPLIT = 64,          /* parts of K, */
   PART_K = 256,            /* of whole stages of every tile, */
-  MAX_WAVES = 64,          /* after fewer waves of tiles */
+  MAX_WAVES = 64,          /* after fewer waves of tiles: beside more, what is left is nothing */
   ALONE_PERCENT = 60,      /* of the bound that a CTA alone on its SM reaches */
   PAIR_PERCENT = 75,       /* and two */
   MEMORY_PERCENT = 80      /* of the memory's rate at which B is read */
