@@ -83,12 +83,18 @@ __device__ __forceinline__ void make_own_words(const OwnRows &own, const OwnWord
   __syncthreads();
 }
 
+/* Floats of the shared memory of a warp that has so many values, a multiple of 512: WARP_FLOATS without the rows of
+ * what it has not. Of a single chunk exchange() keeps the halves of the warp CHUNK floats further apart. */
+inline int own_floats(int values) {
+  return WARP_FLOATS - (WARP_VALUES - values) / CHUNK * 20 + (values < WARP_VALUES ? CHUNK : 0);
+}
+
 /* Whether a CTA of so many warps, of so many values each, can make A of a layer, and how. */
 inline bool plan_own_rows(OwnRows *own, const int4mm_pack_job *job, int values, int warps) {
   int64_t pieces = (job->plain.cols + values - 1) / values;
   if (job->clip_mse || !pieces || job->rotate > values || job->plain.rows * pieces > warps) return false;
-  const int floats = WARP_FLOATS - (WARP_VALUES - values) / CHUNK * 20 + (values < WARP_VALUES ? CHUNK : 0);
-  *own = {job->plain, job->rotate, (int)pieces, floats, int4mm_rotation_factor(job->rotate), job->clip, false};
+  *own = {job->plain, job->rotate, (int)pieces, own_floats(values), int4mm_rotation_factor(job->rotate),
+          job->clip,  false};
   own->vector_load = is_whole_vectors(job->plain, CHUNK, CHUNK * (job->plain.dtype == INT4MM_FLOAT32 ? 4 : 2));
   return true;
 }
