@@ -321,6 +321,19 @@ describe("on a GPU a product of any kind", function()
     end)
   end
 
+  -- Runs an exact case so many times by a kernel that serves it; false where it does not.
+  local function is_the_cpus(case, kernel, times)
+    local a, b, scale_a, scale_b, opts = kinds.arguments(case, kinds.build(case), "cuda:0")
+    opts.kernel = kernel
+    if not serves(kernel, a, b, scale_a, scale_b, opts) then return false end
+    local here = { kinds.arguments(case, kinds.build(case)) }
+    local expected = helper.bytes(q.int4_matmul_cpu(here[1], here[2], here[3], here[4], here[5]))
+    for _ = 1, times do
+      assert.same_bits(expected, q.int4_matmul_cuda(a, b, scale_a, scale_b, opts), kernel .. ": " .. case.name)
+    end
+    return true
+  end
+
   -- Their CTAs have several stripes of columns, or too long a K to keep the sums of all groups.
   for _, kernel in ipairs { "skinny_8", "skinny_16", "skinny_64" } do
     helper.on_gpu("is the CPU's with groups of 128 on wide and long shapes with " .. kernel, function()
@@ -335,16 +348,7 @@ describe("on a GPU a product of any kind", function()
             ng = false, zeros = j > 3 and j <= 6 and "int8" or false, guard_b = 0, guard_s = 0,
           }
           local case = kinds.draw(cases.random(10 * i + j), shape[1], shape[2], shape[3], set)
-          local a, b, scale_a, scale_b, opts = kinds.arguments(case, kinds.build(case), "cuda:0")
-          opts.kernel = kernel
-          if serves(kernel, a, b, scale_a, scale_b, opts) then
-            served = served + 1
-            local here = { kinds.arguments(case, kinds.build(case)) }
-            local expected = helper.bytes(q.int4_matmul_cpu(here[1], here[2], here[3], here[4], here[5]))
-            for _ = 1, 3 do
-              assert.same_bits(expected, q.int4_matmul_cuda(a, b, scale_a, scale_b, opts), kernel .. ": " .. case.name)
-            end
-          end
+          if is_the_cpus(case, kernel, 3) then served = served + 1 end
         end
       end
       assert(served > 0)
@@ -362,14 +366,7 @@ describe("on a GPU a product of any kind", function()
         for seed = 1, 4 do
           local set = { a = "int8", scaling = "column", layout_b = "nk", zeros = false, guard_b = 0 }
           local case = kinds.draw(cases.random(10 * i + seed), shape[1], shape[2], shape[3], set)
-          local a, b, scale_a, scale_b, opts = kinds.arguments(case, kinds.build(case), "cuda:0")
-          opts.kernel = kernel
-          if serves(kernel, a, b, scale_a, scale_b, opts) then
-            served = served + 1
-            local here = { kinds.arguments(case, kinds.build(case)) }
-            assert.same_bits(helper.bytes(q.int4_matmul_cpu(here[1], here[2], here[3], here[4], here[5])),
-              q.int4_matmul_cuda(a, b, scale_a, scale_b, opts), kernel .. ": " .. case.name)
-          end
+          if is_the_cpus(case, kernel, 1) then served = served + 1 end
         end
       end
       assert(served > 0)
