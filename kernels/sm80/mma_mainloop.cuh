@@ -712,7 +712,11 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.sums = problem->sums, p.sum_rows = int4mm_sum_rows(problem, plan);
   const dim3 grid(p.whole_tiles + p.shared_tiles * parts);
   if (!p.experts.count) {
-    cudaError_t error = int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, T::SHARED_BYTES, dim3(1), stream, p);
+    size_t shared = T::SHARED_BYTES;
+    cudaError_t error = cudaSuccess; /* one to an SM, also where two have room, as those of 64 x 64 words do */
+    if (T::CTAS == 1) error = int4mm_one_cta_per_sm(plan->device, grid.x, &shared);
+    if (error != cudaSuccess) return error;
+    error = int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, shared, dim3(1), stream, p);
     return error == cudaSuccess && parts > 1 ? int4mm_launch_add_sums(problem, plan, parts, T::UNSCALE, stream) : error;
   }
   if constexpr (T::BM == T::BN && !T::STAGED) /* fewer instances for grouped products */
