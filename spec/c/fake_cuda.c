@@ -336,9 +336,22 @@ static int4mm_pack_job host_job(int32_t device, const int4mm_pack_job *job) {
   return j;
 }
 
+/* Where that is `widened`: into words, and these into bytes. */
 static void run_quantize(const void *job) {
+  const int4mm_pack_job *quantize = job;
+  int4mm_pack_job words = *quantize;
   int64_t bad;
-  (void)int4mm_cpu_quantize(job, &bad); /* unchecked: whatever the values */
+  if (words.widened) {
+    const int64_t rows = words.plain.rows, cols = (words.plain.cols + 7) / 8;
+    words.packed = (int4mm_matrix){malloc((size_t)(rows * cols) * 4), rows, cols, cols, INT4MM_INT32};
+    words.xor_mask = 0, words.widened = false;
+    if (!words.packed.data) abort();
+  }
+  (void)int4mm_cpu_quantize(&words, &bad); /* unchecked: whatever the values */
+  if (!quantize->widened) return;
+  int4mm_pack_job widen = {.packed = words.packed, .plain = quantize->packed, .dim = 1};
+  int4mm_cpu_unpack(&widen);
+  free(words.packed.data);
 }
 
 static void run_quantize_groups(const void *job) {
