@@ -24,6 +24,14 @@ local function pair(seed, dtype, rows, cols, guard)
   return inner(whole), inner(whole:to "cuda"), whole
 end
 
+--- Quantises a matrix and its copy on the GPU, whose words and scales have to be the same bits.
+local function check_quantised(source, source_gpu, opts, name)
+  local packed, scales = q.quantize(source, opts)
+  local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
+  assert.same_bits(scales, scales_gpu, name .. " scales")
+  assert.same_bits(packed, packed_gpu, name .. " packed")
+end
+
 describe("the GPU", function()
   on_gpu("has a name, an architecture and memory", function()
     local info = q.device_info()
@@ -195,10 +203,7 @@ describe("on the GPU as on the CPU:", function()
         for _, out in ipairs { "int4", "int8" } do
           for _, rotate in ipairs { false, block } do
             local opts = { dtype = out, clip = rotate and 0.7 or 1, rotate = rotate or nil }
-            local packed, scales = q.quantize(source, opts)
-            local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
-            assert.same_bits(scales, scales_gpu, name .. " scales")
-            assert.same_bits(packed, packed_gpu, name .. " " .. out)
+            check_quantised(source, source_gpu, opts, name .. " " .. out)
           end
         end
       end
@@ -214,10 +219,7 @@ describe("on the GPU as on the CPU:", function()
         for _, opts in ipairs { { rotate = 256 }, { rotate = 256, clip = 0.7, encoding = "offset" },
           { dtype = "int8" }, { dtype = "int8", clip = 0.3 } } do
           if not opts.rotate or source.shape[2] % opts.rotate == 0 then
-            local packed, scales = q.quantize(source, opts)
-            local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
-            assert.same_bits(scales, scales_gpu, name .. " scales")
-            assert.same_bits(packed, packed_gpu, name)
+            check_quantised(source, source_gpu, opts, name)
           end
         end
       end
@@ -272,10 +274,7 @@ describe("on the GPU as on the CPU:", function()
             for _, out in ipairs { "int4", "int8" } do
               for _, rotate in ipairs { false, block } do
                 local opts = { dim = dim, dtype = out, clip = clip, rotate = rotate or nil }
-                local packed, scales = q.quantize(source, opts)
-                local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
-                assert.same_bits(scales, scales_gpu, name .. " scales")
-                assert.same_bits(packed, packed_gpu, name .. " packed")
+                check_quantised(source, source_gpu, opts, name)
               end
             end
           end
@@ -298,10 +297,7 @@ describe("on the GPU as on the CPU:", function()
             for _, rotate in ipairs { false, block > 0 and block or nil } do
               local opts = { dim = 1, dtype = out, clip = clip, rotate = rotate or nil }
               local name = ("%s of [%d, %d], clip %g, rotate %s"):format(out, rows, columns, clip, rotate)
-              local packed, scales = q.quantize(source, opts)
-              local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
-              assert.same_bits(scales, scales_gpu, name .. " scales")
-              assert.same_bits(packed, packed_gpu, name)
+              check_quantised(source, source_gpu, opts, name)
             end
           end
         end
@@ -326,10 +322,7 @@ describe("on the GPU as on the CPU:", function()
         for _, out in ipairs { "int4", "int8" } do
           for _, clip in ipairs { 1, 0.83 } do
             local opts = { dim = dim, dtype = out, clip = clip }
-            local packed, scales = q.quantize(source, opts)
-            local packed_gpu, scales_gpu = q.quantize(source_gpu, opts)
-            assert.same_bits(scales, scales_gpu, out .. " scales")
-            assert.same_bits(packed, packed_gpu, ("%s, clip %g"):format(out, clip))
+            check_quantised(source, source_gpu, opts, ("%s, clip %g"):format(out, clip))
           end
         end
       end
