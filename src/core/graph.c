@@ -141,17 +141,17 @@ static int4mm_graph_block *add_block(int4mm_graph *g, size_t bytes) {
   return g->scratch = b;
 }
 
-void int4mm_graph_take_scratch(int32_t device, void *stream, size_t bytes, void **data) {
-  *data = NULL;
-  if (!stream || !bytes) return;
+void *int4mm_graph_take_scratch(int32_t device, void *stream, size_t bytes) {
+  if (!stream || !bytes) return NULL;
   pthread_mutex_lock(&lock);
   int4mm_graph *g = find_by_stream(device, stream);
   int4mm_graph_block *block = g ? take_block(g, bytes) : NULL;
   int4mm_hold_error();
   if (g && !block) block = add_block(g, bytes);
   int4mm_unhold_error();
-  if (block) *data = block->storage->data;
+  void *data = block ? block->storage->data : NULL;
   pthread_mutex_unlock(&lock);
+  return data;
 }
 
 bool int4mm_graph_free_scratch(int32_t device, void *stream, const void *data) {

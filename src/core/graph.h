@@ -41,9 +41,9 @@ int32_t int4mm_graph_keep(uint64_t capture, const int4mm_tensor *const *tensors,
 /* Leaves one reference to each storage that is kept. */
 void int4mm_graph_keep_once(int4mm_graph *graph);
 /* Scratch memory for a call on the stream of a capture under way, which the graph keeps: a graph with memory nodes
- * between its kernels takes .6 to .9 us longer for each. *data is NULL on other streams, those that the capture has
- * come to by events as well, and where no memory is to be had beside the capture. */
-void int4mm_graph_take_scratch(int32_t device, void *stream, size_t bytes, void **data);
+ * between its kernels takes .6 to .9 us longer for each. NULL on other streams, those that the capture has come to by
+ * events as well, and where no memory is to be had beside the capture. */
+void *int4mm_graph_take_scratch(int32_t device, void *stream, size_t bytes);
 /* Has later calls on the stream use it; false where `data` is not of a capture's graph. */
 bool int4mm_graph_free_scratch(int32_t device, void *stream, const void *data);
 void int4mm_graph_release_kept(int4mm_graph *graph);

@@ -159,7 +159,7 @@ static int32_t plan_cuda(const int4mm_dispatch_target *target, const int4mm_prob
 }
 
 int32_t int4mm_take_scratch(const int4mm_dispatch_target *target, size_t bytes, void **scratch, void *stream) {
-  int4mm_graph_take_scratch(target->device, stream, bytes, scratch);
+  *scratch = int4mm_graph_take_scratch(target->device, stream, bytes);
   return *scratch ? INT4MM_OK : target->cuda->scratch(target->device, bytes, scratch, stream);
 }
 
