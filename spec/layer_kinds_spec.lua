@@ -272,7 +272,8 @@ describe("wrong layers", function()
       { scales = q.ones { 24, 4 }, group_size = 32 })
     fails("scales is a tensor [24, 4] int8, expected [G, 24] or [24, G] of floats: one for each group and output",
       words, { scales = zeros(24, 4) })
-    fails("group_size is 48, expected a multiple of 32", words, { scales = q.ones { 24, 4 }, group_size = 48 })
+    fails("group_size is 48, expected a multiple of 32, or all of K = 256", words,
+      { scales = q.ones { 24, 4 }, group_size = 48 })
     fails("group_size is 64, but scales is a tensor [24] float32 and there are no factors: scales for groups are [4, "
       .. "24] or [24, 4]", words, { scales = q.ones { 24 }, group_size = 64 })
     fails("zeros is a tensor [24, 4] float32, expected int8, or int32 words of eight: whole numbers that are taken "
@@ -309,7 +310,7 @@ describe("wrong layers", function()
     fails('activations is "int16", expected "float", "int4" or "int8"', floats, { activations = "int16" })
     fails('clip is 0.5, but activations is "float", which are not quantised: leave clip out', floats,
       { activations = "float", clip = 0.5 })
-    fails("group_size is 48, expected a multiple of 32", floats, { group_size = 48 })
+    fails("group_size is 48, expected a multiple of 32, or all of K = 256", floats, { group_size = 48 })
     assert.fails_with({ pattern = "group_scales is \"whole\", expected \"float\" or \"integer\"" }, function()
       local _ = q.linear(floats, { group_scales = "whole" })
     end)

@@ -180,7 +180,7 @@ local function quantize_weight(name, layer, weight, opts)
     layer.rotate = options.block(name, "rotate", opts.rotate)
   end
   local given = { group_size = opts.group_size }
-  scaling.group_size(name, given)
+  scaling.group_size(name, given, K)
   local beside -- zero points or factors
   layer.weight, given.scales, beside = ops.quantize(weight, {
     dim = dim, rotate = layer.rotate > 0 and layer.rotate or nil, clip = check.default(opts.weight_clip, "mse"),
@@ -280,8 +280,8 @@ end
 --   with outliers. Of a float weight by default the largest of 256, 64, 16 and 4 that divides K, false for none; words
 --   from @{int4mm.ops.quantize} know theirs; of others it is the block that they were quantised with, by default none
 -- - `weight_clip`: of a float weight, "mse" (the default) or a number, as `clip` in @{int4mm.ops.quantize}
--- - `group_size`: a scale for each group of so many values along K, a multiple of 32, which is more accurate than one
---   for all; of packed words by default K / G
+-- - `group_size`: a scale for each group of so many values along K, a multiple of 32 or K, which is more accurate than
+--   one for all; of packed words by default K / G
 -- - `group_scales`, `zero_point`: of a float weight, as in @{int4mm.ops.quantize}
 -- - `activations`: "int4" (the default), "int8" or "float", as in @{int4_linear}
 -- - `clip`: of the activations; by default their largest magnitude

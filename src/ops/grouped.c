@@ -140,14 +140,13 @@ static int32_t check_shares(int4mm_matmul_call *c) {
 }
 
 /* That words along the rows hold as many values for each expert. */
-static int32_t check_mark(const int4mm_matmul_call *c) {
-  const int4mm_tensor *b = c->args->b_packed;
-  if (!b || b->packing != INT4MM_PACKED_DIM0 || !b->packed_k || c->experts == 1) return INT4MM_OK;
-  if (b->packed_k % 8 == 0 && b->packed_k / 8 == b->shape[0]) return INT4MM_OK;
+static int32_t check_mark(const char *name, const int4mm_tensor *t, int64_t experts) {
+  if (!t || t->packing != INT4MM_PACKED_DIM0 || !t->packed_k || experts == 1) return INT4MM_OK;
+  if (t->packed_k % 8 == 0 && t->packed_k / 8 == t->shape[0]) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT,
-                     "b_packed was packed from %lld values along dim 0, which fill no whole words for each of %lld "
+                     "%s was packed from %lld values along dim 0, which fill no whole words for each of %lld "
                      "experts: pack each expert's and take the marks away",
-                     (long long)b->packed_k, (long long)c->experts);
+                     name, (long long)t->packed_k, (long long)experts);
 }
 
 /* Offsets and values that can be read here. */
@@ -180,7 +179,8 @@ static int32_t check_grouped(const int4mm_matmul_args *args, const int4mm_tensor
   int4mm_expert first;
   int32_t status = take_experts(&grouped, experts);
   if (!status) status = check_shares(&grouped);
-  if (!status) status = check_mark(&grouped);
+  if (!status) status = check_mark("b_packed", args->b_packed, grouped.experts);
+  if (!status) status = check_mark("zero_b", args->zero_b, grouped.experts);
   if (status) return status;
   view_weight(&first, &grouped, 0);
   if ((status = int4mm_check_matmul(&first.args, c)))

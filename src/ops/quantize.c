@@ -81,9 +81,10 @@ static int32_t check_by_group(const char *name, const int4mm_tensor *t, const qu
 
 /* What may go together. */
 static int32_t check_kind(const quantized *z) {
-  if (z->group < 0 || z->group % 32)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "group is %lld, expected a multiple of 32, or 0 for one group",
-                       (long long)z->group);
+  int64_t K = z->plain->shape[z->dim];
+  if (z->group < 0 || (z->group % 32 && z->group != K))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "group is %lld, expected a multiple of 32, or all of K = %lld",
+                       (long long)z->group, (long long)K);
   if (z->zeros && z->factors)
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
                        "zeros and factors are both given: integer group scales have no zero points");

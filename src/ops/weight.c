@@ -48,11 +48,13 @@ static int32_t check_same_groups(const shape *s, bool dtype_ok, int64_t groups, 
                      int4mm_describe(s->t).s, (long long)found, (long long)groups);
 }
 
-/* Values of k to a group: as given, or K / G. */
+/* Values of k to a group: as given, or K / G. Of words K counts the values of the last one that may be padding. */
 static int32_t take_group(int4mm_weight *w, const int4mm_matmul_args *args, const char *name, int64_t K) {
-  int64_t group = args->group;
-  if (group < 0 || group % 32)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "group is %lld, expected a multiple of 32", (long long)group);
+  int64_t group = args->group, padding = args->a_packed->dtype == INT4MM_INT32 ? 7 : 0;
+  if (group < 0 || (group % 32 && (group > K || group < K - padding)))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "group is %lld, expected a multiple of 32, or all of K = %lld",
+                       (long long)group, (long long)K);
+  if (group % 32) group = K;
   if (!group && w->groups == 1) group = K;
   if (!group && w->groups && K % w->groups == 0 && K / w->groups % 32 == 0) group = K / w->groups;
   int64_t expected = group ? K / group + (K % group != 0) : -1;
@@ -100,6 +102,20 @@ static int32_t check_scales(int4mm_weight *w, const int4mm_matmul_args *args, in
   return status;
 }
 
+/* That words with a mark hold the zero points of N outputs, along that dimension; their encoding is the mark's. */
+static int32_t take_zero_mark(int4mm_weight *w, const int4mm_tensor *zeros, int64_t N) {
+  if (!zeros->packing) return INT4MM_OK;
+  int32_t dim = w->zeros_ng ? 0 : 1;
+  w->zero_xor_mask = int4mm_xor_mask_of(zeros->encoding);
+  if (zeros->packing != dim + 1)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "zero_b was packed along dim %d, expected along dim %d: eight outputs to a word",
+                       (int)zeros->packing - 1, (int)dim);
+  if (!zeros->packed_k || zeros->packed_k == N) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "zero_b holds %lld values along dim %d, expected %lld: one for each output",
+                     (long long)zeros->packed_k, (int)dim, (long long)N);
+}
+
 static int32_t check_zeros(int4mm_weight *w, const int4mm_matmul_args *args, int64_t N, bool nk, int32_t encoding) {
   const int4mm_tensor *zeros = args->zero_b;
   if (!zeros) return INT4MM_OK;
@@ -112,8 +128,11 @@ static int32_t check_zeros(int4mm_weight *w, const int4mm_matmul_args *args, int
   bool dtype_ok = w->zero_words || zeros->dtype == INT4MM_INT8;
   int64_t columns = w->zero_words ? N / 8 + (N % 8 != 0) : N;
   const shape s = {"zero_b", "int8 of scale_b's shape, or int32 words of eight along N", zeros, columns, nk};
-  if (w->scaling == INT4MM_GROUP_SCALES) return check_same_groups(&s, dtype_ok, w->groups, &w->zeros_ng);
-  return zeros->rank == 1 && dtype_ok && zeros->shape[0] == columns ? INT4MM_OK : fail_shape(&s);
+  if (w->scaling == INT4MM_GROUP_SCALES)
+    status = check_same_groups(&s, dtype_ok, w->groups, &w->zeros_ng);
+  else if (zeros->rank != 1 || !dtype_ok || zeros->shape[0] != columns)
+    status = fail_shape(&s);
+  return status ? status : take_zero_mark(w, zeros, N);
 }
 
 /* Whether sums of products fit int32: over a group where it has a scale of its own, else over K. */

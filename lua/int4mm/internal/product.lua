@@ -71,6 +71,7 @@ end
 -- Zero points by group and column, of int8 or out of words packed along N.
 local function zero_points(t, groups, N, encoding)
   if t.dtype ~= "int32" then return by_group(t, groups, N) end
+  if tensor.is_marked(t) then encoding = enums.encoding_names[t.c.encoding] end
   local words, zeros = by_group(t, groups, math.ceil(N / 8)), {}
   for g, row in pairs(words) do
     zeros[g] = {}
@@ -152,7 +153,7 @@ end
 -- The first and last value of K in group g, counted from 0.
 local function range(o, g)
   if not o.has_group_scales then return 0, o.K - 1 end
-  return g * o.group, math.min((g + 1) * o.group, o.K) - 1
+  return g * o.group, (g < o.groups - 1 and (g + 1) * o.group or o.K) - 1
 end
 
 -- y[m, n] of the header, every step rounded to float32. A double holds the product of two float32 exactly, and their
