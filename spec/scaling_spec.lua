@@ -139,8 +139,8 @@ describe("a product of any kind", function()
     end
   end)
 
-  it("takes the encoding of zero points from their mark, and refuses one that does not fit", function()
-    local N, K = 20, 64
+  it("takes encoding and dimension of zero points from their mark, and refuses one that does not fit", function()
+    local N, K = 16, 64 -- with two groups words are [2, 2] either way
     local r = cases.random(3)
     local function draw(rows, columns) -- int4
       local t = q.empty { rows, columns, dtype = "int8" }
@@ -162,19 +162,19 @@ describe("a product of any kind", function()
           assert.same_bits(expected, multiply(a, b, scale_a, scale_b, { zeros = words }), what)
           assert.same_bits(expected, multiply(a, b, scale_a, scale_b:t(), { zeros = turned }), what)
         end
-        local layer = q.linear(b, { scales = scale_b, zeros = words })
-        assert.same_bits(zeros, layer.zeros)
+        assert.same_bits(zeros, q.linear(b, { scales = scale_b, zeros = words }).zeros)
+        assert.same_bits(zeros, q.linear(b, { scales = scale_b, zeros = turned }).zeros)
       end
       for i, name in ipairs { "int4_matmul", "int4_matmul_cpu", "int4_matmul_reference" } do
-        local function fails(message, wrong)
+        local function fails(message, wrong, weight)
           assert.fails_with(name .. ": " .. message, function()
-            local _ = multiplies[i](a, b, scale_a, scale_b, { zeros = wrong })
+            local _ = multiplies[i](a, weight or b, scale_a, scale_b, { zeros = wrong })
           end)
         end
+        fails("zeros holds 15 values along dim 2, expected 16: one for each output",
+          q.pack_int4_to_int32(draw(2, 15)))
         fails("zeros was packed along dim 1, expected along dim 2: eight outputs to a word",
-          q.zeros({ 2, 3, dtype = "int32" }):mark_ { dim = 1 })
-        fails("zeros holds 22 values along dim 2, expected 20: one for each output",
-          q.pack_int4_to_int32(draw(2, 22)))
+          q.pack_int4_to_int32(draw(N, 2), { dim = 1 }), b:t())
       end
     end
   end)

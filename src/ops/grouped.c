@@ -20,9 +20,10 @@ static int4mm_tensor narrow_rows(const int4mm_tensor *t, int64_t first, int64_t 
   return view;
 }
 
-/* Row `row` as a vector. */
+/* Row `row` as a vector, which has no mark. */
 static int4mm_tensor row_of(const int4mm_tensor *t, int64_t row) {
   int4mm_tensor view = narrow_rows(t, row, 1);
+  view.packing = INT4MM_UNMARKED;
   view.rank = 1, view.shape[0] = t->shape[1], view.shape[1] = view.stride = 1;
   return view;
 }
@@ -194,7 +195,9 @@ static int32_t check_grouped(const int4mm_matmul_args *args, const int4mm_tensor
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
                        "a_packed is %s, whose rows are not as many for each of %lld experts: give offsets",
                        int4mm_describe(args->a_packed).s, (long long)c->experts);
-  if (offsets) status = int4mm_check_same_device("offsets", offsets, "a_packed", args->a_packed);
+  if (c->row_scales && args->zero_b && c->weight.zero_words)
+    status = int4mm_take_zero_mark(&c->weight, args->zero_b, c->N);
+  if (!status && offsets) status = int4mm_check_same_device("offsets", offsets, "a_packed", args->a_packed);
   if (!status && offsets && args->out->rank) status = int4mm_check_apart("out", args->out, "offsets", offsets);
   if (!status) status = int4mm_check_out_apart(args);
   return status ? status : check_values(c);

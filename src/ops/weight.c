@@ -18,12 +18,12 @@ typedef struct shape {
   bool nk;
 } shape;
 
-/* The groups of a matrix [G, columns], or with nk [columns, G]; -1 where it is neither. */
+/* The groups of a matrix [G, columns], or with nk [columns, G]; -1 where it is neither. Where it could be both a mark
+ * tells. */
 static int64_t groups_of(const shape *s, bool *ng) {
-  *ng = false;
-  if (s->t->shape[1] == s->columns) return s->t->shape[0];
-  *ng = s->nk && s->t->shape[0] == s->columns;
-  return *ng ? s->t->shape[1] : -1;
+  bool straight = s->t->shape[1] == s->columns;
+  *ng = s->nk && s->t->shape[0] == s->columns && (!straight || s->t->packing == INT4MM_PACKED_DIM0);
+  return *ng ? s->t->shape[1] : straight ? s->t->shape[0] : -1;
 }
 
 static int32_t fail_shape(const shape *s) {
@@ -102,8 +102,7 @@ static int32_t check_scales(int4mm_weight *w, const int4mm_matmul_args *args, in
   return status;
 }
 
-/* That words with a mark hold the zero points of N outputs, along that dimension; their encoding is the mark's. */
-static int32_t take_zero_mark(int4mm_weight *w, const int4mm_tensor *zeros, int64_t N) {
+int32_t int4mm_take_zero_mark(int4mm_weight *w, const int4mm_tensor *zeros, int64_t N) {
   if (!zeros->packing) return INT4MM_OK;
   int32_t dim = w->zeros_ng ? 0 : 1;
   w->zero_xor_mask = int4mm_xor_mask_of(zeros->encoding);
@@ -132,7 +131,7 @@ static int32_t check_zeros(int4mm_weight *w, const int4mm_matmul_args *args, int
     status = check_same_groups(&s, dtype_ok, w->groups, &w->zeros_ng);
   else if (zeros->rank != 1 || !dtype_ok || zeros->shape[0] != columns)
     status = fail_shape(&s);
-  return status ? status : take_zero_mark(w, zeros, N);
+  return status ? status : int4mm_take_zero_mark(w, zeros, N);
 }
 
 /* Whether sums of products fit int32: over a group where it has a scale of its own, else over K. */

@@ -79,7 +79,7 @@ local function unpacked_zeros(name, t, sizes, groups)
   opts.length = sizes.N
   local vector = t:dim() == 1
   if vector then t = tensor.view(name, t, 2, 1, t:size(1)) end
-  if t:size(2) == words and t:size(1) == groups then
+  if t:size(2) == words and t:size(1) == groups and t.c.packing ~= 1 then
     opts.dim = 2
     local plain = ops.unpack_int32_to_int4(t, opts)
     return vector and plain:view(sizes.N) or plain
