@@ -142,11 +142,24 @@ local function copy(name, dst, src, opts)
 end
 tensor.copy = copy
 
--- The tensor on a device in a dtype (a description from enums), itself when nothing changes; opts as of copy. Dtypes
--- are converted on the CPU, which waits.
+-- Floats on a GPU in another float dtype, there: a product with 1, which rounds as a copy on the CPU does.
+local function convert_floats(name, t, dtype, opts)
+  local out, args = alloc(name, t.c.rank, rows_of(t), columns_of(t), dtype, t.c.device), ffi.new "int4mm_map_args"
+  args.src, args.out, args.number, args.op = t.c, out.c, 1, lib.INT4MM_MUL
+  args.stream = devices.stream_handle(name, opts and opts.stream, t.c.device)
+  binding.check(name, lib.int4mm_map(args))
+  keep(t)
+  return out
+end
+
+-- The tensor on a device in a dtype (a description from enums), itself when nothing changes; opts as of copy. On a GPU
+-- floats become other floats; all else is converted on the CPU, which waits.
 local function convert(name, t, device, dtype, opts)
   if dtype == info_of(t) and device == t.c.device then return t end
   check_rows(name, t)
+  if dtype ~= info_of(t) and device ~= CPU and device == t.c.device and not (dtype.low or info_of(t).low) then
+    return convert_floats(name, t, dtype, opts)
+  end
   if dtype ~= info_of(t) then
     local here = convert(name, t, CPU, info_of(t), opts and { stream = opts.stream })
     t = copy(name, alloc(name, t.c.rank, rows_of(t), columns_of(t), dtype, CPU), here)
@@ -391,7 +404,8 @@ local function target_of(name)
     check.describe(name))
 end
 
---- The tensor on another device, as another dtype, or both; itself when nothing changes.
+--- The tensor on another device, as another dtype, or both; itself when nothing changes. On a GPU floats become other
+-- floats without waiting, as in a call of its own; other dtypes are converted on the CPU.
 -- @tparam string where "cpu", "cuda", "cuda:1" or a dtype such as "float32"
 -- @tparam[opt] string also the other of the two
 -- @tparam[opt] table opts `stream` and `non_blocking` as for @{methods:copy_}. A non-blocking copy to the CPU goes to
