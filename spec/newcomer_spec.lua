@@ -147,6 +147,21 @@ describe("a layer", function()
       { weight = weight })
   end)
 
+  it("is made of floats that cannot be quantised as asked", function()
+    raises("linear: weight holds NaN at row 2, column 3: only finite numbers can be quantised", q.linear,
+      weight:clone():set(2, 3, 0 / 0))
+    raises("linear: rotate is 128, which does not divide the 64 values along dim 2 of weight", q.linear, weight,
+      { rotate = 128 })
+    raises("linear: rotate is 12, expected a power of two from 4 to 1024", q.linear, weight, { rotate = 12 })
+    raises("linear: zero_point is 1, expected true or false", q.linear, weight, { zero_point = 1 })
+  end)
+
+  it("has had its weight freed", function()
+    local layer = q.linear(weight)
+    layer.weight:free()
+    raises("linear: the layer's weight was freed", layer, x)
+  end)
+
   it("is given the scales of its words by themselves, or none", function()
     raises("linear: the options are a tensor [24] float32, expected a table: scales are given as { scales = scales }",
       q.linear, w, scale_w)

@@ -182,7 +182,7 @@ local function quantize_weight(name, layer, weight, opts)
   local given = { group_size = opts.group_size }
   scaling.group_size(name, given, K)
   local beside -- zero points or factors
-  layer.weight, given.scales, beside = ops.quantize(weight, {
+  layer.weight, given.scales, beside = ops.quantize_as(name, "weight", weight, {
     dim = dim, rotate = layer.rotate > 0 and layer.rotate or nil, clip = check.default(opts.weight_clip, "mse"),
     group_size = opts.group_size, group_scales = opts.group_scales, zero_point = opts.zero_point,
   })
@@ -337,6 +337,7 @@ local TRANSPOSED = ': was its weight transposed? A weight [N, K] is layout "nk",
 -- That x is where the layer is and has its inputs; the C core checks the rest, but knows no layer.
 local function check_input(name, layer, x)
   tensor.check(name, "x", x)
+  tensor.check(name, "the layer's weight", layer.weight)
   local c = x.c
   if c.rank == 2 and enums.float_dtypes[x.dtype] and tonumber(c.shape[1]) ~= layer.in_features then
     local transposed = tonumber(c.shape[1]) == layer.out_features

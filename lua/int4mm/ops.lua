@@ -227,8 +227,12 @@ local QUANTIZE_OPTIONS = {
 -- @treturn tensor scales, float32 [R] (dim 2) or [C] (dim 1); of G groups [R, G] or [G, C], unless there are factors
 -- @treturn ?tensor zeros, int8 of the shape of scales, or factors, int8 [R, G] or [G, C]
 -- @raise for NaN and infinities, with row and column
-function ops.quantize(src, opts)
-  local name = "quantize"
+function ops.quantize(src, opts) return ops.quantize_as("quantize", "src", src, opts) end
+
+local function call_quantize(args) return lib.int4mm_quantize(args) end
+
+-- @{quantize} for the function `name`, whose argument `what` the source is.
+function ops.quantize_as(name, what, src, opts)
   opts = check.options(name, opts, QUANTIZE_OPTIONS)
   local known = ops.quantize_options(name, src, opts)
   local args = ffi.new("int4mm_quantize_args")
@@ -251,7 +255,7 @@ function ops.quantize(src, opts)
   args.src, args.packed, args.scales = src.c, out.c, scales.c
   if zeros then args.zeros = zeros.c end
   if factors then args.factors = factors.c end
-  binding.check(name, lib.int4mm_quantize(args))
+  binding.check(name, memory.with_retry(src.c.device, call_quantize, args), what)
   keep(src, out, scales, zeros or factors, opts)
   return out, scales, zeros or factors
 end
