@@ -92,20 +92,20 @@ describe("a grouped product", function()
   it("goes by the marks of zero points, in each layout", function()
     local E, K, N, G = 3, 64, 16, 2
     local r = cases.random(12)
-    local function draw(rows, columns)
+    local function int4(rows, columns)
       local t = q.empty { rows, columns, dtype = "int8" }
       for i = 1, rows do
         for j = 1, columns do t:set(i, j, r:range(-8, 7)) end
       end
       return t
     end
-    local a, b, scale_a = draw(7, K), q.pack_int4_to_int32(draw(E * N, K), { encoding = "offset" }), q.ones { 7 }
+    local a, b, scale_a = int4(7, K), q.pack_int4_to_int32(int4(E * N, K), { encoding = "offset" }), q.ones { 7 }
     local offsets = q.tensor({ 0, 2, 2, 7 }, { dtype = "int32" })
     for _, encoding in ipairs { "twos_complement", "offset" } do
       for what, case in pairs {
-        columns = { zeros = draw(E, N), scales = q.ones { E, N }, dim = 2 },
-        groups = { zeros = draw(E * G, N), scales = q.ones { E * G, N }, dim = 2, group_size = 32 },
-        turned = { zeros = draw(E * N, G), scales = q.ones { E * N, G }, dim = 1, group_size = 32 },
+        columns = { zeros = int4(E, N), scales = q.ones { E, N }, dim = 2 },
+        groups = { zeros = int4(E * G, N), scales = q.ones { E * G, N }, dim = 2, group_size = 32 },
+        turned = { zeros = int4(E * N, G), scales = q.ones { E * N, G }, dim = 1, group_size = 32 },
       } do
         local function with(zeros) return { zeros = zeros, group_size = case.group_size } end
         local expected = q.int4_grouped_matmul_reference(a, b, scale_a, case.scales, offsets, with(case.zeros))
@@ -119,12 +119,12 @@ describe("a grouped product", function()
     assert.fails_with("int4_grouped_matmul: zeros was packed from 45 values along dim 1, which fill no whole words for "
       .. "each of 3 experts: pack each expert's and take the marks away", function()
       local _ = q.int4_grouped_matmul(a, b:narrow(1, 1, 45), scale_a, q.ones { 45, G }, offsets,
-        { group_size = 32, zeros = q.pack_int4_to_int32(draw(45, G), { dim = 1 }) })
+        { group_size = 32, zeros = q.pack_int4_to_int32(int4(45, G), { dim = 1 }) })
     end)
     assert.fails_with("int4_grouped_matmul: zeros holds 15 values along dim 2, expected 16: one for each output",
       function()
         local _ = q.int4_grouped_matmul(a, b, scale_a, q.ones { E, N }, offsets,
-          { zeros = q.pack_int4_to_int32(draw(E, 15)) })
+          { zeros = q.pack_int4_to_int32(int4(E, 15)) })
       end)
   end)
 

@@ -61,8 +61,8 @@ local function transposed(rows, columns)
   return turned
 end
 
--- A matrix for groups by group and column, which for a weight [N, K/8] may lie the other way round; where its shape does
--- not tell, its mark does.
+-- A matrix for groups by group and column, which for a weight [N, K/8] may lie the other way round; where its shape
+-- does not tell, its mark does.
 local function by_group(t, groups, columns)
   local rows = grid(t)
   local turned = t:dim() == 2 and not (t:size(1) == groups and t:size(2) == columns and t.c.packing ~= 1)
