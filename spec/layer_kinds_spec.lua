@@ -177,15 +177,17 @@ describe("a layer of packed words of any kind", function()
   -- Kernels for int8 activations multiply these: quantising stores int4 values as int8. Short and long rows, rotated by
   -- a lane, by several and not, of a CTA and of clusters; rows of which the last word is not whole 16 bytes.
   helper.on_gpu("has the same bits where int4 activations are widened", function()
-    local r = cases.random(31)
+    local r, arch = cases.random(31), q.device_info().kernel_arch
+    local kernel = arch == 90 and "grouped_64x64" or arch >= 80 and "mma_128x128" or nil
+    local group = kernel == "mma_128x128" and 96 or 128 -- of 128 it is made for int4 on some
     for index, shape in ipairs { { 1, 128, 256 }, { 3, 64, 1032 }, { 65, 96, 512 }, { 130, 64, 4096 }, { 5, 32, 18432 },
       { 700, 32, 768 } } do
       local M, N, K = unpack(shape)
       for _, rotate in ipairs { false, 8, 16, 64, 256, 1024 } do
         if not rotate or K % rotate == 0 then
           local case = generate(500 + index, "int4", M, N, K,
-            { scaling = "group", group = 128, layout_b = "kn", ng = false, a = "int4", guard_b = 0, guard_s = 0 })
-          local opts, moved = case.opts, { kernel = "grouped_64x64" }
+            { scaling = "group", group = group, layout_b = "kn", ng = false, a = "int4", guard_b = 0, guard_s = 0 })
+          local opts, moved = case.opts, { kernel = kernel }
           opts.rotate, opts.layout_b = rotate or nil, nil
           opts.clip = r:choose { 0.9, "mse", 1 }
           for key, value in pairs(opts) do moved[key] = q.is_tensor(value) and value:to "cuda:0" or value end

@@ -415,7 +415,7 @@ describe("on a GPU a product of any kind", function()
           if is_the_cpus(case, kernel, 3) then served = served + 1 end
         end
       end
-      assert(served > 0)
+      assert(served > 0 or q.device_info().kernel_arch < 80) -- which has none of them
     end)
   end
 
@@ -433,7 +433,7 @@ describe("on a GPU a product of any kind", function()
           if is_the_cpus(case, kernel, 1) then served = served + 1 end
         end
       end
-      assert(served > 0)
+      assert(served > 0 or q.device_info().kernel_arch < 80) -- which has none of them
     end)
   end
 
