@@ -233,7 +233,7 @@ int64_t int4mm_weight_scratch(const int4mm_weight *w, const int4mm_matmul_args *
 
 int32_t int4mm_place_weight(const int4mm_weight *w, const int4mm_matmul_args *args, int64_t N,
                             const int4mm_dispatch_target *target, void *scratch, int4mm_operand *b) {
-  static float none; /* stands for scales of no groups, where K is 0 */
+  static float none; /* stands for scales of no groups, where K is 0, or memory of the GPU that is at hand */
   place at = {target, args->stream, scratch};
   int32_t status = INT4MM_OK;
   b->group = w->group, b->groups = w->groups;
@@ -243,7 +243,8 @@ int32_t int4mm_place_weight(const int4mm_weight *w, const int4mm_matmul_args *ar
     b->scales = args->scale_b->data;
   if (w->scaling == INT4MM_GROUP_FACTORS) b->factors = int4mm_as_matrix(args->factor_b);
   if (args->zero_b) b->zeros = int4mm_as_matrix(args->zero_b);
-  if (w->scaling == INT4MM_GROUP_SCALES && !w->groups) b->group_scales.data = &none;
+  if (w->scaling == INT4MM_GROUP_SCALES && !w->groups)
+    b->group_scales.data = target->cuda && args->out->data ? args->out->data : &none;
   if (!scratch || !w->groups) return status;
   if (w->scales_ng) status = transpose(&at, &b->group_scales);
   if (!status && w->factors_ng) status = transpose(&at, &b->factors);
