@@ -560,7 +560,8 @@ function Plan.__tostring(plan)
   if plan.split_k > 1 then parts[#parts + 1] = "K split in " .. plan.split_k end
   if plan.ctas > 0 then parts[#parts + 1] = plan.ctas .. " CTAs" end
   local details = #parts > 0 and " (" .. table.concat(parts, ", ") .. ")" or ""
-  local text = ("%s on %s%s: %s"):format(plan.kernel, plan.device, details, plan.reason)
+  local where = plan.arch and "sm_" .. plan.arch or plan.device
+  local text = ("%s on %s%s: %s"):format(plan.kernel, where, details, plan.reason)
   for _, operand in ipairs { "a_packed", "b_packed" } do
     if plan[operand] then text = ("%s; %s is %s"):format(text, operand, plan[operand]) end
   end
@@ -665,7 +666,9 @@ local function choose_cuda(name, problem)
   local status = lib.int4mm_choose_cuda(p, problem.kernel, plan)
   if status == enums.status.unsupported then return nil, binding.last_error() end
   binding.check(name, status)
-  return plan_table(plan)
+  local chosen = plan_table(plan)
+  chosen.arch = p.arch
+  return chosen
 end
 
 --- What @{int4_matmul} would do with these arguments, without doing it; with the option `offsets` in opts, what
@@ -707,7 +710,8 @@ end
 --   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
 --   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
 --   `experts`, of a grouped product, whose M counts the rows of all of them; `kernel` to force one
--- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
+-- @treturn table as from @{explain}, with `arch` for the device that there may not be, or nil where the forced kernel
+--   cannot serve the problem
 -- @treturn ?string then the reason
 function ops.choose_cuda(problem) return choose_cuda("choose_cuda", problem) end
 
