@@ -8,7 +8,8 @@ local library = helper.build_folder() .. "/spec/c/fake_cuda.so"
 describe("on a device in host memory", function()
   for _, spec in ipairs {
     "spec/cuda_spec.lua", "spec/elementwise_spec.lua", "spec/matmul_cuda_spec.lua", "spec/graph_spec.lua",
-    "spec/tensor_methods_spec.lua", "spec/dlpack_spec.lua", "spec/group_quantize_spec.lua",
+    "spec/tensor_methods_spec.lua", "spec/dlpack_spec.lua", "spec/group_quantize_spec.lua", "spec/grouped_spec.lua",
+    "spec/layer_kinds_spec.lua",
   } do
     it(spec .. " passes", function()
       local output, status = helper.luajit('require("busted.runner")({ standalone = false })',
