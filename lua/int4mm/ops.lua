@@ -710,8 +710,8 @@ end
 --   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
 --   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
 --   `experts`, of a grouped product, whose M counts the rows of all of them; `kernel` to force one
--- @treturn table as from @{explain}, with `arch` for the device that there may not be, or nil where the forced kernel
---   cannot serve the problem
+-- @treturn table as from @{explain}, with the problem's `arch` as a number; or nil where the forced kernel cannot serve
+--   the problem
 -- @treturn ?string then the reason
 function ops.choose_cuda(problem) return choose_cuda("choose_cuda", problem) end
 

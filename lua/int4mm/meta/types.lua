@@ -381,7 +381,7 @@ local int4mm = {}
 ---@field split_k integer
 ---@field ctas integer
 ---@field reason string
----@field arch? integer of `choose_cuda`, for the device
+---@field arch? integer of q.choose_cuda: the problem's
 ---@field a_packed? string
 ---@field b_packed? string
 
