@@ -650,7 +650,8 @@ end
 function events.__gc(t) lib.int4mm_tensor_release(t.c) end
 
 check.refuse_operators(events, "tensor", {
-  __mul = "int4_matmul multiplies packed matrices, totable gives the elements as numbers",
+  __add = "int4mm.add adds tensors and numbers",
+  __mul = "int4mm.mul multiplies element by element, int4_matmul packed matrices",
   __len = "numel counts the elements, size gives the extents",
   __concat = "tostring gives a tensor as text",
   __lt = "equal compares two tensors",
