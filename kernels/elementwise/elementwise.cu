@@ -184,8 +184,7 @@ cudaError_t int4mm_launch_gather(const int4mm_gather_job *job, cudaStream_t stre
     if (bytes == 2) return launch_gather<uint16_t, false>(*job, bytes, stream);
     return launch_gather<uint32_t, false>(*job, bytes, stream);
   }
-  if (is_whole_vectors(job->dst, 16 / bytes, 16) && is_whole_vectors(job->src, 16 / bytes, 16))
-    return launch_gather<uint4, true>(*job, bytes, stream);
+  if (is_whole_vectors(job->dst) && is_whole_vectors(job->src)) return launch_gather<uint4, true>(*job, bytes, stream);
   if (bytes == 1) return launch_gather<uint8_t, true>(*job, bytes, stream);
   if (bytes == 2) return launch_gather<uint16_t, true>(*job, bytes, stream);
   return launch_gather<uint32_t, true>(*job, bytes, stream);

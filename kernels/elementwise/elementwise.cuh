@@ -94,5 +94,10 @@ inline bool is_whole_vectors(const int4mm_matrix &m, int64_t elements, size_t by
   return ((uintptr_t)m.data | (uintptr_t)m.stride * element) % (bytes < 16 ? bytes : 16) == 0 && m.cols % elements == 0;
 }
 
+/* Whether they are whole vectors of 16 bytes. */
+inline bool is_whole_vectors(const int4mm_matrix &m) {
+  return is_whole_vectors(m, 16 / element_bytes(m.dtype), 16);
+}
+
 } // namespace
 #endif
