@@ -12,6 +12,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/group_quantize.h"
 #include "cpu/elementwise/pieces.h"
 
 enum {
@@ -19,7 +20,6 @@ enum {
   HELD = 16 * BLOCK,   /* floats of a row that a thread holds */
   STRIP = 256 * 1024,  /* floats of a strip of columns that a thread holds: 1 MiB */
   STRIP_COLS = 64,     /* columns of a strip, at most; 16 at least */
-  RATIOS = 33,         /* 64/64, 63/64, ..., 32/64 */
   SEARCH = 16,         /* the work of a search, in conversions of the row */
   ROWS_GRAIN = 1 << 14 /* elements of rows for which a thread pays: the product that comes next has it awake anyway */
 };
@@ -44,10 +44,6 @@ static bool is_bytes(const quantize_run *run) {
 static float scale_of(const quantize_run *run, uint32_t absmax, float clip) {
   float x = int4mm_bits_float(absmax < infinity_bits ? absmax : infinity_bits);
   return int4mm_mul(x, clip) / run->most;
-}
-
-static float ratio_at(int i) {
-  return (float)(64 - i) / 64;
 }
 
 static int64_t first_not_finite(const float *x, int64_t n) {
@@ -162,8 +158,8 @@ static double squared_error_of_row(row *l, float scale) {
 static float best_scale_of_row(row *l, uint32_t absmax) {
   float best = scale_of(l->run, absmax, 1);
   double least = squared_error_of_row(l, best);
-  for (int i = 1; i < RATIOS; i++) {
-    float scale = scale_of(l->run, absmax, ratio_at(i));
+  for (int i = 1; i < INT4MM_CLIP_RATIOS; i++) {
+    float scale = scale_of(l->run, absmax, int4mm_clip_ratio(i));
     double error = squared_error_of_row(l, scale);
     if (error < least) least = error, best = scale;
   }
@@ -380,8 +376,8 @@ static void best_scales_of_strip(strip *s, const uint32_t *absmax, float *best) 
   double errors[STRIP_COLS], least[STRIP_COLS];
   for (int64_t c = 0; c < s->n; c++) best[c] = scale_of(s->run, absmax[c], 1);
   squared_errors_of_strip(s, best, least);
-  for (int i = 1; i < RATIOS; i++) {
-    for (int64_t c = 0; c < s->n; c++) scales[c] = scale_of(s->run, absmax[c], ratio_at(i));
+  for (int i = 1; i < INT4MM_CLIP_RATIOS; i++) {
+    for (int64_t c = 0; c < s->n; c++) scales[c] = scale_of(s->run, absmax[c], int4mm_clip_ratio(i));
     squared_errors_of_strip(s, scales, errors);
     for (int64_t c = 0; c < s->n; c++) {
       if (errors[c] < least[c]) least[c] = errors[c], best[c] = scales[c];
