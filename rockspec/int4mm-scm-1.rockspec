@@ -5,7 +5,7 @@ version = "scm-1"
 -- which is the one for `luarocks pack` and for publishing.
 source = { url = "git+file://." }
 description = {
-  summary = "Exact int4 (W4A4) matrix multiplication for LuaJIT, on CPUs and CUDA GPUs",
+  summary = "Matrix multiplication by int4 weights for LuaJIT, on CPUs and CUDA GPUs",
   detailed = [[
 Multiplies matrices of packed 4-bit integers with one scale per row and column. Every backend (scalar, SIMD, CUDA) gives
 the same bits. LuaJIT's FFI calls a C library; the CUDA library is built where nvcc is found and opened on first need.]],
