@@ -14,11 +14,6 @@ struct MapArguments {
   int32_t op;
 };
 
-template <class F> __device__ __forceinline__ void each(float (&x)[WIDTH], F f) {
-#pragma unroll
-  for (int i = 0; i < WIDTH; i++) x[i] = f(x[i]);
-}
-
 __device__ __forceinline__ void apply(float (&x)[WIDTH], int32_t op) {
   switch (op) {
   case INT4MM_RELU:

@@ -13,13 +13,6 @@ typedef struct pack_run {
   _Atomic int64_t bad; /* smallest index of a bad value seen, or INT64_MAX */
 } pack_run;
 
-static int32_t finish(pack_run *j, int64_t *bad) {
-  int64_t first = atomic_load(&j->bad);
-  if (first == INT64_MAX) return INT4MM_OK;
-  *bad = first;
-  return INT4MM_ERR_VALUE;
-}
-
 /* ---- pack and unpack -------------------------------------------------------------------------------------------- */
 
 static int64_t first_outside(const void *src, int32_t dtype, int64_t n) {
@@ -93,7 +86,7 @@ static pack_run make_run(const int4mm_pack_job *p, const int4mm_rows *rows) {
 int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *p, int64_t *bad) {
   pack_run j = make_run(p, rows);
   int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? pack_along : pack_across, &j);
-  return finish(&j, bad);
+  return status_of_bad(&j.bad, bad);
 }
 
 /* Whether a product of an int4 and one of these scales may be NaN. */

@@ -85,13 +85,6 @@ static bool may_clamp(const quantize_run *run) {
   return run->job->clip != 1 || run->job->clip_mse;
 }
 
-static int32_t finish(quantize_run *run, int64_t *bad) {
-  int64_t first = atomic_load(&run->bad);
-  if (first == INT64_MAX) return INT4MM_OK;
-  *bad = first;
-  return INT4MM_ERR_VALUE;
-}
-
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
 /* A row as chunks of HELD floats. */
@@ -210,7 +203,7 @@ static int32_t quantize_rows(quantize_run *run, int64_t *bad) {
   p->count = int4mm_ceil_div(plain->rows, p->piece_rows);
   p->across = 1;
   int4mm_parallel(p->threads, p->count, quantize_along, run);
-  return finish(run, bad);
+  return status_of_bad(&run->bad, bad);
 }
 
 /* ---- columns, in two sweeps: the largest of each, then the quotients -------------------------------------------- */
@@ -306,7 +299,7 @@ static int32_t quantize_columns(quantize_run *run, int64_t *bad) {
   for (int64_t c = 0; c < plain->cols; c++) run->job->scales[c] = 0.0f;
   int4mm_parallel(p->threads, p->count, absmax_across, run);
   int4mm_parallel(1, 1, scales_across, run);
-  if (finish(run, bad)) return INT4MM_ERR_VALUE;
+  if (status_of_bad(&run->bad, bad)) return INT4MM_ERR_VALUE;
   *p = plain->cols ? cut(int4mm_ceil_div(plain->rows, 8), plain->cols, 1, 8 * plain->cols) : (pieces){0};
   int4mm_parallel(p->threads, p->count, quantize_across, run);
   return INT4MM_OK;
@@ -437,7 +430,7 @@ static int32_t quantize_strips(quantize_run *run, int64_t *bad) {
   if (!run->strips) return INT4MM_ERR_MEMORY;
   int4mm_parallel(threads, count, quantize_strip, run);
   int4mm_workspace_release(run->strips);
-  return finish(run, bad);
+  return status_of_bad(&run->bad, bad);
 }
 
 int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *p, int64_t *bad) {
