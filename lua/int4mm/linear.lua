@@ -61,9 +61,7 @@ function linear.check_tensors(name, x, b_packed, scale_b, opts, known)
   for _, key in ipairs(TENSORS) do
     if opts[key] ~= nil then tensor.check(name, key, opts[key]) end
   end
-  if opts.kernel ~= nil and type(opts.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
-  end
+  options.check_kernel(name, opts)
   return opts
 end
 

@@ -349,9 +349,7 @@ local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
   tensor.check(name, "scale_b", scale_b)
   if opts.bias ~= nil then tensor.check(name, "bias", opts.bias) end
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
-  if opts.kernel ~= nil and type(opts.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
-  end
+  options.check_kernel(name, opts)
 end
 
 -- The options as the C core takes them; the tensors are set just before the call.
@@ -657,9 +655,7 @@ local function choose_cuda(name, problem)
   end
   p.out_dtype = check.choice(name, "out_dtype", problem.out_dtype, enums.float_dtypes, "float16").id
   p.encoding_a, p.encoding_b = encoding_of(name, problem, "encoding_a"), encoding_of(name, problem, "encoding_b")
-  if problem.kernel ~= nil and type(problem.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(problem.kernel))
-  end
+  options.check_kernel(name, problem)
   local plan = ffi.new("int4mm_plan")
   local status = lib.int4mm_choose_cuda(p, problem.kernel, plan)
   if status == enums.status.unsupported then return nil, binding.last_error() end
