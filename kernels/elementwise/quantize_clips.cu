@@ -38,6 +38,26 @@ __device__ __forceinline__ int best_ratio(const double (&sums)[OWN_RATIOS], doub
   return best;
 }
 
+/* Brings the values of a row or column from `first` on to shared memory, rotated: 1024 for each of HELD_WARPS warps, in
+ * order, zeros beyond the end. Returns the largest magnitude of this lane's. All warps call it. */
+__device__ __forceinline__ float hold_values(const Arguments &a, float *shared, int64_t index, int64_t first) {
+  const int warp = threadIdx.x / 32, block = a.job.rotate, step = block > CHUNK ? CHUNK : 1;
+  float most = 0, *memory = shared + warp * WARP_FLOATS;
+  __syncthreads();
+  if (warp < HELD_WARPS) {
+    Values x;
+    const Line line = line_of(a.job.plain, a.job.dim, index, first + warp * WARP_VALUES);
+    most = make_values(x, memory, line, a.job.dim && a.vector_load, block);
+    __syncwarp();
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+      for (int i = 0; i < CHUNK; i++) memory[first_value(c, step > 1) + step * i] = __fmul_rn(x[c][i], a.factor);
+  }
+  __syncthreads();
+  return __fmul_rn(most, a.factor);
+}
+
 /* The scales of rows or columns. A CTA for each, 8192 values at a time; a lane for k modulo 32. */
 __global__ void __launch_bounds__(32 * SEARCH_WARPS) clips_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) float shared[];
@@ -46,29 +66,13 @@ __global__ void __launch_bounds__(32 * SEARCH_WARPS) clips_kernel(const __grid_c
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
   const int4mm_pack_job &job = a.job;
-  const int warp = threadIdx.x / 32, lane = lane_id(), block = job.rotate, step = block > CHUNK ? CHUNK : 1;
-  const int qmax = qmax_of(job);
+  const int warp = threadIdx.x / 32, lane = lane_id(), qmax = qmax_of(job);
   const int64_t lines = lines_of(job), held = HELD_WARPS * WARP_VALUES;
   for (int64_t index = blockIdx.x; index < lines; index += gridDim.x) {
     const int64_t count = job.dim ? job.plain.cols : job.plain.rows;
-    auto load = [&](int64_t first) {
-      float most = 0, *memory = shared + warp * WARP_FLOATS;
-      __syncthreads();
-      if (warp < HELD_WARPS) {
-        Values x;
-        const Line line = line_of(job.plain, job.dim, index, first + warp * WARP_VALUES);
-        most = make_values(x, memory, line, job.dim && a.vector_load, block);
-        __syncwarp();
-#pragma unroll
-        for (int c = 0; c < CHUNKS; c++)
-#pragma unroll
-          for (int i = 0; i < CHUNK; i++) memory[first_value(c, step > 1) + step * i] = __fmul_rn(x[c][i], a.factor);
-      }
-      __syncthreads();
-      return __fmul_rn(most, a.factor);
-    };
     float most = 0;
-    for (int64_t first = 0; first < count; first += held) most = max_magnitude(most, load(first));
+    for (int64_t first = 0; first < count; first += held)
+      most = max_magnitude(most, hold_values(a, shared, index, first));
     const uint32_t absmax = cta_max(most, warps);
     if (absmax >= INFINITE && a.bad)
       for (int64_t at = warp * WARP_VALUES; at < count; at += SEARCH_WARPS * WARP_VALUES) report_bad(a, index, at);
@@ -78,10 +82,10 @@ __global__ void __launch_bounds__(32 * SEARCH_WARPS) clips_kernel(const __grid_c
     const Divisor by[OWN_RATIOS] = {Divisor(own_scale(0)), Divisor(own_scale(1)), Divisor(own_scale(2))};
     double sums[OWN_RATIOS] = {};
     for (int64_t first = 0; first < count; first += held) {
-      if (count > held) (void)load(first);
-      int end = (int)min(held, count - first);
+      if (count > held) (void)hold_values(a, shared, index, first);
+      const int end = (int)min(held, count - first);
       for (int k = lane; k < end; k += 32) {
-        float x = shared[k / WARP_VALUES * WARP_FLOATS + k % WARP_VALUES];
+        const float x = shared[k / WARP_VALUES * WARP_FLOATS + k % WARP_VALUES];
 #pragma unroll
         for (int i = 0; i < OWN_RATIOS; i++)
           sums[i] = __dadd_rn(sums[i], squared_error(x, by[i], scales[i], (float)qmax));
