@@ -15,7 +15,7 @@ __device__ __forceinline__ float value_of_nibble(uint32_t word, int i) {
 /* GROUP columns of a packed row: bytes of int8, words of int4 along dim 0, nibbles of one word along dim 1. They are 16
  * bytes of the matrix, aligned, or one element. */
 template <bool INT8, int GROUP>
-__global__ void __launch_bounds__(kThreads) dequantize_kernel(const int4mm_pack_job job) {
+__global__ void __launch_bounds__(LOOP_THREADS) dequantize_kernel(const int4mm_pack_job job) {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
   typedef typename Element<INT8 ? INT4MM_INT8 : INT4MM_INT32>::type T;
@@ -62,8 +62,8 @@ template <bool INT8, int GROUP> cudaError_t launch_dequantize(const int4mm_pack_
   int device;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess || !items) return error;
-  return int4mm_launch<dequantize_kernel<INT8, GROUP>>(device, int4mm_blocks(items, kThreads), kThreads, 0, 1, stream,
-                                                       job);
+  return int4mm_launch<dequantize_kernel<INT8, GROUP>>(device, int4mm_blocks(items, LOOP_THREADS), LOOP_THREADS, 0, 1,
+                                                       stream, job);
 }
 
 } // namespace

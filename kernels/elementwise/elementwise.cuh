@@ -11,13 +11,13 @@
 
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int LOOP_THREADS = 256; /* of a CTA */
 
 __device__ __forceinline__ int64_t first_item() {
-  return (int64_t)blockIdx.x * kThreads + threadIdx.x;
+  return (int64_t)blockIdx.x * LOOP_THREADS + threadIdx.x;
 }
 __device__ __forceinline__ int64_t item_step() {
-  return (int64_t)gridDim.x * kThreads;
+  return (int64_t)gridDim.x * LOOP_THREADS;
 }
 
 /* The row of an item, of which there are `items`, so many to a row. A division of 64 bits takes longer than all the
