@@ -339,8 +339,8 @@ typedef struct int4mm_quantize_args {
   const int4mm_tensor *scales;  /* float32: [R] for dim 1, [C] for dim 0; with `group` [R, G] or [G, C] */
   const int4mm_tensor *zeros;   /* int8 of the shape of scales: asymmetric int4; NULL: symmetric */
   const int4mm_tensor *factors; /* int8 [R, G] or [G, C]: integer group scales beside scales [R] or [C]; or NULL */
-  int64_t group;                /* values along dim to a group, a multiple of 32; G = ceil(extent / group); 0: one
-                                   group, whose scales are a vector */
+  int64_t group;                /* values along dim to a group, a multiple of 32 or the extent; G = ceil(extent /
+                                   group); 0: one group, whose scales are a vector */
   int32_t dim;                  /* 1: a scale per row (activations [M, K]), 0: per column (weights [K, N]) */
   int32_t encoding;             /* of int4 */
   int32_t rotate;               /* rotate blocks of so many values along dim first (int4mm_rotate); 0: do not */
@@ -512,10 +512,11 @@ typedef struct int4mm_matmul_args {
   const int4mm_tensor *scale_a;  /* [M] float32; W4A16: NULL */
   const int4mm_tensor *scale_b;  /* [N] float32, or group scales [G, N] float32, float16 or bfloat16 */
   const int4mm_tensor *zero_b;   /* zero points: int8 of scale_b's shape, or int32 words of eight along N, lowest first,
-                                    in b's encoding ([ceil(N/8)], [G, ceil(N/8)] or [ceil(N/8), G]); NULL: 0 */
+                                    in their mark's encoding, else in b's ([ceil(N/8)], [G, ceil(N/8)] or
+                                    [ceil(N/8), G]); NULL: 0 */
   const int4mm_tensor *factor_b; /* integer group scales: [G, N] int8, 1 to 15 (checked on the CPU); or NULL */
-  int64_t group;                 /* values of k to a group, a multiple of 32 (the last may hold fewer); 0: K / G, which
-                                    then has to be one */
+  int64_t group;                 /* values of k to a group, a multiple of 32 (the last may hold fewer) or K; 0: K / G,
+                                    which then has to be one */
   const int4mm_tensor *bias;     /* [N] float32, added in float32 after the scales; or NULL */
   int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside a_packed as out_dtype */
   int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */
