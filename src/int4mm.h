@@ -100,6 +100,13 @@ typedef enum int4mm_packing {
   INT4MM_PACKED_DIM1 = 2  /* [R, ceil(K/8)]: along the columns', as a_packed is */
 } int4mm_packing;
 
+/* What there is beside the scales of words from int4mm_quantize, without which they are not the values. */
+typedef enum int4mm_packed_with {
+  INT4MM_WITH_SCALES = 0, /* nothing, or it is not known */
+  INT4MM_WITH_ZEROS = 1,
+  INT4MM_WITH_FACTORS = 2
+} int4mm_packed_with;
+
 /* Nibble encodings. They differ by word ^ 0x88888888. */
 typedef enum int4mm_encoding {
   INT4MM_TWOS_COMPLEMENT = 0, /* nibble = value & 15 */
@@ -125,6 +132,7 @@ typedef struct int4mm_tensor {
                               where it has words: not known */
   int32_t packed_rotate;   /* the block that int4mm_quantize rotated by; 0: it did not, which does not say that the
                               floats had not been rotated before */
+  int32_t packed_with;     /* int4mm_packed_with: a call that is not given it refuses the words */
   int64_t reserved[2];
 } int4mm_tensor;
 
@@ -169,7 +177,7 @@ INT4MM_API int32_t int4mm_tensor_view(int4mm_tensor *view, const int4mm_tensor *
                                       int64_t cols) INT4MM_CHECK;
 /* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
  * many values along the packed dimension (its last word holds some of them), or 0 where that is not known;
- * packed_rotate becomes 0. INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
+ * packed_rotate and packed_with become 0. INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
 INT4MM_API int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding,
                                       int64_t packed_k) INT4MM_CHECK;
 /* Gives up this reference; the memory goes with the last one. Harmless on a released tensor. Never fails. */

@@ -188,6 +188,14 @@ local function quantize_weight(name, layer, weight, opts)
   scaling.set(name, layer, given, dim == DIMS.nk)
 end
 
+-- That what quantize wrote beside the scales of words is given; factors may have been multiplied into scales of groups.
+local function check_beside(name, words, opts)
+  local with = options.is_marked(words) and words.packing.with
+  if not with or opts[with] ~= nil or with == "factors" and opts.scales:dim() == 2 then return end
+  check.raise(name, "weight was quantised with %s: give them as %s",
+    with == "zeros" and "zero points" or "integer group scales", with)
+end
+
 -- Words that are packed already.
 local function take_words(name, layer, words, opts)
   if words.layout ~= "rows" then
@@ -216,6 +224,7 @@ local function take_words(name, layer, words, opts)
   layer.weight = words
   layer.in_features, layer.out_features = words.packing.length or 8 * words:size(dim), N
   layer.rotate = options.rotation(name, opts, "weight", words)
+  check_beside(name, words, opts)
   scaling.set(name, layer, opts, dim == DIMS.nk, encoding)
 end
 

@@ -7,15 +7,16 @@
 -- page-locked host memory, which a GPU reads and writes by itself). Indices and dimensions count from 1.
 --
 -- **A packed tensor knows how it was packed.** What `pack_int4_to_int32`, `quantize`, `prepack` and
--- `generate_test_data` return has `packing` = `{ dim =, encoding =, length =, rotate = }`: the dimension that is packed
--- eight to a word, the nibbles' encoding, how many values there are along it (nil where it is not known), of which the
--- last word may hold fewer than eight, and the block that `quantize` rotated by (nil for none). Products,
--- `unpack_int32_to_int4` and `dequantize` take options that are left out from there and refuse those that contradict
--- it. Words from elsewhere have no `packing` and are read as the options say; @{methods:mark_} gives them one. Copies
--- and views have the packing of what they were made from; @{methods:set} leaves it, and what writes all words anew
--- (`fill_`, `fill_bytes_`, `random`, `copy_` from words without one) takes it away. What would break the packing
--- (another shape, rows as vectors, elements picked along the packed dimension) is refused: unpack first, or take the
--- mark away with @{methods:unmark_}.
+-- `generate_test_data` return has `packing` = `{ dim =, encoding =, length =, rotate =, with = }`: the dimension that
+-- is packed eight to a word, the nibbles' encoding, how many values there are along it (nil where it is not known), of
+-- which the last word may hold fewer than eight, the block that `quantize` rotated by (nil for none), and what it wrote
+-- beside the scales ("zeros" or "factors", nil for neither). Products, `unpack_int32_to_int4` and `dequantize` take
+-- options that are left out from there, refuse those that contradict it, and ask for zeros and factors. Words from
+-- elsewhere have no `packing` and are read as the options say; @{methods:mark_} gives them one. Copies and views have
+-- the packing of what they were made from; @{methods:set} leaves it, and what writes all words anew (`fill_`,
+-- `fill_bytes_`, `random`, `copy_` from words without one) takes it away. What would break the packing (another shape,
+-- rows as vectors, elements picked along the packed dimension) is refused: unpack first, or take the mark away with
+-- @{methods:unmark_}.
 --
 -- More methods: shapes and rearranging in @{int4mm.shape}, sums and comparisons with a tolerance in @{int4mm.reduce}.
 -- @module int4mm.tensor
@@ -234,12 +235,16 @@ local function mark(name, t, packing, encoding, length)
 end
 tensor.mark = mark
 
+-- What quantize wrote beside the scales, by int4mm_packed_with.
+local BESIDE = { "zeros", "factors" }
+
 --- How a tensor is packed, in words: "int4 packed along dim 2, K = 60, offset"; nil where it has no mark.
 -- @local
 function tensor.packing_text(t)
   if not is_marked(t) then return nil end
   local known = t.c.packed_k > 0 and (", K = %d"):format(tonumber(t.c.packed_k)) or ""
   local rotated = t.c.packed_rotate > 0 and (", rotated by %d"):format(t.c.packed_rotate) or ""
+  if t.c.packed_with > 0 then rotated = ("%s, with %s"):format(rotated, BESIDE[t.c.packed_with]) end
   return ("int4 packed along dim %d%s, %s%s"):format(t.c.packing, known, enums.encoding_names[t.c.encoding], rotated)
 end
 
@@ -303,7 +308,7 @@ function fields.packing(t)
   local k = tonumber(t.c.packed_k)
   return {
     dim = t.c.packing, encoding = enums.encoding_names[t.c.encoding], length = k > 0 and k or nil,
-    rotate = t.c.packed_rotate > 0 and t.c.packed_rotate or nil,
+    rotate = t.c.packed_rotate > 0 and t.c.packed_rotate or nil, with = BESIDE[t.c.packed_with],
   }
 end
 

@@ -174,6 +174,9 @@ int32_t int4mm_check_weight(int4mm_weight *w, const int4mm_matmul_args *args, co
   *w = (int4mm_weight){.scaling = INT4MM_PER_COLUMN, .experts = 1};
   int32_t status = check_scales(w, args, N, K, nk);
   if (!status) status = check_zeros(w, args, N, nk, encoding);
+  if (!status)
+    status = int4mm_check_packed_with("b_packed", args->b_packed, "zero_b", args->zero_b, "factor_b",
+                                      w->scaling != INT4MM_PER_COLUMN);
   if (!status) status = check_sums(w, args, name, dtype_a, K);
   if (!status) status = check_values("zero_b", args->zero_b, -120, 119, "zero points lie in -120 .. 119");
   if (!status) status = check_values("factor_b", args->factor_b, 1, 15, "factors lie in 1 .. 15");
