@@ -137,6 +137,8 @@ bool int4mm_wants_copy_of_b(const int4mm_problem *problem, const int4mm_plan *pl
   const int copies = int4mm_kernels_cuda[plan->kernel].family->copies;
   const bool whole = problem->b.layout == INT4MM_MN_MAJOR ? problem->N % 4 == 0
                                                           : problem->a.dtype != INT4MM_INT32 || problem->K % 32 == 0;
+  if (copies == INT4MM_COPIES_A_LONG && problem->b.layout == INT4MM_K_MAJOR && problem->M >= INT4MM_COPY_B_ROWS)
+    return !is_aligned16(&problem->b);
   return copies == INT4MM_COPIES_AB && !(whole && is_aligned16(&problem->b));
 }
 
