@@ -177,6 +177,20 @@ describe("int4mm_choose_cuda", function()
     end
   end)
 
+  it("takes a copy of an [N, K/8] off 16 bytes where rows are many, with hopper", function()
+    local function copies(kernel, M, set)
+      local p = problem(90, M, 4096, 4104, set or { layout_b = 1, ldb = 513 })
+      local status, plan = choose(p, kernel)
+      assert.equal(OK, status)
+      return plan.reason:find(", B copied", 1, true) ~= nil
+    end
+    assert.is_true(copies("hopper_256x128", 4096))
+    assert.is_false(copies("hopper_256x128", 1024))
+    assert.is_false(copies("hopper_256x128", 4096, { layout_b = 1, ldb = 516 }))
+    assert.is_false(copies("hopper_256x128", 4096, { ldb = 4097 }))
+    assert.is_false(copies("narrow_128x64", 4096))
+  end)
+
   it("counts the rows of b by its layout", function()
     local p = problem(90, 64, 64, 512, { layout_b = 1, ldb = 64 })
     assert.equal(OK, (choose(p)))

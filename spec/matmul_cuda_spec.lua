@@ -222,6 +222,21 @@ describe("rows that start anywhere", function()
     assert.equal(q.device_info().kernel_arch < 80 and 120 or 280, served) -- of turing, and of mma as well
   end)
 
+  on_gpu("of so many rows that B is copied as well, and of more tiles than there are SMs", function()
+    local r, served = cases.random(9), 0
+    for _, kernel in ipairs(KERNELS) do
+      for pad_b = 0, 3 do
+        for _, shape in ipairs { { 2048 + pad_b, 133 }, { 1030, 4401 } } do
+          local set = { layout_b = "nk", pad_a = r:range(0, 3), pad_b = pad_b }
+          if kernel:find "^hopper" and compare(r, kernel, shape[1], shape[2], 264 + 8 * pad_b, set) then
+            served = served + 1
+          end
+        end
+      end
+    end
+    assert(served == 16 or q.device_info().kernel_arch ~= 90, ("%d cases"):format(served))
+  end)
+
   on_gpu("of few rows and columns, and of a wide K", function()
     local r = cases.random(7)
     for _, kernel in ipairs(KERNELS) do

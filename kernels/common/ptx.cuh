@@ -440,7 +440,12 @@ __device__ __forceinline__ void cp_async_bulk_tensor_3d(uint32_t shared, const C
                : "memory");
 }
 
-/* Prefetches a box into L2. A hint: it reads nothing. */
+/* Prefetches bytes into L2, a multiple of 16 from 16 bytes on. A hint: it reads nothing. */
+__device__ __forceinline__ void cp_async_bulk_prefetch(const void *global, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
+
+/* The same of a box. */
 __device__ __forceinline__ void cp_async_bulk_prefetch_tensor_2d(const CUtensorMap *map, int x, int y) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y) : "memory");
 }

@@ -9,6 +9,8 @@
  *   NkWords    [N, K/8], shifted       the same in words; lanes 8 apart begin with other slices, and so read other
  * banks
  *
+ * Where T::WORDS_B words come straight from global memory instead (words_b.cuh).
+ *
  * Loads and stores are free of bank conflicts. Words past K are made such as mean 0, since those of an
  * int4 A are undefined; those of an int8 A are 0 (where it saves registers, it is left at that).
  * word_of(quarter, e, t) is the word of the k-block that word(e, t) is, column_of(quarter, e) which it is of a lane's

@@ -7,7 +7,7 @@
  *                                           columns lie in other rows of a swizzle pattern; two columns of two slices
  *   NkVectors  [N, K/8] in 16-byte loads    a quad has 64 bytes, the k-block, of each of its four columns. A lane's
  *                                           words belong to four slices, which stmatrix brings together
- *   NkWords    [N, K/8] in words            a lane of the quad has the slice of its own of each of four columns
+ *   NkRuns     [N, K/8] in words            see words_b.cuh
  *
  * All of them store free of bank conflicts. word(e, t) is the t-th word of element e, 0..3: what one step of the loop
  * unpacks; store() takes it to the int8 tile.
@@ -15,29 +15,9 @@
 #ifndef INT4MM_NARROW_B_CUH
 #define INT4MM_NARROW_B_CUH
 
-#include "sm90/mainloop.cuh"
+#include "sm90/words_b.cuh"
 
 namespace {
-
-/* What the policies share: `from` is where the lane's words of the k-block begin, `left` are the words of k from its
- * first on, `columns` those of B from its first on. Words outside are such as mean 0, so that the undefined tail of A
- * does not count. */
-struct PackedB {
-  const uint32_t *from;
-  int left, columns;
-  uint4 words[4];
-
-  __device__ __forceinline__ PackedB(const Arguments &p, int64_t step_k, int64_t step_n, int word, int column)
-      : from(p.b + word * step_k + column * step_n), left(p.words - word), columns(p.N - column) {}
-  __device__ __forceinline__ uint32_t word(int e, int t) const { return element(words[t], e); }
-
-  static __device__ __forceinline__ uint4 load_vector(const uint32_t *at, bool inside, const Arguments &p) {
-    return inside ? ptx::ld_global_v4(at) : make_uint4(p.xor_b, p.xor_b, p.xor_b, p.xor_b);
-  }
-  static __device__ __forceinline__ uint32_t load_word(const uint32_t *at, bool inside, const Arguments &p) {
-    return inside ? ptx::ld_global(at) : p.xor_b;
-  }
-};
 
 /* Words in global memory from one k-block of a group to its next. */
 template <class T> __device__ __forceinline__ int64_t next_block(const Arguments &p) {
@@ -103,38 +83,35 @@ template <class T> struct KnWords : PackedB {
   }
 };
 
-/* The four columns of a quad, a multiple of four and the next ones: in the int8 tile they lie UNPACK_LANES rows apart.
- */
-template <class T> struct QuadB : PackedB {
-  uint32_t offset; /* of slice 0 */
+/* A quad's columns are a multiple of four and the next ones: in the int8 tile they lie UNPACK_LANES rows apart. */
+template <class T> struct NkVectors : PackedB {
+  uint32_t offset; /* of a row of a matrix */
 
-  __device__ __forceinline__ QuadB(const Arguments &p, int first_word, int first_column, int warp)
-      : PackedB(p, 1, p.ldb, first_word, first_column + quad(warp) * 4), offset(int8_row(0, quad(warp))) {}
-  static __device__ __forceinline__ int quad(int warp) {
-    return warp % T::GROUP_WARPS * 8 + threadIdx.x % 32 / 4; /* of the tile's columns */
-  }
+  /* Lane 8j + r has the address of the r-th quad's column in slice j, where a matrix of stmatrix has its row r. */
+  __device__ __forceinline__ NkVectors(const Arguments &p, int first_word, int first_column, int warp)
+      : PackedB(p, 1, p.ldb, first_word + threadIdx.x % 4 * 4,
+                first_column + (first_quad(warp) + threadIdx.x % 32 / 4) * 4),
+        offset(int8_row(0, first_quad(warp) + threadIdx.x % 8) ^ threadIdx.x % 32 / 8 << 5) {}
+  static __device__ __forceinline__ int first_quad(int warp) { return warp % T::GROUP_WARPS * 8; }
+  /* Of column e the words 4t + j of lane t. */
+  __device__ __forceinline__ uint32_t word(int e, int j) const { return element(words[e], j); }
 
+  /* Where CTAs share K, all that the CTA takes of 64 columns, up to 1 KB each, by its first group. On an H100 64 x 4096
+   * x 4096 takes 6.8 us so, for 7.2, 128 rows 8.0, for 8.4; where CTAs are more, 256 rows 12.4, for 11.7. */
   __device__ __forceinline__ void prefetch(const Arguments &p) const {
+    const int column = threadIdx.x % 4, words = min(left + column * 4, 16 * BLOCK_WORDS);
+    if (p.split == 2) {
+      if (threadIdx.x < 32 * T::GROUP_WARPS && column < columns && words > 0)
+        ptx::cp_async_bulk_prefetch(from + column * p.ldb - column * 4, words * 4);
+      return;
+    }
 #pragma unroll
     for (int e = 0; e < 4; e++)
       if (threadIdx.x % 4 == 0 && e < columns && left > 0) ptx::prefetch_l2(from + e * p.ldb);
   }
-};
-
-template <class T> struct NkVectors : QuadB<T> {
-  using QuadB<T>::from, QuadB<T>::left, QuadB<T>::columns, QuadB<T>::words, QuadB<T>::offset;
-
-  /* Lane 8j + r has the address of the r-th quad's column in slice j, where a matrix of stmatrix has its row r. */
-  __device__ __forceinline__ NkVectors(const Arguments &p, int first_word, int first_column, int warp)
-      : QuadB<T>(p, first_word + threadIdx.x % 4 * 4, first_column, warp) {
-    offset = int8_row(0, warp % T::GROUP_WARPS * 8 + threadIdx.x % 8) ^ threadIdx.x % 32 / 8 << 5;
-  }
-  /* Of column e the words 4t + j of lane t. */
-  __device__ __forceinline__ uint32_t word(int e, int j) const { return element(words[e], j); }
-
   __device__ __forceinline__ void load(const Arguments &p) {
 #pragma unroll
-    for (int e = 0; e < 4; e++) words[e] = this->load_vector(from + e * p.ldb, e < columns && left > 0, p);
+    for (int e = 0; e < 4; e++) words[e] = load_vector(from + e * p.ldb, e < columns && left > 0, p);
   }
   __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
                                         int e) const {
@@ -144,31 +121,10 @@ template <class T> struct NkVectors : QuadB<T> {
   }
 };
 
-template <class T> struct NkWords : QuadB<T> {
-  using QuadB<T>::from, QuadB<T>::left, QuadB<T>::columns, QuadB<T>::words, QuadB<T>::offset;
-
-  __device__ __forceinline__ NkWords(const Arguments &p, int first_word, int first_column, int warp)
-      : QuadB<T>(p, first_word + threadIdx.x % 4, first_column, warp) {
-    offset ^= threadIdx.x % 4 << 5;
-  }
-  __device__ __forceinline__ uint32_t load(const Arguments &p, int t, int e) const {
-    return this->load_word(from + e * p.ldb + 4 * t, e < columns && 4 * t < left, p);
-  }
-  __device__ __forceinline__ void load(const Arguments &p) {
-#pragma unroll
-    for (int t = 0; t < 4; t++) words[t] = make_uint4(load(p, t, 0), load(p, t, 1), load(p, t, 2), load(p, t, 3));
-  }
-  __device__ __forceinline__ void store(const Unpacked<typename T::Kind::UnpackB, 1> &unpacked, uint32_t tile,
-                                        int e) const {
-    uint32_t low = tile + offset, high = low ^ 16, below = e * T::UNPACK_LANES * BLOCK_K;
-    unpacked.store(0, low + below, high + below);
-  }
-};
-
 template <class T, bool NK = T::NK, bool ALIGNED = T::ALIGNED> struct NarrowB { typedef KnVectors<T> type; };
 template <class T> struct NarrowB<T, false, false> { typedef KnWords<T> type; };
 template <class T> struct NarrowB<T, true, true> { typedef NkVectors<T> type; };
-template <class T> struct NarrowB<T, true, false> { typedef NkWords<T> type; };
+template <class T> struct NarrowB<T, true, false> { typedef NkRuns<T> type; };
 
 } // namespace
 #endif

@@ -96,8 +96,8 @@ typedef struct int4mm_problem {
   int4mm_matrix out;      /* [M, N] float16, bfloat16 or float32 */
   int32_t strassen;       /* CPU: -1 by rule, else levels */
   int4mm_experts experts; /* CUDA: a grouped product; on the CPU each expert's is a problem of its own */
-  bool early_b;           /* CUDA: the kernel before this one in the stream makes A, after it has waited for all before
-                             it, so that B may be read while it still runs */
+  bool after_a;           /* CUDA: the kernel before this one in the stream makes A, */
+  bool early_b;           /* and starts this one after it has waited for all before it: B may be read at once */
   int32_t *sums;          /* CUDA: scratch for the sums of a plan's parts of K (int4mm_sums_bytes), or NULL: then a
                              kernel that would need it does not split K */
 } int4mm_problem;

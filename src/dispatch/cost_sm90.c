@@ -11,6 +11,7 @@
 enum {
   LAUNCH_TIME = 2400,  /* a call, beside reading its operands */
   HOPPER_TIME = 2050,  /* a call of hopper, beside its tiles */
+  EARLY_TIME = 1000,   /* what narrow's early start saves beside a copy of A */
   EXCHANGE_TIME = 300, /* between the CTAs of a pair */
   PAIR_TIME = 3200,    /* the same of hopper, which has an SM for each, so that the next call waits for both */
   WEIGHT_RATE = 3000   /* bytes a ns */
@@ -39,10 +40,13 @@ static int64_t with_zeros(const int4mm_gpu_problem *p, int64_t k_block) {
   return p->zeros ? k_block + k_block / 20 : k_block;
 }
 
-/* Whether rows of B and out start on 16 bytes, so that copies and stores are the simpler ones; and those of A. */
-static bool is_aligned_beside_a(const int4mm_gpu_problem *p) {
+/* Whether rows of out start on 16 bytes, so that stores are the simpler ones; those of B as well, and of A. */
+static bool is_out_aligned(const int4mm_gpu_problem *p) {
   int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
-  return int4mm_plan_aligned16_b(p) && p->align_out >= 16 && p->ldo % (16 / element) == 0;
+  return p->align_out >= 16 && p->ldo % (16 / element) == 0;
+}
+static bool is_aligned_beside_a(const int4mm_gpu_problem *p) {
+  return int4mm_plan_aligned16_b(p) && is_out_aligned(p);
 }
 static bool is_aligned(const int4mm_gpu_problem *p) {
   return int4mm_plan_aligned16_a(p) && is_aligned_beside_a(p);
@@ -52,12 +56,18 @@ static int64_t max64(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 
-/* An estimate for aligned rows as it is for these: of other rows the words are read and stored one by one, and A is
- * copied first. 2048 x 4096 x 4096 takes 44 us, with N = 4097 50. */
-static int64_t with_alignment(const int4mm_gpu_problem *p, int64_t time) {
-  if (!is_aligned(p)) time = int4mm_plan_add(time, time / 8);
-  if (!int4mm_plan_aligned16_a(p)) time = int4mm_plan_add(time, int4mm_plan_copy_of_a(p));
-  return time;
+/* Whether hopper takes a copy of B (int4mm_wants_copy_of_b): 4096 x 4104 x 4096 takes 104 us so, for 113, but 1024 rows
+ * 34, for 32. */
+static bool copies_b(const int4mm_gpu_problem *p) {
+  return p->layout_b == INT4MM_B_NK && !int4mm_plan_aligned16_b(p) && p->M >= INT4MM_COPY_B_ROWS;
+}
+
+/* An estimate for aligned rows as it is for these: of other rows the words are read and stored one by one, and A, or B
+ * as well, is copied first. 2048 x 4096 x 4096 takes 44 us, with N = 4097 50. */
+static int64_t with_alignment(const int4mm_gpu_problem *p, int64_t time, int64_t copy_of_a, bool copy_b) {
+  if (copy_b ? !is_out_aligned(p) : !is_aligned_beside_a(p)) time = int4mm_plan_add(time, time / 8);
+  if (copy_b) time = int4mm_plan_add(time, int4mm_plan_copy_of_b(p));
+  return int4mm_plan_aligned16_a(p) ? time : int4mm_plan_add(time, copy_of_a);
 }
 
 /* What reading the operands takes at least. */
@@ -65,11 +75,16 @@ static int64_t reading_time(const int4mm_gpu_problem *p) {
   return LAUNCH_TIME + int4mm_plan_add(int4mm_plan_bytes_of_b(p), int4mm_plan_bytes_of_a(p)) / WEIGHT_RATE;
 }
 
+static bool is_hopper(const int4mm_plan *plan) {
+  return int4mm_kernels_cuda[plan->kernel].family == &int4mm_family_hopper;
+}
+
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
-  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, K split over %d%s%s%s",
+  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, K split over %d%s%s%s%s",
            (long long)int4mm_plan_tiles(p, plan->tile_m, plan->tile_n), plan->tile_m, plan->tile_n, plan->ctas,
            (int)p->sms, plan->split_k, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
-           is_aligned(p) ? "" : ", rows off 16 bytes", int4mm_plan_aligned16_a(p) ? "" : ", A copied");
+           is_aligned(p) ? "" : ", rows off 16 bytes", int4mm_plan_aligned16_a(p) ? "" : ", A copied",
+           is_hopper(plan) && copies_b(p) ? ", B copied" : "");
 }
 
 /* ---- hopper: persistent CTAs, one an SM, that take their tiles in waves ---- */
@@ -125,10 +140,12 @@ static int64_t hopper_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   plan->tile_k = INT4MM_BLOCK_K;
   plan->split_k = pairs ? 2 : 1;
   plan->ctas = int4mm_plan_ctas(pairs ? 2 * tiles : tiles < p->sms ? tiles : p->sms);
-  return with_alignment(p, max64(reading_time(p), HOPPER_TIME + (pairs ? split : whole)));
+  return with_alignment(p, max64(reading_time(p), HOPPER_TIME + (pairs ? split : whole)), int4mm_plan_copy_of_a(p),
+                        copies_b(p));
 }
 
-const int4mm_family int4mm_family_hopper = {hopper_unsupported, hopper_plan, explain, INT4MM_COPIES_A, true, false};
+const int4mm_family int4mm_family_hopper = {hopper_unsupported,   hopper_plan, explain,
+                                            INT4MM_COPIES_A_LONG, true,        false};
 
 /* ---- narrow: a CTA a tile, up to two an SM ---- */
 
@@ -164,7 +181,8 @@ static int64_t narrow_time(const narrow_cost *cost, const int4mm_gpu_problem *p,
   return pairs * two + (rest > p->sms ? two : rest ? one : 0);
 }
 
-/* Where tiles are few, a pair of CTAs for each, which split K and then exchange sums. */
+/* Where tiles are few, a pair of CTAs for each, which split K and then exchange sums. A copy of A takes less than
+ * before other kernels (int4mm_starts_early): with K = 4104, 128 rows take 9.1 us, 256 12.6. */
 static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   bool int8 = p->dtype_a == INT4MM_INT8;
   const narrow_cost *cost =
@@ -176,7 +194,7 @@ static int64_t narrow_plan(const int4mm_kernel *kernel, const int4mm_gpu_problem
   plan->tile_k = INT4MM_BLOCK_K;
   plan->split_k = pairs ? 2 : 1;
   plan->ctas = int4mm_plan_ctas(pairs ? tiles * 2 : tiles);
-  return with_alignment(p, max64(reading_time(p), pairs ? split : whole));
+  return with_alignment(p, max64(reading_time(p), pairs ? split : whole), int4mm_plan_copy_of_a(p) - EARLY_TIME, false);
 }
 
 const int4mm_family int4mm_family_narrow = {narrow_unsupported, narrow_plan, explain, INT4MM_COPIES_A, false, false};

@@ -114,7 +114,15 @@ int64_t int4mm_plan_bytes_of_a(const int4mm_gpu_problem *p) {
   return int4mm_plan_mul(elements, (int64_t)int4mm_dtype_size(p->dtype_a));
 }
 
-int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *p) {
+static int64_t copy_of(int64_t bytes) {
   const int64_t call = 2000, rate = 1000; /* bytes a ns */
-  return int4mm_plan_add(call, int4mm_plan_bytes_of_a(p) / rate);
+  return int4mm_plan_add(call, bytes / rate);
+}
+
+int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *p) {
+  return copy_of(int4mm_plan_bytes_of_a(p));
+}
+
+int64_t int4mm_plan_copy_of_b(const int4mm_gpu_problem *p) {
+  return copy_of(int4mm_plan_bytes_of_b(p));
 }

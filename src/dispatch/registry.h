@@ -15,9 +15,16 @@
 typedef struct int4mm_kernel int4mm_kernel;
 
 /* Operands whose rows have to start on 16 bytes: others are copied before the launch (int4mm_wants_copy_of_a, _of_b).
+ * INT4MM_COPIES_A_LONG: A, and a B that is [N, K/8] where that pays, for INT4MM_COPY_B_ROWS rows of A and more.
  * INT4MM_COPIES_AB: of A, but of int8, and of B beside a packed A 16 bytes of k are taken together as well, of [K/8, N]
  * as many of columns; copies are padded with zeros. */
-typedef enum int4mm_copies { INT4MM_COPIES_NONE, INT4MM_COPIES_A, INT4MM_COPIES_AB } int4mm_copies;
+typedef enum int4mm_copies {
+  INT4MM_COPIES_NONE,
+  INT4MM_COPIES_A,
+  INT4MM_COPIES_A_LONG,
+  INT4MM_COPIES_AB
+} int4mm_copies;
+enum { INT4MM_COPY_B_ROWS = 2048 };
 
 typedef struct int4mm_family {
   /* Why this kernel cannot serve a problem of an architecture that it runs on ("needs an N that is a multiple of 4"),
@@ -87,7 +94,8 @@ int64_t int4mm_plan_k_step(int32_t dtype_a);
 bool int4mm_plan_aligned16_a(const int4mm_gpu_problem *problem);
 bool int4mm_plan_aligned16_b(const int4mm_gpu_problem *problem);
 bool int4mm_plan_aligned16(const int4mm_gpu_problem *problem);
-/* What a copy of A takes on an H100, in ns. */
+/* What a copy of A, or of B, takes on an H100, in ns. */
 int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *problem);
+int64_t int4mm_plan_copy_of_b(const int4mm_gpu_problem *problem);
 
 #endif

@@ -207,8 +207,9 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   if (quantize && !at_once) status = cuda->quantize(target->device, quantize, &unchecked, stream);
   int4mm_matrix src = {(void *)p.a.data, p.M, p.a.cols, p.a.stride, p.a.dtype};
   uint32_t xor_mask = src.dtype == INT4MM_INT32 ? p.a.xor_mask : 0;
-  if (!status && !at_once) status = cuda->align_rows(target->device, &copy, &src, xor_mask, stream);
-  p.a.xor_mask ^= xor_mask, p.early_b = true;
+  bool early_b = at_once || !int4mm_starts_early(plan);
+  if (!status && !at_once) status = cuda->align_rows(target->device, &copy, &src, xor_mask, early_b, stream);
+  p.a.xor_mask ^= xor_mask, p.after_a = true, p.early_b = early_b;
   p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
   if (!status) status = launch_kernel(target, at_once ? &widening : NULL, &p, plan, stream, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
@@ -233,7 +234,7 @@ static int32_t launch_on_copy_of_b(const int4mm_dispatch_target *target, const i
   copy.stride = (src.cols + 31) / 32 * 32;
   int32_t status = int4mm_take_scratch(target, (size_t)(copy.rows * copy.stride * 4), &copy.data, stream);
   if (status) return status;
-  status = target->cuda->align_rows(target->device, &copy, &src, p.b.xor_mask, stream);
+  status = target->cuda->align_rows(target->device, &copy, &src, p.b.xor_mask, true, stream);
   p.b.data = copy.data, p.b.stride = copy.stride, p.b.xor_mask = 0;
   if (!status) status = launch_plan(target, &p, c, plan, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
