@@ -664,17 +664,6 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant
 
 /* ---- grouped products ---- */
 
-/* Results of rows of no expert. Its sizes are constants: beside experts.cuh's zero_tile the mainloop of NK and floats
- * spills on sm_100. */
-template <class T>
-__device__ __noinline__ void zero_tile(const EpilogueArguments &e, int first_row, int end, int first_column, int N) {
-  const float zero[1] = {0};
-  for (int i = threadIdx.x; i < T::BM * T::BN; i += T::THREADS) {
-    const int row = first_row + i / T::BN;
-    if (row < end) int4mm_store(e, row, first_column + i % T::BN, N, zero);
-  }
-}
-
 /* An expert's tile, whose arguments lie in shared memory. */
 template <class T, int SHARED = T::SHARED_BYTES>
 __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_constant__ Arguments p) {
@@ -683,7 +672,7 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_
     const TileCoord at = tile_coord<T>(p, blockIdx.x);
     ptx::griddepcontrol_wait();
     const ExpertTile tile = find_expert_tile<T::BM>(p.experts, p.M, at.row / T::BM);
-    if (tile.expert == -1) zero_tile<T>(p.epilogue, tile.row, tile.end, at.column, p.N);
+    if (tile.expert == -1) zero_tile(p.epilogue, tile.row, min(tile.end, tile.row + T::BM), at.column, T::BN, p.N);
     if (tile.expert < 0) return;
     if (threadIdx.x == 0) own = arguments_of(p, tile.expert, tile.end);
     __syncthreads();
@@ -715,11 +704,9 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.sums_area = int4mm_sum_rows(problem, plan) * p.ld_sums;
   const dim3 grid(p.whole_tiles + p.shared_tiles * parts);
   if (!p.experts.count) {
-    size_t shared = T::SHARED_BYTES;
-    cudaError_t error = cudaSuccess; /* one to an SM, also where two have room, as those of 64 x 64 words do */
-    if (T::CTAS == 1) error = int4mm_one_cta_per_sm(plan->device, grid.x, &shared);
-    if (error != cudaSuccess) return error;
-    error = int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, shared, dim3(1), stream, p);
+    /* one to an SM, also where two have room, as those of 64 x 64 words do */
+    const int4mm_shared shared(T::SHARED_BYTES, T::CTAS == 1);
+    cudaError_t error = int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, shared, dim3(1), stream, p);
     return error == cudaSuccess && parts > 1 ? int4mm_launch_add_sums(problem, plan, parts, T::UNSCALE, stream) : error;
   }
   if constexpr (T::BM == T::BN && !T::STAGED) /* fewer instances for grouped products */
