@@ -237,6 +237,19 @@ describe("on a device in host memory", function()
       with_failures("2host_alloc", allocation))
   end)
 
+  it("calls for another GPU than with_stream's go to their own default stream, those between products too", function()
+    assert.matches("^cuda:1, 2 nodes\n", with_failures(nil, [[
+      local x = q.ones { 2, 4, device = "cuda:1" }
+      local graph = q.graph(function()
+        q.with_stream(q.stream "cuda:0", function()
+          q.add(x, 1)
+          q.softmax(x)
+        end)
+      end, { device = "cuda:1" })
+      print(graph.device .. ", " .. graph.nodes .. " nodes")
+    ]]))
+  end)
+
   it("graphs, events and streams keep to their devices", function()
     local output = with_failures(nil, [[
       local x = q.zeros { 4, device = "cuda:1" }

@@ -169,8 +169,7 @@ INT4MM_API int32_t int4mm_tensor_view(int4mm_tensor *view, const int4mm_tensor *
                                       int64_t cols) INT4MM_CHECK;
 /* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
  * many values along the packed dimension (its last word holds some of them), or 0 where that is not known;
- * packed_rotate becomes 0.
- * INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
+ * packed_rotate becomes 0. INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
 INT4MM_API int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding,
                                       int64_t packed_k) INT4MM_CHECK;
 /* Gives up this reference; the memory goes with the last one. Harmless on a released tensor. Never fails. */
@@ -178,9 +177,9 @@ INT4MM_API void int4mm_tensor_release(int4mm_tensor *t);
 /* dst = src, element by element. Shapes must agree; devices may differ. Dtypes may differ where both are on the CPU:
  * float to float rounds to nearest even (overflow gives infinity, every NaN becomes 0x7fff or 0x7fffffff), int to float
  * too; float to int is an error, and so is an int32 that int8 does not hold (INT4MM_ERR_VALUE names the first; dst is
- * left as it was). Equal dtypes keep their bits. A copy that touches the CPU
- * or two GPUs returns when it is done, one on a GPU is enqueued on `stream` (a cudaStream_t, NULL the default stream).
- * dst has the mark that src has: none where src has none, or another dtype. */
+ * left as it was). Equal dtypes keep their bits. A copy that touches the CPU or two GPUs returns when it is done, one
+ * on a GPU is enqueued on `stream` (a cudaStream_t, NULL the default stream). dst has the mark that src has: none where
+ * src has none, or another dtype. */
 INT4MM_API int32_t int4mm_tensor_copy(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
 /* The same, but a copy between pinned host memory and a GPU is enqueued on `stream` too, and may be captured into a
  * CUDA graph. Until the stream has come to it the host must neither write to the pinned memory nor, where that is dst,
@@ -387,8 +386,7 @@ INT4MM_API int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *
 typedef struct int4mm_dequantize_args {
   const int4mm_tensor *dst;    /* float32, float16 or bfloat16 */
   const int4mm_tensor *packed; /* int32 words along dim, or int8 of dst's shape */
-  const int4mm_tensor
-      *scales; /* these four as in int4mm_quantize_args; with `group` scales may be of any float dtype */
+  const int4mm_tensor *scales; /* these four as in int4mm_quantize_args; of groups also of other float dtypes */
   const int4mm_tensor *zeros;
   const int4mm_tensor *factors;
   int64_t group;
@@ -402,9 +400,9 @@ typedef struct int4mm_dequantize_args {
 INT4MM_API int32_t int4mm_dequantize(const int4mm_dequantize_args *args) INT4MM_CHECK;
 /* Fills `t` from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): element i of
  * the row-major order takes word i%4 of the block with counter {i/4 low, i/4 high, sequence, 0} and key {seed low, seed
- * high}. int32 takes the word as it is (eight uniform int4); float32 takes low + u * (high - low), u = ((word >> 8) +
- * 1)
- * * 2^-24, each step rounded to float32. Same numbers on every machine and backend. Takes away t's mark. */
+ * high}. int32 takes the word as it is (eight uniform int4); float32 takes, each step rounded to float32,
+ *   u = ((word >> 8) + 1) * 2^-24;  low + u * (high - low)
+ * Same numbers on every machine and backend. Takes away t's mark. */
 INT4MM_API int32_t int4mm_random(int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high,
                                  void *stream) INT4MM_CHECK;
 
@@ -546,8 +544,8 @@ enum {
  *   per column      acc = sum over k of a (b - z), exact in int32
  *                   out = round(float(acc) * scale_a[m] * scale_b[n] + bias[n])
  *   factor_b        the same with b * factor_b[g, n] in place of b; there are no zero points
- *   group scales    acc_g = the sum over group g;  t = 0, then t = fma(float(acc_g), scale_b[g, n], t) for g = 0, 1,
- * ... out = round(t * scale_a[m] + bias[n])
+ *   group scales    acc_g = the sum over group g;  t = 0, then t = fma(float(acc_g), scale_b[g, n], t) for each g
+ *                   from 0 on;  out = round(t * scale_a[m] + bias[n])
  *
  * in float32, each step rounded once and in this order: the same bits on every backend, and a row of out does not
  * depend on the others. In W4A16 there is no scale_a and acc_g is a float32 sum of the exact (b - z) times a, with one
@@ -555,10 +553,10 @@ enum {
  *   |out - exact| <= 2^-11 |exact| (bfloat16: 2^-8, float32: 2^-24) + (16 + K/8) 2^-24 (sum over k of |a w|),
  * the same bits on every run of a backend.
  *
- * a_packed, where it is marked, is packed along dim 1; two marked operands hold the same number of values
- * along K. Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns
- * when done. With GPU operands the call enqueues on `stream` and returns; it may be captured into a CUDA graph,
- * with `out` given where the capture is not int4mm_graph_begin's. out must not overlap an operand. */
+ * a_packed, where it is marked, is packed along dim 1; two marked operands hold the same number of values along K.
+ * Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns when done.
+ * With GPU operands the call enqueues on `stream` and returns; it may be captured into a CUDA graph, with `out` given
+ * where the capture is not int4mm_graph_begin's. out must not overlap an operand. */
 INT4MM_API int32_t int4mm_matmul(const int4mm_matmul_args *args) INT4MM_CHECK;
 
 /* What a call would do. */

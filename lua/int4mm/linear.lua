@@ -61,9 +61,7 @@ function linear.check_tensors(name, x, b_packed, scale_b, opts, known)
   for _, key in ipairs(TENSORS) do
     if opts[key] ~= nil then tensor.check(name, key, opts[key]) end
   end
-  if opts.kernel ~= nil and type(opts.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
-  end
+  options.check_kernel(name, opts)
   return opts
 end
 
@@ -269,8 +267,8 @@ end
 --- A linear layer with an int4 weight, y = activation(x W^T + bias): an object that is called.
 -- It has the fields `weight` (packed words), `scales` ([N], or [G, N] for groups), `zeros` (int8 zero points of that
 -- shape), `factors` (int8 [G, N]), `group_size`, `order`, `bias`, `in_features` (K), `out_features` (N), `rotate` (0:
--- none), `clip`, `activations` and `activation`, all for reading. It runs where its weight is; on a GPU that is
--- [K/8, N].
+-- none), `clip`, `activations`, `activation` and `out_dtype` (nil: its input's), all for reading. It runs where its
+-- weight is; on a GPU that is [K/8, N].
 -- @tparam tensor weight [N, K] of floats, as PyTorch keeps it, or [K, N] with `layout = "kn"`; or packed words (int32)
 -- @tparam[opt] table opts
 --

@@ -349,9 +349,7 @@ local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
   tensor.check(name, "scale_b", scale_b)
   if opts.bias ~= nil then tensor.check(name, "bias", opts.bias) end
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
-  if opts.kernel ~= nil and type(opts.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
-  end
+  options.check_kernel(name, opts)
 end
 
 -- The options as the C core takes them; the tensors are set just before the call.
@@ -444,6 +442,9 @@ end
 -- group g, t = 0, then t = fma(float32(acc[g]), scale_b[g, n], t) for each g in order, and out[m, n] = round(t *
 -- scale_a[m] + bias[n]). **Integer group scales**: b is multiplied by `factors` [G, N], whole numbers from 1 to 15, and
 -- scale_b is [N]; that costs less. **Zero points** are taken from b before it is multiplied.
+--
+-- Sums have to fit int32: K may be 33,554,431 (W4A4) or 2,097,151 (W4A8), with factors 2,236,962 or 139,810, and less
+-- with zero points, which the error tells. With group scales that holds for a group. W4A16 has no limit.
 -- @tparam tensor a_packed [M, K/8] int32 words, [M, K] int8, or [M, K] float16, bfloat16 or float32
 -- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{prepack}; K/8 is
 --   rounded up
@@ -500,7 +501,7 @@ end
 --   float32 in E rows they are a scale for each column unless `group_size` is given
 -- @tparam tensor|number offsets [E + 1] int32 beside a_packed: expert e (from 1 on) has the rows from offsets[e],
 --   counted from 0, to before offsets[e + 1], which may be none; or the number of experts, which then have T / E rows
---   each
+--   each; E is at most 2^20
 -- @tparam[opt] table opts as of @{int4_matmul}, but `zeros` [E, N] or [E * G, N] as scale_b is, or words of eight along
 --   N; `factors` [E * G, N]; `bias` [E, N]; `out` [T, N]
 -- @treturn tensor [T, N] on the device of a_packed
@@ -654,9 +655,7 @@ local function choose_cuda(name, problem)
   end
   p.out_dtype = check.choice(name, "out_dtype", problem.out_dtype, enums.float_dtypes, "float16").id
   p.encoding_a, p.encoding_b = encoding_of(name, problem, "encoding_a"), encoding_of(name, problem, "encoding_b")
-  if problem.kernel ~= nil and type(problem.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(problem.kernel))
-  end
+  options.check_kernel(name, problem)
   local plan = ffi.new("int4mm_plan")
   local status = lib.int4mm_choose_cuda(p, problem.kernel, plan)
   if status == enums.status.unsupported then return nil, binding.last_error() end

@@ -10,12 +10,12 @@
 -- `generate_test_data` return has `packing` = `{ dim =, encoding =, length =, rotate = }`: the dimension that is packed
 -- eight to a word, the nibbles' encoding, how many values there are along it (nil where it is not known), of which the
 -- last word may hold fewer than eight, and the block that `quantize` rotated by (nil for none). Products,
--- `unpack_int32_to_int4` and `dequantize` take options that are left out from
--- there and refuse those that contradict it. Words from elsewhere have no `packing` and are read as the options say;
--- @{methods:mark_} gives them one. Copies and views have the packing of what they were made from; @{methods:set} leaves
--- it, and what writes all words anew (`fill_`, `fill_bytes_`, `random`, `copy_` from words without one) takes it away.
--- What would break the packing (another shape, rows as vectors, elements picked along the packed dimension) is refused:
--- unpack first, or take the mark away with @{methods:unmark_}.
+-- `unpack_int32_to_int4` and `dequantize` take options that are left out from there and refuse those that contradict
+-- it. Words from elsewhere have no `packing` and are read as the options say; @{methods:mark_} gives them one. Copies
+-- and views have the packing of what they were made from; @{methods:set} leaves it, and what writes all words anew
+-- (`fill_`, `fill_bytes_`, `random`, `copy_` from words without one) takes it away. What would break the packing
+-- (another shape, rows as vectors, elements picked along the packed dimension) is refused: unpack first, or take the
+-- mark away with @{methods:unmark_}.
 --
 -- More methods: shapes and rearranging in @{int4mm.shape}, sums and comparisons with a tolerance in @{int4mm.reduce}.
 -- @module int4mm.tensor

@@ -374,6 +374,14 @@ static void run_dequantize(const void *job) {
   int4mm_cpu_dequantize(job);
 }
 
+static void run_map(const void *job) {
+  int4mm_cpu_map(job);
+}
+
+static void run_rowwise(const void *job) {
+  int4mm_cpu_rowwise(job);
+}
+
 static void run_random(const void *job) {
   int4mm_cpu_random(job);
 }
@@ -467,18 +475,16 @@ static int32_t fake_dequantize(int32_t device, const int4mm_pack_job *job, void 
 
 static int32_t fake_map(int32_t device, const int4mm_map_job *job, void *stream) {
   int4mm_map_job j = *job;
-  (void)stream;
   j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src), j.other = host_matrix(device, j.other);
-  int4mm_cpu_map(&j);
+  enqueue(stream, run_map, &j, sizeof j);
   return INT4MM_OK;
 }
 
 static int32_t fake_rowwise(int32_t device, const int4mm_rowwise_job *job, void *stream) {
   int4mm_rowwise_job j = *job;
-  (void)stream;
   j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src);
   j.weight = host_matrix(device, j.weight), j.bias = host_matrix(device, j.bias);
-  int4mm_cpu_rowwise(&j);
+  enqueue(stream, run_rowwise, &j, sizeof j);
   return INT4MM_OK;
 }
 

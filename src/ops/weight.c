@@ -116,22 +116,23 @@ static int32_t check_zeros(int4mm_weight *w, const int4mm_matmul_args *args, int
   return zeros->rank == 1 && dtype_ok && zeros->shape[0] == columns ? INT4MM_OK : fail_shape(&s);
 }
 
+_Static_assert(INT4MM_MAX_K == INT32_MAX / (8 * 8) && INT4MM_MAX_K_INT8 == INT32_MAX / (128 * 8) &&
+                   INT4MM_MAX_K_FACTORS == INT32_MAX / (8 * 120) &&
+                   INT4MM_MAX_K_INT8_FACTORS == INT32_MAX / (128 * 120),
+               "check_sums says otherwise");
+
 /* Whether sums of products fit int32: over a group where it has a scale of its own, else over K. */
 static int32_t check_sums(const int4mm_weight *w, const int4mm_matmul_args *args, const char *name, int32_t dtype_a,
                           int64_t K) {
   if (dtype_a != INT4MM_INT32 && dtype_a != INT4MM_INT8) return INT4MM_OK;
-  bool int8 = dtype_a == INT4MM_INT8, factors = w->scaling == INT4MM_GROUP_FACTORS;
-  int64_t most = int8 ? INT4MM_MAX_K_INT8 : INT4MM_MAX_K, k = w->scaling == INT4MM_GROUP_SCALES ? w->group : K;
-  if (factors) most = int8 ? INT4MM_MAX_K_INT8_FACTORS : INT4MM_MAX_K_FACTORS;
-  if (args->zero_b) most = INT32_MAX / ((int8 ? 128 : 8) * (w->zero_words ? 15 : 128));
+  int a = dtype_a == INT4MM_INT8 ? 128 : 8, b = 8; /* the largest magnitudes; b: times a factor, or less a zero point */
+  if (w->scaling == INT4MM_GROUP_FACTORS) b = 8 * 15;
+  if (args->zero_b) b = w->zero_words ? 15 : 128;
+  int64_t most = INT32_MAX / (a * b), k = w->scaling == INT4MM_GROUP_SCALES ? w->group : K;
   if (k <= most) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT,
                      "%s has %s = %lld, expected at most %lld: a sum of so many products of up to %d must fit int32",
-                     name, k == K ? "K" : "a group", (long long)k, (long long)most,
-                     (int8 ? 128 : 8) * (factors         ? 120
-                                         : !args->zero_b ? 8
-                                         : w->zero_words ? 15
-                                                         : 128));
+                     name, k == K ? "K" : "a group", (long long)k, (long long)most, a * b);
 }
 
 /* The first value of an int8 tensor outside low .. high, as a row-major index; -1: none. */

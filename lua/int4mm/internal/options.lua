@@ -91,6 +91,12 @@ function options.scaling(name, opts)
   return opts.group_size == nil and 0 or check.integer(name, "group_size", opts.group_size, 1)
 end
 
+-- The C core knows which kernels there are.
+function options.check_kernel(name, opts)
+  if opts.kernel == nil or type(opts.kernel) == "string" then return end
+  check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
+end
+
 -- out_dtype's number, which has to be that of `out` where both are given
 function options.out_dtype(name, opts, default)
   local dtype = check.choice(name, "out_dtype", opts.out_dtype, enums.float_dtypes, default)
