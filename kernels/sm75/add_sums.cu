@@ -42,7 +42,8 @@ __device__ __forceinline__ void add_share(int32_t (&sums)[COUNT], const SumsArgu
   }
 }
 
-/* SHARES lanes of a warp have the same columns and each a share of the parts; blockIdx.z is the area, y its rows. */
+/* SHARES lanes of a warp have the same columns and each a share of the parts. blockIdx.z is the area, y its rows: at
+ * most 256 for each SM, which has less than two tiles. */
 template <int SHARES> __global__ void __launch_bounds__(THREADS) add_sums(const __grid_constant__ SumsArguments p) {
   constexpr int QUADS = 32 / SHARES; /* of a warp, neighbours */
   const int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * QUADS + lane % QUADS;
