@@ -100,6 +100,13 @@ typedef enum int4mm_packing {
   INT4MM_PACKED_DIM1 = 2  /* [R, ceil(K/8)]: along the columns', as a_packed is */
 } int4mm_packing;
 
+/* What there is beside the scales of words from int4mm_quantize, without which they are not the values. */
+typedef enum int4mm_packed_with {
+  INT4MM_WITH_SCALES = 0, /* nothing, or it is not known */
+  INT4MM_WITH_ZEROS = 1,
+  INT4MM_WITH_FACTORS = 2
+} int4mm_packed_with;
+
 /* Nibble encodings. They differ by word ^ 0x88888888. */
 typedef enum int4mm_encoding {
   INT4MM_TWOS_COMPLEMENT = 0, /* nibble = value & 15 */
@@ -125,6 +132,7 @@ typedef struct int4mm_tensor {
                               where it has words: not known */
   int32_t packed_rotate;   /* the block that int4mm_quantize rotated by; 0: it did not, which does not say that the
                               floats had not been rotated before */
+  int32_t packed_with;     /* int4mm_packed_with: a call that is not given it refuses the words */
   int64_t reserved[2];
 } int4mm_tensor;
 
@@ -169,7 +177,7 @@ INT4MM_API int32_t int4mm_tensor_view(int4mm_tensor *view, const int4mm_tensor *
                                       int64_t cols) INT4MM_CHECK;
 /* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
  * many values along the packed dimension (its last word holds some of them), or 0 where that is not known;
- * packed_rotate becomes 0. INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
+ * packed_rotate and packed_with become 0. INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
 INT4MM_API int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding,
                                       int64_t packed_k) INT4MM_CHECK;
 /* Gives up this reference; the memory goes with the last one. Harmless on a released tensor. Never fails. */
@@ -339,8 +347,8 @@ typedef struct int4mm_quantize_args {
   const int4mm_tensor *scales;  /* float32: [R] for dim 1, [C] for dim 0; with `group` [R, G] or [G, C] */
   const int4mm_tensor *zeros;   /* int8 of the shape of scales: asymmetric int4; NULL: symmetric */
   const int4mm_tensor *factors; /* int8 [R, G] or [G, C]: integer group scales beside scales [R] or [C]; or NULL */
-  int64_t group;                /* values along dim to a group, a multiple of 32; G = ceil(extent / group); 0: one
-                                   group, whose scales are a vector */
+  int64_t group;                /* values along dim to a group, a multiple of 32 or the extent; G = ceil(extent /
+                                   group); 0: one group, whose scales are a vector */
   int32_t dim;                  /* 1: a scale per row (activations [M, K]), 0: per column (weights [K, N]) */
   int32_t encoding;             /* of int4 */
   int32_t rotate;               /* rotate blocks of so many values along dim first (int4mm_rotate); 0: do not */
@@ -512,10 +520,11 @@ typedef struct int4mm_matmul_args {
   const int4mm_tensor *scale_a;  /* [M] float32; W4A16: NULL */
   const int4mm_tensor *scale_b;  /* [N] float32, or group scales [G, N] float32, float16 or bfloat16 */
   const int4mm_tensor *zero_b;   /* zero points: int8 of scale_b's shape, or int32 words of eight along N, lowest first,
-                                    in b's encoding ([ceil(N/8)], [G, ceil(N/8)] or [ceil(N/8), G]); NULL: 0 */
+                                    in their mark's encoding, else in b's ([ceil(N/8)], [G, ceil(N/8)] or
+                                    [ceil(N/8), G]); NULL: 0 */
   const int4mm_tensor *factor_b; /* integer group scales: [G, N] int8, 1 to 15 (checked on the CPU); or NULL */
-  int64_t group;                 /* values of k to a group, a multiple of 32 (the last may hold fewer); 0: K / G, which
-                                    then has to be one */
+  int64_t group;                 /* values of k to a group, a multiple of 32 (the last may hold fewer) or K; 0: K / G,
+                                    which then has to be one */
   const int4mm_tensor *bias;     /* [N] float32, added in float32 after the scales; or NULL */
   int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside a_packed as out_dtype */
   int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */

@@ -112,19 +112,17 @@ local function quantized_dtype(name, opts)
   return dtype
 end
 
--- The option group_size; 0 where there are no groups.
-local function group_size(name, opts)
-  if opts.group_size == nil then return 0 end
-  local size = check.integer(name, "group_size", opts.group_size, 32)
-  if size % 32 ~= 0 then check.raise(name, "group_size is %d, expected a multiple of 32", size) end
-  return size
+-- The option group_size of so many values along dim; 0 where there are no groups.
+local function group_size(name, opts, length)
+  return opts.group_size == nil and 0 or options.group_size(name, opts.group_size, length)
 end
 
 local GROUP_SCALES = { float = false, integer = true }
 
--- Sets group, zeros and factors in `known`: the size, and whether there is the one or the other beside the scales.
-local function set_groups(name, opts, known)
-  known.group = group_size(name, opts)
+-- Sets group, zeros and factors in `known`: the size, of so many values along dim, and whether there is the one or the
+-- other beside the scales.
+local function set_groups(name, opts, known, length)
+  known.group = group_size(name, opts, length)
   known.factors = check.choice(name, "group_scales", opts.group_scales, GROUP_SCALES, "float")
   known.zeros = check.boolean(name, "zero_point", opts.zero_point, false)
   local what = known.factors and 'group_scales is "integer"' or "zero_point is true"
@@ -155,7 +153,7 @@ function ops.quantize_options(name, src, opts)
   known.rotate = options.block(name, "rotate", opts.rotate)
   known.clip, known.clip_mse = options.clip(name, opts.clip)
   known.dtype = quantized_dtype(name, opts)
-  set_groups(name, opts, known)
+  set_groups(name, opts, known, tonumber(src.c.shape[known.dim]))
   return known
 end
 
@@ -215,7 +213,7 @@ local QUANTIZE_OPTIONS = {
 -- - `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for `layout_b = "nk"`), 1
 --   for a scale per column and [R/8, C] words (weights [K, N])
 -- - `rotate`: the block of a rotation along dim, as in @{rotate}, before anything else
--- - `group_size`: values along dim that share a scale, a multiple of 32; the last group may hold fewer
+-- - `group_size`: values along dim that share a scale, a multiple of 32, of which the last group may hold fewer, or all
 -- - `group_scales`: "float" (the default), or "integer" for a float32 scale per row or column and a factor per group
 -- - `zero_point`: true for zero points, one beside each scale
 -- - `clip`: a number above 0 and up to 1 that absmax is multiplied by, where what is beyond saturates; or "mse", for
@@ -229,8 +227,12 @@ local QUANTIZE_OPTIONS = {
 -- @treturn tensor scales, float32 [R] (dim 2) or [C] (dim 1); of G groups [R, G] or [G, C], unless there are factors
 -- @treturn ?tensor zeros, int8 of the shape of scales, or factors, int8 [R, G] or [G, C]
 -- @raise for NaN and infinities, with row and column
-function ops.quantize(src, opts)
-  local name = "quantize"
+function ops.quantize(src, opts) return ops.quantize_as("quantize", "src", src, opts) end
+
+local function call_quantize(args) return lib.int4mm_quantize(args) end
+
+-- @{quantize} for the function `name`, whose argument `what` the source is.
+function ops.quantize_as(name, what, src, opts)
   opts = check.options(name, opts, QUANTIZE_OPTIONS)
   local known = ops.quantize_options(name, src, opts)
   local args = ffi.new("int4mm_quantize_args")
@@ -253,7 +255,7 @@ function ops.quantize(src, opts)
   args.src, args.packed, args.scales = src.c, out.c, scales.c
   if zeros then args.zeros = zeros.c end
   if factors then args.factors = factors.c end
-  binding.check(name, lib.int4mm_quantize(args))
+  binding.check(name, memory.with_retry(src.c.device, call_quantize, args), what)
   keep(src, out, scales, zeros or factors, opts)
   return out, scales, zeros or factors
 end
@@ -266,9 +268,10 @@ local function read_group_size(name, scales, known, opts)
   if what == "factors" and by_group.c.rank ~= 2 then
     check.raise(name, "factors is %s, expected a matrix of int8, one for each group", check.describe(by_group))
   end
-  local given = group_size(name, opts)
+  local length = known.dim == 0 and known.rows or known.columns
+  local given = group_size(name, opts, length)
   if given > 0 or by_group.c.rank ~= 2 then return given end
-  local length, groups = known.dim == 0 and known.rows or known.columns, tonumber(by_group.c.shape[known.dim])
+  local groups = tonumber(by_group.c.shape[known.dim])
   if groups <= 1 then return 32 * math.max(math.ceil(length / 32), 1) end
   if length % groups == 0 and length / groups % 32 == 0 then return length / groups end
   check.raise(name, "group_size is nil but %s is %s, whose %d groups do not divide the %d values along dim %d into "
@@ -453,9 +456,10 @@ end
 -- @tparam[opt] table opts
 --
 -- - `zeros`: zero points, of scale_b's shape: int8 from -120 to 119, or int32 words of eight along N (lowest nibble
---   first) in the encoding of b_packed
+--   first) in their own encoding where they know it, else in that of b_packed
 -- - `factors`: integer group scales [G, N] ([N, G] as well for "nk"), int8 from 1 to 15; not with `zeros`
--- - `group_size`: values of K in a group, a multiple of 32, of which the last group may have fewer; by default K / G
+-- - `group_size`: values of K in a group, a multiple of 32, of which the last group may have fewer, or K; by default
+--   K / G
 -- - `out`: a tensor [M, N] to write to, float16, bfloat16 or float32, apart from the operands
 -- - `out_dtype` ("float16"): of a new result, also "bfloat16" and "float32"
 -- - `bias`: a tensor [N] float32
@@ -557,7 +561,8 @@ function Plan.__tostring(plan)
   if plan.split_k > 1 then parts[#parts + 1] = "K split in " .. plan.split_k end
   if plan.ctas > 0 then parts[#parts + 1] = plan.ctas .. " CTAs" end
   local details = #parts > 0 and " (" .. table.concat(parts, ", ") .. ")" or ""
-  local text = ("%s on %s%s: %s"):format(plan.kernel, plan.device, details, plan.reason)
+  local where = plan.arch and "sm_" .. plan.arch or plan.device
+  local text = ("%s on %s%s: %s"):format(plan.kernel, where, details, plan.reason)
   for _, operand in ipairs { "a_packed", "b_packed" } do
     if plan[operand] then text = ("%s; %s is %s"):format(text, operand, plan[operand]) end
   end
@@ -660,7 +665,9 @@ local function choose_cuda(name, problem)
   local status = lib.int4mm_choose_cuda(p, problem.kernel, plan)
   if status == enums.status.unsupported then return nil, binding.last_error() end
   binding.check(name, status)
-  return plan_table(plan)
+  local chosen = plan_table(plan)
+  chosen.arch = p.arch
+  return chosen
 end
 
 --- What @{int4_matmul} would do with these arguments, without doing it; with the option `offsets` in opts, what
@@ -702,7 +709,8 @@ end
 --   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
 --   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
 --   `experts`, of a grouped product, whose M counts the rows of all of them; `kernel` to force one
--- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
+-- @treturn table as from @{explain}, with the problem's `arch` as a number; or nil where the forced kernel cannot serve
+--   the problem
 -- @treturn ?string then the reason
 function ops.choose_cuda(problem) return choose_cuda("choose_cuda", problem) end
 

@@ -123,7 +123,7 @@ function reference.int4_grouped_matmul_reference(a_packed, b_packed, scale_a, sc
     own.a = tensor.narrow(name, call.a, 1, first + 1, rows)
     own.scale_a = call.scale_a and tensor.narrow(name, call.scale_a, 1, first + 1, rows)
     own.b, own.factors = share(name, call.b, e, E), share(name, call.factors, e, E)
-    own.scale_b, own.zeros = share(name, call.scale_b, e, E, by_column), share(name, call.zeros, e, E, by_column)
+    own.scale_b, own.zeros = share(name, call.scale_b, e, E, by_column), share(name, call.zeros, e, E)
     own.bias = share(name, call.bias, e, E, true)
     product.multiply(tensor.narrow(name, here, 1, first + 1, rows), own)
   end

@@ -83,6 +83,15 @@ function options.activations(name, opts)
   return kind
 end
 
+-- The values in a group along K.
+function options.group_size(name, value, K)
+  check.integer(name, "group_size", value, 1)
+  if value % 32 ~= 0 and value ~= K then
+    check.raise(name, "group_size is %d, expected a multiple of 32, or all of K = %d", value, K)
+  end
+  return value
+end
+
 -- What belongs to the scales of a weight: `zeros` and `factors`, tensors, are checked; returns the group's size, 0 for
 -- what follows from the number of groups.
 function options.scaling(name, opts)
