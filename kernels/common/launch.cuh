@@ -31,14 +31,22 @@ static inline cudaError_t int4mm_prepare_kernel(int device, const void *kernel, 
   return cudaSuccess;
 }
 
-/* Raises a CTA's shared memory so far that an SM has room for one, where the grid has no more CTAs than the device SMs.
- * The CTAs of a grid that starts while the one before it ends would else come two to one SM and none to another. */
-static inline cudaError_t int4mm_one_cta_per_sm(int device, int64_t ctas, size_t *shared) {
+/* Dynamic shared memory of a CTA. one_per_sm: where a grid has no more CTAs than the device SMs, so much more that an
+ * SM has room for one. The CTAs of a grid that starts while the one before it ends would else come two to one SM and
+ * none to another. */
+struct int4mm_shared {
+  size_t bytes;
+  bool one_per_sm;
+  int4mm_shared(size_t bytes, bool one_per_sm = false) : bytes(bytes), one_per_sm(one_per_sm) {}
+};
+
+static inline cudaError_t int4mm_raise_shared(int4mm_shared *shared, int device, dim3 grid) {
   int sms, bytes;
+  if (!shared->one_per_sm) return cudaSuccess;
   cudaError_t error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  if (error != cudaSuccess || ctas > sms) return error;
-  if (*shared < (size_t)bytes / 2) *shared = (size_t)bytes / 2;
+  if (error != cudaSuccess || (int64_t)grid.x * grid.y * grid.z > sms) return error;
+  if (shared->bytes < (size_t)bytes / 2) shared->bytes = (size_t)bytes / 2;
   return error;
 }
 
@@ -49,11 +57,12 @@ static inline cudaError_t int4mm_one_cta_per_sm(int device, int64_t ctas, size_t
  * An SM has to be empty to be divided anew, so that else their CTAs could not start beside this kernel's; but L1 is
  * small then. */
 template <auto KERNEL, bool KEEPS_SHARED = false, typename... Arguments>
-static inline cudaError_t int4mm_launch(int device, dim3 grid, int threads, size_t shared, dim3 cluster,
+static inline cudaError_t int4mm_launch(int device, dim3 grid, int threads, int4mm_shared shared, dim3 cluster,
                                         cudaStream_t stream, const Arguments &...arguments) {
   static std::atomic<int> known[64];
   int code_arch;
   cudaError_t error = int4mm_prepare_kernel(device, (const void *)KERNEL, known, &code_arch, KEEPS_SHARED);
+  if (error == cudaSuccess) error = int4mm_raise_shared(&shared, device, grid);
   if (error != cudaSuccess) return error;
   bool alone = cluster.x * cluster.y * cluster.z == 1;
   if (code_arch < 90 && !alone) return cudaErrorNotSupported;
@@ -63,7 +72,7 @@ static inline cudaError_t int4mm_launch(int device, dim3 grid, int threads, size
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {cluster.x, cluster.y, cluster.z};
   cudaLaunchConfig_t config = {};
-  config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = shared, config.stream = stream;
+  config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = shared.bytes, config.stream = stream;
   config.attrs = attributes, config.numAttrs = code_arch < 90 ? 0 : alone ? 1 : 2;
   return cudaLaunchKernelEx(&config, KERNEL, arguments...);
 }

@@ -49,8 +49,9 @@ struct Arguments {
   GroupArguments groups;
   int4mm_experts experts;
   int whole_tiles, shared_tiles; /* of whose K a CTA has all; of whose K it has `part` stages or, at the end, fewer */
-  int part, sum_rows;
-  int32_t *sums; /* of each part of each shared tile: [sum_rows, T::BN] */
+  int part;
+  int32_t *sums; /* of each part: int4mm_sums_stride */
+  int64_t ld_sums, sums_area;
 };
 
 /* What a CTA multiplies: of a tile `stages` of K from `first` on. The sums go to `slot` of p.sums; where that is < 0,
@@ -584,21 +585,22 @@ __device__ __forceinline__ void finish_inside(const Arguments &p, const TileCoor
   });
 }
 
-/* The sums of a part of K, to the part's slot. */
+/* The sums of a part of K, to their place in memory. */
 template <class T>
 __device__ __forceinline__ void store_part(const Arguments &p, const Work &work, int warp_m, int warp_n, int warp_k,
                                            const int32_t (&acc)[T::MT][T::NT][4]) {
-  int32_t *to = p.sums + (int64_t)work.slot * p.sum_rows * T::BN;
+  const bool tiles = p.whole_tiles > 0;
+  int32_t *to = p.sums + (tiles ? work.slot : work.slot / p.shared_tiles) * p.sums_area;
+  if (tiles) to -= work.at.row * p.ld_sums + work.at.column;
   for_octets<T>(
       work.at, warp_m, warp_n, warp_k, [](int) {},
       [&](int m, int lower, int n, int row, int column) {
         Octet o;
         gather<T>(o.sums, acc, m, lower, n);
         if (row >= p.M || column >= p.N) return;
-        int32_t *own = to + (row - work.at.row) * T::BN + column - work.at.column;
 #pragma unroll
         for (int i = 0; i < COLUMNS; i += 4)
-          int4mm_store_v4(own + i, o.sums[i], o.sums[i + 1], o.sums[i + 2], o.sums[i + 3]);
+          int4mm_store_v4(to + row * p.ld_sums + column + i, o.sums[i], o.sums[i + 1], o.sums[i + 2], o.sums[i + 3]);
       });
 }
 
@@ -662,17 +664,6 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma(const __grid_constant
 
 /* ---- grouped products ---- */
 
-/* Results of rows of no expert. Its sizes are constants: beside experts.cuh's zero_tile the mainloop of NK and floats
- * spills on sm_100. */
-template <class T>
-__device__ __noinline__ void zero_tile(const EpilogueArguments &e, int first_row, int end, int first_column, int N) {
-  const float zero[1] = {0};
-  for (int i = threadIdx.x; i < T::BM * T::BN; i += T::THREADS) {
-    const int row = first_row + i / T::BN;
-    if (row < end) int4mm_store(e, row, first_column + i % T::BN, N, zero);
-  }
-}
-
 /* An expert's tile, whose arguments lie in shared memory. */
 template <class T, int SHARED = T::SHARED_BYTES>
 __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_constant__ Arguments p) {
@@ -681,7 +672,7 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS) mma_experts(const __grid_
     const TileCoord at = tile_coord<T>(p, blockIdx.x);
     ptx::griddepcontrol_wait();
     const ExpertTile tile = find_expert_tile<T::BM>(p.experts, p.M, at.row / T::BM);
-    if (tile.expert == -1) zero_tile<T>(p.epilogue, tile.row, tile.end, at.column, p.N);
+    if (tile.expert == -1) zero_tile(p.epilogue, tile.row, min(tile.end, tile.row + T::BM), at.column, T::BN, p.N);
     if (tile.expert < 0) return;
     if (threadIdx.x == 0) own = arguments_of(p, tile.expert, tile.end);
     __syncthreads();
@@ -709,14 +700,13 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   p.part = (p.stages + split - 1) / split;
   const int parts = (p.stages + p.part - 1) / p.part;
   p.whole_tiles = parts > 1 ? plan->whole_tiles : tiles, p.shared_tiles = tiles - p.whole_tiles;
-  p.sums = problem->sums, p.sum_rows = int4mm_sum_rows(problem, plan);
+  p.sums = problem->sums, p.ld_sums = int4mm_sums_stride(problem, plan);
+  p.sums_area = int4mm_sum_rows(problem, plan) * p.ld_sums;
   const dim3 grid(p.whole_tiles + p.shared_tiles * parts);
   if (!p.experts.count) {
-    size_t shared = T::SHARED_BYTES;
-    cudaError_t error = cudaSuccess; /* one to an SM, also where two have room, as those of 64 x 64 words do */
-    if (T::CTAS == 1) error = int4mm_one_cta_per_sm(plan->device, grid.x, &shared);
-    if (error != cudaSuccess) return error;
-    error = int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, shared, dim3(1), stream, p);
+    /* one to an SM, also where two have room, as those of 64 x 64 words do */
+    const int4mm_shared shared(T::SHARED_BYTES, T::CTAS == 1);
+    cudaError_t error = int4mm_launch<mma<T>>(plan->device, grid, T::THREADS, shared, dim3(1), stream, p);
     return error == cudaSuccess && parts > 1 ? int4mm_launch_add_sums(problem, plan, parts, T::UNSCALE, stream) : error;
   }
   if constexpr (T::BM == T::BN && !T::STAGED) /* fewer instances for grouped products */

@@ -566,14 +566,11 @@ template <class S> int64_t row_tiles(const int4mm_problem *problem) {
 /* A CTA for each stripe of columns and each of row_tiles(), in clusters that split K. EXPERTS: there is code for
  * grouped products. */
 template <class S, bool EXPERTS>
-cudaError_t launch_grid(const int4mm_problem *problem, const typename S::Arguments &p, size_t shared, int device,
+cudaError_t launch_grid(const int4mm_problem *problem, const typename S::Arguments &p, size_t bytes, int device,
                         cudaStream_t stream) {
   const int threads = 32 * p.warps_n * p.warps_k, stripe = p.warps_n * COLUMNS;
   const dim3 grid((p.N + stripe - 1) / stripe, p.split, (unsigned)row_tiles<S>(problem)), cluster(1, p.split);
-  if (p.split == 1) { /* clusters find no place otherwise */
-    cudaError_t error = int4mm_one_cta_per_sm(device, (int64_t)grid.x * grid.z, &shared);
-    if (error != cudaSuccess) return error;
-  }
+  const int4mm_shared shared(bytes, p.split == 1); /* clusters find no place otherwise */
   if (!problem->experts.count) return int4mm_launch<skinny<S>>(device, grid, threads, shared, cluster, stream, p);
   if constexpr (EXPERTS)
     return int4mm_launch<skinny_experts<S>>(device, grid, threads, shared, cluster, stream, p, problem->experts);

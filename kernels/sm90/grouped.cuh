@@ -922,9 +922,7 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   cudaError_t error = map_a_of<T>(&map_a, *problem, p);
   if (error == cudaSuccess) error = map_b_of(&map_b, *problem, p.boxes, T::BN / BOX_COLUMNS);
   if (error != cudaSuccess) return error;
-  size_t shared = T::SHARED_BYTES;
-  if (T::LAUNCHES_LATE && T::CTAS == 2) error = int4mm_one_cta_per_sm(plan->device, plan->ctas, &shared);
-  if (error != cudaSuccess) return error;
+  const int4mm_shared shared(T::SHARED_BYTES, T::LAUNCHES_LATE && T::CTAS == 2);
   return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, shared, 1, stream, map_a, map_b, p);
 }
 

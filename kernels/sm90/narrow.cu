@@ -239,12 +239,9 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   Arguments p = make_arguments(problem, plan);
   cudaError_t error = map_a_of<T>(&map_a, problem, p);
   if (error != cudaSuccess) return error;
-  size_t shared = T::SHARED_BYTES;
   /* Elsewhere two to an SM are faster, but beside the CTAs of the kernel that makes A, those of all come so, which
    * leaves SMs without one: 128 x 4104 x 4096 took 13.5 us on an H100, for 9.9. */
-  if ((T::K_GROUPS == 1 && p.split == 1) || problem->after_a)
-    error = int4mm_one_cta_per_sm(plan->device, (int64_t)p.tiles_m * p.split * p.tiles_n, &shared);
-  if (error != cudaSuccess) return error;
+  const int4mm_shared shared(T::SHARED_BYTES, (T::K_GROUPS == 1 && p.split == 1) || problem->after_a);
   return int4mm_launch<narrow<T>>(plan->device, dim3(p.tiles_m * p.split, p.tiles_n), T::THREADS, shared, p.split,
                                   stream, map_a, p);
 }

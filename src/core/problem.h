@@ -102,9 +102,13 @@ typedef struct int4mm_problem {
                              kernel that would need it does not split K */
 } int4mm_problem;
 
-/* problem->sums: of each part of K, of each tile whose K is in parts, so many rows of plan->tile_n sums. */
+/* problem->sums has, for each part of K, the sums of the output or, behind whole waves of tiles, those of each tile
+ * whose K is in parts: so many rows, with so many elements from one to the next. */
 static inline int32_t int4mm_sum_rows(const int4mm_problem *problem, const int4mm_plan *plan) {
-  return problem->M < plan->tile_m ? (int32_t)problem->M : plan->tile_m;
+  return plan->whole_tiles ? plan->tile_m : (int32_t)problem->M;
+}
+static inline int64_t int4mm_sums_stride(const int4mm_problem *problem, const int4mm_plan *plan) {
+  return plan->whole_tiles ? plan->tile_n : (problem->N + 7) / 8 * 8;
 }
 
 /* Words of B along k; values past K in the last one have no counterpart in A. */

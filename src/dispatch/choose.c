@@ -150,8 +150,9 @@ bool int4mm_starts_early(const int4mm_plan *plan) {
 
 int64_t int4mm_sums_bytes(const int4mm_problem *problem, const int4mm_plan *plan) {
   if (plan->split_k <= 1 || !int4mm_kernels_cuda[plan->kernel].family->sums) return 0;
-  const int64_t rows = (int64_t)plan->split_k * int4mm_plan_shared_tiles(plan) * int4mm_sum_rows(problem, plan);
-  return rows * plan->tile_n * (int64_t)sizeof(int32_t);
+  const int64_t areas = plan->whole_tiles ? int4mm_plan_shared_tiles(plan) : 1;
+  const int64_t sums = int4mm_sum_rows(problem, plan) * int4mm_sums_stride(problem, plan);
+  return plan->split_k * areas * sums * (int64_t)sizeof(int32_t);
 }
 
 /* ---- the public function ---- */

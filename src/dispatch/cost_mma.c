@@ -19,8 +19,6 @@ enum {
   COPY_TIME = 2000,       /* of the copy's call */
   ADD_TIME = 1300,        /* of a kernel that adds the sums of parts of K, */
   ADD_RATE = 2700,        /* and bytes of these sums a ns, written and read, */
-  MAX_SPLIT = 32,         /* of at most so many parts, */
-  MAX_WAVES = 64,         /* after fewer waves of tiles: beside more, what is left is nothing */
   PROMOTION_TIME = 350,   /* of the sums of 128 x 128 for each group of a k-block but the first */
   MAX_GROUPED_K = 1 << 20 /* where a group is found by a multiplication */
 };
@@ -148,13 +146,13 @@ static int64_t waves_time(const mma_cost *cost, const int4mm_gpu_problem *p, int
   return int4mm_plan_add(int4mm_plan_mul(tiles / (2 * p->sms), two), rest > p->sms ? two : rest ? one : 0);
 }
 
-/* Tiles of which CTAs share the K of the last `shared`, `split` each. */
-typedef struct sharing {
-  int64_t whole, shared, split;
-} sharing;
-
-/* A plan's time: of the product, at least that of reading B, and of adding sums. */
-static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, sharing s) {
+/* The product's time, at least that of reading B, and that of adding sums. 128 x 14336 x 1024 takes 20.4 us with 32
+ * tiles of 64 x 64, 13.6 with K in 2 parts and 10.2 in 4; 64 x 65536 x 256 82 us, 15 in 8, 10.5 in 16 and 9.8 in 32;
+ * W4A8 of 128 x 4096 x 4096 15.9 and in 2 parts 14.4. With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us
+ * and in 2 parts 10.2. 192 x 14336 x 3072, 12 tiles of 64 x 64 behind 132, takes 41 us and with these in 10 parts 27;
+ * 1536 x 14336 x 3072, 24 of 128 x 128 behind 264, 192 and in 5 parts 148. */
+static int64_t sharing_time(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_sharing s) {
+  const mma_cost *cost = cost_of(kernel, p);
   const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), tiles = int4mm_plan_add(s.whole, s.shared);
   int64_t reading = int4mm_plan_bytes_of_b(p) / int4mm_gpu_memory_rate(p, FITTED_MEMORY, WEIGHT_RATE);
   int64_t time = waves_time(cost, p, s.split > 1 ? s.whole : tiles, int4mm_plan_k_blocks(p));
@@ -168,27 +166,10 @@ static int64_t split_time(const mma_cost *cost, const int4mm_gpu_problem *p, sha
   return time + int4mm_gpu_clock_time(p, ADD_TIME) + bytes / int4mm_gpu_memory_rate(p, FITTED_MEMORY, ADD_RATE);
 }
 
-/* Where sums are exact in any order and tiles leave SMs without work, CTAs share K in parts of whole stages: of all
- * tiles, or behind whole waves of those that are left over (Osama et al., Stream-K, 2023, whose CTAs may also go from
- * one tile to the next). 128 x 14336 x 1024 takes 20.4 us with 32 tiles of 64 x 64, 13.6 with K in 2 parts and 10.2 in
- * 4; 64 x 65536 x 256 82 us, 15 in 8, 10.5 in 16 and 9.8 in 32; W4A8 of 128 x 4096 x 4096 15.9 and in 2 parts 14.4.
- * With more sums it does not pay: 2048 x 2048 x 256 takes 7.7 us and in 2 parts 10.2. 192 x 14336 x 3072, 12 tiles of
- * 64 x 64 behind 132, takes 41 us and with these in 10 parts 27; 1536 x 14336 x 3072, 24 of 128 x 128 behind 264, 192
- * and in 5 parts 148. */
-static int64_t best_sharing(const mma_cost *cost, const int4mm_gpu_problem *p, int64_t tiles, sharing *found) {
+/* Stages of K that CTAs may share, where sums are exact in any order; else one. */
+static int64_t shared_stages(const mma_cost *cost, const int4mm_gpu_problem *p) {
   const bool exact = cost->kind == WORDS || cost->kind == BYTES || cost->kind == BYTES_AFFINE;
-  const int64_t stages = int4mm_plan_ceil_div(p->K, cost->stage_k), at_once = cost->pairs ? 2 * p->sms : p->sms;
-  const int64_t whole = tiles / at_once * at_once, shared = tiles - whole;
-  *found = (sharing){0, tiles, 1};
-  int64_t best = split_time(cost, p, *found);
-  if (p->experts || !exact || !shared || tiles / at_once >= MAX_WAVES) return best;
-  const int64_t most = at_once / shared;
-  for (int64_t parts = most < MAX_SPLIT ? most : MAX_SPLIT; parts > 1; parts /= 2) {
-    const sharing s = {whole, shared, int4mm_plan_ceil_div(stages, int4mm_plan_ceil_div(stages, parts))};
-    const int64_t time = split_time(cost, p, s);
-    if (s.split > 1 && time < best) best = time, *found = s;
-  }
-  return best;
+  return exact && !p->experts ? int4mm_plan_ceil_div(p->K, cost->stage_k) : 1;
 }
 
 /* What copies of operands take. */
@@ -201,14 +182,15 @@ static int64_t copying_time(const int4mm_gpu_problem *p) {
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const int64_t element = p->out_dtype == INT4MM_FLOAT32 ? 4 : 2;
-  int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  int64_t likely_tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n);
-  sharing s;
-  int64_t time = best_sharing(cost_of(kernel, p), p, likely_tiles, &s);
+  const mma_cost *cost = cost_of(kernel, p);
+  const int64_t tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
+  const int64_t likely_tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n);
+  int64_t time = int4mm_plan_share_k(kernel, p, sharing_time, likely_tiles, cost->pairs ? 2 * p->sms : p->sms,
+                                     shared_stages(cost, p), plan);
+  plan->tile_k = INT4MM_BLOCK_K;
+  if (plan->split_k == 1) plan->ctas = int4mm_plan_ctas(tiles);
   if (p->align_out < 16 || p->ldo % (16 / element)) time = int4mm_plan_add(time, time / 8); /* as wgmma's: not fitted */
   time = int4mm_plan_add(time, copying_time(p));
-  plan->tile_k = INT4MM_BLOCK_K, plan->split_k = (int32_t)s.split, plan->whole_tiles = (int32_t)s.whole;
-  plan->ctas = int4mm_plan_ctas(s.split > 1 ? s.whole + s.shared * s.split : tiles);
   return int4mm_plan_add(CALL_TIME, time);
 }
 

@@ -20,9 +20,7 @@ enum {
   MAX_GROUPED_K = 1 << 20, /* where a group is found by a multiplication */
   COPY_TIME = 2000,        /* of a copy of A, */
   ADD_TIME = 3000,         /* of a kernel that adds the sums of parts of K, beside their bytes */
-  MAX_SPLIT = 64,          /* parts of K, */
-  PART_K = 256,            /* of whole stages of every tile, */
-  MAX_WAVES = 64,          /* after fewer waves of tiles: beside more, what is left is nothing */
+  PART_K = 256,            /* values of k that are whole stages of every tile */
   ALONE_PERCENT = 60,      /* of the bound that a CTA alone on its SM reaches */
   PAIR_PERCENT = 75,       /* and two */
   MEMORY_PERCENT = 80      /* of the memory's rate at which B is read */
@@ -119,31 +117,21 @@ static int64_t memory_of(const int4mm_gpu_problem *p) {
   return p->memory ? p->memory : int4mm_architecture_of(TURING)->memory;
 }
 
-/* Where sums are exact in any order and tiles leave SMs without work, CTAs share K: of all tiles, or of those that
- * whole waves leave over. Fills in how, and returns the time. */
-static int64_t best_sharing(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int64_t tiles,
-                            int4mm_plan *plan) {
-  const int64_t at_once = is_paired(kernel, p) ? 2 * (int64_t)p->sms : p->sms, whole = tiles / at_once * at_once;
-  const int64_t shared = tiles - whole, parts = int4mm_plan_ceil_div(p->K, PART_K);
-  int64_t best = waves_time(kernel, p, tiles, int4mm_plan_k_blocks(p));
-  if (has_chain(p) || !shared || tiles / at_once >= MAX_WAVES) return best;
-  const int64_t before = waves_time(kernel, p, whole, int4mm_plan_k_blocks(p)), most = at_once / shared;
-  for (int64_t split = most < MAX_SPLIT ? most : MAX_SPLIT; split > 1; split /= 2) {
-    int64_t part = int4mm_plan_ceil_div(parts, split), ctas = shared * int4mm_plan_ceil_div(parts, part);
-    int64_t bytes = ctas * p->M * p->N / tiles * 8;
-    int64_t time =
-        before + waves_time(kernel, p, ctas, part * PART_K / INT4MM_BLOCK_K) + ADD_TIME + bytes / memory_of(p);
-    if (ctas == shared || time >= best) continue;
-    best = time, plan->split_k = (int32_t)(ctas / shared), plan->whole_tiles = (int32_t)whole;
-    plan->ctas = int4mm_plan_ctas(whole + ctas);
-  }
-  return best;
+/* Of the tiles, and of adding sums. */
+static int64_t sharing_time(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_sharing s) {
+  if (s.split == 1) return waves_time(kernel, p, s.shared, int4mm_plan_k_blocks(p));
+  const int64_t part = int4mm_plan_ceil_div(int4mm_plan_ceil_div(p->K, PART_K), s.split) * PART_K / INT4MM_BLOCK_K;
+  const int64_t ctas = s.shared * s.split, bytes = ctas * p->M * p->N / (s.whole + s.shared) * 8;
+  return waves_time(kernel, p, s.whole, int4mm_plan_k_blocks(p)) + waves_time(kernel, p, ctas, part) + ADD_TIME +
+         bytes / memory_of(p);
 }
 
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   int64_t memory = memory_of(p), tiles = int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n);
-  plan->tile_k = INT4MM_BLOCK_K, plan->ctas = int4mm_plan_ctas(tiles);
-  int64_t time = best_sharing(kernel, p, tiles, plan);
+  const int64_t stages = has_chain(p) ? 1 : int4mm_plan_ceil_div(p->K, PART_K); /* exact in any order: shared */
+  int64_t time =
+      int4mm_plan_share_k(kernel, p, sharing_time, tiles, is_paired(kernel, p) ? 2 * p->sms : p->sms, stages, plan);
+  plan->tile_k = INT4MM_BLOCK_K;
   int64_t reading = int4mm_plan_mul(int4mm_plan_mul(p->K / 2, p->N), 100) / (memory * MEMORY_PERCENT);
   time = time < reading ? reading + time / 8 : time + reading / 8; /* they overlap, not quite */
   if (!int4mm_plan_aligned16_a(p)) time = int4mm_plan_add(time, COPY_TIME + int4mm_plan_bytes_of_a(p) * 2 / memory);

@@ -43,20 +43,6 @@ int32_t int4mm_plan_ctas(int64_t n) {
   return n < 1 ? 1 : n < INT32_MAX ? (int32_t)n : INT32_MAX;
 }
 
-int32_t int4mm_plan_shared_tiles(const int4mm_plan *plan) {
-  return (plan->ctas - plan->whole_tiles) / plan->split_k;
-}
-
-int32_t int4mm_plan_all_tiles(const int4mm_plan *plan) {
-  return plan->whole_tiles + int4mm_plan_shared_tiles(plan);
-}
-
-const char *int4mm_plan_sharing(const int4mm_plan *plan, char *text, size_t size) {
-  if (!plan->whole_tiles) return "";
-  snprintf(text, size, ", the last %d by %d CTAs each", int4mm_plan_shared_tiles(plan), plan->split_k);
-  return text;
-}
-
 int64_t int4mm_plan_row_tiles(const int4mm_gpu_problem *p, int32_t m) {
   return p->experts ? int4mm_expert_tiles(p->M, p->experts, m) : int4mm_plan_ceil_div(p->M, m);
 }
@@ -125,4 +111,38 @@ int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *p) {
 
 int64_t int4mm_plan_copy_of_b(const int4mm_gpu_problem *p) {
   return copy_of(int4mm_plan_bytes_of_b(p));
+}
+
+/* ---- shared K ---- */
+
+int64_t int4mm_plan_share_k(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_sharing_time *time,
+                            int64_t tiles, int64_t at_once, int64_t stages, int4mm_plan *plan) {
+  const int64_t max_split = 32, max_waves = 64; /* beside more waves, what they leave over is nothing */
+  const int64_t waves = tiles / at_once, whole = waves * at_once, shared = tiles - whole;
+  plan->ctas = int4mm_plan_ctas(tiles), plan->split_k = 1, plan->whole_tiles = 0;
+  int64_t best = time(kernel, p, (int4mm_sharing){0, tiles, 1});
+  if (!shared || waves >= max_waves) return best;
+  const int64_t most = at_once / shared;
+  for (int64_t parts = most < max_split ? most : max_split; parts > 1; parts /= 2) {
+    const int64_t split = int4mm_plan_ceil_div(stages, int4mm_plan_ceil_div(stages, parts));
+    const int64_t ns = split > 1 ? time(kernel, p, (int4mm_sharing){whole, shared, split}) : best;
+    if (ns >= best) continue;
+    best = ns, plan->split_k = (int32_t)split, plan->whole_tiles = (int32_t)whole;
+    plan->ctas = int4mm_plan_ctas(whole + shared * split);
+  }
+  return best;
+}
+
+int32_t int4mm_plan_shared_tiles(const int4mm_plan *plan) {
+  return (plan->ctas - plan->whole_tiles) / plan->split_k;
+}
+
+int32_t int4mm_plan_all_tiles(const int4mm_plan *plan) {
+  return plan->whole_tiles + int4mm_plan_shared_tiles(plan);
+}
+
+const char *int4mm_plan_sharing(const int4mm_plan *plan, char *text, size_t size) {
+  if (!plan->whole_tiles) return "";
+  snprintf(text, size, ", the last %d by %d CTAs each", int4mm_plan_shared_tiles(plan), plan->split_k);
+  return text;
 }

@@ -68,11 +68,6 @@ int64_t int4mm_plan_mul(int64_t a, int64_t b);
 int64_t int4mm_plan_add(int64_t a, int64_t b);
 /* n as a number of CTAs, at least 1. */
 int32_t int4mm_plan_ctas(int64_t n);
-/* Tiles of a plan that are made by split_k CTAs each, and all of them. */
-int32_t int4mm_plan_shared_tiles(const int4mm_plan *plan);
-int32_t int4mm_plan_all_tiles(const int4mm_plan *plan);
-/* ", the last 12 by 11 CTAs each" where whole waves of tiles go before those whose K CTAs share, else "". */
-const char *int4mm_plan_sharing(const int4mm_plan *plan, char *text, size_t size);
 /* Tiles of m x n in the output and of m rows in it; of a grouped product the most that there can be. */
 int64_t int4mm_plan_tiles(const int4mm_gpu_problem *problem, int32_t m, int32_t n);
 int64_t int4mm_plan_row_tiles(const int4mm_gpu_problem *problem, int32_t m);
@@ -97,5 +92,25 @@ bool int4mm_plan_aligned16(const int4mm_gpu_problem *problem);
 /* What a copy of A, or of B, takes on an H100, in ns. */
 int64_t int4mm_plan_copy_of_a(const int4mm_gpu_problem *problem);
 int64_t int4mm_plan_copy_of_b(const int4mm_gpu_problem *problem);
+
+/* ---- shared K ---- */
+
+/* Tiles of which CTAs share the K of the last `shared`, `split` each. */
+typedef struct int4mm_sharing {
+  int64_t whole, shared, split;
+} int4mm_sharing;
+/* The estimate for a problem whose K is shared so, in ns. */
+typedef int64_t int4mm_sharing_time(const int4mm_kernel *kernel, const int4mm_gpu_problem *problem, int4mm_sharing s);
+/* The least of `time` over the ways to share the K of `tiles`, of which the GPU has `at_once`: not at all or, where
+ * tiles leave SMs without work, that of all tiles, or of those left over by whole waves (Osama et al., Stream-K, 2023,
+ * whose CTAs may also go from one tile to the next); in parts of whole stages, of which K has so many. Sets ctas,
+ * split_k and whole_tiles of a plan. */
+int64_t int4mm_plan_share_k(const int4mm_kernel *kernel, const int4mm_gpu_problem *problem, int4mm_sharing_time *time,
+                            int64_t tiles, int64_t at_once, int64_t stages, int4mm_plan *plan);
+/* Tiles of a plan that are made by split_k CTAs each, and all of them. */
+int32_t int4mm_plan_shared_tiles(const int4mm_plan *plan);
+int32_t int4mm_plan_all_tiles(const int4mm_plan *plan);
+/* ", the last 12 by 11 CTAs each" where whole waves of tiles go before those whose K CTAs share, else "". */
+const char *int4mm_plan_sharing(const int4mm_plan *plan, char *text, size_t size);
 
 #endif
