@@ -69,27 +69,41 @@ enum Mode {
   RING_ZEROS
 };
 
-/* What a lane sums over a segment: the mmas, and A alone in every column of one more. PAIRED: rows 0 .. 7 of the first
- * and 8 .. 15 of the second are two parts of the same sums. */
+/* What a lane sums over a segment: the mmas, of each tile of rows one for every of four columns or, SWAPPED, for two of
+ * them, and A alone with ones. */
 template <class S> struct Segment {
-  typename S::Sum acc[S::PAIRED ? 2 : S::ROW_TILES][4][4];
+  typename S::Sum acc[S::ROW_TILES][S::SWAPPED ? 2 : 4][4];
   int32_t ones[S::FLOAT ? 1 : S::ROW_TILES][4];
+
+  /* The sum of the lane's row r and column c. */
+  __device__ __forceinline__ typename S::Sum at(int r, int c) const {
+    if constexpr (S::SWAPPED)
+      return acc[0][c / 2][c % 2 * 2 + r];
+    else
+      return acc[r / 2][c % 4][r % 2 * 2 + c / 4];
+  }
+  __device__ __forceinline__ int32_t of_ones(int r) const {
+    if constexpr (S::SWAPPED)
+      return ones[0][r];
+    else
+      return ones[r / 2][r % 2 * 2];
+  }
 };
 
 /* A segment that has been multiplied but not added yet, with what a stage has for it. */
 template <class S> struct Pending {
   Segment<S> sum;
-  uint2 bytes;                            /* of eight columns */
-  float scales[S::BY_COLUMNS ? 8 : 1];    /* of eight columns; of the lane's column for a slot */
-  uint32_t packed[S::BY_COLUMNS ? 8 : 1]; /* GROUPS: the same as they lie in memory */
+  uint2 bytes;                                          /* of the lane's columns */
+  float scales[S::BY_COLUMNS ? S::LANE_COLUMNS : 1];    /* the same; of one column for a slot */
+  uint32_t packed[S::BY_COLUMNS ? S::LANE_COLUMNS : 1]; /* GROUPS: the same as they lie in memory */
   uint32_t slot;
   int k_block;
 };
 
-/* A lane's sums. PLAIN: of each mma. SUMS: state[8 r + c] is of row g + 8 r and column 8 t + c, int32 or float. */
+/* A lane's sums. PLAIN: of each mma. SUMS: those of a row after another, int32 or float. */
 template <class S> struct GeneralSums {
   Segment<S> plain;
-  int32_t zeros[8]; /* PLAIN_ZEROS: of columns 8 t + c */
+  int32_t zeros[S::LANE_COLUMNS]; /* PLAIN_ZEROS: of the lane's columns */
   int32_t state[S::ROWS];
 };
 
@@ -106,9 +120,9 @@ template <class S> struct ChainSums {
   uint32_t slot, to;             /* of k-block 0, were it in the window; where a lane's sums begin in a slot */
 };
 
-/* RING: the chains t[8 r + c] of row g + 8 r and column 8 t + c. */
+/* RING: the chains of a lane's rows, one after another. */
 template <class S> struct RingSums {
-  float t[S::ROWS], scale_a[S::EIGHTS], bias[8];
+  float t[S::ROWS], scale_a[S::LANE_ROWS], bias[S::LANE_COLUMNS];
   uint32_t at;           /* where the lane has them for the next warp */
   int turn, next;        /* barriers: of this warp's turn and of the one with the next k-block */
   int row, column, last; /* of the CTA's outputs; the last k-block */
@@ -144,7 +158,10 @@ template <int ROWS_, class A_, Mode MODE_, bool NK_ = false> struct GeneralShape
   static constexpr int BLOCKS = NK && IS_PLAIN ? INT4MM_SKINNY_NK_BLOCKS : 1; /* else memory for stages is short */
   static constexpr float UNSCALE = 1;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
-  static constexpr bool PAIRED = FLOAT && ROWS == 8; /* the steps of a slice take one half of an mma's rows each */
+  /* An mma has 16 rows and 8 columns: 8 rows of A are its columns, and columns of B its rows. */
+  static constexpr bool SWAPPED = ROWS == 8;
+  /* A lane has sums of rows g + 8r and columns 8t + c, SWAPPED of rows 2t + r and columns 4g + c. */
+  static constexpr int LANE_ROWS = SWAPPED ? 2 : EIGHTS, ROW_STEP = SWAPPED ? 1 : 8, LANE_COLUMNS = SWAPPED ? 4 : 8;
   static constexpr int A_ROW_BYTES = BLOCK_WORDS * 4 * A::WORDS, EIGHT_BYTES = 8 * A_ROW_BYTES;
   static constexpr int PARAMETERS = B_BYTES + EIGHTS * EIGHT_BYTES; /* where they lie in a stage */
   /* In a chain: the warps that share K at least, and the outputs of a thread at most. */
@@ -155,6 +172,17 @@ template <int ROWS_, class A_, Mode MODE_, bool NK_ = false> struct GeneralShape
     return BRANCHES ? p.stage_bytes : IS_GROUPS ? PARAMETERS + 256 : PARAMETERS;
   }
   static __device__ __forceinline__ int stages(const Arguments &p) { return p.stages; }
+  static __device__ __forceinline__ int lane_row(int r) {
+    const int lane = threadIdx.x % 32;
+    return (SWAPPED ? lane % 4 * 2 : lane / 4) + ROW_STEP * r;
+  }
+  static __device__ __forceinline__ int lane_column() {
+    const int lane = threadIdx.x % 32;
+    return SWAPPED ? lane / 4 * 4 : lane % 4 * 8;
+  }
+  /* Where chunk c (16 bytes) of a row lies in it, in a slot: at an exclusive or with this, which keeps the lanes that
+   * store one after another off each other's banks. */
+  static __device__ __forceinline__ int slot_swizzle(int row) { return SWAPPED ? row & 6 : row & 1; }
   /* By groups a slot has all rows, so that the chain's loads need no addresses of their own. */
   static __device__ __forceinline__ int slot_rows(const Arguments &p) { return IS_GROUPS ? ROWS : p.slot_rows; }
   static __device__ __forceinline__ int slot_bytes(const Arguments &p) {
@@ -252,12 +280,12 @@ template <class S> struct GeneralSource {
     zeros = S::BRANCHES ? kept(p.bytes && !p.factors ? 1 : 0) : S::ZEROS;
     if (S::IS_PLAIN) return;
     if (S::IS_GROUPS) {
-      uint32_t at = S::BY_COLUMNS ? 8 * t * size_of_scale(p) : lane * size_of_scale(p) & ~3u;
+      uint32_t at = S::BY_COLUMNS ? S::lane_column() * size_of_scale(p) : lane * size_of_scale(p) & ~3u;
       bool copies_zeros = S::ZEROS && lane >= 8;
       scales = kept(copies_zeros ? bytes : scales);
       if (S::ZEROS) stride = kept(copies_zeros ? p.bytes_stride : p.scales_stride);
       scale_dtype = kept(p.scale_dtype), scales_at = kept(S::PARAMETERS + at);
-      if (S::ZEROS) zeros_at = kept(S::PARAMETERS + 128 + (S::FLOAT ? 4 * g : 8 * t));
+      if (S::ZEROS) zeros_at = kept(S::PARAMETERS + 128 + (S::FLOAT ? 4 * g : S::lane_column()));
       copies_scales = kept(copies_zeros ? lane < 10 : lane * 16 < COLUMNS * size_of_scale(p));
       return;
     }
@@ -412,9 +440,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::select_expert(A
 
 /* ---- products ---- */
 
-/* The words of this lane in slice j of eight rows of A, from those of slice 0. */
-template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t rows, int j) {
-  uint32_t at = rows ^ 16 * WORDS * j;
+template <int WORDS> __device__ __forceinline__ void load_shared(uint32_t (&x)[WORDS], uint32_t at) {
   if constexpr (WORDS == 1) {
     x[0] = ptx::ld_shared(at);
   } else if constexpr (WORDS == 2) {
@@ -426,12 +452,59 @@ template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WO
   }
 }
 
+/* The words of this lane in slice j of eight rows of A, from those of slice 0. */
+template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t rows, int j) {
+  load_shared(x, rows ^ 16 * WORDS * j);
+}
+
 /* The words of slice j of a lane's four columns. */
 template <class S> __device__ __forceinline__ uint4 load_words(uint32_t at, int j) {
   if (!S::NK) return ptx::ld_shared_v4(at + j * CHUNK_BYTES);
   at ^= 16 * j;
   return make_uint4(ptx::ld_shared(at), ptx::ld_shared(at + nk_offset<S>(1, 0, 0)),
                     ptx::ld_shared(at + nk_offset<S>(2, 0, 0)), ptx::ld_shared(at + nk_offset<S>(3, 0, 0)));
+}
+
+/* The products of a slice: columns 4g + i of B for every i are those of an mma. */
+template <class S, class Fragments>
+__device__ __forceinline__ void multiply_columns(Segment<S> &sum, const uint4 &words, const Fragments &rows,
+                                                 const typename S::A::B &b, bool with_ones) {
+  typedef typename S::A A;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    uint32_t unpacked[2 * A::STEPS];
+    b(unpacked, element(words, i), i);
+#pragma unroll
+    for (int step = 0; step < A::STEPS; step++)
+#pragma unroll
+      for (int m = 0; m < S::ROW_TILES; m++)
+        A::mma(sum.acc[m][i], rows[m][step], unpacked[2 * step], unpacked[2 * step + 1]);
+  }
+  if constexpr (!S::FLOAT)
+    if (with_ones)
+#pragma unroll
+      for (int m = 0; m < S::ROW_TILES; m++) A::mma(sum.ones[m], rows[m][0], A::ONES, A::ONES);
+}
+
+/* SWAPPED: columns 4g + i and 4g + i + 1 of B are rows g and g + 8 of an mma. */
+template <class S, class Fragments>
+__device__ __forceinline__ void multiply_swapped(Segment<S> &sum, const uint4 &words, const Fragments &rows,
+                                                 const typename S::A::B &b, bool with_ones) {
+  typedef typename S::A A;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    uint32_t x[2 * A::STEPS], y[2 * A::STEPS];
+    b(x, element(words, i), i), b(y, element(words, i + 1), i + 1);
+#pragma unroll
+    for (int step = 0; step < A::STEPS; step++) {
+      const uint32_t columns[4] = {x[2 * step], y[2 * step], x[2 * step + 1], y[2 * step + 1]};
+      A::mma(sum.acc[0][i / 2], columns, rows[step][0], rows[step][2]);
+    }
+  }
+  if constexpr (!S::FLOAT) {
+    const uint32_t ones[4] = {A::ONES, A::ONES, A::ONES, A::ONES};
+    if (with_ones) A::mma(sum.ones[0], ones, rows[0][0], rows[0][2]);
+  }
 }
 
 template <class S>
@@ -448,54 +521,44 @@ __device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_a
     if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, rows + (2 * m + 1) * S::EIGHT_BYTES, j);
     a.mask(x, y, j, valid);
     a.fragments(fragments[m], x, y);
-    if constexpr (S::PAIRED) {
-      uint32_t(&f)[A::STEPS][4] = fragments[m];
-      f[0][1] = f[1][1] = f[1][0], f[0][3] = f[1][3] = f[1][2], f[1][0] = f[0][0], f[1][2] = f[0][2];
-    }
   }
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    uint32_t unpacked[2 * A::STEPS];
-    b(unpacked, element(words, i), i);
-#pragma unroll
-    for (int step = 0; step < A::STEPS; step++)
-#pragma unroll
-      for (int m = 0; m < S::ROW_TILES; m++)
-        A::mma(sum.acc[S::PAIRED ? step : m][i], fragments[m][step], unpacked[2 * step], unpacked[2 * step + 1]);
-  }
-  if constexpr (!S::FLOAT)
-    if (with_ones)
-#pragma unroll
-      for (int m = 0; m < S::ROW_TILES; m++) A::mma(sum.ones[m], fragments[m][0], A::ONES, A::ONES);
+  if constexpr (S::SWAPPED)
+    multiply_swapped<S>(sum, words, fragments[0], b, with_ones);
+  else
+    multiply_columns<S>(sum, words, fragments, b, with_ones);
 }
 
-/* The scale of lane l's column, or of eight columns from 8t on, of a stage's segment. */
+/* The scale of lane l's column, or of all columns of this lane, of a stage's segment. */
 __device__ __forceinline__ float load_scale(int dtype, uint32_t scales, int l) {
   if (dtype == INT4MM_FLOAT32) return __uint_as_float(ptx::ld_shared(scales + 4 * l));
   uint32_t bits = ptx::ld_shared(scales + l / 2 * 4) >> l % 2 * 16;
   return dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>((uint16_t)bits)
                                  : int4mm_widen<INT4MM_BFLOAT16>((uint16_t)bits);
 }
-__device__ __forceinline__ void load_scales(float (&to)[8], int dtype, uint32_t scales) {
-  int t = threadIdx.x % 4;
+template <class S>
+__device__ __forceinline__ void load_scales(float (&to)[S::LANE_COLUMNS], int dtype, uint32_t scales) {
   if (dtype == INT4MM_FLOAT32) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      uint4 v = ptx::ld_shared_v4(scales + 32 * t + 16 * h);
+    for (int i = 0; i < S::LANE_COLUMNS; i += 4) {
+      uint4 v = ptx::ld_shared_v4(scales + 4 * S::lane_column() + 4 * i);
 #pragma unroll
-      for (int i = 0; i < 4; i++) to[4 * h + i] = __uint_as_float(element(v, i));
+      for (int c = 0; c < 4; c++) to[i + c] = __uint_as_float(element(v, c));
     }
     return;
   }
-  uint4 v = ptx::ld_shared_v4(scales + 16 * t);
+  uint32_t v[S::LANE_COLUMNS / 2];
+  load_shared(v, scales + 2 * S::lane_column());
 #pragma unroll
-  for (int i = 0; i < 8; i++) {
-    uint16_t bits = (uint16_t)(element(v, i / 2) >> i % 2 * 16);
+  for (int i = 0; i < S::LANE_COLUMNS; i++) {
+    uint16_t bits = (uint16_t)(v[i / 2] >> i % 2 * 16);
     to[i] = dtype == INT4MM_FLOAT16 ? int4mm_widen<INT4MM_FLOAT16>(bits) : int4mm_widen<INT4MM_BFLOAT16>(bits);
   }
 }
 
-/* Byte c of eight, signed. */
+/* The bytes of a lane's columns, and byte c of them, signed. */
+template <class S> __device__ __forceinline__ void load_bytes(uint2 &to, uint32_t at) {
+  to = S::LANE_COLUMNS == 4 ? make_uint2(ptx::ld_shared(at), 0) : ptx::ld_shared_v2(at);
+}
 __device__ __forceinline__ int signed_byte(const uint2 &v, int c) {
   return (int32_t)((c < 4 ? v.x : v.y) << (24 - c % 4 * 8)) >> 24;
 }
@@ -503,37 +566,38 @@ __device__ __forceinline__ int signed_byte(const uint2 &v, int c) {
 /* A segment of floats: t = fma(sum, scale, t). */
 template <class S> __device__ __forceinline__ void add_floats(int32_t (&state)[S::ROWS], const Pending<S> &pending) {
 #pragma unroll
-  for (int r = 0; r < S::EIGHTS; r++)
+  for (int r = 0; r < S::LANE_ROWS; r++)
 #pragma unroll
-    for (int c = 0; c < 8; c++) {
-      float x = pending.sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4], t = __int_as_float(state[8 * r + c]);
-      if constexpr (S::PAIRED) x = __fadd_rn(x, pending.sum.acc[1][c % 4][2 + c / 4]);
-      state[8 * r + c] = __float_as_int(__fmaf_rn(x, pending.scales[c], t));
+    for (int c = 0; c < S::LANE_COLUMNS; c++) {
+      int32_t &t = state[S::LANE_COLUMNS * r + c];
+      t = __float_as_int(__fmaf_rn(pending.sum.at(r, c), pending.scales[c], __int_as_float(t)));
     }
 }
 
-/* The integers of eight rows of a segment, their true values, and these less the zero points. */
-template <class S> __device__ __forceinline__ void true_sums(int32_t (&x)[8], const Segment<S> &sum, int r) {
+/* The integers of the lane's row r of a segment, their true values, and these less the zero points. */
+template <class S>
+__device__ __forceinline__ void true_sums(int32_t (&x)[S::LANE_COLUMNS], const Segment<S> &sum, int r) {
 #pragma unroll
-  for (int c = 0; c < 8; c++) x[c] = sum.acc[r / 2][c % 4][r % 2 * 2 + c / 4] >> S::A::SHIFT;
+  for (int c = 0; c < S::LANE_COLUMNS; c++) x[c] = sum.at(r, c) >> S::A::SHIFT;
 }
 template <class S>
-__device__ __forceinline__ void take_zeros(int32_t (&x)[8], const Segment<S> &sum, int r, const int32_t (&zeros)[8]) {
-  int32_t ones = sum.ones[r / 2][r % 2 * 2] >> S::A::ONES_SHIFT;
+__device__ __forceinline__ void take_zeros(int32_t (&x)[S::LANE_COLUMNS], const Segment<S> &sum, int r,
+                                           const int32_t (&zeros)[S::LANE_COLUMNS]) {
+  int32_t ones = sum.of_ones(r) >> S::A::ONES_SHIFT;
 #pragma unroll
-  for (int c = 0; c < 8; c++) x[c] -= zeros[c] * ones;
+  for (int c = 0; c < S::LANE_COLUMNS; c++) x[c] -= zeros[c] * ones;
 }
 
 /* The same of a pending segment. */
 template <class S>
-__device__ __forceinline__ void pending_sums(int32_t (&x)[8], const GeneralSource<S> &source, const Pending<S> &pending,
-                                             int r) {
+__device__ __forceinline__ void pending_sums(int32_t (&x)[S::LANE_COLUMNS], const GeneralSource<S> &source,
+                                             const Pending<S> &pending, int r) {
   true_sums<S>(x, pending.sum, r);
   if (S::BRANCHES ? !source.zeros : !S::ZEROS) return;
   if (S::BRANCHES) asm volatile(""); /* a branch: the instructions are too many to be done in vain */
-  int32_t zeros[8];
+  int32_t zeros[S::LANE_COLUMNS];
 #pragma unroll
-  for (int c = 0; c < 8; c++) zeros[c] = signed_byte(pending.bytes, c);
+  for (int c = 0; c < S::LANE_COLUMNS; c++) zeros[c] = signed_byte(pending.bytes, c);
   take_zeros<S>(x, pending.sum, r, zeros);
 }
 
@@ -542,18 +606,18 @@ template <class S>
 __device__ __forceinline__ void add_integers(int32_t (&state)[S::ROWS], const GeneralSource<S> &source,
                                              const Pending<S> &pending) {
 #pragma unroll
-  for (int r = 0; r < S::EIGHTS; r++) {
-    int32_t x[8];
+  for (int r = 0; r < S::LANE_ROWS; r++) {
+    int32_t x[S::LANE_COLUMNS];
     pending_sums<S>(x, source, pending, r);
 #pragma unroll
-    for (int c = 0; c < 8; c++) {
+    for (int c = 0; c < S::LANE_COLUMNS; c++) {
       int32_t factor = signed_byte(pending.bytes, c);
-      state[8 * r + c] += source.factors ? x[c] * factor : x[c];
+      state[S::LANE_COLUMNS * r + c] += source.factors ? x[c] * factor : x[c];
     }
   }
 }
 
-/* A segment with group scales to its slot: [slot_rows, 32] sums, chunk c of a row at c ^ (row & 1), then the scales.
+/* A segment with group scales to its slot: [slot_rows, 32] sums, swizzled as slot_swizzle() says, then the scales.
  * `first`: where the lane's first chunk lies in it. */
 template <class S>
 __device__ __forceinline__ void store_slot(const GeneralArguments &p, const GeneralSource<S> &source,
@@ -561,12 +625,13 @@ __device__ __forceinline__ void store_slot(const GeneralArguments &p, const Gene
   const int lane = threadIdx.x % 32, rows = S::slot_rows(p);
   const uint32_t at = pending.slot + first;
 #pragma unroll
-  for (int r = 0; r < S::EIGHTS; r++) {
-    int32_t x[8];
+  for (int r = 0; r < S::LANE_ROWS; r++) { /* which all have one swizzle */
+    int32_t x[S::LANE_COLUMNS];
     pending_sums<S>(x, source, pending, r);
-    if (!S::IS_GROUPS && lane / 4 + 8 * r >= rows) continue;
-    ptx::st_shared_v4(at + 8 * r * COLUMNS * 4, x[0], x[1], x[2], x[3]);
-    ptx::st_shared_v4((at ^ 16) + 8 * r * COLUMNS * 4, x[4], x[5], x[6], x[7]);
+    if (!S::IS_GROUPS && S::lane_row(r) >= rows) continue;
+#pragma unroll
+    for (int c = 0; c < S::LANE_COLUMNS; c += 4)
+      ptx::st_shared_v4((at ^ 4 * c) + r * S::ROW_STEP * COLUMNS * 4, x[c], x[c + 1], x[c + 2], x[c + 3]);
   }
   ptx::st_shared(pending.slot + rows * COLUMNS * 4 + 4 * lane, __float_as_uint(pending.scales[0]));
 }
@@ -577,14 +642,15 @@ __device__ __forceinline__ void load_parameters(Pending<S> &pending, const Gener
                                                 uint32_t bytes) {
   const int lane = threadIdx.x % 32;
   pending.bytes = make_uint2(0, 0);
-  if (source.factors || (!S::FLOAT && source.zeros)) pending.bytes = ptx::ld_shared_v2(bytes + lane % 4 * 8);
+  if (source.factors || (!S::FLOAT && source.zeros)) load_bytes<S>(pending.bytes, bytes + S::lane_column());
   if constexpr (S::MODE == CHAIN) pending.scales[0] = load_scale(source.scale_dtype, scales, lane);
   if constexpr (S::FLOAT) {
     if (source.scale_dtype >= 0)
-      load_scales(pending.scales, source.scale_dtype, scales);
+      load_scales<S>(pending.scales, source.scale_dtype, scales);
     else
 #pragma unroll
-      for (int c = 0; c < 8; c++) pending.scales[c] = source.factors ? (float)signed_byte(pending.bytes, c) : 1;
+      for (int c = 0; c < S::LANE_COLUMNS; c++)
+        pending.scales[c] = source.factors ? (float)signed_byte(pending.bytes, c) : 1;
   }
 }
 
@@ -592,22 +658,22 @@ __device__ __forceinline__ void load_parameters(Pending<S> &pending, const Gener
 template <class S> __device__ __forceinline__ void load_packed_scales(Pending<S> &pending, uint32_t at) {
   if constexpr (S::BY_COLUMNS) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      uint4 v = ptx::ld_shared_v4(at + 16 * h);
+    for (int c = 0; c < S::LANE_COLUMNS; c += 4) {
+      uint4 v = ptx::ld_shared_v4(at + 4 * c);
 #pragma unroll
-      for (int i = 0; i < 4; i++) pending.packed[4 * h + i] = element(v, i);
+      for (int i = 0; i < 4; i++) pending.packed[c + i] = element(v, i);
     }
   } else {
     pending.packed[0] = ptx::ld_shared(at);
   }
 }
 
-/* GROUPS: the scales of eight columns, for next(), which every dtype has code of its own of. */
+/* GROUPS: the scales of the lane's columns, for next(), which every dtype has code of its own of. */
 template <class S, class F>
 __device__ __forceinline__ void with_scales(Pending<S> &pending, int32_t scale_dtype, F next) {
   auto with = [&](auto scale) {
 #pragma unroll
-    for (int c = 0; c < 8; c++) pending.scales[c] = scale(c);
+    for (int c = 0; c < S::LANE_COLUMNS; c++) pending.scales[c] = scale(c);
     next();
   };
   auto half = [&](int c) { return (uint16_t)(pending.packed[c / 2] >> c % 2 * 16); };
@@ -631,11 +697,11 @@ template <class S>
 __device__ __forceinline__ void pass_on(RingSums<S> &sums, Pending<S> &pending, const GeneralSource<S> &source) {
   float x[S::ROWS];
 #pragma unroll
-  for (int r = 0; r < S::EIGHTS; r++) {
-    int32_t acc[8];
+  for (int r = 0; r < S::LANE_ROWS; r++) {
+    int32_t acc[S::LANE_COLUMNS];
     pending_sums<S>(acc, source, pending, r);
 #pragma unroll
-    for (int c = 0; c < 8; c++) x[8 * r + c] = (float)acc[c];
+    for (int c = 0; c < S::LANE_COLUMNS; c++) x[S::LANE_COLUMNS * r + c] = (float)acc[c];
   }
   with_scales(pending, source.scale_dtype, [] {});
   const bool first = pending.k_block == 0;
@@ -646,7 +712,8 @@ __device__ __forceinline__ void pass_on(RingSums<S> &sums, Pending<S> &pending, 
     if (!first) before = ptx::ld_shared_v4(sums.at + 128 * i);
 #pragma unroll
     for (int c = 0; c < 4; c++)
-      sums.t[i + c] = int4mm_fma(x[i + c], pending.scales[i % 8 + c], __uint_as_float(element(before, c)));
+      sums.t[i + c] =
+          int4mm_fma(x[i + c], pending.scales[i % S::LANE_COLUMNS + c], __uint_as_float(element(before, c)));
   }
   if (pending.k_block == sums.last) return;
 #pragma unroll
@@ -700,7 +767,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::multiply(Sums &
     if constexpr (IS_GROUPS) {
       pending.sum = {}, pending.k_block = k_block;
       if constexpr (ZEROS && FLOAT) b.set_zeros(ptx::ld_shared(stage + source.zeros_at));
-      if constexpr (ZEROS && !FLOAT) pending.bytes = ptx::ld_shared_v2(stage + source.zeros_at);
+      if constexpr (ZEROS && !FLOAT) load_bytes<GeneralShape>(pending.bytes, stage + source.zeros_at);
       load_packed_scales<GeneralShape>(pending, stage + source.scales_at);
       if constexpr (CHAINS) pending.slot = sums.slot + k_block * slot_bytes(p);
     }
@@ -814,12 +881,12 @@ __device__ __forceinline__ void begin_ring(RingSums<S> &sums, const GeneralArgum
   sums.at = kept(slots + stripe * S::ROWS * COLUMNS * 4 + lane * 16);
   sums.turn = kept(warp), sums.next = kept(along_k + 1 == p.warps_k ? stripe : warp + p.warps_n);
   sums.last = kept((p.words + BLOCK_WORDS - 1) / BLOCK_WORDS - 1);
-  sums.row = first_row + lane / 4, sums.column = first_column + lane % 4 * 8;
+  sums.row = first_row + S::lane_row(0), sums.column = first_column + S::lane_column();
   if (sums.last % p.warps_k != along_k) sums.row = p.M; /* another has the outputs */
   int4mm_load_bias(sums.bias, p.epilogue, sums.column, p.N);
 #pragma unroll
-  for (int r = 0; r < S::EIGHTS; r++)
-    sums.scale_a[r] = sums.row + 8 * r < p.M ? __ldg(p.epilogue.scale_a + sums.row + 8 * r) : 0;
+  for (int r = 0; r < S::LANE_ROWS; r++)
+    sums.scale_a[r] = sums.row + S::ROW_STEP * r < p.M ? __ldg(p.epilogue.scale_a + sums.row + S::ROW_STEP * r) : 0;
 }
 
 /* PLAIN_ZEROS: loads the zero points. A chain: where this warp's slots and this thread's outputs are: the warps of a
@@ -828,27 +895,27 @@ template <int ROWS, class A, Mode MODE, bool NK>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::begin(Sums &sums, const Arguments &p, uint32_t slots,
                                                                        int first_row, int first_column) {
   if constexpr (MODE == PLAIN_ZEROS) {
-    int column = first_column + threadIdx.x % 4 * 8;
+    int column = first_column + lane_column();
 #pragma unroll
-    for (int c = 0; c < 8; c++)
+    for (int c = 0; c < LANE_COLUMNS; c++)
       sums.zeros[c] = p.bytes && column + c < p.N ? __ldg((const signed char *)p.bytes + column + c) : 0;
   }
   if constexpr (RINGS) begin_ring<GeneralShape>(sums, p, slots, first_row, first_column);
   if constexpr (CHAINS) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, rows = min(ROWS, p.M - first_row);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = min(ROWS, p.M - first_row);
     sums.row = by_warps_n<GeneralShape>(p, warp), sums.step = p.warps_k;
     sums.stripe = warp - sums.row * p.warps_n, sums.column = first_column + lane;
     slots += sums.stripe * p.stripe_bytes;
     sums.scales = kept(slots + slot_rows(p) * COLUMNS * 4 + lane * 4);
     int items = 0;
 #pragma unroll
-    for (int item = 0; item < ITEMS; item++) { /* chunk c of 16 bytes of a row is at c ^ (row & 1) */
+    for (int item = 0; item < ITEMS; item++) {
       int row = min(sums.row + item * sums.step, rows - 1);
-      sums.at[item] = kept((slots + row * COLUMNS * 4 + lane * 4) ^ (row & 1) * 16);
+      sums.at[item] = kept((slots + row * COLUMNS * 4 + lane * 4) ^ slot_swizzle(row) * 16);
       if (sums.row + item * sums.step < rows) items = item + 1;
     }
     sums.items = kept(items);
-    sums.slot = slots, sums.to = g * COLUMNS * 4 + (lane % 4 * 2 ^ (g & 1)) * 16;
+    sums.slot = slots, sums.to = (lane_row(0) * COLUMNS + (lane_column() ^ slot_swizzle(lane_row(0)) * 4)) * 4;
     if (IS_GROUPS) sums.to = kept(sums.to); /* else registers are few */
     if (IS_GROUPS) load_outputs<GeneralShape>(sums, p, first_row);
   }
@@ -875,14 +942,15 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::end_round(Sums 
 /* The outputs of a ring. */
 template <class S> __device__ __forceinline__ void finish_ring(const RingSums<S> &sums, const GeneralArguments &p) {
 #pragma unroll
-  for (int r = 0; r < S::EIGHTS; r++) {
-    int row = sums.row + 8 * r;
+  for (int r = 0; r < S::LANE_ROWS; r++) {
+    int row = sums.row + S::ROW_STEP * r;
     if (row >= p.M) continue;
 #pragma unroll
-    for (int c = 0; c < 8; c += 4) {
+    for (int c = 0; c < S::LANE_COLUMNS; c += 4) {
       float x[4], bias[4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) x[i] = __fmul_rn(sums.t[8 * r + c + i], sums.scale_a[r]), bias[i] = sums.bias[c + i];
+      for (int i = 0; i < 4; i++)
+        x[i] = __fmul_rn(sums.t[S::LANE_COLUMNS * r + c + i], sums.scale_a[r]), bias[i] = sums.bias[c + i];
       if (sums.column + c < p.N) int4mm_finish_scaled<S::LAYER>(p.epilogue, row, sums.column + c, p.N, bias, x);
     }
   }
@@ -917,20 +985,19 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::finish(Sums &su
 /* Without a chain: this lane's sums as store_partial of skinny.cuh has them. */
 template <int ROWS, class A, Mode MODE, bool NK>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::store_partial(uint32_t matrix, const Sums &sums) {
-  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int r = 0; r < EIGHTS; r++) {
-    uint32_t row = matrix + ((g + 8 * r) * COLUMNS + 8 * t) * 4;
-    int32_t x[8];
+  for (int r = 0; r < LANE_ROWS; r++) {
+    uint32_t row = matrix + (lane_row(r) * COLUMNS + lane_column()) * 4;
+    int32_t x[LANE_COLUMNS];
     if constexpr (IS_PLAIN) {
       true_sums<GeneralShape>(x, sums.plain, r);
       if (MODE == PLAIN_ZEROS) take_zeros<GeneralShape>(x, sums.plain, r, sums.zeros);
     } else {
 #pragma unroll
-      for (int c = 0; c < 8; c++) x[c] = sums.state[8 * r + c];
+      for (int c = 0; c < LANE_COLUMNS; c++) x[c] = sums.state[LANE_COLUMNS * r + c];
     }
-    ptx::st_shared_v4(row, x[0], x[1], x[2], x[3]);
-    ptx::st_shared_v4(row + 16, x[4], x[5], x[6], x[7]);
+#pragma unroll
+    for (int c = 0; c < LANE_COLUMNS; c += 4) ptx::st_shared_v4(row + 4 * c, x[c], x[c + 1], x[c + 2], x[c + 3]);
   }
 }
 
