@@ -210,11 +210,13 @@ __device__ __forceinline__ void load_parameters(Pending<S> &pending, const Gener
 /* GROUPS: loads the scales of a k-block without a look at them. */
 template <class S> __device__ __forceinline__ void load_packed_scales(Pending<S> &pending, uint32_t at) {
   if constexpr (S::BY_COLUMNS) {
+    constexpr int WORDS = S::LANE_COLUMNS / 2; /* as far as scales of 16 bits are aligned */
 #pragma unroll
-    for (int c = 0; c < S::LANE_COLUMNS; c += 4) {
-      uint4 v = ptx::ld_shared_v4(at + 4 * c);
+    for (int c = 0; c < S::LANE_COLUMNS; c += WORDS) {
+      uint32_t v[WORDS];
+      load_shared(v, at + 4 * c);
 #pragma unroll
-      for (int i = 0; i < 4; i++) pending.packed[c + i] = element(v, i);
+      for (int i = 0; i < WORDS; i++) pending.packed[c + i] = v[i];
     }
   } else {
     pending.packed[0] = ptx::ld_shared(at);
