@@ -81,6 +81,9 @@ template <class S> struct GeneralSource {
     copies_scales = kept(lane / 8 < p.segments && p.scales && lane % 8 * 16 < COLUMNS * size_of_scale(p) ? 1 : 0);
     copies_bytes = kept(lane / 8 < p.segments && p.bytes && lane % 8 < 2 ? 1 : 0);
   }
+
+  /* Always true, which ptxas does not know: what has to wait for it comes after all of the above. */
+  __device__ __forceinline__ bool is_ready() const { return stages > 0; }
 };
 
 /* The B of a step that is whole, of columns inside the matrix. */
