@@ -9,7 +9,7 @@
  * their t in a fixed order.
  *
  * Integers without group scales: they are added, times the factor. A zero point is taken away times the sum of A's
- * values, which is one mma more with a B of ones; where it is a column's, once at the end.
+ * values, which is one mma more with ones; where it is a column's, once at the end.
  *
  * Integers with group scales are chained: skinny_chains.cuh.
  */
