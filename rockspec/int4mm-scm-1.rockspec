@@ -5,10 +5,10 @@ version = "scm-1"
 -- which is the one for `luarocks pack` and for publishing.
 source = { url = "git+file://." }
 description = {
-  summary = "Exact int4 (W4A4) matrix multiplication for LuaJIT, on CPUs and CUDA GPUs",
+  summary = "Matrix multiplication by int4 weights for LuaJIT, on CPUs and CUDA GPUs",
   detailed = [[
-Multiplies matrices of packed 4-bit integers with one scale per row and column. Every backend (scalar, SIMD, CUDA) gives
-the same bits. LuaJIT's FFI calls a C library; the CUDA library is built where nvcc is found and opened on first need.]],
+Multiplies activations of int4, int8 or floats by packed 4-bit weights with a scale per column or group. With int4 and
+int8 every backend (scalar, SIMD, CUDA) gives the same bits. LuaJIT's FFI calls a C library; the CUDA library is built where nvcc is found and opened on first need.]],
   license = "MIT",
 }
 supported_platforms = { "linux" }
@@ -43,6 +43,7 @@ build = {
       ["int4mm.internal.options"] = "lua/int4mm/internal/options.lua",
       ["int4mm.internal.print"] = "lua/int4mm/internal/print.lua",
       ["int4mm.internal.product"] = "lua/int4mm/internal/product.lua",
+      ["int4mm.internal.quantizing"] = "lua/int4mm/internal/quantizing.lua",
       ["int4mm.internal.scaling"] = "lua/int4mm/internal/scaling.lua",
       ["int4mm.io.checkpoint"] = "lua/int4mm/io/checkpoint.lua",
       ["int4mm.io.file"] = "lua/int4mm/io/file.lua",

@@ -38,7 +38,7 @@ libdir=$(LIBDIR_IN_PC)
 includedir=$(INCDIR_IN_PC)
 
 Name: int4mm
-Description: Exact int4 (W4A4) matrix multiplication on CPUs and CUDA GPUs
+Description: Matrix multiplication by int4 weights on CPUs and CUDA GPUs
 Version: $(VERSION)
 Libs: -L$${libdir} -lint4mm
 Libs.private: -pthread -ldl -lm

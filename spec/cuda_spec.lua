@@ -92,6 +92,30 @@ describe("a tensor on the GPU", function()
     local t = q.tensor({ { 1, -2 } }, { dtype = "int8", device = "cuda" })
     assert.same({ { 1, -2 } }, t:to("float32"):totable())
     assert.equal("cuda:0", t:to("float32", "cuda").device)
+    assert.fails_with({ pattern = "^to: .*a float does not become an integer" }, function()
+      local _ = q.ones({ 2, device = "cuda" }):to "int8"
+    end)
+  end)
+
+  on_gpu("converts floats to others there, with the CPU's bits, in a graph too", function()
+    for _, from in ipairs { "float32", "float16", "bfloat16" } do
+      for _, to in ipairs { "float32", "float16", "bfloat16" } do
+        -- all patterns of 16 bits, or as many of float32, as a tensor whose rows lie apart
+        local bits = ffi.new(from == "float32" and "uint32_t[65536]" or "uint16_t[65536]")
+        for i = 0, 65535 do bits[i] = from == "float32" and i * 65549 or i end
+        local all = q.tensor(ffi.cast("void *", bits), { shape = { 256, 256 }, dtype = from })
+        local whole = q.zeros { 257, 300, dtype = from }
+        whole:narrow(1, 2, 256):narrow(2, 5, 256):copy_(all)
+        local there = whole:to("cuda"):narrow(1, 2, 256):narrow(2, 5, 256)
+        assert.same_bits(all:to(to), there:to(to), from .. " to " .. to)
+        local row = all:narrow(1, 7, 1):view(256)
+        assert.same_bits(row:to(to), row:to("cuda"):to(to))
+        local graph, y = q.graph(function() return there:to(to) end)
+        graph:launch()
+        assert.same_bits(all:to(to), y)
+      end
+    end
+    assert.same({ 0, 3 }, q.zeros({ 0, 3, device = "cuda" }):to("float16").shape)
   end)
 
   on_gpu("refuses a copy that would convert there", function()

@@ -419,12 +419,13 @@ describe("an operator on a tensor", function()
     local t = q.zeros { 2, 3 }
     local numbers = "; totable gives the elements as numbers"
     local cases = {
-      ["operator +" .. numbers] = { function() return t + 1 end, function() return 1 + t end },
+      ["operator +; int4mm.add adds tensors and numbers"] =
+        { function() return t + 1 end, function() return 1 + t end },
       ["operator -" .. numbers] = { function() return t - t end, function() return -t end },
       ["operator /" .. numbers] = { function() return t / 2 end },
       ["operator %" .. numbers] = { function() return t % 2 end },
       ["operator ^" .. numbers] = { function() return t ^ 2 end },
-      ["operator *; int4_matmul multiplies packed matrices, totable gives the elements as numbers"] =
+      ["operator *; int4mm.mul multiplies element by element, int4_matmul packed matrices"] =
         { function() return t * t end },
       ["operator #; numel counts the elements, size gives the extents"] = { function() return #t end },
       ["operator ..; tostring gives a tensor as text"] =

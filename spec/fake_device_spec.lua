@@ -8,7 +8,8 @@ local library = helper.build_folder() .. "/spec/c/fake_cuda.so"
 describe("on a device in host memory", function()
   for _, spec in ipairs {
     "spec/cuda_spec.lua", "spec/elementwise_spec.lua", "spec/matmul_cuda_spec.lua", "spec/graph_spec.lua",
-    "spec/tensor_methods_spec.lua", "spec/dlpack_spec.lua", "spec/group_quantize_spec.lua",
+    "spec/tensor_methods_spec.lua", "spec/dlpack_spec.lua", "spec/group_quantize_spec.lua", "spec/grouped_spec.lua",
+    "spec/layer_kinds_spec.lua",
   } do
     it(spec .. " passes", function()
       local output, status = helper.luajit('require("busted.runner")({ standalone = false })',
@@ -235,6 +236,28 @@ describe("on a device in host memory", function()
     assert.matches("^true", with_failures("1host_alloc", allocation))
     assert.matches("^false\t.*empty: out of pinned memory on cpu: asked for 4 bytes, %d+ are in use by this library",
       with_failures("2host_alloc", allocation))
+  end)
+
+  it("a call takes the current stream of its tensors' GPU, not another's", function()
+    local output = with_failures(nil, [[
+      local x, w = q.ones { 2, 8, device = "cuda:0" }, q.zeros { 3, 1, dtype = "int32", device = "cuda:0" }
+      local scales = q.ones { 3, device = "cuda:0" }
+      for name, call in pairs {
+        add = function() return q.add(x, 1) end, silu = function() return q.silu(x) end,
+        softmax = function() return q.softmax(x) end, rotate = function() return q.rotate(x, { block = 8 }) end,
+        quantize = function() return (q.quantize(x)) end, dequantize = function() return q.dequantize(w, scales) end,
+        linear = function() return q.int4_linear(x, w, scales, { layout_b = "nk" }) end,
+        t = function() return x:t() end,
+        matmul = function() return q.int4_matmul(w, w, scales, scales, { layout_b = "nk" }) end,
+        rms_norm = function() return q.rms_norm(x) end, argmax = function() return q.argmax(x) end,
+        clone = function() return x:clone() end, half = function() return x:to "float16" end,
+      } do
+        local y
+        local graph = q.graph(function() y = call() end, { device = "cuda:1" })
+        if tostring(graph) ~= "graph(cuda:1, 0 nodes)" or y:equal(call()) ~= true then print(name, graph) end
+      end
+    ]])
+    assert.equal("", output)
   end)
 
   it("graphs, events and streams keep to their devices", function()

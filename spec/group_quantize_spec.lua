@@ -310,6 +310,30 @@ describe("the size of groups", function()
     end
   end)
 
+  it("may be all values along dim, whatever their number", function()
+    for dim = 1, 2 do
+      for _, length in ipairs { 1, 40, 100 } do
+        local rows, columns = size_along(dim, length, 3)
+        local source = cases.draw(cases.random(length), rows, columns, "float32", "plain")
+        for _, more in ipairs { {}, { zero_point = true }, { group_scales = "integer" }, { dtype = "int8" } } do
+          local opts, wide = { dim = dim, group_size = length }, { dim = dim, group_size = 128 }
+          for key, value in pairs(more) do opts[key], wide[key] = value, value end
+          check_quantize(source, opts, { q.quantize(source, wide) }, "all of " .. length)
+          check_quantize(source, opts, { q.quantize_reference(source, opts) }, "all of " .. length)
+          local packed, scales, beside = q.quantize(source, opts)
+          local back = { dim = dim, group_size = length, zeros = more.zero_point and beside or nil,
+            factors = more.group_scales and beside or nil }
+          local expected = q.dequantize_reference(packed, scales, back)
+          assert.same_bits(expected, q.dequantize(packed, scales, back))
+        end
+      end
+    end
+    local weight, x = q.random(q.empty { 5, 100 }, { low = -1 }), q.random(q.empty { 3, 100 }, { low = -1 })
+    assert.same_bits(q.linear(weight, { group_size = 128 })(x), q.linear(weight, { group_size = 100 })(x))
+    local words, scales = q.quantize(weight, { group_size = 100 })
+    assert.same_bits(q.linear(words, { scales = scales })(x), q.linear(words, { scales = scales, group_size = 100 })(x))
+  end)
+
   it("has to be given where they do not divide the values", function()
     local packed, scales = q.quantize(q.zeros { 3, 100 }, { group_size = 64 })
     for name, call in pairs { dequantize = q.dequantize, dequantize_reference = q.dequantize_reference } do
@@ -328,8 +352,9 @@ describe("errors of groups:", function()
       local function refuses(message, opts)
         assert.fails_with(name .. ": " .. message, function() call(x, opts) end)
       end
-      refuses("group_size is 48, expected a multiple of 32", { group_size = 48 })
-      refuses("group_size is 16, expected a whole number >= 32", { group_size = 16 })
+      refuses("group_size is 48, expected a multiple of 32, or all of K = 96", { group_size = 48 })
+      refuses("group_size is 8, expected a multiple of 32, or all of K = 96", { group_size = 8 })
+      refuses("group_size is 0, expected a whole number >= 1", { group_size = 0 })
       refuses('group_scales is "int", expected "float" or "integer"', { group_scales = "int", group_size = 32 })
       refuses('group_scales is "integer" but group_size is nil, expected the number of values in a group',
         { group_scales = "integer" })

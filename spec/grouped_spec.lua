@@ -89,6 +89,45 @@ describe("a grouped product", function()
       scales:narrow(1, N + 1, N)), out:narrow(1, 3, 3))
   end)
 
+  it("goes by the marks of zero points, in each layout", function()
+    local E, K, N, G = 3, 64, 16, 2
+    local r = cases.random(12)
+    local function int4(rows, columns)
+      local t = q.empty { rows, columns, dtype = "int8" }
+      for i = 1, rows do
+        for j = 1, columns do t:set(i, j, r:range(-8, 7)) end
+      end
+      return t
+    end
+    local a, b, scale_a = int4(7, K), q.pack_int4_to_int32(int4(E * N, K), { encoding = "offset" }), q.ones { 7 }
+    local offsets = q.tensor({ 0, 2, 2, 7 }, { dtype = "int32" })
+    for _, encoding in ipairs { "twos_complement", "offset" } do
+      for what, case in pairs {
+        columns = { zeros = int4(E, N), scales = q.ones { E, N }, dim = 2 },
+        groups = { zeros = int4(E * G, N), scales = q.ones { E * G, N }, dim = 2, group_size = 32 },
+        turned = { zeros = int4(E * N, G), scales = q.ones { E * N, G }, dim = 1, group_size = 32 },
+      } do
+        local function with(zeros) return { zeros = zeros, group_size = case.group_size } end
+        local expected = q.int4_grouped_matmul_reference(a, b, scale_a, case.scales, offsets, with(case.zeros))
+        local words = q.pack_int4_to_int32(case.zeros, { dim = case.dim, encoding = encoding })
+        for _, multiply in ipairs { q.int4_grouped_matmul, q.int4_grouped_matmul_reference } do
+          local out = multiply(a, b, scale_a, case.scales, offsets, with(words))
+          assert.same_bits(expected, out, what .. " " .. encoding)
+        end
+      end
+    end
+    assert.fails_with("int4_grouped_matmul: zeros was packed from 45 values along dim 1, which fill no whole words for "
+      .. "each of 3 experts: pack each expert's and take the marks away", function()
+      local _ = q.int4_grouped_matmul(a, b:narrow(1, 1, 45), scale_a, q.ones { 45, G }, offsets,
+        { group_size = 32, zeros = q.pack_int4_to_int32(int4(45, G), { dim = 1 }) })
+    end)
+    assert.fails_with("int4_grouped_matmul: zeros holds 15 values along dim 2, expected 16: one for each output",
+      function()
+        local _ = q.int4_grouped_matmul(a, b, scale_a, q.ones { E, N }, offsets,
+          { zeros = q.pack_int4_to_int32(int4(E, 15)) })
+      end)
+  end)
+
   it("is explained", function()
     local a, _, scale_a = q.generate_test_data(12, 64, 10)
     local b = select(2, q.generate_test_data(1, 256, 10))

@@ -95,6 +95,9 @@ function kinds.generated()
   add(1, 37, 5000, { group = 32 })
   add(2, 9, 20000, { group = 128, scaling = "group", a = "int8" })
   add(3, 5, 0, { scaling = "column" })
+  for _, a in ipairs { "int4", "int8", "float16" } do
+    for _, scaling in ipairs { "group", "factors" } do add(3, 5, 0, { a = a, scaling = scaling, group = 32 }) end
+  end
   generated = list
   return list
 end

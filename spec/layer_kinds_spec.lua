@@ -177,15 +177,17 @@ describe("a layer of packed words of any kind", function()
   -- Kernels for int8 activations multiply these: quantising stores int4 values as int8. Short and long rows, rotated by
   -- a lane, by several and not, of a CTA and of clusters; rows of which the last word is not whole 16 bytes.
   helper.on_gpu("has the same bits where int4 activations are widened", function()
-    local r = cases.random(31)
+    local r, arch = cases.random(31), q.device_info().kernel_arch
+    local kernel = arch == 90 and "grouped_64x64" or arch >= 80 and "mma_128x128" or nil
+    local group = kernel == "mma_128x128" and 96 or 128 -- of 128 it is made for int4 on some
     for index, shape in ipairs { { 1, 128, 256 }, { 3, 64, 1032 }, { 65, 96, 512 }, { 130, 64, 4096 }, { 5, 32, 18432 },
       { 700, 32, 768 } } do
       local M, N, K = unpack(shape)
       for _, rotate in ipairs { false, 8, 16, 64, 256, 1024 } do
         if not rotate or K % rotate == 0 then
           local case = generate(500 + index, "int4", M, N, K,
-            { scaling = "group", group = 128, layout_b = "kn", ng = false, a = "int4", guard_b = 0, guard_s = 0 })
-          local opts, moved = case.opts, { kernel = "grouped_64x64" }
+            { scaling = "group", group = group, layout_b = "kn", ng = false, a = "int4", guard_b = 0, guard_s = 0 })
+          local opts, moved = case.opts, { kernel = kernel }
           opts.rotate, opts.layout_b = rotate or nil, nil
           opts.clip = r:choose { 0.9, "mse", 1 }
           for key, value in pairs(opts) do moved[key] = q.is_tensor(value) and value:to "cuda:0" or value end
@@ -272,7 +274,8 @@ describe("wrong layers", function()
       { scales = q.ones { 24, 4 }, group_size = 32 })
     fails("scales is a tensor [24, 4] int8, expected [G, 24] or [24, G] of floats: one for each group and output",
       words, { scales = zeros(24, 4) })
-    fails("group_size is 48, expected a multiple of 32", words, { scales = q.ones { 24, 4 }, group_size = 48 })
+    fails("group_size is 48, expected a multiple of 32, or all of K = 256", words,
+      { scales = q.ones { 24, 4 }, group_size = 48 })
     fails("group_size is 64, but scales is a tensor [24] float32 and there are no factors: scales for groups are [4, "
       .. "24] or [24, 4]", words, { scales = q.ones { 24 }, group_size = 64 })
     fails("zeros is a tensor [24, 4] float32, expected int8, or int32 words of eight: whole numbers that are taken "
@@ -309,7 +312,7 @@ describe("wrong layers", function()
     fails('activations is "int16", expected "float", "int4" or "int8"', floats, { activations = "int16" })
     fails('clip is 0.5, but activations is "float", which are not quantised: leave clip out', floats,
       { activations = "float", clip = 0.5 })
-    fails("group_size is 48, expected a multiple of 32", floats, { group_size = 48 })
+    fails("group_size is 48, expected a multiple of 32, or all of K = 256", floats, { group_size = 48 })
     assert.fails_with({ pattern = "group_scales is \"whole\", expected \"float\" or \"integer\"" }, function()
       local _ = q.linear(floats, { group_scales = "whole" })
     end)

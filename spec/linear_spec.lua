@@ -175,7 +175,10 @@ describe("int4_linear", function()
   it("has a workspace that holds words in rows of 16 bytes and the scales", function()
     assert.equal(0, q.linear_workspace(0, 64))
     assert.equal(256 + 4, q.linear_workspace(1, 1))
-    assert.equal(512 + 12, q.linear_workspace(3, 256) + 12 - q.linear_workspace(3, 256) % 512)
+    assert.equal(512 + 12, q.linear_workspace(3, 256)) -- 3 rows of 128 bytes
+    assert.equal(512 + 8, q.linear_workspace(2, 257)) -- of 256
+    assert.equal(768 + 12, q.linear_workspace(3, 256, "int8"))
+    assert.equal(3 * 1024, q.linear_workspace(3, 256, "float"))
     assert.equal(0, q.linear_workspace(2 ^ 40, 2 ^ 40))
   end)
 end)

@@ -102,6 +102,7 @@ describe("a mark is kept by", function()
     assert.same(mark, q.empty({ 5, 8, dtype = "int32" }):copy_(words).packing)
     local other = q.pack_int4_to_int32(values(40, 8), { dim = 1 })
     assert.same(mark, other:copy_(words).packing)
+    assert.same(mark, other:copy_(other).packing)
   end)
 
   it("views, which hold as many values as their words", function()

@@ -82,6 +82,46 @@ describe("a product of the wrong operands", function()
   end)
 end)
 
+describe("a product without what its weight was quantised with", function()
+  local zeros = { q.quantize(weight, { group_size = 32, zero_point = true }) }
+  local factors = { q.quantize(weight, { group_size = 32, group_scales = "integer" }) }
+  local without_zeros, without_factors = "was quantised with zero points: give them as zeros",
+    "was quantised with integer group scales: give them as factors"
+
+  it("is refused", function()
+    for name, call in pairs { int4_matmul = q.int4_matmul, int4_matmul_reference = q.int4_matmul_reference } do
+      raises(name .. ": b_packed " .. without_zeros, call, a, zeros[1], scale_a, zeros[2])
+      raises(name .. ": b_packed " .. without_factors, call, a, factors[1], scale_a, factors[2])
+    end
+    raises("int4_linear: b_packed " .. without_zeros, q.int4_linear, x, zeros[1], zeros[2])
+    raises("linear: weight " .. without_zeros, q.linear, zeros[1], { scales = zeros[2] })
+    raises("linear: weight " .. without_factors, q.linear, factors[1], { scales = factors[2] })
+    raises("dequantize: packed " .. without_zeros, q.dequantize, zeros[1], zeros[2])
+    raises("dequantize: packed " .. without_factors, q.dequantize, factors[1], factors[2])
+  end)
+
+  it("is refused of copies, views and prepacked weights as well, but not of words without a mark", function()
+    assert.equal("zeros", zeros[1].packing.with)
+    assert.matches("twos_complement, with zeros", tostring(zeros[1]), 1, true)
+    for _, words in ipairs { zeros[1]:clone(), zeros[1]:t(), q.prepack(zeros[1]), zeros[1]:narrow(1, 1, N) } do
+      assert.equal("zeros", words.packing.with)
+      raises("int4_matmul: b_packed " .. without_zeros, q.int4_matmul, a, words, scale_a, zeros[2]:t())
+    end
+    assert.is_nil(q.quantize(weight, { out = zeros[1]:clone() }).packing.with)
+    assert.same({ M, N }, q.int4_matmul(a, raw(zeros[1]), scale_a, zeros[2], { layout_b = "nk" }).shape)
+  end)
+
+  it("may have factors multiplied into scales of groups", function()
+    local scales = q.mul(q.ones { N, K / 32 }, factors[3]:to "float32")
+    for n = 1, N do
+      for g = 1, K / 32 do scales:set(n, g, scales:get(n, g) * factors[2]:get(n)) end
+    end
+    assert.same({ M, N }, q.int4_matmul(a, factors[1], scale_a, scales).shape)
+    assert.same({ M, N }, q.linear(factors[1], { scales = scales })(x).shape)
+    assert.same({ N, K }, q.dequantize(factors[1], scales).shape)
+  end)
+end)
+
 describe("activations of a layer", function()
   local layer = q.linear(weight)
   local tail = "expected a matrix of float32, float16 or bfloat16: give the activations themselves, the call quantises "
@@ -145,6 +185,21 @@ describe("a layer", function()
       .. "pack_int4_to_int32 packs int4 values", q.linear, q.zeros { N, K, dtype = "int8" })
     raises("linear: weight is a table, expected a tensor (int4mm.tensor makes one from a table)", q.linear,
       { weight = weight })
+  end)
+
+  it("is made of floats that cannot be quantised as asked", function()
+    raises("linear: weight holds NaN at row 2, column 3: only finite numbers can be quantised", q.linear,
+      weight:clone():set(2, 3, 0 / 0))
+    raises("linear: rotate is 128, which does not divide the 64 values along dim 2 of weight", q.linear, weight,
+      { rotate = 128 })
+    raises("linear: rotate is 12, expected a power of two from 4 to 1024", q.linear, weight, { rotate = 12 })
+    raises("linear: zero_point is 1, expected true or false", q.linear, weight, { zero_point = 1 })
+  end)
+
+  it("has had its weight freed", function()
+    local layer = q.linear(weight)
+    layer.weight:free()
+    raises("linear: the layer's weight was freed", layer, x)
   end)
 
   it("is given the scales of its words by themselves, or none", function()

@@ -346,7 +346,11 @@ describe("quantize with rotation, clip and int8", function()
   it("writes to the tensors given, and takes int8 from out", function()
     local source = draw(cases.random(2), 5, 16, "float32", "plain")
     local out, scales = q.zeros { 5, 16, dtype = "int8" }, q.zeros { 5 }
-    assert.equal(out, (q.quantize(source, { out = out, scales = scales, rotate = 16 })) and out)
+    local packed, steps = q.quantize(source, { out = out, scales = scales, rotate = 16 })
+    assert.same({ out, scales }, { packed, steps })
+    local expected, expected_steps = q.quantize_reference(source, { dtype = "int8", rotate = 16 })
+    assert.same_bits(expected, out)
+    assert.same_bits(expected_steps, scales)
   end)
 
   it("refuses options that are none", function()

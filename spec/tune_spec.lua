@@ -155,7 +155,8 @@ describe("tuning", function()
       assert.equal(("nil\t%s/tuned.json: entry 1: %s\n"):format(folder, reason), on_fake "print(q.load_tuning(FILE))")
     end
     write(nil, { kernel = "wgmma" })
-    assert.matches('tuned%[0%].kernel is "wgmma", expected one of', on_fake "print(q.load_tuning(FILE))")
+    assert.equal(("nil\t%s/tuned.json: entries[1].kernel is \"wgmma\", expected one of cuda_kernels\n"):format(folder),
+      on_fake "print(q.load_tuning(FILE))")
     assert.matches("^nil\t/nonexistent: ", on_fake 'print(q.load_tuning "/nonexistent")')
     helper.shell(("printf '{\"a\": ' > '%s/tuned.json'"):format(folder))
     assert.matches("^nil\t.*/tuned.json: ", on_fake "print(q.load_tuning(FILE))")
@@ -170,7 +171,10 @@ describe("tuning", function()
         function() q.tune({ { M = 1, K = 8, N = 8 } }, { device = "cpu" }) end,
         function() q.tune({ { M = 1, K = 8, N = 8 } }, { path = 5 }) end,
         function() q.tune({ { M = 1, K = 9, N = 8 } }) end,
-        function() q.load_tuning(5) end,
+        function() q.load_tuning(5) end, function() q.tune { M = 1, K = 8, N = 8 } end,
+        function() q.tune({ { M = 1, K = 8, N = 8 } }, { seconds = 0 / 0 }) end,
+        function() q.tune({ { M = 1, K = 8, N = 8 } }, { seconds = -1 }) end,
+        function() q.tune({ { M = 1, K = 8, N = 8 } }, { path = "/nonexistent/tuned.json" }) end,
       } do print((tostring(select(2, pcall(f))):gsub("^%(command line%):%d+: ", ""))) end
     ]]
     local lines = {}
@@ -186,6 +190,12 @@ describe("tuning", function()
     assert.matches("^tune: .*5", lines[7])
     assert.matches("^tune: shapes%[1%].K is 9, expected a multiple of 8", lines[8])
     assert.matches("^load_tuning: .*5", lines[9])
+    assert.same({
+      "tune: shapes is one product, expected an array of them: { { M =, K =, N = } }",
+      "tune: seconds is nan, expected a finite number, 0 or more",
+      "tune: seconds is -1, expected a finite number, 0 or more",
+    }, { unpack(lines, 10, 12) })
+    assert.matches("^tune: /nonexistent/tuned.json.*No such file", lines[13])
   end)
 end)
 

@@ -203,7 +203,7 @@ describe("the types for editors", function()
       assert.is_true((pcall(function() return tensor[name] end)), name)
     end
     for name, kind in pairs(types.classes["int4mm.packing"].fields) do
-      assert(q.quantize(tensor, { rotate = 8 }).packing[name] ~= nil, name .. kind)
+      assert(q.quantize(tensor, { rotate = 8, zero_point = true }).packing[name] ~= nil, name .. kind)
     end
     local plan = q.explain(q.generate_test_data(1, 8, 1), q.zeros { 1, 1, dtype = "int32" }, q.ones { 1 }, q.ones { 1 })
     for name, kind in pairs(types.classes["int4mm.plan"].fields) do

@@ -100,6 +100,13 @@ typedef enum int4mm_packing {
   INT4MM_PACKED_DIM1 = 2  /* [R, ceil(K/8)]: along the columns', as a_packed is */
 } int4mm_packing;
 
+/* What there is beside the scales of words from int4mm_quantize, without which they are not the values. */
+typedef enum int4mm_packed_with {
+  INT4MM_WITH_SCALES = 0, /* nothing, or it is not known */
+  INT4MM_WITH_ZEROS = 1,
+  INT4MM_WITH_FACTORS = 2
+} int4mm_packed_with;
+
 /* Nibble encodings. They differ by word ^ 0x88888888. */
 typedef enum int4mm_encoding {
   INT4MM_TWOS_COMPLEMENT = 0, /* nibble = value & 15 */
@@ -125,6 +132,7 @@ typedef struct int4mm_tensor {
                               where it has words: not known */
   int32_t packed_rotate;   /* the block that int4mm_quantize rotated by; 0: it did not, which does not say that the
                               floats had not been rotated before */
+  int32_t packed_with;     /* int4mm_packed_with: a call that is not given it refuses the words */
   int64_t reserved[2];
 } int4mm_tensor;
 
@@ -169,8 +177,7 @@ INT4MM_API int32_t int4mm_tensor_view(int4mm_tensor *view, const int4mm_tensor *
                                       int64_t cols) INT4MM_CHECK;
 /* Says what `t`, a matrix of int32 words from elsewhere, holds: `packing` and `encoding` as above, and `packed_k`, how
  * many values along the packed dimension (its last word holds some of them), or 0 where that is not known;
- * packed_rotate becomes 0.
- * INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
+ * packed_rotate and packed_with become 0. INT4MM_UNMARKED takes a mark away, and goes for any tensor. */
 INT4MM_API int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding,
                                       int64_t packed_k) INT4MM_CHECK;
 /* Gives up this reference; the memory goes with the last one. Harmless on a released tensor. Never fails. */
@@ -178,9 +185,9 @@ INT4MM_API void int4mm_tensor_release(int4mm_tensor *t);
 /* dst = src, element by element. Shapes must agree; devices may differ. Dtypes may differ where both are on the CPU:
  * float to float rounds to nearest even (overflow gives infinity, every NaN becomes 0x7fff or 0x7fffffff), int to float
  * too; float to int is an error, and so is an int32 that int8 does not hold (INT4MM_ERR_VALUE names the first; dst is
- * left as it was). Equal dtypes keep their bits. A copy that touches the CPU
- * or two GPUs returns when it is done, one on a GPU is enqueued on `stream` (a cudaStream_t, NULL the default stream).
- * dst has the mark that src has: none where src has none, or another dtype. */
+ * left as it was). Equal dtypes keep their bits. A copy that touches the CPU or two GPUs returns when it is done, one
+ * on a GPU is enqueued on `stream` (a cudaStream_t, NULL the default stream). dst has the mark that src has: none where
+ * src has none, or another dtype. */
 INT4MM_API int32_t int4mm_tensor_copy(int4mm_tensor *dst, const int4mm_tensor *src, void *stream) INT4MM_CHECK;
 /* The same, but a copy between pinned host memory and a GPU is enqueued on `stream` too, and may be captured into a
  * CUDA graph. Until the stream has come to it the host must neither write to the pinned memory nor, where that is dst,
@@ -340,8 +347,8 @@ typedef struct int4mm_quantize_args {
   const int4mm_tensor *scales;  /* float32: [R] for dim 1, [C] for dim 0; with `group` [R, G] or [G, C] */
   const int4mm_tensor *zeros;   /* int8 of the shape of scales: asymmetric int4; NULL: symmetric */
   const int4mm_tensor *factors; /* int8 [R, G] or [G, C]: integer group scales beside scales [R] or [C]; or NULL */
-  int64_t group;                /* values along dim to a group, a multiple of 32; G = ceil(extent / group); 0: one
-                                   group, whose scales are a vector */
+  int64_t group;                /* values along dim to a group, a multiple of 32 or the extent; G = ceil(extent /
+                                   group); 0: one group, whose scales are a vector */
   int32_t dim;                  /* 1: a scale per row (activations [M, K]), 0: per column (weights [K, N]) */
   int32_t encoding;             /* of int4 */
   int32_t rotate;               /* rotate blocks of so many values along dim first (int4mm_rotate); 0: do not */
@@ -387,8 +394,7 @@ INT4MM_API int32_t int4mm_rotate(const int4mm_tensor *dst, const int4mm_tensor *
 typedef struct int4mm_dequantize_args {
   const int4mm_tensor *dst;    /* float32, float16 or bfloat16 */
   const int4mm_tensor *packed; /* int32 words along dim, or int8 of dst's shape */
-  const int4mm_tensor
-      *scales; /* these four as in int4mm_quantize_args; with `group` scales may be of any float dtype */
+  const int4mm_tensor *scales; /* these four as in int4mm_quantize_args; of groups also of other float dtypes */
   const int4mm_tensor *zeros;
   const int4mm_tensor *factors;
   int64_t group;
@@ -402,9 +408,9 @@ typedef struct int4mm_dequantize_args {
 INT4MM_API int32_t int4mm_dequantize(const int4mm_dequantize_args *args) INT4MM_CHECK;
 /* Fills `t` from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): element i of
  * the row-major order takes word i%4 of the block with counter {i/4 low, i/4 high, sequence, 0} and key {seed low, seed
- * high}. int32 takes the word as it is (eight uniform int4); float32 takes low + u * (high - low), u = ((word >> 8) +
- * 1)
- * * 2^-24, each step rounded to float32. Same numbers on every machine and backend. Takes away t's mark. */
+ * high}. int32 takes the word as it is (eight uniform int4); float32 takes, each step rounded to float32,
+ *   u = ((word >> 8) + 1) * 2^-24;  low + u * (high - low)
+ * Same numbers on every machine and backend. Takes away t's mark. */
 INT4MM_API int32_t int4mm_random(int4mm_tensor *t, uint64_t seed, uint32_t sequence, float low, float high,
                                  void *stream) INT4MM_CHECK;
 
@@ -514,10 +520,11 @@ typedef struct int4mm_matmul_args {
   const int4mm_tensor *scale_a;  /* [M] float32; W4A16: NULL */
   const int4mm_tensor *scale_b;  /* [N] float32, or group scales [G, N] float32, float16 or bfloat16 */
   const int4mm_tensor *zero_b;   /* zero points: int8 of scale_b's shape, or int32 words of eight along N, lowest first,
-                                    in b's encoding ([ceil(N/8)], [G, ceil(N/8)] or [ceil(N/8), G]); NULL: 0 */
+                                    in their mark's encoding, else in b's ([ceil(N/8)], [G, ceil(N/8)] or
+                                    [ceil(N/8), G]); NULL: 0 */
   const int4mm_tensor *factor_b; /* integer group scales: [G, N] int8, 1 to 15 (checked on the CPU); or NULL */
-  int64_t group;                 /* values of k to a group, a multiple of 32 (the last may hold fewer); 0: K / G, which
-                                    then has to be one */
+  int64_t group;                 /* values of k to a group, a multiple of 32 (the last may hold fewer) or K; 0: K / G,
+                                    which then has to be one */
   const int4mm_tensor *bias;     /* [N] float32, added in float32 after the scales; or NULL */
   int4mm_tensor *out;            /* [M, N]; when released (zeroed), it is allocated beside a_packed as out_dtype */
   int32_t out_dtype;             /* float16, bfloat16 or float32; used only when out is allocated */
@@ -546,8 +553,8 @@ enum {
  *   per column      acc = sum over k of a (b - z), exact in int32
  *                   out = round(float(acc) * scale_a[m] * scale_b[n] + bias[n])
  *   factor_b        the same with b * factor_b[g, n] in place of b; there are no zero points
- *   group scales    acc_g = the sum over group g;  t = 0, then t = fma(float(acc_g), scale_b[g, n], t) for g = 0, 1,
- * ... out = round(t * scale_a[m] + bias[n])
+ *   group scales    acc_g = the sum over group g;  t = 0, then t = fma(float(acc_g), scale_b[g, n], t) for each g
+ *                   from 0 on;  out = round(t * scale_a[m] + bias[n])
  *
  * in float32, each step rounded once and in this order: the same bits on every backend, and a row of out does not
  * depend on the others. In W4A16 there is no scale_a and acc_g is a float32 sum of the exact (b - z) times a, with one
@@ -555,10 +562,10 @@ enum {
  *   |out - exact| <= 2^-11 |exact| (bfloat16: 2^-8, float32: 2^-24) + (16 + K/8) 2^-24 (sum over k of |a w|),
  * the same bits on every run of a backend.
  *
- * a_packed, where it is marked, is packed along dim 1; two marked operands hold the same number of values
- * along K. Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns
- * when done. With GPU operands the call enqueues on `stream` and returns; it may be captured into a CUDA graph,
- * with `out` given where the capture is not int4mm_graph_begin's. out must not overlap an operand. */
+ * a_packed, where it is marked, is packed along dim 1; two marked operands hold the same number of values along K.
+ * Operands on one device, or all on the CPU for a CUDA call, which then copies over and back and returns when done.
+ * With GPU operands the call enqueues on `stream` and returns; it may be captured into a CUDA graph, with `out` given
+ * where the capture is not int4mm_graph_begin's. out must not overlap an operand. */
 INT4MM_API int32_t int4mm_matmul(const int4mm_matmul_args *args) INT4MM_CHECK;
 
 /* What a call would do. */

@@ -61,23 +61,23 @@ __global__ void random_kernel(const int4mm_random_job job) {
   }
 }
 
-constexpr int kTile = 32;
+constexpr int TILE = 32;
 
 /* 32 x 32 tiles through shared memory, 8 rows at a time, so that reads and writes are both coalesced. T: an unsigned
  * type of the elements' size. */
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(LOOP_THREADS)
     transpose_kernel(const int4mm_matrix dst, const int4mm_matrix src, T xor_mask) {
-  __shared__ T tile[kTile][kTile + 1];
-  int64_t tiles_c = (src.cols + kTile - 1) / kTile, tiles = (src.rows + kTile - 1) / kTile * tiles_c;
-  int lane = threadIdx.x % kTile, warp = threadIdx.x / kTile;
+  __shared__ T tile[TILE][TILE + 1];
+  int64_t tiles_c = (src.cols + TILE - 1) / TILE, tiles = (src.rows + TILE - 1) / TILE * tiles_c;
+  int lane = threadIdx.x % TILE, warp = threadIdx.x / TILE;
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
-    int64_t r0 = t / tiles_c * kTile, c0 = t % tiles_c * kTile;
-    for (int i = warp; i < kTile; i += kThreads / kTile)
+    int64_t r0 = t / tiles_c * TILE, c0 = t % tiles_c * TILE;
+    for (int i = warp; i < TILE; i += LOOP_THREADS / TILE)
       if (r0 + i < src.rows && c0 + lane < src.cols)
         tile[i][lane] = static_cast<const T *>(src.data)[(r0 + i) * src.stride + c0 + lane] ^ xor_mask;
     __syncthreads();
-    for (int i = warp; i < kTile; i += kThreads / kTile)
+    for (int i = warp; i < TILE; i += LOOP_THREADS / TILE)
       if (c0 + i < src.cols && r0 + lane < src.rows)
         static_cast<T *>(dst.data)[(c0 + i) * dst.stride + r0 + lane] = tile[lane][i];
     __syncthreads();
@@ -97,7 +97,8 @@ template <class T> struct GatherArguments {
 };
 
 /* A thread for each unit of dst; its neighbours read neighbours of a row, or the same row of src at other columns. */
-template <class T, bool ROWS> __global__ void __launch_bounds__(kThreads) gather_kernel(const GatherArguments<T> a) {
+template <class T, bool ROWS>
+__global__ void __launch_bounds__(LOOP_THREADS) gather_kernel(const GatherArguments<T> a) {
   for (int64_t item = first_item(); item < a.items; item += item_step()) {
     int64_t row = divide(item, a.cols, a.items), col = item - row * a.cols;
     int64_t from = a.indices[ROWS ? row : col];
@@ -125,7 +126,7 @@ template <class T, bool ROWS> cudaError_t launch_gather(const int4mm_gather_job 
                           ROWS ? job.src.rows : job.src.cols,
                           {}};
   for (size_t i = 0; i < sizeof(T); i += 4) memcpy((char *)&a.outside + i, &job.outside, sizeof(T) < 4 ? sizeof(T) : 4);
-  gather_kernel<T, ROWS><<<int4mm_blocks(a.items, kThreads), kThreads, 0, stream>>>(a);
+  gather_kernel<T, ROWS><<<int4mm_blocks(a.items, LOOP_THREADS), LOOP_THREADS, 0, stream>>>(a);
   return cudaGetLastError();
 }
 
@@ -134,45 +135,45 @@ template <class T, bool ROWS> cudaError_t launch_gather(const int4mm_gather_job 
 /* ---- launchers ---- */
 
 cudaError_t int4mm_launch_pack(const int4mm_pack_job *job, unsigned long long *bad, cudaStream_t stream) {
-  unsigned blocks = int4mm_blocks(size(job->packed), kThreads);
+  unsigned blocks = int4mm_blocks(size(job->packed), LOOP_THREADS);
   if (!blocks) return cudaSuccess;
   if (job->plain.dtype == INT4MM_INT8)
-    pack_kernel<INT4MM_INT8><<<blocks, kThreads, 0, stream>>>(*job, bad);
+    pack_kernel<INT4MM_INT8><<<blocks, LOOP_THREADS, 0, stream>>>(*job, bad);
   else
-    pack_kernel<INT4MM_INT32><<<blocks, kThreads, 0, stream>>>(*job, bad);
+    pack_kernel<INT4MM_INT32><<<blocks, LOOP_THREADS, 0, stream>>>(*job, bad);
   return cudaGetLastError();
 }
 
 cudaError_t int4mm_launch_unpack(const int4mm_pack_job *job, cudaStream_t stream) {
-  unsigned blocks = int4mm_blocks(size(job->packed), kThreads);
+  unsigned blocks = int4mm_blocks(size(job->packed), LOOP_THREADS);
   if (!blocks) return cudaSuccess;
   if (job->plain.dtype == INT4MM_INT8)
-    unpack_kernel<INT4MM_INT8><<<blocks, kThreads, 0, stream>>>(*job);
+    unpack_kernel<INT4MM_INT8><<<blocks, LOOP_THREADS, 0, stream>>>(*job);
   else
-    unpack_kernel<INT4MM_INT32><<<blocks, kThreads, 0, stream>>>(*job);
+    unpack_kernel<INT4MM_INT32><<<blocks, LOOP_THREADS, 0, stream>>>(*job);
   return cudaGetLastError();
 }
 
 cudaError_t int4mm_launch_random(const int4mm_random_job *job, cudaStream_t stream) {
-  unsigned blocks = int4mm_blocks(size(job->dst), 4 * kThreads);
-  if (blocks) random_kernel<<<blocks, kThreads, 0, stream>>>(*job);
+  unsigned blocks = int4mm_blocks(size(job->dst), 4 * LOOP_THREADS);
+  if (blocks) random_kernel<<<blocks, LOOP_THREADS, 0, stream>>>(*job);
   return cudaGetLastError();
 }
 
 cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                                     cudaStream_t stream) {
-  int64_t tiles = (src->rows + kTile - 1) / kTile * ((src->cols + kTile - 1) / kTile);
+  int64_t tiles = (src->rows + TILE - 1) / TILE * ((src->cols + TILE - 1) / TILE);
   unsigned blocks = int4mm_blocks(tiles, 1);
   if (!blocks) return cudaSuccess;
   switch (element_bytes(src->dtype)) {
   case 1:
-    transpose_kernel<uint8_t><<<blocks, kThreads, 0, stream>>>(*dst, *src, 0);
+    transpose_kernel<uint8_t><<<blocks, LOOP_THREADS, 0, stream>>>(*dst, *src, 0);
     break;
   case 2:
-    transpose_kernel<uint16_t><<<blocks, kThreads, 0, stream>>>(*dst, *src, 0);
+    transpose_kernel<uint16_t><<<blocks, LOOP_THREADS, 0, stream>>>(*dst, *src, 0);
     break;
   default:
-    transpose_kernel<uint32_t><<<blocks, kThreads, 0, stream>>>(*dst, *src, xor_mask);
+    transpose_kernel<uint32_t><<<blocks, LOOP_THREADS, 0, stream>>>(*dst, *src, xor_mask);
   }
   return cudaGetLastError();
 }
@@ -184,8 +185,7 @@ cudaError_t int4mm_launch_gather(const int4mm_gather_job *job, cudaStream_t stre
     if (bytes == 2) return launch_gather<uint16_t, false>(*job, bytes, stream);
     return launch_gather<uint32_t, false>(*job, bytes, stream);
   }
-  if (is_whole_vectors(job->dst, 16 / bytes, 16) && is_whole_vectors(job->src, 16 / bytes, 16))
-    return launch_gather<uint4, true>(*job, bytes, stream);
+  if (is_whole_vectors(job->dst) && is_whole_vectors(job->src)) return launch_gather<uint4, true>(*job, bytes, stream);
   if (bytes == 1) return launch_gather<uint8_t, true>(*job, bytes, stream);
   if (bytes == 2) return launch_gather<uint16_t, true>(*job, bytes, stream);
   return launch_gather<uint32_t, true>(*job, bytes, stream);

@@ -11,13 +11,13 @@
 
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int LOOP_THREADS = 256; /* of a CTA */
 
 __device__ __forceinline__ int64_t first_item() {
-  return (int64_t)blockIdx.x * kThreads + threadIdx.x;
+  return (int64_t)blockIdx.x * LOOP_THREADS + threadIdx.x;
 }
 __device__ __forceinline__ int64_t item_step() {
-  return (int64_t)gridDim.x * kThreads;
+  return (int64_t)gridDim.x * LOOP_THREADS;
 }
 
 /* The row of an item, of which there are `items`, so many to a row. A division of 64 bits takes longer than all the
@@ -92,6 +92,11 @@ inline int element_bytes(int32_t dtype) {
 inline bool is_whole_vectors(const int4mm_matrix &m, int64_t elements, size_t bytes) {
   size_t element = bytes / elements;
   return ((uintptr_t)m.data | (uintptr_t)m.stride * element) % (bytes < 16 ? bytes : 16) == 0 && m.cols % elements == 0;
+}
+
+/* Whether they are whole vectors of 16 bytes. */
+inline bool is_whole_vectors(const int4mm_matrix &m) {
+  return is_whole_vectors(m, 16 / element_bytes(m.dtype), 16);
 }
 
 } // namespace

@@ -13,8 +13,8 @@
 
 namespace {
 
-constexpr int kWarps = kThreads / 32;
-constexpr uint32_t kAllLanes = 0xffffffffu;
+constexpr int LOOP_WARPS = LOOP_THREADS / 32;
+constexpr uint32_t ALL_LANES = 0xffffffffu;
 
 /* Rows (dim 1) or columns (dim 0), and the groups of each. */
 struct Lines {
@@ -48,9 +48,9 @@ template <class T> struct Group {
 
 __device__ __forceinline__ int4mm_group_range warp_range(int4mm_group_range range) {
   for (int lanes = 16; lanes > 0; lanes /= 2) {
-    int4mm_group_range other = {__shfl_xor_sync(kAllLanes, range.low, lanes),
-                                __shfl_xor_sync(kAllLanes, range.high, lanes),
-                                __shfl_xor_sync(kAllLanes, range.absmax, lanes)};
+    int4mm_group_range other = {__shfl_xor_sync(ALL_LANES, range.low, lanes),
+                                __shfl_xor_sync(ALL_LANES, range.high, lanes),
+                                __shfl_xor_sync(ALL_LANES, range.absmax, lanes)};
     range = int4mm_unite_ranges(range, other);
   }
   return range;
@@ -68,7 +68,7 @@ template <class T> __device__ __forceinline__ double error_of(const Group<T> &x,
   double sum = 0, total = 0;
   for (int64_t k = lane_id(); k < x.count; k += 32) sum = int4mm_add_error(sum, step, x[k]);
 #pragma unroll 8
-  for (int lane = 0; lane < 32; lane++) total = __dadd_rn(total, __shfl_sync(kAllLanes, sum, lane));
+  for (int lane = 0; lane < 32; lane++) total = __dadd_rn(total, __shfl_sync(ALL_LANES, sum, lane));
   return total;
 }
 
@@ -103,7 +103,7 @@ __device__ __forceinline__ void store_group(const int4mm_group_job &job, const G
       continue;
     }
     uint32_t word = ((uint32_t)q & 15u) << lane_id() % 8 * 4;
-    for (int lanes = 1; lanes < 8; lanes *= 2) word |= __shfl_xor_sync(kAllLanes, word, lanes);
+    for (int lanes = 1; lanes < 8; lanes *= 2) word |= __shfl_xor_sync(ALL_LANES, word, lanes);
     if (lane_id() % 8 == 0 && k < x.count)
       element<uint32_t>(job.packed, job.dim, line, (first + k) / 8) = word ^ job.xor_mask;
   }
@@ -113,12 +113,12 @@ __device__ __forceinline__ void store_group(const int4mm_group_job &job, const G
 enum Task { WHOLE, FIND, GIVEN };
 
 template <int DTYPE>
-__global__ void __launch_bounds__(kThreads) quantize_groups_kernel(const int4mm_group_job job, const Task task) {
+__global__ void __launch_bounds__(LOOP_THREADS) quantize_groups_kernel(const int4mm_group_job job, const Task task) {
   typedef typename Element<DTYPE>::type T;
   const Lines lines(job);
   const int64_t items = lines.count * lines.groups;
-  for (int64_t item = (int64_t)blockIdx.x * kWarps + threadIdx.x / 32; item < items;
-       item += (int64_t)gridDim.x * kWarps) {
+  for (int64_t item = (int64_t)blockIdx.x * LOOP_WARPS + threadIdx.x / 32; item < items;
+       item += (int64_t)gridDim.x * LOOP_WARPS) {
     const int64_t row = divide(item, job.dim ? lines.groups : lines.count, items);
     const int64_t col = item - row * (job.dim ? lines.groups : lines.count);
     const int64_t line = job.dim ? row : col, group = job.dim ? col : row, first = group * job.group;
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads) quantize_groups_kernel(const int4mm_
 }
 
 /* Scales and factors of a line from the scales of its groups. */
-__global__ void __launch_bounds__(kThreads) factors_kernel(const int4mm_group_job job) {
+__global__ void __launch_bounds__(LOOP_THREADS) factors_kernel(const int4mm_group_job job) {
   const Lines lines(job);
   for (int64_t line = first_item(); line < lines.count; line += item_step()) {
     float largest = 0;
@@ -158,7 +158,8 @@ __global__ void __launch_bounds__(kThreads) factors_kernel(const int4mm_group_jo
 /* ---- dequantize ---- */
 
 /* A thread has a word of eight values along dim, or a byte. */
-template <int DTYPE> __global__ void __launch_bounds__(kThreads) dequantize_groups_kernel(const int4mm_group_job job) {
+template <int DTYPE>
+__global__ void __launch_bounds__(LOOP_THREADS) dequantize_groups_kernel(const int4mm_group_job job) {
   typedef typename int4mm_out_word<DTYPE>::type Out;
   const bool bytes = job.packed.dtype == INT4MM_INT8;
   const int64_t items = job.packed.rows * job.packed.cols;
@@ -187,7 +188,8 @@ template <int DTYPE> __global__ void __launch_bounds__(kThreads) dequantize_grou
 /* ---- values that are not finite ---- */
 
 template <int DTYPE>
-__global__ void __launch_bounds__(kThreads) find_not_finite_kernel(const int4mm_matrix src, unsigned long long *bad) {
+__global__ void __launch_bounds__(LOOP_THREADS)
+    find_not_finite_kernel(const int4mm_matrix src, unsigned long long *bad) {
   typedef typename Element<DTYPE>::type T;
   const int64_t items = src.rows * src.cols;
   for (int64_t item = first_item(); item < items; item += item_step()) {
@@ -202,39 +204,39 @@ __global__ void __launch_bounds__(kThreads) find_not_finite_kernel(const int4mm_
 /* ---- launchers ---- */
 
 cudaError_t int4mm_launch_find_not_finite(const int4mm_matrix *src, unsigned long long *bad, cudaStream_t stream) {
-  const unsigned blocks = int4mm_blocks(src->rows * src->cols, kThreads);
+  const unsigned blocks = int4mm_blocks(src->rows * src->cols, LOOP_THREADS);
   if (!blocks) return cudaSuccess;
   int4mm_for_out_dtype(src->dtype, [&](auto d) {
-    find_not_finite_kernel<decltype(d)::value><<<blocks, kThreads, 0, stream>>>(*src, bad);
+    find_not_finite_kernel<decltype(d)::value><<<blocks, LOOP_THREADS, 0, stream>>>(*src, bad);
   });
   return cudaGetLastError();
 }
 
 static cudaError_t launch_task(const int4mm_group_job &job, Task task, cudaStream_t stream) {
   const Lines lines(job);
-  const unsigned blocks = int4mm_blocks(lines.count * lines.groups, kWarps);
+  const unsigned blocks = int4mm_blocks(lines.count * lines.groups, LOOP_WARPS);
   if (!blocks) return cudaSuccess;
   int4mm_for_out_dtype(job.plain.dtype, [&](auto d) {
-    quantize_groups_kernel<decltype(d)::value><<<blocks, kThreads, 0, stream>>>(job, task);
+    quantize_groups_kernel<decltype(d)::value><<<blocks, LOOP_THREADS, 0, stream>>>(job, task);
   });
   return cudaGetLastError();
 }
 
 cudaError_t int4mm_launch_quantize_groups(const int4mm_group_job *job, cudaStream_t stream) {
   if (!job->factors.data) return launch_task(*job, WHOLE, stream);
-  const unsigned blocks = int4mm_blocks(Lines(*job).count, kThreads);
+  const unsigned blocks = int4mm_blocks(Lines(*job).count, LOOP_THREADS);
   cudaError_t error = launch_task(*job, FIND, stream);
   if (error != cudaSuccess || !blocks) return error;
-  factors_kernel<<<blocks, kThreads, 0, stream>>>(*job);
+  factors_kernel<<<blocks, LOOP_THREADS, 0, stream>>>(*job);
   error = cudaGetLastError();
   return error == cudaSuccess ? launch_task(*job, GIVEN, stream) : error;
 }
 
 cudaError_t int4mm_launch_dequantize_groups(const int4mm_group_job *job, cudaStream_t stream) {
-  const unsigned blocks = int4mm_blocks(job->packed.rows * job->packed.cols, kThreads);
+  const unsigned blocks = int4mm_blocks(job->packed.rows * job->packed.cols, LOOP_THREADS);
   if (!blocks) return cudaSuccess;
   int4mm_for_out_dtype(job->plain.dtype, [&](auto d) {
-    dequantize_groups_kernel<decltype(d)::value><<<blocks, kThreads, 0, stream>>>(*job);
+    dequantize_groups_kernel<decltype(d)::value><<<blocks, LOOP_THREADS, 0, stream>>>(*job);
   });
   return cudaGetLastError();
 }

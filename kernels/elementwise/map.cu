@@ -14,11 +14,6 @@ struct MapArguments {
   int32_t op;
 };
 
-template <class F> __device__ __forceinline__ void each(float (&x)[WIDTH], F f) {
-#pragma unroll
-  for (int i = 0; i < WIDTH; i++) x[i] = f(x[i]);
-}
-
 __device__ __forceinline__ void apply(float (&x)[WIDTH], int32_t op) {
   switch (op) {
   case INT4MM_RELU:
@@ -43,7 +38,7 @@ __device__ __forceinline__ void combine(float (&x)[WIDTH], const float (&y)[WIDT
   for (int i = 0; i < WIDTH; i++) x[i] = op == INT4MM_ADD ? int4mm_add(x[i], y[i]) : int4mm_mul(x[i], y[i]);
 }
 
-__global__ void __launch_bounds__(kThreads) map_kernel(const MapArguments a) {
+__global__ void __launch_bounds__(LOOP_THREADS) map_kernel(const MapArguments a) {
   for (int64_t item = first_item(); item < a.items; item += item_step()) {
     int64_t row = divide(item, a.octets, a.items), col = (item - row * a.octets) * WIDTH;
     float x[WIDTH], y[WIDTH];
@@ -86,6 +81,6 @@ cudaError_t int4mm_launch_map(const int4mm_map_job *job, cudaStream_t stream) {
                     octets * flat.dst.rows,
                     flat.number,
                     flat.op};
-  map_kernel<<<int4mm_blocks(a.items, kThreads), kThreads, 0, stream>>>(a);
+  map_kernel<<<int4mm_blocks(a.items, LOOP_THREADS), LOOP_THREADS, 0, stream>>>(a);
   return cudaGetLastError();
 }

@@ -97,6 +97,11 @@ __device__ __forceinline__ void store_octet(const Octets &to, int64_t row, int64
 
 /* ---- eight whole ones, or one ---- */
 
+template <int COUNT, class F> __device__ __forceinline__ void each(float (&x)[COUNT], F f) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) x[i] = f(x[i]);
+}
+
 __device__ __forceinline__ void load_values(float (&x)[WIDTH], const Octets &from, int64_t row, int64_t col) {
   RawOctet raw;
   raw.load_whole(from, row, col);

@@ -1,6 +1,6 @@
 /*
- * Quantising a warp's 1024 values in its registers, for the kernels that do nothing else (quantize.cu) and for products
- * that make their own A. The bits are those of src/cpu.
+ * Quantising a warp's 1024 values in its registers, for the kernels that do nothing else (quantize.cu names them) and
+ * for products that make their own A. The bits are those of src/cpu.
  */
 #ifndef INT4MM_QUANTIZE_CUH
 #define INT4MM_QUANTIZE_CUH
@@ -160,8 +160,12 @@ template <bool INT8> constexpr int QMAX = INT8 ? 127 : 7;
 template <bool INT8> constexpr int PER_WORD = INT8 ? 4 : 8;
 template <bool INT8> constexpr int WORDS = CHUNK / PER_WORD<INT8>; /* of a chunk */
 
+__host__ __device__ __forceinline__ bool makes_int8(const int4mm_pack_job &job) {
+  return job.packed.dtype == INT4MM_INT8 && !job.widened;
+}
+
 __device__ __forceinline__ int qmax_of(const int4mm_pack_job &job) {
-  return job.packed.dtype == INT4MM_INT8 && !job.widened ? QMAX<true> : QMAX<false>;
+  return makes_int8(job) ? QMAX<true> : QMAX<false>;
 }
 
 /* A scale to divide by: moved, with what is divided, by a power of two to where reciprocals are exact to half a unit;

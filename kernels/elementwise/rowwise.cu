@@ -127,11 +127,7 @@ __device__ __forceinline__ void store_tile(const Octets &dst, const StagedRow &r
   }
 }
 
-/* x = f(x), and x = f(x, the elements of a vector from column col on) where there is one. */
-template <int COUNT, class F> __device__ __forceinline__ void each(float (&x)[COUNT], F f) {
-#pragma unroll
-  for (int i = 0; i < COUNT; i++) x[i] = f(x[i]);
-}
+/* x = f(x, the elements of a vector from column col on), where there is one. */
 template <int COUNT, class F>
 __device__ __forceinline__ void each_with(float (&x)[COUNT], const Octets &vector, int64_t col, F f) {
   if (!vector.m.data) return;

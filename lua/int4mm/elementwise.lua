@@ -52,7 +52,7 @@ local function map(name, op, src, other, opts)
   elseif other ~= nil then
     args.other = tensor.check(name, "other", other).c
   end
-  args.op, args.stream = op, devices.stream_handle(name, opts.stream)
+  args.op, args.stream = op, devices.stream_handle(name, opts.stream, src.c.device)
   local out = output(name, src, opts)
   args.src, args.out = src.c, out.c
   binding.check(name, lib.int4mm_map(args))
@@ -162,7 +162,7 @@ local function vector(name, what, value)
 end
 
 local function rowwise(name, op, args, src, out, opts)
-  args.op, args.stream = op, devices.stream_handle(name, opts.stream)
+  args.op, args.stream = op, devices.stream_handle(name, opts.stream, src.c.device)
   args.src, args.out = src.c, out.c
   binding.check(name, lib.int4mm_rowwise(args))
   return out

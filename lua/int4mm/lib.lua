@@ -164,6 +164,9 @@ local function count_from_one(sentence)
   sentence = sentence:gsub("(%l+) (%d+) %(counted from 0%)", function(what, i) -- an index, an expert
     return ("%s %.0f"):format(what, i + 1)
   end)
+  sentence = sentence:gsub("int4mm_cuda_kernel_at", "cuda_kernels"):gsub("^tuned%[(%d+)%]", function(i)
+    return ("entries[%.0f]"):format(i + 1)
+  end)
   return (sentence:gsub("along dim ([01])", { ["0"] = "along dim 1", ["1"] = "along dim 2" }))
 end
 
@@ -173,9 +176,11 @@ function binding.last_error() return count_from_one(ffi.string(lib.int4mm_last_e
 --- Raises the C core's sentence for a status that is not OK.
 -- @tparam string name the function that the user called
 -- @tparam number status an int4mm_status
-function binding.check(name, status)
+-- @tparam[opt] string src what the user calls the core's argument src
+function binding.check(name, status, src)
   if status == 0 then return end
   local sentence, prefix = binding.last_error(), name .. ": "
+  if src then sentence = sentence:gsub("%f[%w_]src%f[^%w_]", src) end
   -- some sentences of the core name its function themselves
   check.raise(name, sentence:sub(1, #prefix) == prefix and sentence:sub(#prefix + 1) or sentence)
 end

@@ -61,9 +61,7 @@ function linear.check_tensors(name, x, b_packed, scale_b, opts, known)
   for _, key in ipairs(TENSORS) do
     if opts[key] ~= nil then tensor.check(name, key, opts[key]) end
   end
-  if opts.kernel ~= nil and type(opts.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
-  end
+  options.check_kernel(name, opts)
   return opts
 end
 
@@ -180,14 +178,22 @@ local function quantize_weight(name, layer, weight, opts)
     layer.rotate = options.block(name, "rotate", opts.rotate)
   end
   local given = { group_size = opts.group_size }
-  scaling.group_size(name, given)
+  scaling.group_size(name, given, K)
   local beside -- zero points or factors
-  layer.weight, given.scales, beside = ops.quantize(weight, {
+  layer.weight, given.scales, beside = ops.quantize_as(name, "weight", weight, {
     dim = dim, rotate = layer.rotate > 0 and layer.rotate or nil, clip = check.default(opts.weight_clip, "mse"),
     group_size = opts.group_size, group_scales = opts.group_scales, zero_point = opts.zero_point,
   })
   given[opts.zero_point and "zeros" or "factors"] = beside
   scaling.set(name, layer, given, dim == DIMS.nk)
+end
+
+-- That what quantize wrote beside the scales of words is given; factors may have been multiplied into scales of groups.
+local function check_beside(name, words, opts)
+  local with = options.is_marked(words) and words.packing.with
+  if not with or opts[with] ~= nil or with == "factors" and opts.scales:dim() == 2 then return end
+  check.raise(name, "weight was quantised with %s: give them as %s",
+    with == "zeros" and "zero points" or "integer group scales", with)
 end
 
 -- Words that are packed already.
@@ -218,6 +224,7 @@ local function take_words(name, layer, words, opts)
   layer.weight = words
   layer.in_features, layer.out_features = words.packing.length or 8 * words:size(dim), N
   layer.rotate = options.rotation(name, opts, "weight", words)
+  check_beside(name, words, opts)
   scaling.set(name, layer, opts, dim == DIMS.nk, encoding)
 end
 
@@ -269,8 +276,8 @@ end
 --- A linear layer with an int4 weight, y = activation(x W^T + bias): an object that is called.
 -- It has the fields `weight` (packed words), `scales` ([N], or [G, N] for groups), `zeros` (int8 zero points of that
 -- shape), `factors` (int8 [G, N]), `group_size`, `order`, `bias`, `in_features` (K), `out_features` (N), `rotate` (0:
--- none), `clip`, `activations` and `activation`, all for reading. It runs where its weight is; on a GPU that is
--- [K/8, N].
+-- none), `clip`, `activations`, `activation` and `out_dtype` (nil: its input's), all for reading. It runs where its
+-- weight is; on a GPU that is [K/8, N].
 -- @tparam tensor weight [N, K] of floats, as PyTorch keeps it, or [K, N] with `layout = "kn"`; or packed words (int32)
 -- @tparam[opt] table opts
 --
@@ -280,8 +287,8 @@ end
 --   with outliers. Of a float weight by default the largest of 256, 64, 16 and 4 that divides K, false for none; words
 --   from @{int4mm.ops.quantize} know theirs; of others it is the block that they were quantised with, by default none
 -- - `weight_clip`: of a float weight, "mse" (the default) or a number, as `clip` in @{int4mm.ops.quantize}
--- - `group_size`: a scale for each group of so many values along K, a multiple of 32, which is more accurate than one
---   for all; of packed words by default K / G
+-- - `group_size`: a scale for each group of so many values along K, a multiple of 32 or K, which is more accurate than
+--   one for all; of packed words by default K / G
 -- - `group_scales`, `zero_point`: of a float weight, as in @{int4mm.ops.quantize}
 -- - `activations`: "int4" (the default), "int8" or "float", as in @{int4_linear}
 -- - `clip`: of the activations; by default their largest magnitude
@@ -337,6 +344,7 @@ local TRANSPOSED = ': was its weight transposed? A weight [N, K] is layout "nk",
 -- That x is where the layer is and has its inputs; the C core checks the rest, but knows no layer.
 local function check_input(name, layer, x)
   tensor.check(name, "x", x)
+  tensor.check(name, "the layer's weight", layer.weight)
   local c = x.c
   if c.rank == 2 and enums.float_dtypes[x.dtype] and tonumber(c.shape[1]) ~= layer.in_features then
     local transposed = tonumber(c.shape[1]) == layer.out_features

@@ -112,19 +112,17 @@ local function quantized_dtype(name, opts)
   return dtype
 end
 
--- The option group_size; 0 where there are no groups.
-local function group_size(name, opts)
-  if opts.group_size == nil then return 0 end
-  local size = check.integer(name, "group_size", opts.group_size, 32)
-  if size % 32 ~= 0 then check.raise(name, "group_size is %d, expected a multiple of 32", size) end
-  return size
+-- The option group_size of so many values along dim; 0 where there are no groups.
+local function group_size(name, opts, length)
+  return opts.group_size == nil and 0 or options.group_size(name, opts.group_size, length)
 end
 
 local GROUP_SCALES = { float = false, integer = true }
 
--- Sets group, zeros and factors in `known`: the size, and whether there is the one or the other beside the scales.
-local function set_groups(name, opts, known)
-  known.group = group_size(name, opts)
+-- Sets group, zeros and factors in `known`: the size, of so many values along dim, and whether there is the one or the
+-- other beside the scales.
+local function set_groups(name, opts, known, length)
+  known.group = group_size(name, opts, length)
   known.factors = check.choice(name, "group_scales", opts.group_scales, GROUP_SCALES, "float")
   known.zeros = check.boolean(name, "zero_point", opts.zero_point, false)
   local what = known.factors and 'group_scales is "integer"' or "zero_point is true"
@@ -155,7 +153,7 @@ function ops.quantize_options(name, src, opts)
   known.rotate = options.block(name, "rotate", opts.rotate)
   known.clip, known.clip_mse = options.clip(name, opts.clip)
   known.dtype = quantized_dtype(name, opts)
-  set_groups(name, opts, known)
+  set_groups(name, opts, known, tonumber(src.c.shape[known.dim]))
   return known
 end
 
@@ -215,7 +213,7 @@ local QUANTIZE_OPTIONS = {
 -- - `dim`: 2 for a scale per row and [R, C/8] words (activations [M, K], or weights [N, K] for `layout_b = "nk"`), 1
 --   for a scale per column and [R/8, C] words (weights [K, N])
 -- - `rotate`: the block of a rotation along dim, as in @{rotate}, before anything else
--- - `group_size`: values along dim that share a scale, a multiple of 32; the last group may hold fewer
+-- - `group_size`: values along dim that share a scale, a multiple of 32, of which the last group may hold fewer, or all
 -- - `group_scales`: "float" (the default), or "integer" for a float32 scale per row or column and a factor per group
 -- - `zero_point`: true for zero points, one beside each scale
 -- - `clip`: a number above 0 and up to 1 that absmax is multiplied by, where what is beyond saturates; or "mse", for
@@ -229,8 +227,12 @@ local QUANTIZE_OPTIONS = {
 -- @treturn tensor scales, float32 [R] (dim 2) or [C] (dim 1); of G groups [R, G] or [G, C], unless there are factors
 -- @treturn ?tensor zeros, int8 of the shape of scales, or factors, int8 [R, G] or [G, C]
 -- @raise for NaN and infinities, with row and column
-function ops.quantize(src, opts)
-  local name = "quantize"
+function ops.quantize(src, opts) return ops.quantize_as("quantize", "src", src, opts) end
+
+local function call_quantize(args) return lib.int4mm_quantize(args) end
+
+-- @{quantize} for the function `name`, whose argument `what` the source is.
+function ops.quantize_as(name, what, src, opts)
   opts = check.options(name, opts, QUANTIZE_OPTIONS)
   local known = ops.quantize_options(name, src, opts)
   local args = ffi.new("int4mm_quantize_args")
@@ -253,7 +255,7 @@ function ops.quantize(src, opts)
   args.src, args.packed, args.scales = src.c, out.c, scales.c
   if zeros then args.zeros = zeros.c end
   if factors then args.factors = factors.c end
-  binding.check(name, lib.int4mm_quantize(args))
+  binding.check(name, memory.with_retry(src.c.device, call_quantize, args), what)
   keep(src, out, scales, zeros or factors, opts)
   return out, scales, zeros or factors
 end
@@ -266,9 +268,10 @@ local function read_group_size(name, scales, known, opts)
   if what == "factors" and by_group.c.rank ~= 2 then
     check.raise(name, "factors is %s, expected a matrix of int8, one for each group", check.describe(by_group))
   end
-  local given = group_size(name, opts)
+  local length = known.dim == 0 and known.rows or known.columns
+  local given = group_size(name, opts, length)
   if given > 0 or by_group.c.rank ~= 2 then return given end
-  local length, groups = known.dim == 0 and known.rows or known.columns, tonumber(by_group.c.shape[known.dim])
+  local groups = tonumber(by_group.c.shape[known.dim])
   if groups <= 1 then return 32 * math.max(math.ceil(length / 32), 1) end
   if length % groups == 0 and length / groups % 32 == 0 then return length / groups end
   check.raise(name, "group_size is nil but %s is %s, whose %d groups do not divide the %d values along dim %d into "
@@ -349,9 +352,7 @@ local function check_operands(name, a_packed, b_packed, scale_a, scale_b, opts)
   tensor.check(name, "scale_b", scale_b)
   if opts.bias ~= nil then tensor.check(name, "bias", opts.bias) end
   if opts.out ~= nil then tensor.check(name, "out", opts.out) end
-  if opts.kernel ~= nil and type(opts.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
-  end
+  options.check_kernel(name, opts)
 end
 
 -- The options as the C core takes them; the tensors are set just before the call.
@@ -444,6 +445,9 @@ end
 -- group g, t = 0, then t = fma(float32(acc[g]), scale_b[g, n], t) for each g in order, and out[m, n] = round(t *
 -- scale_a[m] + bias[n]). **Integer group scales**: b is multiplied by `factors` [G, N], whole numbers from 1 to 15, and
 -- scale_b is [N]; that costs less. **Zero points** are taken from b before it is multiplied.
+--
+-- Sums have to fit int32: K may be 33,554,431 (W4A4) or 2,097,151 (W4A8), with factors 2,236,962 or 139,810, and less
+-- with zero points, which the error tells. With group scales that holds for a group. W4A16 has no limit.
 -- @tparam tensor a_packed [M, K/8] int32 words, [M, K] int8, or [M, K] float16, bfloat16 or float32
 -- @tparam tensor b_packed [K/8, N] int32, or [N, K/8] with `layout_b = "nk"`, or a weight from @{prepack}; K/8 is
 --   rounded up
@@ -452,9 +456,10 @@ end
 -- @tparam[opt] table opts
 --
 -- - `zeros`: zero points, of scale_b's shape: int8 from -120 to 119, or int32 words of eight along N (lowest nibble
---   first) in the encoding of b_packed
+--   first) in their own encoding where they know it, else in that of b_packed
 -- - `factors`: integer group scales [G, N] ([N, G] as well for "nk"), int8 from 1 to 15; not with `zeros`
--- - `group_size`: values of K in a group, a multiple of 32, of which the last group may have fewer; by default K / G
+-- - `group_size`: values of K in a group, a multiple of 32, of which the last group may have fewer, or K; by default
+--   K / G
 -- - `out`: a tensor [M, N] to write to, float16, bfloat16 or float32, apart from the operands
 -- - `out_dtype` ("float16"): of a new result, also "bfloat16" and "float32"
 -- - `bias`: a tensor [N] float32
@@ -500,7 +505,7 @@ end
 --   float32 in E rows they are a scale for each column unless `group_size` is given
 -- @tparam tensor|number offsets [E + 1] int32 beside a_packed: expert e (from 1 on) has the rows from offsets[e],
 --   counted from 0, to before offsets[e + 1], which may be none; or the number of experts, which then have T / E rows
---   each
+--   each; E is at most 2^20
 -- @tparam[opt] table opts as of @{int4_matmul}, but `zeros` [E, N] or [E * G, N] as scale_b is, or words of eight along
 --   N; `factors` [E * G, N]; `bias` [E, N]; `out` [T, N]
 -- @treturn tensor [T, N] on the device of a_packed
@@ -556,7 +561,8 @@ function Plan.__tostring(plan)
   if plan.split_k > 1 then parts[#parts + 1] = "K split in " .. plan.split_k end
   if plan.ctas > 0 then parts[#parts + 1] = plan.ctas .. " CTAs" end
   local details = #parts > 0 and " (" .. table.concat(parts, ", ") .. ")" or ""
-  local text = ("%s on %s%s: %s"):format(plan.kernel, plan.device, details, plan.reason)
+  local where = plan.arch and "sm_" .. plan.arch or plan.device
+  local text = ("%s on %s%s: %s"):format(plan.kernel, where, details, plan.reason)
   for _, operand in ipairs { "a_packed", "b_packed" } do
     if plan[operand] then text = ("%s; %s is %s"):format(text, operand, plan[operand]) end
   end
@@ -654,14 +660,14 @@ local function choose_cuda(name, problem)
   end
   p.out_dtype = check.choice(name, "out_dtype", problem.out_dtype, enums.float_dtypes, "float16").id
   p.encoding_a, p.encoding_b = encoding_of(name, problem, "encoding_a"), encoding_of(name, problem, "encoding_b")
-  if problem.kernel ~= nil and type(problem.kernel) ~= "string" then
-    check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(problem.kernel))
-  end
+  options.check_kernel(name, problem)
   local plan = ffi.new("int4mm_plan")
   local status = lib.int4mm_choose_cuda(p, problem.kernel, plan)
   if status == enums.status.unsupported then return nil, binding.last_error() end
   binding.check(name, status)
-  return plan_table(plan)
+  local chosen = plan_table(plan)
+  chosen.arch = p.arch
+  return chosen
 end
 
 --- What @{int4_matmul} would do with these arguments, without doing it; with the option `offsets` in opts, what
@@ -703,7 +709,8 @@ end
 --   `layout_b`; `dtype_a` ("int32" for words of int4, "int8" or a float dtype, which lda then counts), `scaling`
 --   ("per_column", "group_scales" or "group_factors") with the `group_size`, `zeros` (true: there are zero points);
 --   `experts`, of a grouped product, whose M counts the rows of all of them; `kernel` to force one
--- @treturn table as from @{explain}, or nil where the forced kernel cannot serve the problem
+-- @treturn table as from @{explain}, with the problem's `arch` as a number; or nil where the forced kernel cannot serve
+--   the problem
 -- @treturn ?string then the reason
 function ops.choose_cuda(problem) return choose_cuda("choose_cuda", problem) end
 

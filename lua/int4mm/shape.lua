@@ -212,7 +212,7 @@ local function joined_length(list, dim)
   for i, t in ipairs(list) do
     local text = tensor.packing_text(t)
     if t.c.packing ~= first.c.packing or t.c.encoding ~= first.c.encoding
-      or t.c.packed_rotate ~= first.c.packed_rotate then
+      or t.c.packed_rotate ~= first.c.packed_rotate or t.c.packed_with ~= first.c.packed_with then
       return nil, ("tensor %d is %s but tensor 1 is %s"):format(i, text or "not packed", tensor.packing_text(first))
     end
     if first.c.packing ~= dim and t.c.packed_k ~= first.c.packed_k then
@@ -267,6 +267,7 @@ function shape.cat(list, dim, opts)
   if tensor.is_marked(first) then
     tensor.mark("cat", out, first.c.packing, first.c.encoding, length)
     out.c.packed_rotate = first.c.packed_rotate -- a rotated length is whole blocks, so they stay so side by side
+    out.c.packed_with = first.c.packed_with
   end
   return out
 end

@@ -7,15 +7,16 @@
 -- page-locked host memory, which a GPU reads and writes by itself). Indices and dimensions count from 1.
 --
 -- **A packed tensor knows how it was packed.** What `pack_int4_to_int32`, `quantize`, `prepack` and
--- `generate_test_data` return has `packing` = `{ dim =, encoding =, length =, rotate = }`: the dimension that is packed
--- eight to a word, the nibbles' encoding, how many values there are along it (nil where it is not known), of which the
--- last word may hold fewer than eight, and the block that `quantize` rotated by (nil for none). Products,
--- `unpack_int32_to_int4` and `dequantize` take options that are left out from
--- there and refuse those that contradict it. Words from elsewhere have no `packing` and are read as the options say;
--- @{methods:mark_} gives them one. Copies and views have the packing of what they were made from; @{methods:set} leaves
--- it, and what writes all words anew (`fill_`, `fill_bytes_`, `random`, `copy_` from words without one) takes it away.
--- What would break the packing (another shape, rows as vectors, elements picked along the packed dimension) is refused:
--- unpack first, or take the mark away with @{methods:unmark_}.
+-- `generate_test_data` return has `packing` = `{ dim =, encoding =, length =, rotate =, with = }`: the dimension that
+-- is packed eight to a word, the nibbles' encoding, how many values there are along it (nil where it is not known), of
+-- which the last word may hold fewer than eight, the block that `quantize` rotated by (nil for none), and what it wrote
+-- beside the scales ("zeros" or "factors", nil for neither). Products, `unpack_int32_to_int4` and `dequantize` take
+-- options that are left out from there, refuse those that contradict it, and ask for zeros and factors. Words from
+-- elsewhere have no `packing` and are read as the options say; @{methods:mark_} gives them one. Copies and views have
+-- the packing of what they were made from; @{methods:set} leaves it, and what writes all words anew (`fill_`,
+-- `fill_bytes_`, `random`, `copy_` from words without one) takes it away. What would break the packing (another shape,
+-- rows as vectors, elements picked along the packed dimension) is refused: unpack first, or take the mark away with
+-- @{methods:unmark_}.
 --
 -- More methods: shapes and rearranging in @{int4mm.shape}, sums and comparisons with a tolerance in @{int4mm.reduce}.
 -- @module int4mm.tensor
@@ -142,11 +143,24 @@ local function copy(name, dst, src, opts)
 end
 tensor.copy = copy
 
--- The tensor on a device in a dtype (a description from enums), itself when nothing changes; opts as of copy. Dtypes
--- are converted on the CPU, which waits.
+-- Floats on a GPU in another float dtype, there: a product with 1, which rounds as a copy on the CPU does.
+local function convert_floats(name, t, dtype, opts)
+  local out, args = alloc(name, t.c.rank, rows_of(t), columns_of(t), dtype, t.c.device), ffi.new "int4mm_map_args"
+  args.src, args.out, args.number, args.op = t.c, out.c, 1, lib.INT4MM_MUL
+  args.stream = devices.stream_handle(name, opts and opts.stream, t.c.device)
+  binding.check(name, lib.int4mm_map(args))
+  keep(t)
+  return out
+end
+
+-- The tensor on a device in a dtype (a description from enums), itself when nothing changes; opts as of copy. On a GPU
+-- floats become other floats; all else is converted on the CPU, which waits.
 local function convert(name, t, device, dtype, opts)
   if dtype == info_of(t) and device == t.c.device then return t end
   check_rows(name, t)
+  if dtype ~= info_of(t) and device ~= CPU and device == t.c.device and not (dtype.low or info_of(t).low) then
+    return convert_floats(name, t, dtype, opts)
+  end
   if dtype ~= info_of(t) then
     local here = convert(name, t, CPU, info_of(t), opts and { stream = opts.stream })
     t = copy(name, alloc(name, t.c.rank, rows_of(t), columns_of(t), dtype, CPU), here)
@@ -221,12 +235,16 @@ local function mark(name, t, packing, encoding, length)
 end
 tensor.mark = mark
 
+-- What quantize wrote beside the scales, by int4mm_packed_with.
+local BESIDE = { "zeros", "factors" }
+
 --- How a tensor is packed, in words: "int4 packed along dim 2, K = 60, offset"; nil where it has no mark.
 -- @local
 function tensor.packing_text(t)
   if not is_marked(t) then return nil end
   local known = t.c.packed_k > 0 and (", K = %d"):format(tonumber(t.c.packed_k)) or ""
   local rotated = t.c.packed_rotate > 0 and (", rotated by %d"):format(t.c.packed_rotate) or ""
+  if t.c.packed_with > 0 then rotated = ("%s, with %s"):format(rotated, BESIDE[t.c.packed_with]) end
   return ("int4 packed along dim %d%s, %s%s"):format(t.c.packing, known, enums.encoding_names[t.c.encoding], rotated)
 end
 
@@ -290,7 +308,7 @@ function fields.packing(t)
   local k = tonumber(t.c.packed_k)
   return {
     dim = t.c.packing, encoding = enums.encoding_names[t.c.encoding], length = k > 0 and k or nil,
-    rotate = t.c.packed_rotate > 0 and t.c.packed_rotate or nil,
+    rotate = t.c.packed_rotate > 0 and t.c.packed_rotate or nil, with = BESIDE[t.c.packed_with],
   }
 end
 
@@ -391,7 +409,8 @@ local function target_of(name)
     check.describe(name))
 end
 
---- The tensor on another device, as another dtype, or both; itself when nothing changes.
+--- The tensor on another device, as another dtype, or both; itself when nothing changes. On a GPU floats become other
+-- floats without waiting, as in a call of its own; other dtypes are converted on the CPU.
 -- @tparam string where "cpu", "cuda", "cuda:1" or a dtype such as "float32"
 -- @tparam[opt] string also the other of the two
 -- @tparam[opt] table opts `stream` and `non_blocking` as for @{methods:copy_}. A non-blocking copy to the CPU goes to
@@ -636,7 +655,8 @@ end
 function events.__gc(t) lib.int4mm_tensor_release(t.c) end
 
 check.refuse_operators(events, "tensor", {
-  __mul = "int4_matmul multiplies packed matrices, totable gives the elements as numbers",
+  __add = "int4mm.add adds tensors and numbers",
+  __mul = "int4mm.mul multiplies element by element, int4_matmul packed matrices",
   __len = "numel counts the elements, size gives the extents",
   __concat = "tostring gives a tensor as text",
   __lt = "equal compares two tensors",

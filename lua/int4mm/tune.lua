@@ -210,13 +210,18 @@ end
 function tune.tune(shapes, opts)
   local name = "tune"
   opts = check.options(name, opts, { "device", "path", "seconds" })
-  if type(shapes) ~= "table" or #shapes == 0 then
+  if type(shapes) == "table" and shapes.M ~= nil then
+    check.raise(name, "shapes is one product, expected an array of them: { { M =, K =, N = } }")
+  elseif type(shapes) ~= "table" or #shapes == 0 then
     check.raise(name, "shapes is %s, expected an array of products { M =, K =, N = }",
       type(shapes) == "table" and "empty" or check.describe(shapes))
   end
   local full = {}
   for i, shape in ipairs(shapes) do full[i] = check_shape(name, ("shapes[%d]"):format(i), shape) end
   local seconds = check.number(name, "seconds", check.default(opts.seconds, 0.05))
+  if not (seconds >= 0 and seconds < math.huge) then
+    check.raise(name, "seconds is %s, expected a finite number, 0 or more", check.describe(seconds))
+  end
   if opts.path ~= nil then
     file.check_path(name, opts.path)
     json.need(name)

@@ -393,7 +393,7 @@ static void test_group_errors(void) {
   args.factors = NULL, args.packed = &bytes;
   FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "zeros is given but packed is [16, 96] int8: expected int4");
   args = good, args.group = 48;
-  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "group is 48, expected a multiple of 32, or 0 for one group");
+  FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "group is 48, expected a multiple of 32, or all of K = 96");
   args.group = -32;
   FAILS(int4mm_quantize(&args), INT4MM_ERR_ARGUMENT, "group is -32, expected");
   args = good, args.factors = &small;

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/dtype.h"
 #include "core/error.h"
 #include "core/tensor.h"
 #include "cpu/backend.h"
@@ -374,6 +375,14 @@ static void run_dequantize(const void *job) {
   int4mm_cpu_dequantize(job);
 }
 
+static void run_map(const void *job) {
+  int4mm_cpu_map(job);
+}
+
+static void run_rowwise(const void *job) {
+  int4mm_cpu_rowwise(job);
+}
+
 static void run_random(const void *job) {
   int4mm_cpu_random(job);
 }
@@ -421,8 +430,50 @@ static int32_t fake_find_not_finite(int32_t device, const int4mm_matrix *src, in
   return status;
 }
 
+static void *advance(const void *data, int64_t elements, int32_t dtype) {
+  return data ? (char *)data + elements * (int64_t)int4mm_dtype_size(dtype) : NULL;
+}
+
+/* The product of expert e, which has `rows` rows from `first` on. */
+static int4mm_problem problem_of(const int4mm_problem *p, int64_t e, int64_t first, int64_t rows) {
+  const int4mm_experts *x = &p->experts;
+  int4mm_problem one = *p;
+  one.experts.count = 0;
+  one.M = one.a.rows = one.out.rows = rows;
+  one.a.data = advance(p->a.data, first * p->a.stride, p->a.dtype);
+  one.a.scales = advance(p->a.scales, first, INT4MM_FLOAT32);
+  one.out.data = advance(p->out.data, first * p->out.stride, p->out.dtype);
+  one.b.data = advance(p->b.data, e * x->b, INT4MM_INT32);
+  one.b.scales = advance(p->b.scales, e * x->scales, INT4MM_FLOAT32);
+  one.b.group_scales.data = advance(p->b.group_scales.data, e * x->group_scales, p->b.group_scales.dtype);
+  one.b.factors.data = advance(p->b.factors.data, e * x->factors, INT4MM_INT8);
+  one.b.zeros.data = advance(p->b.zeros.data, e * x->zeros, INT4MM_INT8);
+  one.bias = advance(p->bias, e * x->bias, INT4MM_FLOAT32);
+  return one;
+}
+
+/* Offsets are what they are when the work runs, and may be any number. */
+static int64_t first_row(const int4mm_problem *p, int64_t e, int64_t least) {
+  int64_t offset = p->experts.offsets ? p->experts.offsets[e] : e * p->experts.rows;
+  return offset < least ? least : offset > p->M ? p->M : offset;
+}
+
+static void run_experts(const int4mm_problem *p) {
+  const size_t size = int4mm_dtype_size(p->out.dtype);
+  for (int64_t m = 0; m < p->M; m++) memset(advance(p->out.data, m * p->out.stride, p->out.dtype), 0, p->N * size);
+  for (int64_t e = 0, first = first_row(p, 0, 0), next; e < p->experts.count; e++, first = next) {
+    next = first_row(p, e + 1, first);
+    int4mm_problem one = problem_of(p, e, first, next - first);
+    if (one.M && int4mm_cpu_matmul(&one)) abort();
+  }
+}
+
 static void run_matmul(const void *job) {
-  if (int4mm_cpu_matmul(job)) abort();
+  const int4mm_problem *p = job;
+  if (p->experts.count)
+    run_experts(p);
+  else if (int4mm_cpu_matmul(p))
+    abort();
 }
 
 static int32_t fake_matmul(int32_t device, const int4mm_pack_job *quantize, const int4mm_problem *problem,
@@ -438,6 +489,7 @@ static int32_t fake_matmul(int32_t device, const int4mm_pack_job *quantize, cons
   p.a.scales = to_host(device, p.a.scales), p.b.scales = to_host(device, p.b.scales);
   p.b.group_scales.data = to_host(device, p.b.group_scales.data), p.b.zeros.data = to_host(device, p.b.zeros.data);
   p.b.factors.data = to_host(device, p.b.factors.data);
+  p.experts.offsets = to_host(device, p.experts.offsets);
   p.out.data = to_host(device, p.out.data), p.residual.data = to_host(device, p.residual.data);
   if (p.sums) /* what a plan that splits K writes */
     memset(to_host(device, p.sums), 0xaa, (size_t)int4mm_sums_bytes(&p, plan));
@@ -467,18 +519,16 @@ static int32_t fake_dequantize(int32_t device, const int4mm_pack_job *job, void 
 
 static int32_t fake_map(int32_t device, const int4mm_map_job *job, void *stream) {
   int4mm_map_job j = *job;
-  (void)stream;
   j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src), j.other = host_matrix(device, j.other);
-  int4mm_cpu_map(&j);
+  enqueue(stream, run_map, &j, sizeof j);
   return INT4MM_OK;
 }
 
 static int32_t fake_rowwise(int32_t device, const int4mm_rowwise_job *job, void *stream) {
   int4mm_rowwise_job j = *job;
-  (void)stream;
   j.dst = host_matrix(device, j.dst), j.src = host_matrix(device, j.src);
   j.weight = host_matrix(device, j.weight), j.bias = host_matrix(device, j.bias);
-  int4mm_cpu_rowwise(&j);
+  enqueue(stream, run_rowwise, &j, sizeof j);
   return INT4MM_OK;
 }
 

@@ -113,11 +113,20 @@ int32_t int4mm_tensor_adopt(int4mm_tensor *t, void *data, int32_t rank, int64_t 
 
 void int4mm_set_mark(int4mm_tensor *t, int32_t dim, int32_t encoding, int64_t k, int32_t rotate) {
   t->packing = dim ? INT4MM_PACKED_DIM1 : INT4MM_PACKED_DIM0, t->encoding = encoding;
-  t->packed_k = k, t->packed_rotate = rotate;
+  t->packed_k = k, t->packed_rotate = rotate, t->packed_with = INT4MM_WITH_SCALES;
 }
 
 void int4mm_clear_mark(int4mm_tensor *t) {
   t->packing = INT4MM_UNMARKED, t->encoding = INT4MM_TWOS_COMPLEMENT, t->packed_k = 0, t->packed_rotate = 0;
+  t->packed_with = INT4MM_WITH_SCALES;
+}
+
+void int4mm_copy_mark(int4mm_tensor *dst, const int4mm_tensor *src, int32_t dim) {
+  const int4mm_tensor from = *src; /* which may be dst */
+  int4mm_clear_mark(dst);
+  if (!from.packing) return;
+  int4mm_set_mark(dst, dim, from.encoding, from.packed_k, from.packed_rotate);
+  dst->packed_with = from.packed_with;
 }
 
 int32_t int4mm_tensor_mark(int4mm_tensor *t, int32_t packing, int32_t encoding, int64_t packed_k) {

@@ -20,5 +20,7 @@ int32_t int4mm_tensor_alloc_panels(int4mm_tensor *t, int64_t k8, int64_t N, int6
 /* The mark of words that were packed along dim 0 or 1. */
 void int4mm_set_mark(int4mm_tensor *t, int32_t dim, int32_t encoding, int64_t k, int32_t rotate);
 void int4mm_clear_mark(int4mm_tensor *t);
+/* That of src, or none, for the same values along dim 0 or 1. */
+void int4mm_copy_mark(int4mm_tensor *dst, const int4mm_tensor *src, int32_t dim);
 
 #endif

@@ -113,6 +113,8 @@ const char *int4mm_warning(void) {
   return *warnings ? warnings : NULL;
 }
 
+/* ---- the calls of backend.h ------------------------------------------------------------------------------------- */
+
 int32_t int4mm_cpu_matmul(const int4mm_problem *problem) {
   if (problem->M == 0 || problem->N == 0) return INT4MM_OK;
   const int4mm_cpu_table *table = int4mm_cpu_current();

@@ -2,9 +2,9 @@
  * Inside the CPU backend: the table of an instruction set, threads, and addresses in a weight.
  *
  * Division of labour: cpu.c chooses a table once and forwards to it; threads.c is the only place that starts threads,
- * and thread_count.c says how many there may be;
- * one file per instruction set fills a table. Each such file is compiled with its own -m flags (flags.mk), so nothing
- * outside it may run its code before the CPU and the operating system were found able to.
+ * and thread_count.c says how many there may be; one file per instruction set fills a table. Each such file is compiled
+ * with its own -m flags (flags.mk), so nothing outside it may run its code before the CPU and the operating system were
+ * found able to.
  */
 #ifndef INT4MM_CPU_H
 #define INT4MM_CPU_H

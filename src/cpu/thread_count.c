@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int32_t asked_for;         /* INT4MM_NUM_THREADS; 0 for none. Written once, under `once`, as the next two are */

@@ -271,7 +271,7 @@ static region *open_region(void) {
   return NULL;
 }
 
-/* At max_threads MAX_PIECES of a call. */
+/* At most MAX_PIECES of a call. */
 static void run_region(region *r, job *j, int32_t wanted, int32_t max_threads) {
   uint32_t number = (uint32_t)(r - regions) * STATES;
   j->team = 1 + claim_workers(number + CLAIMED, wanted, max_threads);

@@ -124,6 +124,16 @@ int32_t int4mm_check_read_mark(const char *name, const int4mm_tensor *plain, con
                      int4mm_describe(plain).s, (long long)packed->packed_k, (int)dim);
 }
 
+int32_t int4mm_check_packed_with(const char *name, const int4mm_tensor *words, const char *zeros_name, bool zeros,
+                                 const char *factors_name, bool factors) {
+  if (!words->packing) return INT4MM_OK;
+  bool without_zeros = words->packed_with == INT4MM_WITH_ZEROS && !zeros;
+  bool without_factors = words->packed_with == INT4MM_WITH_FACTORS && !factors;
+  if (!without_zeros && !without_factors) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "%s was quantised with %s: give them as %s", name,
+                     without_zeros ? "zero points" : "integer group scales", without_zeros ? zeros_name : factors_name);
+}
+
 /* ---- options that a mark may give ---- */
 
 int32_t int4mm_take_encoding(const char *option, int32_t *encoding, const char *name, const int4mm_tensor *words) {

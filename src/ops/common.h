@@ -35,6 +35,10 @@ int32_t int4mm_check_packed_pair(const char *name, const int4mm_tensor *plain, b
  * values as `plain`. */
 int32_t int4mm_check_read_mark(const char *name, const int4mm_tensor *plain, const int4mm_tensor *packed, int32_t dim,
                                int32_t encoding);
+/* That what int4mm_quantize wrote beside the scales of `words` is given: zero points, and factors, or the scales of
+ * groups that they may have been multiplied into. */
+int32_t int4mm_check_packed_with(const char *name, const int4mm_tensor *words, const char *zeros_name, bool zeros,
+                                 const char *factors_name, bool factors);
 /* The encoding of an operand of a product: the mark's, with which an option that is not 0 has to agree; of unmarked
  * words, or of a layout likewise, the option. */
 int32_t int4mm_take_encoding(const char *option, int32_t *encoding, const char *name, const int4mm_tensor *words);

@@ -95,8 +95,8 @@ static int32_t copy_tensor(int4mm_tensor *dst, const int4mm_tensor *src, void *s
   if (!status) status = check_values(dst, src);
   if (!status) status = copy_any(dst, src, stream, async);
   if (status) return status;
-  if (src->packing && dst->dtype == src->dtype)
-    int4mm_set_mark(dst, src->packing - 1, src->encoding, src->packed_k, src->packed_rotate);
+  if (dst->dtype == src->dtype)
+    int4mm_copy_mark(dst, src, src->packing - 1);
   else
     int4mm_clear_mark(dst);
   return INT4MM_OK;

@@ -20,9 +20,10 @@ static int4mm_tensor narrow_rows(const int4mm_tensor *t, int64_t first, int64_t 
   return view;
 }
 
-/* Row `row` as a vector. */
+/* Row `row` as a vector, which has no mark. */
 static int4mm_tensor row_of(const int4mm_tensor *t, int64_t row) {
   int4mm_tensor view = narrow_rows(t, row, 1);
+  view.packing = INT4MM_UNMARKED;
   view.rank = 1, view.shape[0] = t->shape[1], view.shape[1] = view.stride = 1;
   return view;
 }
@@ -140,14 +141,13 @@ static int32_t check_shares(int4mm_matmul_call *c) {
 }
 
 /* That words along the rows hold as many values for each expert. */
-static int32_t check_mark(const int4mm_matmul_call *c) {
-  const int4mm_tensor *b = c->args->b_packed;
-  if (!b || b->packing != INT4MM_PACKED_DIM0 || !b->packed_k || c->experts == 1) return INT4MM_OK;
-  if (b->packed_k % 8 == 0 && b->packed_k / 8 == b->shape[0]) return INT4MM_OK;
+static int32_t check_mark(const char *name, const int4mm_tensor *t, int64_t experts) {
+  if (!t || t->packing != INT4MM_PACKED_DIM0 || !t->packed_k || experts == 1) return INT4MM_OK;
+  if (t->packed_k % 8 == 0 && t->packed_k / 8 == t->shape[0]) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT,
-                     "b_packed was packed from %lld values along dim 0, which fill no whole words for each of %lld "
+                     "%s was packed from %lld values along dim 0, which fill no whole words for each of %lld "
                      "experts: pack each expert's and take the marks away",
-                     (long long)b->packed_k, (long long)c->experts);
+                     name, (long long)t->packed_k, (long long)experts);
 }
 
 /* Offsets and values that can be read here. */
@@ -180,7 +180,8 @@ static int32_t check_grouped(const int4mm_matmul_args *args, const int4mm_tensor
   int4mm_expert first;
   int32_t status = take_experts(&grouped, experts);
   if (!status) status = check_shares(&grouped);
-  if (!status) status = check_mark(&grouped);
+  if (!status) status = check_mark("b_packed", args->b_packed, grouped.experts);
+  if (!status) status = check_mark("zero_b", args->zero_b, grouped.experts);
   if (status) return status;
   view_weight(&first, &grouped, 0);
   if ((status = int4mm_check_matmul(&first.args, c)))
@@ -194,7 +195,9 @@ static int32_t check_grouped(const int4mm_matmul_args *args, const int4mm_tensor
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
                        "a_packed is %s, whose rows are not as many for each of %lld experts: give offsets",
                        int4mm_describe(args->a_packed).s, (long long)c->experts);
-  if (offsets) status = int4mm_check_same_device("offsets", offsets, "a_packed", args->a_packed);
+  if (c->row_scales && args->zero_b && c->weight.zero_words)
+    status = int4mm_take_zero_mark(&c->weight, args->zero_b, c->N);
+  if (!status && offsets) status = int4mm_check_same_device("offsets", offsets, "a_packed", args->a_packed);
   if (!status && offsets && args->out->rank) status = int4mm_check_apart("out", args->out, "offsets", offsets);
   if (!status) status = int4mm_check_out_apart(args);
   return status ? status : check_values(c);

@@ -61,9 +61,8 @@ int32_t int4mm_prepack(int4mm_tensor *prepacked, const int4mm_tensor *b_packed, 
     int4mm_tensor_release(&made);
     return status;
   }
-  bool marked = b_packed->packing;
-  int4mm_set_mark(&made, 0, INT4MM_TWOS_COMPLEMENT, marked ? b_packed->packed_k : 0,
-                  marked ? b_packed->packed_rotate : 0);
+  int4mm_copy_mark(&made, b_packed, 0);
+  made.packing = INT4MM_PACKED_DIM0, made.encoding = INT4MM_TWOS_COMPLEMENT;
   *prepacked = made;
   return INT4MM_OK;
 }

@@ -81,9 +81,10 @@ static int32_t check_by_group(const char *name, const int4mm_tensor *t, const qu
 
 /* What may go together. */
 static int32_t check_kind(const quantized *z) {
-  if (z->group < 0 || z->group % 32)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "group is %lld, expected a multiple of 32, or 0 for one group",
-                       (long long)z->group);
+  int64_t K = z->plain->shape[z->dim];
+  if (z->group < 0 || (z->group % 32 && z->group != K))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "group is %lld, expected a multiple of 32, or all of K = %lld",
+                       (long long)z->group, (long long)K);
   if (z->zeros && z->factors)
     return int4mm_fail(INT4MM_ERR_ARGUMENT,
                        "zeros and factors are both given: integer group scales have no zero points");
@@ -241,8 +242,11 @@ int32_t int4mm_quantize(const int4mm_quantize_args *args) {
   int32_t status = check_quantize(args, &z);
   if (status) return status;
   status = has_groups(&z) ? quantize_groups(&z, args, &bad) : quantize_lines(args, &bad);
-  if (!status && args->packed->dtype == INT4MM_INT32)
+  if (!status && args->packed->dtype == INT4MM_INT32) {
     int4mm_set_mark(args->packed, args->dim, args->encoding, args->src->shape[args->dim], args->rotate);
+    if (args->zeros) args->packed->packed_with = INT4MM_WITH_ZEROS;
+    if (args->factors) args->packed->packed_with = INT4MM_WITH_FACTORS;
+  }
   if (status != INT4MM_ERR_VALUE) return status;
   return int4mm_fail_value("src", args->src, bad, "only finite numbers can be quantised", args->stream);
 }
@@ -275,6 +279,8 @@ static int32_t check_dequantize(const int4mm_dequantize_args *a, quantized *z) {
   *z = (quantized){"dst", a->dst, a->packed, a->scales, a->zeros, a->factors, a->group, a->dim, a->encoding};
   int32_t status = check_quantized("dst", a->dst, a->packed, a->dim, a->encoding);
   if (!status) status = check_scales(z, true);
+  if (!status)
+    status = int4mm_check_packed_with("packed", a->packed, "zeros", a->zeros, "factors", a->factors || a->group);
   if (!status) status = int4mm_check_apart("dst", a->dst, "scales", a->scales);
   if (!status && a->zeros) status = int4mm_check_apart("dst", a->dst, "zeros", a->zeros);
   if (!status && a->factors) status = int4mm_check_apart("dst", a->dst, "factors", a->factors);

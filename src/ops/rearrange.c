@@ -44,10 +44,7 @@ int32_t int4mm_transpose(int4mm_tensor *dst, const int4mm_tensor *src, void *str
   if (!status) status = check_dst(dst, src, src->shape[1], src->shape[0]);
   if (!status) status = transpose(dst, src, stream);
   if (status) return status;
-  if (src->packing)
-    int4mm_set_mark(dst, src->packing == INT4MM_PACKED_DIM0, src->encoding, src->packed_k, src->packed_rotate);
-  else
-    int4mm_clear_mark(dst);
+  int4mm_copy_mark(dst, src, src->packing == INT4MM_PACKED_DIM0);
   return INT4MM_OK;
 }
 
@@ -112,9 +109,6 @@ int32_t int4mm_gather(int4mm_tensor *dst, const int4mm_tensor *src, const int4mm
     if (!status) status = cuda->gather(src->device, &job, stream);
   }
   if (status) return status;
-  if (src->packing)
-    int4mm_set_mark(dst, src->packing - 1, src->encoding, src->packed_k, src->packed_rotate);
-  else
-    int4mm_clear_mark(dst);
+  int4mm_copy_mark(dst, src, src->packing - 1);
   return INT4MM_OK;
 }

@@ -18,12 +18,12 @@ typedef struct shape {
   bool nk;
 } shape;
 
-/* The groups of a matrix [G, columns], or with nk [columns, G]; -1 where it is neither. */
+/* The groups of a matrix [G, columns], or with nk [columns, G]; -1 where it is neither. Where it could be both a mark
+ * tells. */
 static int64_t groups_of(const shape *s, bool *ng) {
-  *ng = false;
-  if (s->t->shape[1] == s->columns) return s->t->shape[0];
-  *ng = s->nk && s->t->shape[0] == s->columns;
-  return *ng ? s->t->shape[1] : -1;
+  bool straight = s->t->shape[1] == s->columns;
+  *ng = s->nk && s->t->shape[0] == s->columns && (!straight || s->t->packing == INT4MM_PACKED_DIM0);
+  return *ng ? s->t->shape[1] : straight ? s->t->shape[0] : -1;
 }
 
 static int32_t fail_shape(const shape *s) {
@@ -48,11 +48,13 @@ static int32_t check_same_groups(const shape *s, bool dtype_ok, int64_t groups, 
                      int4mm_describe(s->t).s, (long long)found, (long long)groups);
 }
 
-/* Values of k to a group: as given, or K / G. */
+/* Values of k to a group: as given, or K / G. Of words K counts the values of the last one that may be padding. */
 static int32_t take_group(int4mm_weight *w, const int4mm_matmul_args *args, const char *name, int64_t K) {
-  int64_t group = args->group;
-  if (group < 0 || group % 32)
-    return int4mm_fail(INT4MM_ERR_ARGUMENT, "group is %lld, expected a multiple of 32", (long long)group);
+  int64_t group = args->group, padding = args->a_packed->dtype == INT4MM_INT32 ? 7 : 0;
+  if (group < 0 || (group % 32 && (group > K || group < K - padding)))
+    return int4mm_fail(INT4MM_ERR_ARGUMENT, "group is %lld, expected a multiple of 32, or all of K = %lld",
+                       (long long)group, (long long)K);
+  if (group % 32) group = K;
   if (!group && w->groups == 1) group = K;
   if (!group && w->groups && K % w->groups == 0 && K / w->groups % 32 == 0) group = K / w->groups;
   int64_t expected = group ? K / group + (K % group != 0) : -1;
@@ -100,6 +102,19 @@ static int32_t check_scales(int4mm_weight *w, const int4mm_matmul_args *args, in
   return status;
 }
 
+int32_t int4mm_take_zero_mark(int4mm_weight *w, const int4mm_tensor *zeros, int64_t N) {
+  if (!zeros->packing) return INT4MM_OK;
+  int32_t dim = w->zeros_ng ? 0 : 1;
+  w->zero_xor_mask = int4mm_xor_mask_of(zeros->encoding);
+  if (zeros->packing != dim + 1)
+    return int4mm_fail(INT4MM_ERR_ARGUMENT,
+                       "zero_b was packed along dim %d, expected along dim %d: eight outputs to a word",
+                       (int)zeros->packing - 1, (int)dim);
+  if (!zeros->packed_k || zeros->packed_k == N) return INT4MM_OK;
+  return int4mm_fail(INT4MM_ERR_ARGUMENT, "zero_b holds %lld values along dim %d, expected %lld: one for each output",
+                     (long long)zeros->packed_k, (int)dim, (long long)N);
+}
+
 static int32_t check_zeros(int4mm_weight *w, const int4mm_matmul_args *args, int64_t N, bool nk, int32_t encoding) {
   const int4mm_tensor *zeros = args->zero_b;
   if (!zeros) return INT4MM_OK;
@@ -112,26 +127,30 @@ static int32_t check_zeros(int4mm_weight *w, const int4mm_matmul_args *args, int
   bool dtype_ok = w->zero_words || zeros->dtype == INT4MM_INT8;
   int64_t columns = w->zero_words ? N / 8 + (N % 8 != 0) : N;
   const shape s = {"zero_b", "int8 of scale_b's shape, or int32 words of eight along N", zeros, columns, nk};
-  if (w->scaling == INT4MM_GROUP_SCALES) return check_same_groups(&s, dtype_ok, w->groups, &w->zeros_ng);
-  return zeros->rank == 1 && dtype_ok && zeros->shape[0] == columns ? INT4MM_OK : fail_shape(&s);
+  if (w->scaling == INT4MM_GROUP_SCALES)
+    status = check_same_groups(&s, dtype_ok, w->groups, &w->zeros_ng);
+  else if (zeros->rank != 1 || !dtype_ok || zeros->shape[0] != columns)
+    status = fail_shape(&s);
+  return status ? status : int4mm_take_zero_mark(w, zeros, N);
 }
+
+_Static_assert(INT4MM_MAX_K == INT32_MAX / (8 * 8) && INT4MM_MAX_K_INT8 == INT32_MAX / (128 * 8) &&
+                   INT4MM_MAX_K_FACTORS == INT32_MAX / (8 * 120) &&
+                   INT4MM_MAX_K_INT8_FACTORS == INT32_MAX / (128 * 120),
+               "check_sums says otherwise");
 
 /* Whether sums of products fit int32: over a group where it has a scale of its own, else over K. */
 static int32_t check_sums(const int4mm_weight *w, const int4mm_matmul_args *args, const char *name, int32_t dtype_a,
                           int64_t K) {
   if (dtype_a != INT4MM_INT32 && dtype_a != INT4MM_INT8) return INT4MM_OK;
-  bool int8 = dtype_a == INT4MM_INT8, factors = w->scaling == INT4MM_GROUP_FACTORS;
-  int64_t most = int8 ? INT4MM_MAX_K_INT8 : INT4MM_MAX_K, k = w->scaling == INT4MM_GROUP_SCALES ? w->group : K;
-  if (factors) most = int8 ? INT4MM_MAX_K_INT8_FACTORS : INT4MM_MAX_K_FACTORS;
-  if (args->zero_b) most = INT32_MAX / ((int8 ? 128 : 8) * (w->zero_words ? 15 : 128));
+  int a = dtype_a == INT4MM_INT8 ? 128 : 8, b = 8; /* the largest magnitudes; b: times a factor, or less a zero point */
+  if (w->scaling == INT4MM_GROUP_FACTORS) b = 8 * 15;
+  if (args->zero_b) b = w->zero_words ? 15 : 128;
+  int64_t most = INT32_MAX / (a * b), k = w->scaling == INT4MM_GROUP_SCALES ? w->group : K;
   if (k <= most) return INT4MM_OK;
   return int4mm_fail(INT4MM_ERR_ARGUMENT,
                      "%s has %s = %lld, expected at most %lld: a sum of so many products of up to %d must fit int32",
-                     name, k == K ? "K" : "a group", (long long)k, (long long)most,
-                     (int8 ? 128 : 8) * (factors         ? 120
-                                         : !args->zero_b ? 8
-                                         : w->zero_words ? 15
-                                                         : 128));
+                     name, k == K ? "K" : "a group", (long long)k, (long long)most, a * b);
 }
 
 /* The first value of an int8 tensor outside low .. high, as a row-major index; -1: none. */
@@ -155,6 +174,9 @@ int32_t int4mm_check_weight(int4mm_weight *w, const int4mm_matmul_args *args, co
   *w = (int4mm_weight){.scaling = INT4MM_PER_COLUMN, .experts = 1};
   int32_t status = check_scales(w, args, N, K, nk);
   if (!status) status = check_zeros(w, args, N, nk, encoding);
+  if (!status)
+    status = int4mm_check_packed_with("b_packed", args->b_packed, "zero_b", args->zero_b, "factor_b",
+                                      w->scaling != INT4MM_PER_COLUMN);
   if (!status) status = check_sums(w, args, name, dtype_a, K);
   if (!status) status = check_values("zero_b", args->zero_b, -120, 119, "zero points lie in -120 .. 119");
   if (!status) status = check_values("factor_b", args->factor_b, 1, 15, "factors lie in 1 .. 15");
@@ -215,7 +237,7 @@ int64_t int4mm_weight_scratch(const int4mm_weight *w, const int4mm_matmul_args *
 
 int32_t int4mm_place_weight(const int4mm_weight *w, const int4mm_matmul_args *args, int64_t N,
                             const int4mm_dispatch_target *target, void *scratch, int4mm_operand *b) {
-  static float none; /* stands for scales of no groups, where K is 0 */
+  static float none; /* stands for scales of no groups, where K is 0, or memory of the GPU that is at hand */
   place at = {target, args->stream, scratch};
   int32_t status = INT4MM_OK;
   b->group = w->group, b->groups = w->groups;
@@ -225,7 +247,8 @@ int32_t int4mm_place_weight(const int4mm_weight *w, const int4mm_matmul_args *ar
     b->scales = args->scale_b->data;
   if (w->scaling == INT4MM_GROUP_FACTORS) b->factors = int4mm_as_matrix(args->factor_b);
   if (args->zero_b) b->zeros = int4mm_as_matrix(args->zero_b);
-  if (w->scaling == INT4MM_GROUP_SCALES && !w->groups) b->group_scales.data = &none;
+  if (w->scaling == INT4MM_GROUP_SCALES && !w->groups)
+    b->group_scales.data = target->cuda && args->out->data ? args->out->data : &none;
   if (!scratch || !w->groups) return status;
   if (w->scales_ng) status = transpose(&at, &b->group_scales);
   if (!status && w->factors_ng) status = transpose(&at, &b->factors);

@@ -23,6 +23,8 @@ typedef struct int4mm_weight {
  * and a weight [N, K/8] (nk) in `encoding`; and that sums over K fit. Errors call A `name`. */
 int32_t int4mm_check_weight(int4mm_weight *weight, const int4mm_matmul_args *args, const char *name, int32_t dtype_a,
                             int64_t N, int64_t K, bool nk, int32_t encoding);
+/* That words with a mark hold the zero points of N outputs, eight to a word; their encoding is the mark's. */
+int32_t int4mm_take_zero_mark(int4mm_weight *weight, const int4mm_tensor *zeros, int64_t N);
 /* Whether int4mm_place_weight needs memory: its bytes, or 0. */
 int64_t int4mm_weight_scratch(const int4mm_weight *weight, const int4mm_matmul_args *args, int64_t N);
 /* Sets scales, groups and zero points of b as backends take them; what has to be rearranged goes to `scratch`, on the

@@ -83,12 +83,27 @@ function options.activations(name, opts)
   return kind
 end
 
+-- The values in a group along K.
+function options.group_size(name, value, K)
+  check.integer(name, "group_size", value, 1)
+  if value % 32 ~= 0 and value ~= K then
+    check.raise(name, "group_size is %d, expected a multiple of 32, or all of K = %d", value, K)
+  end
+  return value
+end
+
 -- What belongs to the scales of a weight: `zeros` and `factors`, tensors, are checked; returns the group's size, 0 for
 -- what follows from the number of groups.
 function options.scaling(name, opts)
   if opts.zeros ~= nil then tensor.check(name, "zeros", opts.zeros) end
   if opts.factors ~= nil then tensor.check(name, "factors", opts.factors) end
   return opts.group_size == nil and 0 or check.integer(name, "group_size", opts.group_size, 1)
+end
+
+-- The C core knows which kernels there are.
+function options.check_kernel(name, opts)
+  if opts.kernel == nil or type(opts.kernel) == "string" then return end
+  check.raise(name, "kernel is %s, expected the name of a CUDA kernel", check.describe(opts.kernel))
 end
 
 -- out_dtype's number, which has to be that of `out` where both are given

@@ -61,16 +61,18 @@ local function transposed(rows, columns)
   return turned
 end
 
--- A matrix for groups by group and column, which for a weight [N, K/8] may lie the other way round.
+-- A matrix for groups by group and column, which for a weight [N, K/8] may lie the other way round; where its shape
+-- does not tell, its mark does.
 local function by_group(t, groups, columns)
   local rows = grid(t)
-  local turned = t:dim() == 2 and not (t:size(1) == groups and t:size(2) == columns)
+  local turned = t:dim() == 2 and not (t:size(1) == groups and t:size(2) == columns and t.c.packing ~= 1)
   return turned and transposed(rows, groups) or rows
 end
 
 -- Zero points by group and column, of int8 or out of words packed along N.
 local function zero_points(t, groups, N, encoding)
   if t.dtype ~= "int32" then return by_group(t, groups, N) end
+  if tensor.is_marked(t) then encoding = enums.encoding_names[t.c.encoding] end
   local words, zeros = by_group(t, groups, math.ceil(N / 8)), {}
   for g, row in pairs(words) do
     zeros[g] = {}
@@ -152,7 +154,7 @@ end
 -- The first and last value of K in group g, counted from 0.
 local function range(o, g)
   if not o.has_group_scales then return 0, o.K - 1 end
-  return g * o.group, math.min((g + 1) * o.group, o.K) - 1
+  return g * o.group, (g < o.groups - 1 and (g + 1) * o.group or o.K) - 1
 end
 
 -- y[m, n] of the header, every step rounded to float32. A double holds the product of two float32 exactly, and their

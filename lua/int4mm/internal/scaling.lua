@@ -79,7 +79,7 @@ local function unpacked_zeros(name, t, sizes, groups)
   opts.length = sizes.N
   local vector = t:dim() == 1
   if vector then t = tensor.view(name, t, 2, 1, t:size(1)) end
-  if t:size(2) == words and t:size(1) == groups then
+  if t:size(2) == words and t:size(1) == groups and t.c.packing ~= 1 then
     opts.dim = 2
     local plain = ops.unpack_int32_to_int4(t, opts)
     return vector and plain:view(sizes.N) or plain
@@ -135,10 +135,9 @@ local function check_scales(name, scales, layer, sizes)
 end
 
 --- The option group_size, checked; 0 where there is none. Checks the tensors `zeros` and `factors` as well.
-function scaling.group_size(name, opts)
+function scaling.group_size(name, opts, K)
   local group = options.scaling(name, opts)
-  if group % 32 ~= 0 then check.raise(name, "group_size is %d, expected a multiple of 32", group) end
-  return group
+  return group == 0 and 0 or options.group_size(name, group, K)
 end
 
 --- Sets `scales`, `zeros`, `factors` and `group_size` of a layer that has its weight and sizes.
@@ -148,7 +147,7 @@ end
 -- @tparam boolean nk whether matrices may be [N, G]
 -- @tparam string encoding of zero points in words
 function scaling.set(name, layer, given, nk, encoding)
-  local group = scaling.group_size(name, given)
+  local group = scaling.group_size(name, given, layer.in_features)
   local sizes = { K = layer.in_features, N = layer.out_features, nk = nk, encoding = encoding }
   if group > 0 then
     sizes.group, sizes.groups = group, math.ceil(sizes.K / group)

@@ -49,7 +49,7 @@ local function record_of(name, key, layer)
   return {
     in_features = layer.in_features, out_features = layer.out_features, rotate = layer.rotate,
     activation = layer.activation, out_dtype = layer.out_dtype, dim = packing.dim, encoding = packing.encoding,
-    length = packing.length, rotated = packing.rotate and true, group_size = layer.group_size,
+    length = packing.length, rotated = packing.rotate and true, with = packing.with, group_size = layer.group_size,
     activations = layer.activations ~= "int4" and layer.activations or nil,
     clip = type(layer.clip) == "number" and ("%.17g"):format(layer.clip) or layer.clip,
   }
@@ -111,7 +111,7 @@ end
 
 local OPTIONAL = {
   length = "number", clip = "string", out_dtype = "string", rotated = "boolean", group_size = "number",
-  activations = "string",
+  activations = "string", with = "string",
 }
 local EXPECTED = {
   in_features = "number", out_features = "number", rotate = "number", activation = "string", dim = "number",
@@ -150,6 +150,7 @@ local function make_layer(f, prefix, record, opts)
   for _, what in ipairs { "zeros", "factors", "order", "bias" } do
     all[what] = f:has(prefix .. what) and f:tensor(prefix .. what) or nil
   end
+  weight.c.packed_with = check.choice("load", "with", record.with, { none = 0, zeros = 1, factors = 2 }, "none")
   local layer = linear.linear(weight, all)
   for _, field in ipairs { "in_features", "out_features" } do
     if layer[field] ~= record[field] then

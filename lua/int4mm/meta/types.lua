@@ -22,6 +22,7 @@
 ---@field encoding int4mm.encoding
 ---@field length? integer how many values there are along it, where that is known
 ---@field rotate? integer the block that q.quantize rotated by
+---@field with? "zeros"|"factors" what q.quantize wrote beside the scales
 
 ---A matrix or a vector on the CPU or a GPU. All fields are for reading.
 ---@class int4mm.tensor
@@ -381,6 +382,7 @@ local int4mm = {}
 ---@field split_k integer
 ---@field ctas integer
 ---@field reason string
+---@field arch? integer of q.choose_cuda: the problem's
 ---@field a_packed? string
 ---@field b_packed? string
 

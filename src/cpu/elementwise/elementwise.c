@@ -1,6 +1,6 @@
 /*
- * Pack, unpack, dequantize, random and copy over whole matrices, in blocks (pieces.h); the loops over a
- * block are those of rows.h.
+ * Pack, unpack, dequantize, random and copy over whole matrices, in blocks (pieces.h); the loops over a block are those
+ * of rows.h.
  */
 #include <string.h>
 
@@ -12,13 +12,6 @@ typedef struct pack_run {
   pieces pieces;
   _Atomic int64_t bad; /* smallest index of a bad value seen, or INT64_MAX */
 } pack_run;
-
-static int32_t finish(pack_run *j, int64_t *bad) {
-  int64_t first = atomic_load(&j->bad);
-  if (first == INT64_MAX) return INT4MM_OK;
-  *bad = first;
-  return INT4MM_ERR_VALUE;
-}
 
 /* ---- pack and unpack -------------------------------------------------------------------------------------------- */
 
@@ -93,7 +86,7 @@ static pack_run make_run(const int4mm_pack_job *p, const int4mm_rows *rows) {
 int32_t int4mm_elementwise_pack(const int4mm_rows *rows, const int4mm_pack_job *p, int64_t *bad) {
   pack_run j = make_run(p, rows);
   int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? pack_along : pack_across, &j);
-  return finish(&j, bad);
+  return status_of_bad(&j.bad, bad);
 }
 
 /* Whether a product of an int4 and one of these scales may be NaN. */
@@ -185,7 +178,7 @@ void int4mm_elementwise_unpack(const int4mm_rows *rows, const int4mm_pack_job *p
   int4mm_parallel(j.pieces.threads, j.pieces.count, p->dim == 1 ? unpack_along : unpack_across, &j);
 }
 
-/* ---- random, copy ------------------------------------------------------------------------------------ */
+/* ---- random and copy -------------------------------------------------------------------------------------------- */
 
 typedef struct random_run {
   const int4mm_rows *rows;
@@ -227,7 +220,6 @@ typedef struct copy_run {
   const int4mm_rows *rows;
   const int4mm_matrix *dst, *src;
   pieces pieces;
-  uint32_t xor_mask;
 } copy_run;
 
 /* int32 to bfloat16 with one rounding: bits that float32 does not hold are reduced to a sticky bit that it does. */
@@ -269,7 +261,7 @@ static void copy_piece(void *context, int64_t index, int32_t slot) {
 }
 
 void int4mm_elementwise_copy(const int4mm_rows *rows, const int4mm_matrix *dst, const int4mm_matrix *src) {
-  copy_run run = {rows, dst, src, cut(dst->rows, dst->cols, 1, dst->cols), 0};
+  copy_run run = {rows, dst, src, cut(dst->rows, dst->cols, 1, dst->cols)};
   int4mm_parallel(run.pieces.threads, run.pieces.count, copy_piece, &run);
 }
 

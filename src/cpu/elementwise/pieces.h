@@ -72,6 +72,14 @@ static inline void record_bad(_Atomic int64_t *bad, int64_t index) {
   }
 }
 
+/* What a call returns that recorded bad values, with *bad set to their smallest index. */
+static inline int32_t status_of_bad(_Atomic int64_t *recorded, int64_t *bad) {
+  int64_t first = atomic_load(recorded);
+  if (first == INT64_MAX) return INT4MM_OK;
+  *bad = first;
+  return INT4MM_ERR_VALUE;
+}
+
 /* A search for bad values: a piece gives record_bad its first. */
 typedef struct search {
   const int4mm_rows *rows; /* or NULL, where the pieces need none */
@@ -85,8 +93,9 @@ static inline int64_t find_bad(const int4mm_rows *rows, const int4mm_matrix *src
   search run = {.rows = rows, .src = src, .pieces = cut(src->rows, src->cols, 1, src->cols)};
   atomic_init(&run.bad, INT64_MAX);
   int4mm_parallel(run.pieces.threads, run.pieces.count, task, &run);
-  int64_t bad = atomic_load(&run.bad);
-  return bad == INT64_MAX ? -1 : bad;
+  int64_t bad = -1;
+  (void)status_of_bad(&run.bad, &bad);
+  return bad;
 }
 
 /* Which NaN a conversion or a product gives IEEE leaves to the machine: as results all are INT4MM_NAN_BITS. */

@@ -12,6 +12,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/group_quantize.h"
 #include "cpu/elementwise/pieces.h"
 
 enum {
@@ -19,7 +20,6 @@ enum {
   HELD = 16 * BLOCK,   /* floats of a row that a thread holds */
   STRIP = 256 * 1024,  /* floats of a strip of columns that a thread holds: 1 MiB */
   STRIP_COLS = 64,     /* columns of a strip, at most; 16 at least */
-  RATIOS = 33,         /* 64/64, 63/64, ..., 32/64 */
   SEARCH = 16,         /* the work of a search, in conversions of the row */
   ROWS_GRAIN = 1 << 14 /* elements of rows for which a thread pays: the product that comes next has it awake anyway */
 };
@@ -44,10 +44,6 @@ static bool is_bytes(const quantize_run *run) {
 static float scale_of(const quantize_run *run, uint32_t absmax, float clip) {
   float x = int4mm_bits_float(absmax < infinity_bits ? absmax : infinity_bits);
   return int4mm_mul(x, clip) / run->most;
-}
-
-static float ratio_at(int i) {
-  return (float)(64 - i) / 64;
 }
 
 static int64_t first_not_finite(const float *x, int64_t n) {
@@ -87,13 +83,6 @@ static void prefetch_row(const int4mm_matrix *m, int64_t r, int64_t c, int64_t n
 /* Whether a quotient may need the clamp: otherwise the largest is `most` or the float above. */
 static bool may_clamp(const quantize_run *run) {
   return run->job->clip != 1 || run->job->clip_mse;
-}
-
-static int32_t finish(quantize_run *run, int64_t *bad) {
-  int64_t first = atomic_load(&run->bad);
-  if (first == INT64_MAX) return INT4MM_OK;
-  *bad = first;
-  return INT4MM_ERR_VALUE;
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
@@ -162,8 +151,8 @@ static double squared_error_of_row(row *l, float scale) {
 static float best_scale_of_row(row *l, uint32_t absmax) {
   float best = scale_of(l->run, absmax, 1);
   double least = squared_error_of_row(l, best);
-  for (int i = 1; i < RATIOS; i++) {
-    float scale = scale_of(l->run, absmax, ratio_at(i));
+  for (int i = 1; i < INT4MM_CLIP_RATIOS; i++) {
+    float scale = scale_of(l->run, absmax, int4mm_clip_ratio(i));
     double error = squared_error_of_row(l, scale);
     if (error < least) least = error, best = scale;
   }
@@ -214,7 +203,7 @@ static int32_t quantize_rows(quantize_run *run, int64_t *bad) {
   p->count = int4mm_ceil_div(plain->rows, p->piece_rows);
   p->across = 1;
   int4mm_parallel(p->threads, p->count, quantize_along, run);
-  return finish(run, bad);
+  return status_of_bad(&run->bad, bad);
 }
 
 /* ---- columns, in two sweeps: the largest of each, then the quotients -------------------------------------------- */
@@ -310,7 +299,7 @@ static int32_t quantize_columns(quantize_run *run, int64_t *bad) {
   for (int64_t c = 0; c < plain->cols; c++) run->job->scales[c] = 0.0f;
   int4mm_parallel(p->threads, p->count, absmax_across, run);
   int4mm_parallel(1, 1, scales_across, run);
-  if (finish(run, bad)) return INT4MM_ERR_VALUE;
+  if (status_of_bad(&run->bad, bad)) return INT4MM_ERR_VALUE;
   *p = plain->cols ? cut(int4mm_ceil_div(plain->rows, 8), plain->cols, 1, 8 * plain->cols) : (pieces){0};
   int4mm_parallel(p->threads, p->count, quantize_across, run);
   return INT4MM_OK;
@@ -380,8 +369,8 @@ static void best_scales_of_strip(strip *s, const uint32_t *absmax, float *best) 
   double errors[STRIP_COLS], least[STRIP_COLS];
   for (int64_t c = 0; c < s->n; c++) best[c] = scale_of(s->run, absmax[c], 1);
   squared_errors_of_strip(s, best, least);
-  for (int i = 1; i < RATIOS; i++) {
-    for (int64_t c = 0; c < s->n; c++) scales[c] = scale_of(s->run, absmax[c], ratio_at(i));
+  for (int i = 1; i < INT4MM_CLIP_RATIOS; i++) {
+    for (int64_t c = 0; c < s->n; c++) scales[c] = scale_of(s->run, absmax[c], int4mm_clip_ratio(i));
     squared_errors_of_strip(s, scales, errors);
     for (int64_t c = 0; c < s->n; c++) {
       if (errors[c] < least[c]) least[c] = errors[c], best[c] = scales[c];
@@ -441,7 +430,7 @@ static int32_t quantize_strips(quantize_run *run, int64_t *bad) {
   if (!run->strips) return INT4MM_ERR_MEMORY;
   int4mm_parallel(threads, count, quantize_strip, run);
   int4mm_workspace_release(run->strips);
-  return finish(run, bad);
+  return status_of_bad(&run->bad, bad);
 }
 
 int32_t int4mm_elementwise_quantize(const int4mm_rows *rows, const int4mm_pack_job *p, int64_t *bad) {

@@ -1,7 +1,7 @@
 /*
  * Elementwise loops over short runs of numbers, the parts of pack, unpack, rotate, quantize, dequantize, map, rowwise,
- * random and copy. They are written once, in rows.inc and maps.inc, and compiled for each instruction set;
- * elementwise.c, quantize.c, rotate.c, map.c and rowwise.c apply them to blocks that stay in the caches.
+ * random and copy. They are written once, in rows.inc, and compiled for each instruction set; elementwise.c,
+ * quantize.c, groups.c, rotate.c, map.c and rowwise.c apply them to blocks that stay in the caches.
  */
 #ifndef INT4MM_CPU_ROWS_H
 #define INT4MM_CPU_ROWS_H

@@ -1,6 +1,6 @@
 /*
- * The driver for an A of floats (W4A16). B's values become float32 exactly, a chunk of k of a panel at a time,
- * which all rows of a block of A then read from the first-level cache; few rows take them from registers.
+ * The driver for an A of floats (W4A16). B's values become float32 exactly, a chunk of k of a panel at a time, which
+ * all rows of a block of A then read from the first-level cache; few rows take them from registers.
  *
  * The order of the sums (float.inc) is fixed by K and the group alone, so that a row has the same bits in any company
  * and on any number of threads, and so are the chunks: sums one after the other err by a rounding for each, and the
@@ -54,8 +54,7 @@ static int64_t roundings(const float_gemm *g, int64_t chunk) {
 
 static void choose_chunk(float_gemm *g) {
   const int4mm_problem *p = g->p;
-  bool groups = p->b.group_scales.data || p->b.factors.data || p->b.zeros.data;
-  g->group = int4mm_max64(1, groups ? int4mm_min64(p->b.group, p->K) : p->K);
+  g->group = int4mm_max64(1, int4mm_has_groups(p) ? int4mm_min64(p->b.group, p->K) : p->K);
   g->chunk = MAX_CHUNK;
   while (g->chunk > MIN_CHUNK && roundings(g, g->chunk) > 16 + p->K / 8) g->chunk /= 2;
 }

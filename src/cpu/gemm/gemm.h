@@ -103,8 +103,8 @@ typedef struct int4mm_float_columns {
   const float *scales, *zeros, *factors;
 } int4mm_float_columns;
 
-/* A tile of a product of floats over a chunk of k. The sums of the chunks of a
- * group are added in group_sums, and with the last of them into totals: total = fma(sum, scale, total). */
+/* A tile of a product of floats over a chunk of k. The sums of the chunks of a group are added in group_sums, and with
+ * the last of them into totals: total = fma(sum, scale, total). */
 typedef struct int4mm_float_tile {
   int32_t rows;               /* 1 to mr */
   int64_t k;                  /* values */
@@ -178,9 +178,8 @@ struct int4mm_kernels {
   void (*combine_b)(int8_t *dst, int64_t dst_step, const int8_t *src, int64_t src_step, int64_t bytes, int32_t levels,
                     int32_t offset);
 
-  /* Unpacks one row of A into 2 * k8 dwords of signed bytes; returns the sum of its values. In
-   * runs of `run` words, 1 or dot_words: first the even nibbles of a run, then the odd ones; the last one is completed
-   * with zeros. */
+  /* Unpacks one row of A into 2 * k8 dwords of signed bytes; returns the sum of its values. In runs of `run` words, 1
+   * or dot_words: first the even nibbles of a run, then the odd ones; the last one is completed with zeros. */
   int32_t (*expand)(uint32_t *dwords, const uint32_t *a, int64_t k8, uint32_t xor_mask, int64_t run);
   /* acc[m, n] += sum over k of a[m, k] * (b[k, n] + offset) for m < rows and n < columns, a multiple of skinny_columns.
    * a: expanded rows; b: raw words, each read once, in runs of `columns`. */
@@ -205,16 +204,19 @@ struct int4mm_kernels {
   const int4mm_rows *rows;
 };
 
+/* Whether B has more than a scale for each column: groups, or columns that are one group. */
+static inline bool int4mm_has_groups(const int4mm_problem *p) {
+  return p->b.group_scales.data || p->b.factors.data || p->b.zeros.data;
+}
+
 /* Whether a product is made group by group. */
 static inline bool int4mm_in_groups(const int4mm_kernels *kernels, const int4mm_problem *p) {
-  return p->b.group_scales.data || p->b.factors.data || p->b.zeros.data ||
-         (kernels->int8_in_groups && p->a.dtype == INT4MM_INT8);
+  return int4mm_has_groups(p) || (kernels->int8_in_groups && p->a.dtype == INT4MM_INT8);
 }
 
 /* Words of K to a group; all of K where there are no groups. */
 static inline int64_t int4mm_group8(const int4mm_problem *p) {
-  bool groups = p->b.group_scales.data || p->b.factors.data || p->b.zeros.data;
-  return int4mm_max64(1, groups && p->b.group < p->K ? p->b.group / 8 : int4mm_words_of_k(p));
+  return int4mm_max64(1, int4mm_has_groups(p) && p->b.group < p->K ? p->b.group / 8 : int4mm_words_of_k(p));
 }
 
 /* Row `group` of the scales, factors and zero points, columns n .. n + columns - 1 and zeros up to `width`, in what is
@@ -264,8 +266,8 @@ int32_t int4mm_gemm_float(const int4mm_kernels *kernels, const int4mm_problem *p
 int32_t int4mm_gemm_strassen(const int4mm_kernels *kernels, const int4mm_problem *problem, int32_t levels);
 /* Whether the raw driver can serve a problem, and is faster than the skinny one where that can, too. */
 bool int4mm_is_raw(const int4mm_kernels *kernels, const int4mm_problem *problem, bool skinny);
-/* Levels of Strassen for a problem: those it names, or by measured rules; 0 where Strassen does not apply,
- * as where the problem is not elementary. */
+/* Levels of Strassen for a problem: those it names, or by measured rules; 0 where Strassen does not apply, as where the
+ * problem is not elementary. */
 int32_t int4mm_strassen_levels(const int4mm_kernels *kernels, const int4mm_problem *problem);
 
 /* Threads that the skinny driver uses. */

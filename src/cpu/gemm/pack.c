@@ -30,7 +30,7 @@ void int4mm_pack_b(const int4mm_kernels *kernels, const int4mm_problem *p, int64
   }
 }
 
-/* ---- A --------------------------------------------------------------------------------------------------- */
+/* ---- A ---------------------------------------------------------------------------------------------------------- */
 
 void int4mm_pack_rows(const int4mm_kernels *kernels, const int4mm_problem *p, int64_t m, int64_t rows, int64_t j,
                       int64_t k8, uint32_t *panel, int32_t *sums) {

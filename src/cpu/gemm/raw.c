@@ -40,19 +40,15 @@ typedef struct raw_part {
   int32_t *totals;
 } raw_part;
 
-static bool has_groups(const int4mm_problem *p) {
-  return p->b.group_scales.data || p->b.factors.data || p->b.zeros.data;
-}
-
 /* A tile takes as long with fewer rows. By measurements on Zen 5 and Sapphire Rapids it beats the skinny driver from
  * 0.6 times its rows on where that flushes groups row by row, else from 0.85 times two tiles on. */
 bool int4mm_is_raw(const int4mm_kernels *kernels, const int4mm_problem *p, bool skinny) {
   int64_t mr = kernels->mr, rows = int4mm_round_up(p->M, mr);
   if (p->M > kernels->raw_max_m || p->b.layout != INT4MM_MN_MAJOR) return false;
-  if (rows * 8 * int4mm_words_of_k(p) > PACKED_A_BYTES || (has_groups(p) && int4mm_group8(p) > MAX_GROUP8))
+  if (rows * 8 * int4mm_words_of_k(p) > PACKED_A_BYTES || (int4mm_has_groups(p) && int4mm_group8(p) > MAX_GROUP8))
     return false;
   if (!skinny) return p->M > mr;
-  return has_groups(p) ? 10 * p->M >= 6 * rows : rows > mr && 100 * p->M >= 85 * rows;
+  return int4mm_has_groups(p) ? 10 * p->M >= 6 * rows : rows > mr && 100 * p->M >= 85 * rows;
 }
 
 /* Packs a part of a tile of A, by groups. */
@@ -72,7 +68,7 @@ static void pack_part(void *context, int64_t index, int32_t slot) {
 /* The scales, factors and zero points of the groups of a part. */
 static int4mm_group_columns load_columns(const raw_gemm *g, const raw_part *part, int32_t slot) {
   const int4mm_operand *b = &g->p->b;
-  if (!has_groups(g->p)) return (int4mm_group_columns){.ld = g->ld};
+  if (!int4mm_has_groups(g->p)) return (int4mm_group_columns){.ld = g->ld};
   int64_t size = g->part8 / g->group8 * g->ld, wide = int4mm_round_up(part->columns, g->k->nr);
   int32_t *first = g->columns + slot * 3 * size, *at = first;
   for (int64_t j = part->j; j < part->j + part->k8; j += g->group8, at += g->ld) {
@@ -153,7 +149,7 @@ int32_t int4mm_gemm_raw(const int4mm_kernels *kernels, const int4mm_problem *p) 
   raw_gemm g = {.k = kernels, .p = p, .k8 = int4mm_words_of_k(p)};
   int32_t threads = int4mm_threads_for(p->M * p->N, int4mm_max64(1, (1 << 21) / int4mm_max64(p->K, 1)));
   int64_t mr = kernels->mr, panels = int4mm_ceil_div(p->N, INT4MM_PANEL);
-  g.group8 = has_groups(p) ? int4mm_group8(p) : PART_K8;
+  g.group8 = int4mm_has_groups(p) ? int4mm_group8(p) : PART_K8;
   g.part8 = g.group8 < PART_K8 ? PART_K8 / g.group8 * g.group8 : g.group8;
   g.groups = int4mm_ceil_div(g.k8, g.group8);
   g.tiles = int4mm_ceil_div(p->M, mr);

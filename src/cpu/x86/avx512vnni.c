@@ -78,8 +78,8 @@ static inline void init_tile(__m512i acc[MR][VECTORS], const int32_t *acc_init) 
   }
 }
 
-/* The next row of a tile. The asm hides the addition from gcc, which would keep the addresses of all rows in
- * vector registers. */
+/* The next row of a tile. The asm hides the addition from gcc, which would keep the addresses of all rows in vector
+ * registers. */
 static inline int32_t *next_row(int32_t *row, int64_t ldt) {
   row += ldt;
   __asm__("" : "+r"(row));
