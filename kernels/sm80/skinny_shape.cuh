@@ -137,8 +137,6 @@ template <int ROWS_, class A_, Mode MODE_, bool NK_ = false> struct GeneralShape
   static constexpr bool LAYER = true, NK = NK_, ALIGNED = true, WIDE = false, ROTATED = true, ONE_STRIPE = false;
   static constexpr bool GENERAL = true;
   static constexpr int PREFETCHED = FLOAT ? 1 : 2; /* 1 x 4096 x 14336 takes 12.1 us, with two 12.5 */
-  /* L1 would serve little of A again, and floats are many: 16 x 14336 x 4096 takes 13.2 us, through L1 17.3. */
-  static constexpr bool A_PAST_L1 = FLOAT;
   static constexpr int BLOCKS = NK && IS_PLAIN ? INT4MM_SKINNY_NK_BLOCKS : 1; /* else memory for stages is short */
   static constexpr float UNSCALE = 1;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
