@@ -116,12 +116,6 @@ __device__ __forceinline__ void cp_async16_if(uint32_t shared, const void *globa
                "l"(global), "r"(wanted)
                : "memory");
 }
-__device__ __forceinline__ void cp_async16_l1_if(uint32_t shared, const void *global, int wanted) {
-  asm volatile("{\n.reg .pred wanted;\nsetp.ne.s32 wanted, %2, 0;\n"
-               "@wanted cp.async.ca.shared.global [%0], [%1], 16;\n}\n" ::"r"(shared),
-               "l"(global), "r"(wanted)
-               : "memory");
-}
 __device__ __forceinline__ void cp_async4(uint32_t shared, const void *global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }

@@ -121,6 +121,7 @@ struct Shape {
   static constexpr int ROWS = ROWS_, STAGES = STAGES_;
   static constexpr bool LAYER = LAYER_, NK = NK_, ALIGNED = ALIGNED_, WIDE = WIDE_, ROTATED = ROTATED_;
   static constexpr bool ONE_STRIPE = ROTATED, GENERAL = false, FINISHES = false;
+  static constexpr int PREFETCHED = 2; /* k-blocks of a warp, before the grid ahead of this one has ended */
   static constexpr int OWN_CHUNKS = OWN_CHUNKS_, BLOCKS = BLOCKS_;
   static constexpr int ROW_TILES = (ROWS + 15) / 16; /* of an mma */
   static constexpr int A_CHUNKS = ROWS / 8;          /* per lane and k-block: rows g, g + 8, ... */
@@ -137,6 +138,7 @@ struct Shape {
   struct Waiting {};
   struct Source { /* there is nothing that a shape of few rows would keep */
     __device__ __forceinline__ Source(const Arguments &, int, int) {}
+    static constexpr __device__ bool is_ready() { return true; }
   };
   static constexpr __device__ int block_bytes(const Arguments &) { return BLOCK_BYTES; }
   static constexpr __device__ int stages(const Arguments &) { return STAGES; }
@@ -450,8 +452,8 @@ template <class S> __device__ __forceinline__ void multiply_rows(const typename 
   };
   if (S::NK) {
     prefetch<S>(p, rotated(step), first_column);
-    if (S::BLOCKS == 1) prefetch<S>(p, rotated(step + stride), first_column);
-  } else {
+    if (S::BLOCKS < S::PREFETCHED) prefetch<S>(p, rotated(step + stride), first_column);
+  } else if (threadIdx.x % 32 < S::PREFETCHED * BLOCK_WORDS) {
     prefetch<S>(p, rotated(step + threadIdx.x % 32 / BLOCK_WORDS * stride), first_column);
   }
   [[maybe_unused]] const typename S::Words words(p.xor_a, p.xor_b);
@@ -472,7 +474,7 @@ template <class S> __device__ __forceinline__ void multiply_rows(const typename 
     for (int i = 0; i < S::stages(p); i++) copy(stages + i * stage_bytes, step + i * stride);
   };
 
-  ptx::griddepcontrol_wait();
+  if (source.is_ready()) ptx::griddepcontrol_wait();
   const OwnWords own = own_words<S>(memory + warps * bytes, p);
   if constexpr (S::OWN_CHUNKS > 0)
     make_own_words<S::OWN_CHUNKS>(p.own, own, copy_stages);

@@ -10,7 +10,7 @@
  *   STEPS         mma instructions for a slice: of k32 for int8, k16 for floats
  *   WORDS         32-bit words of A beside a word of B
  *   SHIFT         sums are 2^SHIFT times too large (unpack.cuh)
- *   ONES          a register of B that is 1 throughout
+ *   ONES          a register of an mma that is 1 throughout
  *   ONES_SHIFT    sums over A times ones are 2^ONES_SHIFT times too large
  *   mask          makes words of A past the `valid` ones of a k-block 0 where zeroed memory is not
  *   fragments     an mma's registers of A for each step, from words of rows g and g + 8
