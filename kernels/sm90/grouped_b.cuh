@@ -44,6 +44,12 @@ template <int WEIGHTS> struct BytesB {
     bytes_of_neighbours<WEIGHTS>(to[1], to[3], high, fix, column(affine.y));
   }
 
+  /* Of the columns `first` and the next one, from four zero points. */
+  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros, int first) {
+    uint32_t c = 0xf8f8f8f8u - (zeros ^ 0x80808080u); /* no byte borrows from the next */
+    return make_uint2(__byte_perm(c, 0, first * 0x1111), __byte_perm(c, 0, first * 0x1111 + 0x1111));
+  }
+
 private:
   static __device__ __forceinline__ Column column(uint32_t affine) {
     return WEIGHTS == AFFINE ? Column{0x80808080u - affine * 0x08080808u, affine} : Column{affine, 1};
@@ -67,16 +73,19 @@ template <bool BFLOAT> struct FloatsB {
     to[2] = floats_of_neighbours<BFLOAT>(low >> 8, fix, first);
     to[3] = floats_of_neighbours<BFLOAT>(high >> 8, fix, second);
   }
+
+  /* Of the columns `first` and the next one, from four zero points: as columns_of_floats. */
+  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros, int first) {
+    return make_uint2(float_column<BFLOAT>(zeros, first).c, float_column<BFLOAT>(zeros, first + 1).c);
+  }
 };
 
 template <int KIND, int WEIGHTS> struct PolicyB { typedef FloatsB<KIND == W4A16_BFLOAT> type; };
 template <int WEIGHTS> struct PolicyB<W4A8, WEIGHTS> { typedef BytesB<WEIGHTS> type; };
 
-/* A zero point as the policies take it, twice or four times. */
-template <int KIND> __device__ __forceinline__ uint32_t prepare_zero(int z) {
-  if (KIND == W4A8) return (uint32_t)(120 - z) * 0x01010101u;
-  float x = (float)(-8 - z) / FloatsB<KIND == W4A16_BFLOAT>::UNSCALE;
-  return KIND == W4A16_BFLOAT ? int4mm_round2<INT4MM_BFLOAT16>(x, x) : int4mm_round2<INT4MM_FLOAT16>(x, x);
+/* A zero point as BytesB takes it, four times. */
+__device__ __forceinline__ uint32_t prepare_zero(int z) {
+  return (uint32_t)(120 - z) * 0x01010101u;
 }
 
 } // namespace
