@@ -128,10 +128,10 @@ template <class T> struct Consumer {
 
   /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
    * nothing. */
-  template <int ITEM, int BUFFER = 0, int TO = ITEM % T::ACCS>
+  template <int ITEM, int BUFFER = 0, int ACC = ITEM % T::ACCS>
   __device__ __forceinline__ void multiply(uint64_t a, bool starts) {
     constexpr int CHAIN = ITEM % T::CHAINS, FIRST = ITEM / T::CHAINS * T::GROUP_SLICES;
-    auto &to = acc[TO];
+    auto &to = acc[ACC];
     if (!T::COLUMNS) keep_in_registers(to); /* else the k-block before is still writing to it */
     if (T::TURNS) wait_for_turn();
     ptx::wgmma_fence();
@@ -148,10 +148,9 @@ template <class T> struct Consumer {
   }
 
   /* Adds a chain's sums to those of the tile; where consumers share k-blocks the first of a k-block waits for these. */
-  template <int ITEM, int FROM = ITEM % T::ACCS>
-  __device__ __forceinline__ void promote(int block, int stage, const GroupScale &scale) {
+  template <int ITEM> __device__ __forceinline__ void promote(int block, int stage, const GroupScale &scale) {
     constexpr int FIRST = ITEM % T::CHAINS * (T::CHAIN / 2);
-    auto &from = acc[FROM];
+    auto &from = acc[ITEM % T::ACCS];
     keep_in_registers(from);
     unscale(from, scale);
     if constexpr (T::K_GROUPS > 1 && ITEM == 0) {
@@ -298,57 +297,6 @@ template <class T> struct Consumer {
     keep_in_registers(acc[0]);
   }
 
-  /* ---- k-blocks that overlap ---- */
-
-  static constexpr int LAST_ITEM = T::ITEMS - 1;
-  /* Items take turns with the accumulators; where a k-block has one, k-blocks do, by their PARITY. */
-  template <int PARITY, int ITEM> static constexpr int ACC = (T::ITEMS == 1 ? PARITY : ITEM) % T::ACCS;
-
-  /* Promotes an item's sums, while the next one's products are UNDER_WAY. */
-  template <int PARITY, int ITEM, int UNDER_WAY = 1> __device__ __forceinline__ void finish_item(int stage) {
-    GroupScale scale = load_scale(0, stage, ITEM / T::CHAINS);
-    ptx::wgmma_wait_group<UNDER_WAY>();
-    promote<ITEM, ACC<PARITY, ITEM>>(0, stage, scale);
-    keep_in_registers(sums[0]); /* promoted here: later, the next products' accumulators would still be read */
-    if (ITEM == LAST_ITEM) release(stage);
-  }
-  /* A k-block's products, from ITEM on: of each the one before is promoted meanwhile, of the FIRST k-block's first item
-   * none, and of others' that of the stage `before`. Leaves the last item under way and its words to the next k-block.
-   * The stage. */
-  template <int PARITY, bool FIRST = false, int ITEM = 0>
-  __device__ __forceinline__ void overlap_items(int stage, int before, bool more) {
-    if (ITEM == 0) make_fragments(fragments[PARITY], 0, stage);
-    multiply<ITEM, PARITY, ACC<PARITY, ITEM>>(ptx::make_smem_desc(shared.a(stage)), true);
-    if (ITEM == LAST_ITEM) { /* without a branch: there ptxas would serialise wgmmas; the last k-block's words are
-                                loaded again */
-      uint32_t phase = state.phase;
-      state.advance();
-      int next = more ? state.index : stage;
-      ptx::mbarrier_wait(shared.full(next), more ? state.phase : phase);
-      load_words(0, next);
-    }
-    if constexpr (ITEM > 0)
-      finish_item<PARITY, ITEM - 1>(stage);
-    else if constexpr (!FIRST)
-      finish_item<1 - PARITY, LAST_ITEM>(before);
-    if constexpr (ITEM < LAST_ITEM) overlap_items<PARITY, FIRST, ITEM + 1>(stage, before, more);
-  }
-  __device__ __forceinline__ void overlap_k_blocks(bool last_tile) {
-    int even = state.index, k_block = 1;
-    overlap_items<0, true>(even, -1, p.k_blocks > 1 || !last_tile);
-#pragma unroll 1
-    for (; k_block + 1 < p.k_blocks; k_block += 2) {
-      int odd = state.index;
-      overlap_items<1>(odd, even, true);
-      even = state.index;
-      overlap_items<0>(even, odd, k_block + 2 < p.k_blocks || !last_tile);
-    }
-    if (k_block == p.k_blocks) return finish_item<0, LAST_ITEM, 0>(even);
-    int odd = state.index;
-    overlap_items<1>(odd, even, !last_tile);
-    finish_item<1, LAST_ITEM, 0>(odd);
-  }
-
   /* ---- consumers that share k-blocks ---- */
 
   /* A tile's sums, handed on from turn to turn. */
@@ -381,9 +329,9 @@ template <class T> struct Consumer {
     int stage = state.index + I;
     ptx::mbarrier_wait(shared.full(stage), state.phase);
     load_words(0, stage);
-    if (I > 0) ptx::wgmma_wait_group<0>(); /* the fragments are free */
-    make_fragments(fragments[0], 0, stage);
-    multiply<0, 0, I>(ptx::make_smem_desc(shared.a(stage)), true);
+    if (I >= T::BUFFERS) ptx::wgmma_wait_group<T::BUFFERS - 1>(); /* the fragments are free */
+    make_fragments(fragments[I % T::BUFFERS], 0, stage);
+    multiply<0, I % T::BUFFERS, I>(ptx::make_smem_desc(shared.a(stage)), true);
     if constexpr (I + 1 < T::RUN) start_run<I + 1>();
   }
   /* The products of a run, whose first k-block is given, added to the tile's sums. */
@@ -448,7 +396,6 @@ template <class T> struct Consumer {
   __device__ __forceinline__ void promote_tile(bool last_tile) {
 #pragma unroll
     for (int i = 0; i < T::BLOCKS * T::BM / 2; i++) sums[i / (T::BM / 2)][i % (T::BM / 2)] = 0;
-    if constexpr (T::OVERLAPS) return overlap_k_blocks(last_tile);
     int left = 0; /* k-blocks of the group */
 #pragma unroll 1
     for (int k_block = 0; k_block < p.k_blocks; k_block++) {

@@ -160,10 +160,10 @@ template <class T> __device__ __forceinline__ void produce_factors(const Shared<
 /* A warp that loads those of each WARPSth k-block, where rows are no copy engine's. It waits for memory: of DEPTH
  * k-blocks the loads are under way, or where a k-block's groups take too many registers, of ROWS of these. */
 template <class T> __device__ __forceinline__ void load_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = 4 - T::COPIERS, COUNT = T::BN / 32, ROWS = T::BM >= 128 ? 1 : T::GROUPS == 4 ? 2 : T::GROUPS;
+  constexpr int WARPS = 4 - T::COPIERS, COUNT = T::BN / 32, ROWS = T::BM >= 256 ? 1 : T::GROUPS == 4 ? 2 : T::GROUPS;
   constexpr int MOST = 16 / (ROWS * COUNT), WANTED = T::COPIERS * 2;
-  constexpr int DEPTH = T::BM >= 128 || ROWS < T::GROUPS ? 1 : MOST < WANTED ? MOST : WANTED;
-  constexpr bool AHEAD = T::BM < 128; /* elsewhere registers are few: loaded when they are stored */
+  constexpr int DEPTH = T::BM >= 256 || ROWS < T::GROUPS ? 1 : MOST < WANTED ? MOST : WANTED;
+  constexpr bool AHEAD = T::BM < 256; /* elsewhere registers are few: loaded when they are stored */
   static_assert(T::STAGES >= WARPS + (T::K_GROUPS > 1 ? T::RUN * (T::K_GROUPS + 1) - 1 : 0),
                 "a warp may not skip a phase of a stage, even when consumers release theirs out of order");
   typedef GroupRow<T, COUNT> Rows[ROWS];

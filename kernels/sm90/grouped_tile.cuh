@@ -55,10 +55,8 @@ struct Tile {
   /* The next grid's CTAs come when all is copied: of those that came at once two would be on some SMs and none on
    * others, or the quantiser of a layer would be late. */
   static constexpr bool LAUNCHES_LATE = !FLOAT && K_GROUPS > 1;
-  /* Sums are promoted while the next ones are multiplied, those of the next k-block too. */
-  static constexpr bool OVERLAPS = ACCS == 2 && K_GROUPS == 1 && BM <= 128 && GROUP > 0;
-  static constexpr int BUFFERS = COLUMNS || OVERLAPS ? 2 : 1; /* of fragments */
-  static_assert(ACCS == 1 || CHAINS > 1 || RUN > 1 || OVERLAPS, "no second chain");
+  static constexpr int BUFFERS = COLUMNS || RUN > 1 ? 2 : 1; /* of fragments */
+  static_assert(ACCS == 1 || CHAINS > 1 || RUN > 1, "no second chain");
   static_assert(RUN == 1 || ITEMS == 1, "a k-block has several groups");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
   static_assert(K_GROUPS == 1 || (CONSUMERS % K_GROUPS == 0 && BLOCKS == 1 && CHAINS == 1 && GROUP > 0 && !EXPERTS),
@@ -88,7 +86,7 @@ struct Tile {
   static constexpr int REGISTERS = 65536 / (CTAS * THREADS) / 8 * 8;
   static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 && CTAS == 2 ? 32
                                             : K_GROUPS > 1            ? 56
-                                            : BM < 128                ? 72
+                                            : BM < 256                ? 72
                                             : COLUMNS || EXPERTS      ? 40
                                                                       : 24;
   static constexpr int CONSUMER_REGISTERS = (REGISTERS * (1 + CONSUMERS) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
