@@ -9,12 +9,12 @@
  * of activations, as they were copied. So the two rows of a thread's fragments are two columns of the output, and it
  * needs two scales for all of its sums. Persistent CTAs, each computing tiles of BM rows and BN columns of the output:
  *
- *   producers   a warpgroup: bulk tensor copies of packed B [16 words, BN] and activations [BM, 128], which lie in
- *               shared memory as int8 or 16-bit floats, K-major in the 128-byte swizzle; scales and zero points of
- *               groups in the form that consumers want, or factors. An int4 A comes widened to int8
- *               (src/dispatch/choose.c)
- *   consumers   two warpgroups of BLOCKS blocks of 64 columns each: packed B -> fragments in registers, wgmma,
- *               promotion to float32 sums, epilogue straight from registers
+ *   producers   a warpgroup (grouped_producer.cuh): bulk tensor copies of packed B [16 words, BN], of activations
+ *               [BM, 128], which lie in shared memory as int8 or 16-bit floats, K-major in the 128-byte swizzle, and of
+ *               scales and zero points of groups, which are loaded where their rows are not on 16 bytes; or factors. An
+ *               int4 A comes widened to int8 (src/dispatch/choose.c)
+ *   consumers   two warpgroups (grouped_consumer.cuh) of BLOCKS blocks of 64 columns each: packed B -> fragments in
+ *               registers, wgmma, promotion to float32 sums, epilogue straight from registers
  *
  * A k-block is 128 values of k. With groups its products are done in chains: CHAIN rows of the output and the values of
  * k of one group. A chain's wgmmas leave their sums in accumulators which are then promoted: converted, and added by an
@@ -25,7 +25,8 @@
  *
  * A small tile's k-block is bound by latency: a warp that issues a wgmma whose A comes from registers waits until the
  * one before has begun, so that it hides little of its own. There consumers share a tile's k-blocks, each with RUN of
- * every K_GROUPS x RUN, and only the promotion has an order: the tile's sums are handed on in shared memory.
+ * every K_GROUPS x RUN, and only the promotion has an order: the tile's sums are handed on in shared memory. More of
+ * these k-blocks under way hide more, up to what ordinary instructions take: half of them make fragments.
  *
  * With a scale for each column all of K is one sum, and the fragments of a k-block are made while the one before is
  * multiplied. Per k-block and 256 x 128 tile, 1024 clocks of wgmma, it moves 112 KB through shared memory; with the
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS)
   Shared<T> shared{ptx::smem_address(memory)};
   init_barriers<T>(shared);
   prefetch_maps<T>(maps, p);
-  if (T::FLOAT && p.copied_scales && !p.zeros) clear_zeros<T>(shared);
+  if (T::FLOAT && T::COPIES_SCALES && p.copied_scales && !p.zeros) clear_zeros<T>(shared);
   __syncthreads();
   if (!T::LAUNCHES_LATE) ptx::griddepcontrol_launch_dependents();
   if (T::EXPERTS || !p.early_b) ptx::griddepcontrol_wait();
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(T::THREADS, T::CTAS)
     if (warp < T::COPIERS) {
       if (threadIdx.x % 32 == 0) produce<T>(shared, maps, p, warp);
     } else if constexpr (!T::COLUMNS) {
-      if (!p.copied_scales)
+      if (!T::COPIES_SCALES || !p.copied_scales)
         load_scales<T>(shared, p, warp - T::COPIERS);
       else if (threadIdx.x % 32 == 0)
         copy_scales<T>(shared, maps, p, warp - T::COPIERS);
@@ -151,7 +152,7 @@ template <class T> cudaError_t copy_groups(Maps *maps, const int4mm_problem &pro
   if (!scales.data) scales.data = (void *)problem.b.scales, scales.rows = 1, scales.dtype = INT4MM_FLOAT32;
   bool wide = scales.dtype == INT4MM_FLOAT32;
   int bytes = wide ? 4 : 2;
-  if (T::COLUMNS || !has_aligned_rows(problem, scales, p->experts.group_scales, bytes)) return cudaSuccess;
+  if (!T::COPIES_SCALES || !has_aligned_rows(problem, scales, p->experts.group_scales, bytes)) return cudaSuccess;
   if (zeros.data && !has_aligned_rows(problem, zeros, problem.experts.zeros, 1)) return cudaSuccess;
   p->copied_scales = true, p->scale_bytes = bytes, p->half_scales = scales.dtype == INT4MM_FLOAT16;
   cudaError_t error = map_groups<T>(&maps->scales, problem, scales, p->experts.group_scales,
@@ -191,10 +192,7 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   if (error == cudaSuccess) error = map_b_of(&maps.b, *problem, p.boxes, T::BN / BOX_COLUMNS);
   if (error == cudaSuccess) error = copy_groups<T>(&maps, *problem, &p);
   if (error != cudaSuccess) return error;
-  size_t shared = T::SHARED_BYTES;
-  if (T::LAUNCHES_LATE && T::CTAS == 2) error = int4mm_one_cta_per_sm(plan->device, plan->ctas, &shared);
-  if (error != cudaSuccess) return error;
-  return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, shared, 1, stream, maps, p);
+  return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, maps, p);
 }
 
 /* Whether there is an instance for grouped products: the largest tile has no registers left with short groups. */

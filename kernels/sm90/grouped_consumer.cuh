@@ -47,8 +47,7 @@ template <class T> struct Consumer {
   const Shared<T> &shared;
   const Arguments &p;
   typename T::B policy;
-  int index;         /* of the consumers; where they share k-blocks, of those of its columns */
-  int column_group;  /* 64 columns of the tile that consumers share */
+  int index;         /* of the consumers */
   uint32_t b_offset; /* of this lane's words in its first row of packed B */
   int column; /* in the tile: that of fragment row g in block 0; row g + 8 is the next, block 1 four further on */
   PipelineState<T::STAGES> state;
@@ -62,10 +61,9 @@ template <class T> struct Consumer {
   /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
    * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
   __device__ __forceinline__ Consumer(const Shared<T> &shared, const Arguments &p, int index)
-      : shared(shared), p(p), policy(p.xor_b), index(T::K_GROUPS > 1 ? index % T::K_GROUPS : index),
-        column_group(index / T::K_GROUPS), zero(make_uint2(prepare_zero(0), prepare_zero(0))) {
+      : shared(shared), p(p), policy(p.xor_b), index(index), zero(make_uint2(prepare_zero(0), prepare_zero(0))) {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
-    int warp = column_group * 4 + threadIdx.x % 128 / 32;
+    int warp = (T::K_GROUPS > 1 ? 0 : index * 4) + threadIdx.x % 128 / 32;
     column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
     int row = policy.first_row();
     b_offset = column / BOX_COLUMNS * BOX_BYTES + row * (BOX_COLUMNS * 4) + (column % BOX_COLUMNS * 4 ^ row << 4);
@@ -83,6 +81,10 @@ template <class T> struct Consumer {
 
   /* Two neighbouring columns' scales of a group. */
   __device__ __forceinline__ float2 load_scales(int block, int stage, int group) const {
+    if (!T::COPIES_SCALES) {
+      uint2 s = ptx::ld_shared_v2(shared.scales(stage) + (group * T::BN + column + 4 * block) * 4);
+      return make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
+    }
     bool wide = p.scale_bytes == 4;
     uint32_t at = shared.scales(stage) + (group * T::BN + column + 4 * block) * p.scale_bytes;
     uint32_t x = ptx::ld_shared(at), y = ptx::ld_shared(at + (wide ? 4 : 0));
@@ -116,14 +118,11 @@ template <class T> struct Consumer {
 
   /* The turns of the consumers: of multiplying, or where they share k-blocks of promoting. A barrier has two of them.
    */
-  __device__ __forceinline__ int turn(int index) const {
-    return 1 + (T::K_GROUPS > 1 ? column_group * T::K_GROUPS : 0) + index;
-  }
   __device__ __forceinline__ void wait_for_turn() const {
-    ptx::named_barrier_sync(turn(index), 256);
+    ptx::named_barrier_sync(1 + index, 256);
   }
   __device__ __forceinline__ void pass_turn() const {
-    ptx::named_barrier_arrive(turn((index + 1) % T::TAKERS), 256);
+    ptx::named_barrier_arrive(1 + (index + 1) % T::CONSUMERS, 256);
   }
 
   /* Starts a chain, the ITEMth of a block and k-block, which has CHAINS for each group. `starts`: the accumulators hold
@@ -301,7 +300,7 @@ template <class T> struct Consumer {
 
   /* A tile's sums, handed on from turn to turn. */
   __device__ __forceinline__ uint32_t handed(int i) const {
-    return shared.sums() + column_group * (64 * T::BM * 4) + i * (128 * 4) + threadIdx.x % 128 * 16;
+    return shared.sums() + i * (128 * 4) + threadIdx.x % 128 * 16;
   }
   __device__ __forceinline__ void take_sums() {
     wait_for_turn();
@@ -329,9 +328,9 @@ template <class T> struct Consumer {
     int stage = state.index + I;
     ptx::mbarrier_wait(shared.full(stage), state.phase);
     load_words(0, stage);
-    if (I >= T::BUFFERS) ptx::wgmma_wait_group<T::BUFFERS - 1>(); /* the fragments are free */
-    make_fragments(fragments[I % T::BUFFERS], 0, stage);
-    multiply<0, I % T::BUFFERS, I>(ptx::make_smem_desc(shared.a(stage)), true);
+    if (I > 0) ptx::wgmma_wait_group<0>(); /* the fragments are free */
+    make_fragments(fragments[0], 0, stage);
+    multiply<0, 0, I>(ptx::make_smem_desc(shared.a(stage)), true);
     if constexpr (I + 1 < T::RUN) start_run<I + 1>();
   }
   /* The products of a run, whose first k-block is given, added to the tile's sums. */

@@ -34,8 +34,8 @@ struct Tile {
   typedef typename PolicyB<KIND, SMALL_GROUPS ? ZEROS : WEIGHTS>::type B;
   static constexpr int CONSUMERS = CONSUMERS_, K_GROUPS = K_GROUPS_, BN = 64 * CONSUMERS / K_GROUPS * BLOCKS,
                        THREADS = 128 * (1 + CONSUMERS);
-  static constexpr int CTAS = CONSUMERS == 1 || (K_GROUPS == 2 && CONSUMERS == 2) ? 2 : 1; /* of an SM */
-  static constexpr int GROUP_M = 2048 / BM; /* tile rows in which tiles are rasterised */
+  static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
+  static constexpr int GROUP_M = 2048 / BM;           /* tile rows in which tiles are rasterised */
   static constexpr bool EXPERTS = EXPERTS_;
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
@@ -46,20 +46,23 @@ struct Tile {
   static constexpr int ACCS = ACCS_;
   /* Words are loaded ahead: there are registers for them. */
   static constexpr bool AHEAD = K_GROUPS == 1 && (!FLOAT || BM * BLOCKS < 256);
-  static constexpr int TAKERS = K_GROUPS > 1 ? K_GROUPS : CONSUMERS; /* consumers that take turns with each other */
-  static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS;    /* small tiles are bound by latency */
+  static constexpr bool TURNS =
+      ACCS == 1 && BM > 64 && K_GROUPS == 1 && !COLUMNS; /* small tiles are bound by latency */
   /* k-blocks that a consumer takes at a time where consumers share them. */
   static constexpr int RUN = K_GROUPS > 1 ? ACCS : 1;
   /* Warps that copy; the others bring scales. Where k-blocks are quick, one thread would not keep up. */
   static constexpr int COPIERS = K_GROUPS > 1 && GROUPS == 1 && BM *PARTS <= 64 ? 2 : 1;
+  /* Bulk copies bring scales and zero points where rows are aligned. Elsewhere the instructions that widen scales,
+   * which lie in a stage as in memory, take more time than copies save. */
+  static constexpr bool COPIES_SCALES = !COLUMNS && (K_GROUPS > 1 || (GROUPS == 1 && !FLOAT));
   /* The next grid's CTAs come when all is copied: of those that came at once two would be on some SMs and none on
    * others, or the quantiser of a layer would be late. */
   static constexpr bool LAUNCHES_LATE = !FLOAT && K_GROUPS > 1;
-  static constexpr int BUFFERS = COLUMNS || RUN > 1 ? 2 : 1; /* of fragments */
+  static constexpr int BUFFERS = COLUMNS ? 2 : 1; /* of fragments */
   static_assert(ACCS == 1 || CHAINS > 1 || RUN > 1, "no second chain");
   static_assert(RUN == 1 || ITEMS == 1, "a k-block has several groups");
   static_assert(GROUP > 0 || (BLOCKS == 1 && CHAINS == ACCS), "sums of a group stay in the accumulators");
-  static_assert(K_GROUPS == 1 || (CONSUMERS % K_GROUPS == 0 && BLOCKS == 1 && CHAINS == 1 && GROUP > 0 && !EXPERTS),
+  static_assert(K_GROUPS == 1 || (K_GROUPS == CONSUMERS && BLOCKS == 1 && CHAINS == 1 && GROUP > 0 && !EXPERTS),
                 "each consumer has all of a k-block");
   static_assert(!COLUMNS || !FLOAT, "a scale for each column is for integers");
   static_assert(COLUMNS || !HAS_FACTORS, "factors have a scale for each column");
@@ -84,11 +87,7 @@ struct Tile {
 
   /* Registers per thread: what the launch gives each, and what that leaves. */
   static constexpr int REGISTERS = 65536 / (CTAS * THREADS) / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 && CTAS == 2 ? 32
-                                            : K_GROUPS > 1            ? 56
-                                            : BM < 256                ? 72
-                                            : COLUMNS || EXPERTS      ? 40
-                                                                      : 24;
+  static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 ? 56 : BM < 256 ? 72 : COLUMNS || EXPERTS ? 40 : 24;
   static constexpr int CONSUMER_REGISTERS = (REGISTERS * (1 + CONSUMERS) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 
@@ -100,7 +99,7 @@ struct Arguments {
   bool early_b; /* B may be read before the prerequisite grids have completed */
   uint32_t xor_b;
   int group;          /* K where one scale serves a column */
-  bool copied_scales; /* scales and zero points come by bulk copies: Maps has them */
+  bool copied_scales; /* scales and zero points come by bulk copies, of which Maps has the maps */
   int scale_bytes;    /* of a scale in a stage: copied ones lie there as in memory, others as floats */
   bool half_scales;   /* in a stage they are float16 */
   const void *scales;
