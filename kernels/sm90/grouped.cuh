@@ -222,9 +222,9 @@ cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *pla
 }
 
 /* The instance for a problem's groups and zero points. With several groups to a k-block chains are short, and two of
- * them hide each other's latency. Where K_GROUPS consumers share a tile's k-blocks, those of groups of 128 are RUNNERS
- * that take RUN at a time. */
-template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int K_GROUPS = 1, int RUNNERS = K_GROUPS, int RUN = 1>
+ * them hide each other's latency. Where K_GROUPS consumers share a tile's k-blocks, those of groups of 128 take RUN at
+ * a time. */
+template <int KIND, int BM, int BLOCKS, int CHAIN, int STAGES, int K_GROUPS = 1, int RUN = 1>
 cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT;
   auto with_zeros = [&](auto group) {
@@ -232,13 +232,12 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
                   ROWS = CHAIN > 64 && (GROUP == 32 || (GROUP == 64 && !FLOAT)) ? 64 : CHAIN,
                   ACCS = ROWS < CHAIN && !FLOAT ? 2
                          : GROUP == 128         ? RUN
-                                                : 1,
-                  SHARERS = GROUP == 128 ? RUNNERS : K_GROUPS;
+                                                : 1;
     auto with = [&](auto weights) {
       constexpr int WEIGHTS = decltype(weights)::value;
       if constexpr (K_GROUPS > 1 && GROUP > 0) {
         if (!problem->experts.count)
-          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, SHARERS, SHARERS, false>>(
+          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS, K_GROUPS, false>>(
               problem, plan, stream);
         if constexpr (BM == 64)
           return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, 1, STAGES, 1, 1, true>>(problem, plan, stream);

@@ -46,8 +46,8 @@ struct Tile {
   static constexpr int ACCS = ACCS_;
   /* Words are loaded ahead: there are registers for them. */
   static constexpr bool AHEAD = K_GROUPS == 1 && (!FLOAT || BM * BLOCKS < 256);
-  static constexpr bool TURNS =
-      ACCS == 1 && BM > 64 && K_GROUPS == 1 && !COLUMNS; /* small tiles are bound by latency */
+  /* Consumers take turns to multiply, except for small tiles, which are bound by latency. */
+  static constexpr bool TURNS = ACCS == 1 && BM > 64 && !COLUMNS;
   /* k-blocks that a consumer takes at a time where consumers share them. */
   static constexpr int RUN = K_GROUPS > 1 ? ACCS : 1;
   /* Warps that copy; the others bring scales. Where k-blocks are quick, one thread would not keep up. */
