@@ -77,14 +77,12 @@ template <bool BFLOAT16> __device__ __forceinline__ uint32_t fma2(uint32_t x, ui
   return y;
 }
 
-/* Of the ith of four columns, from four zero points: 120 - (z + 128), whose bits are those of a subnormal number. */
-template <bool BFLOAT16> __device__ __forceinline__ Column float_column(uint32_t zeros, int i) {
-  constexpr uint32_t UNIT = BFLOAT16 ? 0xff00ff00u : 0xf800f800u, BASE = BFLOAT16 ? 0x3ff03ff0u : 0x33803380u;
-  return {fma2<BFLOAT16>(__byte_perm(zeros ^ 0x80808080u, 0, 0x4040 + i * 0x0101), UNIT, BASE), 1};
-}
+/* Of four columns, from four zero points: 120 - (z + 128), whose bits are those of a subnormal number. */
 template <bool BFLOAT16> __device__ __forceinline__ void columns_of_floats(Column *to, uint32_t zeros) {
+  constexpr uint32_t UNIT = BFLOAT16 ? 0xff00ff00u : 0xf800f800u, BASE = BFLOAT16 ? 0x3ff03ff0u : 0x33803380u;
 #pragma unroll
-  for (int i = 0; i < 4; i++) to[i] = float_column<BFLOAT16>(zeros, i);
+  for (int i = 0; i < 4; i++)
+    to[i].c = fma2<BFLOAT16>(__byte_perm(zeros ^ 0x80808080u, 0, 0x4040 + i * 0x0101), UNIT, BASE), to[i].f = 1;
 }
 
 /* The nibbles at bits 0 and 20. */

@@ -44,10 +44,11 @@ template <int WEIGHTS> struct BytesB {
     bytes_of_neighbours<WEIGHTS>(to[1], to[3], high, fix, column(affine.y));
   }
 
-  /* Of the columns `first` and the next one, from four zero points. */
-  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros, int first) {
-    uint32_t c = 0xf8f8f8f8u - (zeros ^ 0x80808080u); /* no byte borrows from the next */
-    return make_uint2(__byte_perm(c, 0, first * 0x1111), __byte_perm(c, 0, first * 0x1111 + 0x1111));
+  /* Of two columns, from the lower of four zero points. */
+  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros) {
+    Column columns[4];
+    columns_of_bytes<ZEROS>(columns, zeros, false);
+    return make_uint2(columns[0].c, columns[1].c);
   }
 
 private:
@@ -74,9 +75,10 @@ template <bool BFLOAT> struct FloatsB {
     to[3] = floats_of_neighbours<BFLOAT>(high >> 8, fix, second);
   }
 
-  /* Of the columns `first` and the next one, from four zero points: as columns_of_floats. */
-  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros, int first) {
-    return make_uint2(float_column<BFLOAT>(zeros, first).c, float_column<BFLOAT>(zeros, first + 1).c);
+  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros) {
+    Column columns[4];
+    columns_of_floats<BFLOAT>(columns, zeros);
+    return make_uint2(columns[0].c, columns[1].c);
   }
 };
 

@@ -95,7 +95,8 @@ template <class T> struct Consumer {
   /* Their zero points, prepared. */
   __device__ __forceinline__ uint2 load_zeros(int block, int stage, int group) const {
     int at = column + 4 * block;
-    return policy.pair_of_zeros(ptx::ld_shared(shared.zeros(stage) + group * T::BN + (at & ~3)), at & 3);
+    uint32_t four = ptx::ld_shared(shared.zeros(stage) + group * T::BN + (at & ~3));
+    return policy.pair_of_zeros(four >> at % 4 * 8);
   }
 
   /* Two neighbouring columns' factors of a unit. */
