@@ -96,7 +96,7 @@ template <class T> struct Consumer {
   __device__ __forceinline__ uint2 load_zeros(int block, int stage, int group) const {
     int at = column + 4 * block;
     uint32_t four = ptx::ld_shared(shared.zeros(stage) + group * T::BN + (at & ~3));
-    return policy.pair_of_zeros(four >> at % 4 * 8);
+    return policy.pair_of_zeros(four >> (at & 2) * 8);
   }
 
   /* Two neighbouring columns' factors of a unit. */
