@@ -85,9 +85,11 @@ template <bool BFLOAT> struct FloatsB {
 template <int KIND, int WEIGHTS> struct PolicyB { typedef FloatsB<KIND == W4A16_BFLOAT> type; };
 template <int WEIGHTS> struct PolicyB<W4A8, WEIGHTS> { typedef BytesB<WEIGHTS> type; };
 
-/* A zero point as BytesB takes it, four times. */
-__device__ __forceinline__ uint32_t prepare_zero(int z) {
-  return (uint32_t)(120 - z) * 0x01010101u;
+/* A zero point as the policies take it, twice or four times. */
+template <int KIND> __device__ __forceinline__ uint32_t prepare_zero(int z) {
+  if (KIND == W4A8) return (uint32_t)(120 - z) * 0x01010101u;
+  float x = (float)(-8 - z) / FloatsB<KIND == W4A16_BFLOAT>::UNSCALE;
+  return KIND == W4A16_BFLOAT ? int4mm_round2<INT4MM_BFLOAT16>(x, x) : int4mm_round2<INT4MM_FLOAT16>(x, x);
 }
 
 } // namespace

@@ -61,7 +61,8 @@ template <class T> struct Consumer {
   /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
    * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
   __device__ __forceinline__ Consumer(const Shared<T> &shared, const Arguments &p, int index)
-      : shared(shared), p(p), policy(p.xor_b), index(index), zero(make_uint2(prepare_zero(0), prepare_zero(0))) {
+      : shared(shared), p(p), policy(p.xor_b), index(index),
+        zero(make_uint2(prepare_zero<T::KIND>(0), prepare_zero<T::KIND>(0))) {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
     int warp = (T::K_GROUPS > 1 ? 0 : index * 4) + threadIdx.x % 128 / 32;
     column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
@@ -79,10 +80,15 @@ template <class T> struct Consumer {
       for (int j = 0; j < T::SLICES; j++) asm volatile("" : "+r"(words[j].x), "+r"(words[j].y)::"memory");
   }
 
+  /* Two neighbouring columns' words of a row of scales or zero points, in the form that they are wanted in. */
+  __device__ __forceinline__ uint2 load_pair(uint32_t from, int block, int row) const {
+    return ptx::ld_shared_v2(from + (row * T::BN + column + 4 * block) * 4);
+  }
+
   /* Two neighbouring columns' scales of a group. */
   __device__ __forceinline__ float2 load_scales(int block, int stage, int group) const {
     if (!T::COPIES_SCALES) {
-      uint2 s = ptx::ld_shared_v2(shared.scales(stage) + (group * T::BN + column + 4 * block) * 4);
+      uint2 s = load_pair(shared.scales(stage), block, group);
       return make_float2(__uint_as_float(s.x), __uint_as_float(s.y));
     }
     bool wide = p.scale_bytes == 4;
@@ -94,6 +100,7 @@ template <class T> struct Consumer {
 
   /* Their zero points, prepared. */
   __device__ __forceinline__ uint2 load_zeros(int block, int stage, int group) const {
+    if (!T::COPIES_SCALES) return load_pair(shared.zeros(stage), block, group);
     int at = column + 4 * block;
     uint32_t four = ptx::ld_shared(shared.zeros(stage) + group * T::BN + (at & ~3));
     return policy.pair_of_zeros(four >> (at & 2) * 8);
@@ -384,8 +391,8 @@ template <class T> struct Consumer {
   __device__ __forceinline__ void load_tile_zeros(const ExpertCoord &at) {
     const int8_t *zeros = zeros_of(at);
     int first = at.n * T::BN + column;
-    zero.x = prepare_zero(first < p.N ? __ldg(zeros + first) : 0);
-    zero.y = prepare_zero(first + 1 < p.N ? __ldg(zeros + first + 1) : 0);
+    zero.x = prepare_zero<T::KIND>(first < p.N ? __ldg(zeros + first) : 0);
+    zero.y = prepare_zero<T::KIND>(first + 1 < p.N ? __ldg(zeros + first + 1) : 0);
   }
   __device__ __forceinline__ void prefetch_zeros(const ExpertCoord &at) const {
     int first = at.n * T::BN + column;

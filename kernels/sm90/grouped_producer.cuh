@@ -72,7 +72,7 @@ template <class T> __device__ __forceinline__ void clear_zeros(const Shared<T> &
  * beyond griddepcontrol.wait. */
 template <class T, int COUNT> struct GroupRow {
   uint32_t scale[COUNT]; /* as they lie in memory */
-  uint32_t zero[COUNT];
+  int zero[COUNT];
 
   template <class E> __device__ __forceinline__ void load_scales(const E *from, int columns) {
 #pragma unroll
@@ -106,7 +106,9 @@ template <class T, int COUNT> struct GroupRow {
     for (int i = 0; i < COUNT; i++) {
       uint32_t at = row * T::BN + column + 32 * i;
       ptx::st_shared(shared.scales(stage) + at * 4, widen(scale[i], p.scales_dtype));
-      if (T::GROUP_ZEROS) ptx::st_shared_u8(shared.zeros(stage) + at, (uint8_t)zero[i]);
+      if (T::GROUP_ZEROS && T::COPIES_SCALES) ptx::st_shared_u8(shared.zeros(stage) + at, (uint8_t)zero[i]);
+      if (T::GROUP_ZEROS && !T::COPIES_SCALES)
+        ptx::st_shared(shared.zeros(stage) + at * 4, prepare_zero<T::KIND>(zero[i]));
     }
   }
 };
@@ -160,7 +162,10 @@ template <class T> __device__ __forceinline__ void produce_factors(const Shared<
 /* A warp that loads those of each WARPSth k-block, where rows are no copy engine's. It waits for memory: of DEPTH
  * k-blocks the loads are under way, or where a k-block's groups take too many registers, of ROWS of these. */
 template <class T> __device__ __forceinline__ void load_scales(const Shared<T> &shared, const Arguments &p, int warp) {
-  constexpr int WARPS = 4 - T::COPIERS, COUNT = T::BN / 32, ROWS = T::BM >= 256 ? 1 : T::GROUPS == 4 ? 2 : T::GROUPS;
+  constexpr int WARPS = 4 - T::COPIERS, COUNT = T::BN / 32,
+                ROWS = T::BM >= 256                   ? 1
+                       : T::EXPERTS && T::GROUPS == 4 ? 2
+                                                      : T::GROUPS;
   constexpr int MOST = 16 / (ROWS * COUNT), WANTED = T::COPIERS * 2;
   constexpr int DEPTH = T::BM >= 256 || ROWS < T::GROUPS ? 1 : MOST < WANTED ? MOST : WANTED;
   constexpr bool AHEAD = T::BM < 256; /* elsewhere registers are few: loaded when they are stored */

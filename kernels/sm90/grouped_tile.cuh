@@ -52,9 +52,9 @@ struct Tile {
   static constexpr int RUN = K_GROUPS > 1 ? ACCS : 1;
   /* Warps that copy; the others bring scales. Where k-blocks are quick, one thread would not keep up. */
   static constexpr int COPIERS = K_GROUPS > 1 && GROUPS == 1 && BM *PARTS <= 64 ? 2 : 1;
-  /* Bulk copies bring scales and zero points where rows are aligned. Elsewhere the instructions that widen scales,
-   * which lie in a stage as in memory, take more time than copies save. */
-  static constexpr bool COPIES_SCALES = !COLUMNS && (K_GROUPS > 1 || (GROUPS == 1 && !FLOAT));
+  /* Bulk copies bring scales and zero points, which then lie in a stage as in memory, where rows are aligned. Elsewhere
+   * what consumers take to widen them is more than copies save. */
+  static constexpr bool COPIES_SCALES = !COLUMNS && BM < 256 && (BM < 64 || (GROUPS == 1 && !FLOAT));
   /* The next grid's CTAs come when all is copied: of those that came at once two would be on some SMs and none on
    * others, or the quantiser of a layer would be late. */
   static constexpr bool LAUNCHES_LATE = !FLOAT && K_GROUPS > 1;
@@ -71,7 +71,10 @@ struct Tile {
    * factors, bytes; and its barriers. There are as many as fit, at most those asked for. */
   static constexpr int A_BYTES = BM * ROW_BYTES * PARTS, B_BYTES = BN * BLOCK_WORDS * 4,
                        SCALE_BYTES = COLUMNS ? HAS_FACTORS * UNITS * BN : GROUPS * BN * 4,
-                       ZERO_BYTES = GROUP_ZEROS ? (GROUPS * BN + 127) / 128 * 128 : 0, STAGE_BARRIERS = 2;
+                       ZERO_BYTES = !GROUP_ZEROS    ? 0
+                                    : COPIES_SCALES ? (GROUPS * BN + 127) / 128 * 128
+                                                    : SCALE_BYTES,
+                       STAGE_BARRIERS = 2;
   static constexpr int SUMS_BYTES = K_GROUPS > 1 ? BM *BN * 4 : 0; /* a tile's, handed on */
   static constexpr int FITTING =
       (SHARED_LIMIT / CTAS - (CTAS > 1 ? 1024 : 0) - SUMS_BYTES - (EXPERTS ? TABLE_BYTES : 0)) /
