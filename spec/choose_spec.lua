@@ -778,8 +778,8 @@ describe("the grouped kernels", function()
       assert.equal(OK, status)
       return plan.ctas
     end
-    assert.same({ 128, 256, 264 }, { ctas(64, INT8, 128), ctas(128, INT8, 128), ctas(256, INT8, 128) })
-    assert.same({ 132, 132 }, { ctas(128, INT8, 64), ctas(128, BFLOAT16, 128) })
+    assert.same({ 128, 256, 264 }, { ctas(64, INT8, 256), ctas(128, INT8, 256), ctas(256, INT8, 256) })
+    assert.same({ 132, 132, 132 }, { ctas(128, INT8, 128), ctas(128, INT8, 64), ctas(128, BFLOAT16, 128) })
   end)
 
   it("leave groups that they do not serve to another kernel", function()

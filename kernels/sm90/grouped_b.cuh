@@ -44,6 +44,13 @@ template <int WEIGHTS> struct BytesB {
     bytes_of_neighbours<WEIGHTS>(to[1], to[3], high, fix, column(affine.y));
   }
 
+  /* Of two columns, from the lower of four zero points. */
+  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros) {
+    Column columns[4];
+    columns_of_bytes<ZEROS>(columns, zeros, false);
+    return make_uint2(columns[0].c, columns[1].c);
+  }
+
 private:
   static __device__ __forceinline__ Column column(uint32_t affine) {
     return WEIGHTS == AFFINE ? Column{0x80808080u - affine * 0x08080808u, affine} : Column{affine, 1};
@@ -66,6 +73,12 @@ template <bool BFLOAT> struct FloatsB {
     to[0] = floats_of_neighbours<BFLOAT>(low, fix, first), to[1] = floats_of_neighbours<BFLOAT>(high, fix, second);
     to[2] = floats_of_neighbours<BFLOAT>(low >> 8, fix, first);
     to[3] = floats_of_neighbours<BFLOAT>(high >> 8, fix, second);
+  }
+
+  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros) {
+    Column columns[4];
+    columns_of_floats<BFLOAT>(columns, zeros);
+    return make_uint2(columns[0].c, columns[1].c);
   }
 };
 

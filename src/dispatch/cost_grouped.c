@@ -78,10 +78,10 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
  *   W4A8, groups of 128
  *     1024 x 4096 x 4096        34.6        42.7        54.4
  *     512 x 4096 x 4096         36.9        24.3        29.4
- *     256 x 4096 x 4096                     22.3        15.2       21.7       35.9
- *     128 x 4096 x 4096                                 15.0       11.4       13.7
- *     64 x 4096 x 4096                                  15.4       11.4        9.9
- *     groups of 64, of 32                                    13.9, 19.4 11.5, 16.0
+ *     256 x 4096 x 4096                     22.3        15.3
+ *     128 x 4096 x 4096                                 15.0       10.3       13.1
+ *     64 x 4096 x 4096                                  15.4        9.7        8.0
+ *     groups of 64, of 32                                    13.9, 19.1 11.7, 13.5
  *     groups of 256                                                13.6       13.0
  *   groups of 64, of 32
  *     1024 x 4096 x 4096  46.8, 72.5  55.5, 79.0
@@ -109,8 +109,9 @@ static const tile_costs tile_256x128 = {{530, 360, 4500}, {1190, 150, 3500}, {64
                         tile_128x128 = {{417, 168, 1700}, {670, 120, 1500}, {335, 0, 2300}, 70, 135},
                         tile_64x128 = {{183, 151, 1200}, {285, 180, 1200}, {0}, 0, 0},
                         tile_64x64 = {{113, 87, 1200}, {205, 68, 1200}, {0}, 0, 0},
-                        tile_32x64 = {{128, 56, 1200}, {175, 56, 1200}, {0}, 0, 0},
-                        tile_32x64_runs = {{107, 56, 1200}, {0}, {0}, 0, 0},
+                        tile_64x64_runs = {{80, 87, 1200}, {0}, {0}, 0, 0},
+                        tile_32x64 = {{160, 29, 1200}, {175, 56, 1200}, {0}, 0, 0},
+                        tile_32x64_runs = {{74, 29, 1200}, {0}, {0}, 0, 0},
                         tile_64x64_pairs = {{165, 107, 1200}, {220, 140, 1200}, {0}, 0, 0},
                         tile_32x64_pairs = {{150, 108, 1200}, {0}, {0}, 0, 0};
 
@@ -119,16 +120,17 @@ static bool is_paired(const int4mm_gpu_problem *p) {
   return p->experts || (!is_float(p) && group_of(p) > INT4MM_BLOCK_K);
 }
 
-/* Whether two consumers share a tile's k-blocks, two at a time, and an SM has room for two CTAs. */
+/* Whether those who share a tile's k-blocks take several at a time. */
 static bool has_runs(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
-  return kernel->tile_m == 32 && !is_paired(p) && !is_float(p) && group_of(p) == INT4MM_BLOCK_K;
+  return kernel->tile_n == 64 && !is_paired(p) && !is_float(p) && group_of(p) == INT4MM_BLOCK_K;
 }
 
 static const tile_costs *costs_of(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
   if (kernel->tile_m == 256) return &tile_256x128;
   if (kernel->tile_m == 128) return &tile_128x128;
   if (kernel->tile_n == 128) return &tile_64x128;
-  if (kernel->tile_m == 64) return is_paired(p) ? &tile_64x64_pairs : &tile_64x64;
+  if (kernel->tile_m == 64)
+    return is_paired(p) ? &tile_64x64_pairs : has_runs(kernel, p) ? &tile_64x64_runs : &tile_64x64;
   return is_paired(p) ? &tile_32x64_pairs : has_runs(kernel, p) ? &tile_32x64_runs : &tile_32x64;
 }
 
@@ -147,9 +149,9 @@ static int64_t k_block_time(const int4mm_gpu_problem *p, const tile_costs *costs
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const tile_costs *costs = costs_of(kernel, p);
   int64_t tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
-  bool runs = has_runs(kernel, p), pairs = tiles > p->sms && (runs || (kernel->tile_n == 64 && is_paired(p)));
+  bool pairs = tiles > p->sms && kernel->tile_n == 64 && is_paired(p);
   int64_t resident = pairs ? p->sms * 2 : p->sms;
-  if (pairs) k_block = runs ? k_block * 7 / 4 : k_block * 4 / 3; /* beside another CTA's */
+  if (pairs) k_block = k_block * 4 / 3; /* beside another CTA's */
   int64_t time = int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), k_block), cost_of(p, costs)->tile);
   time = int4mm_plan_add(is_per_column(p) ? COLUMNS_TIME : CALL_TIME,
                          int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time));
