@@ -105,8 +105,9 @@ __device__ __forceinline__ void copy_whole_b(const GeneralSource<S> &from, const
   }
 }
 
-/* What else a k-block of it has. L1 would serve little of A again: 16 x 14336 x 4096 of floats takes 13.2 us, through
- * L1 17.3. */
+/* What else a k-block of it has. Words of A take half a line for a k-block, and L1 serves the other half, and other
+ * warps: 16 x 4096 x 14336 takes 12.8 us, past L1 14.3. Of a wider A it would serve little again: 16 x 14336 x 4096 of
+ * floats takes 13.2 us, through L1 17.3. */
 template <class S>
 __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const GeneralArguments &p, uint32_t stage,
                                            uint32_t k_block) {
@@ -117,8 +118,12 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
   const char *rows = from.rows + (uint64_t)k_block * S::A_ROW_BYTES;
   const uint32_t to = stage + from.rows_to;
 #pragma unroll
-  for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += p.row_step_bytes)
-    ptx::cp_async16_if(to + i * S::A_ROW_BYTES, rows, i < from.valid_rows);
+  for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += p.row_step_bytes) {
+    if (S::A::WORDS > 1)
+      ptx::cp_async16_if(to + i * S::A_ROW_BYTES, rows, i < from.valid_rows);
+    else if (i < from.valid_rows)
+      ptx::cp_async16_l1(to + i * S::A_ROW_BYTES, rows, 16);
+  }
   if (S::IS_PLAIN) return;
   if (S::IS_GROUPS) { /* zero points are after 128 bytes of scales */
     uint32_t stride = S::ZEROS ? from.stride : p.scales_stride;
