@@ -347,4 +347,13 @@ function cases.draw(r, rows, columns, dtype, kind)
   return view
 end
 
+--- A matrix of int8 that holds int4 values.
+function cases.draw_int4(r, rows, columns)
+  local t = q.empty { rows, columns, dtype = "int8" }
+  for i = 1, rows do
+    for j = 1, columns do t:set(i, j, r:range(-8, 7)) end
+  end
+  return t
+end
+
 return cases

@@ -92,13 +92,7 @@ describe("a grouped product", function()
   it("goes by the marks of zero points, in each layout", function()
     local E, K, N, G = 3, 64, 16, 2
     local r = cases.random(12)
-    local function int4(rows, columns)
-      local t = q.empty { rows, columns, dtype = "int8" }
-      for i = 1, rows do
-        for j = 1, columns do t:set(i, j, r:range(-8, 7)) end
-      end
-      return t
-    end
+    local function int4(rows, columns) return cases.draw_int4(r, rows, columns) end
     local a, b, scale_a = int4(7, K), q.pack_int4_to_int32(int4(E * N, K), { encoding = "offset" }), q.ones { 7 }
     local offsets = q.tensor({ 0, 2, 2, 7 }, { dtype = "int32" })
     for _, encoding in ipairs { "twos_complement", "offset" } do

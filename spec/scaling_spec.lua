@@ -144,13 +144,7 @@ describe("a product of any kind", function()
   it("takes encoding and dimension of zero points from their mark, and refuses one that does not fit", function()
     local N, K = 16, 64 -- with two groups words are [2, 2] either way
     local r = cases.random(3)
-    local function draw(rows, columns) -- int4
-      local t = q.empty { rows, columns, dtype = "int8" }
-      for i = 1, rows do
-        for j = 1, columns do t:set(i, j, r:range(-8, 7)) end
-      end
-      return t
-    end
+    local function draw(rows, columns) return cases.draw_int4(r, rows, columns) end
     local a, zeros, scale_a, scale_b = draw(3, K), draw(2, N), q.ones { 3 }, q.ones { 2, N }
     local multiplies = { q.int4_matmul, q.int4_matmul_cpu, q.int4_matmul_reference }
     for _, encoding_b in ipairs { "twos_complement", "offset" } do
