@@ -23,6 +23,7 @@
 #include "sm90/hopper_b.cuh"
 #include "sm90/mainloop.cuh"
 #include "sm90/split_k.cuh"
+#include "sm90/tile_epilogue.cuh"
 #include "sm90/tile_scheduler.cuh"
 #include "sm90/words_b.cuh"
 

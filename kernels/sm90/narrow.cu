@@ -22,6 +22,7 @@
 #include "sm90/mainloop.cuh"
 #include "sm90/narrow_b.cuh"
 #include "sm90/split_k.cuh"
+#include "sm90/tile_epilogue.cuh"
 
 namespace {
 

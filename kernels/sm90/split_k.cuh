@@ -6,7 +6,7 @@
 #ifndef INT4MM_SPLIT_K_CUH
 #define INT4MM_SPLIT_K_CUH
 
-#include "sm90/mainloop.cuh"
+#include "sm90/operands.cuh"
 
 namespace {
 
