@@ -50,6 +50,9 @@ struct Tile {
    * has seen the consumer of its stage finish a later k-block than the stage's last but one. */
   static_assert(STAGES_A % K_GROUPS == 0 && STAGES_8 % K_GROUPS == 0 && STAGES_8 >= UNPACK_GROUPS,
                 "phases would be mistaken");
+  /* An unrolled mainloop of 64 x 64 tiles is 2 % slower, and with zero points it takes too many registers. */
+  static constexpr int UNROLL = K_GROUPS == 1 && !Kind::ZEROS ? STAGES_A : 1;
+  static_assert(UNROLL == 1 || (UNROLL % STAGES_A == 0 && UNROLL % STAGES_8 == 0), "the first stages do not come back");
   static constexpr int A_LEAD = STAGES_A - STAGES_8; /* k-blocks */
   static_assert(A_LEAD >= 0, "A has to be there when B is unpacked");
 
@@ -187,8 +190,7 @@ __device__ __forceinline__ void consume(const Shared<T> &shared, const CUtensorM
   int k_group = T::K_GROUPS == 2 ? index : 0;
   int row_in_tile = (T::K_GROUPS == 2 ? 0 : index * 64) + fragment_row();
   int first_row = work.first_row + row_in_tile + k_group * 8;
-  Consumer<T, Shared<T>> consumer(shared, p, row_in_tile);
-  consumer.state_a.advance(k_group), consumer.state_b8.advance(k_group);
+  Consumer<T, Shared<T>> consumer(shared, p, row_in_tile, k_group);
   Scales<T> scales;
   if (k_group < work.count) {
     bool last = work.rank + 1 == p.split && (work.count - 1 - k_group) % T::K_GROUPS == 0;
@@ -273,14 +275,14 @@ cudaError_t launch_wide(const int4mm_problem *problem, const int4mm_plan *plan, 
 extern "C" cudaError_t int4mm_launch_narrow_128x64(const int4mm_problem *problem, const int4mm_plan *plan,
                                                    cudaStream_t stream) {
   constexpr int STAGES = INT4MM_TILE(narrow_128x64, STAGES);
-  typedef Tile<1, 7, STAGES, Kind<false, false>, false, false, true, true> T;
+  typedef Tile<1, 8, STAGES, Kind<false, false>, false, false, true, true> T;
   static_assert(T::BM == INT4MM_TILE(narrow_128x64, M) && T::BN == INT4MM_TILE(narrow_128x64, N), "another tile");
   return for_kind(problem, [&](auto kind) {
     typedef decltype(kind) K;
     if constexpr (K::AFFINE)
       return cudaErrorNotSupported;
     else
-      return launch_layout < 1, K::INT8_A ? 4 : 7, K::INT8_A ? 4 : STAGES > (problem, kind, plan, stream);
+      return launch_layout < 1, K::INT8_A ? 4 : 8, STAGES > (problem, kind, plan, stream);
   });
 }
 
