@@ -601,6 +601,13 @@ INLINE f32_vector f32_sub(f32_vector x, f32_vector y) {
   return _mm512_sub_ps(x, y);
 }
 
+/* In asm, since gcc 12 broadcasts to a register what it uses twice: on Zen 4 another operation of the vector pipes,
+ * which an operand in memory is not. */
+INLINE f32_vector f32_fma_scalar(f32_vector x, const float *y, f32_vector z) {
+  __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(z) : "v"(x), "m"(*y));
+  return z;
+}
+
 /* The values of the 16 nibbles, and twice their upper halves, the lower ones being zero. */
 typedef struct nibble_table {
   __m512 values;
