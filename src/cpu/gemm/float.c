@@ -97,12 +97,14 @@ static void pack_tile(void *context, int64_t index, int32_t slot) {
   }
 }
 
-/* `columns` columns of one row of a matrix of groups as floats, zeros up to `width`. */
+/* `columns` columns of one row of a matrix of groups as floats, zeros up to `width`. Prefetches those of the next. */
 static const float *load_row(const float_gemm *g, float *dst, const int4mm_matrix *matrix, int64_t group, int64_t n,
                              int64_t columns, int64_t width) {
   if (!matrix->data) return NULL;
   int64_t size = (int64_t)int4mm_dtype_size(matrix->dtype);
-  g->k->rows->to_float(dst, (const char *)matrix->data + (group * matrix->stride + n) * size, matrix->dtype, columns);
+  const char *row = (const char *)matrix->data + (group * matrix->stride + n) * size;
+  for (int64_t i = 0; i < columns * size; i += 64) __builtin_prefetch(row + matrix->stride * size + i, 0, 2);
+  g->k->rows->to_float(dst, row, matrix->dtype, columns);
   memset(dst + columns, 0, (size_t)(width - columns) * 4);
   return dst;
 }
