@@ -17,8 +17,8 @@ enum {
   BLOCK_SUMS = 24 << 10, /* totals of a block: the second-level cache holds them */
   ROW_STRIP = 2048,      /* columns that few rows take at a time, with BLOCK_SUMS totals at most */
   FEW_ROWS = 4,          /* rows that share the values in registers */
-  K_MAJOR_STRIP = 128,   /* the same of a K-major weight: all of them are read along K at once */
-  K_MAJOR_ROWS = 32,     /* up to which that holds for a block of rows, too */
+  NARROW_STRIP = 128,    /* the same of K-major and prepacked weights: all of them are read along K at once */
+  K_MAJOR_ROWS = 32,     /* up to which that holds for a block of rows and a K-major weight, too */
   K_MAJOR_AHEAD = 64,    /* words that each of these streams is prefetched ahead */
   BLOCK_ROWS = 192,
   PACKED_A_BYTES = 32 << 20 /* of A in floats at a time */
@@ -97,12 +97,14 @@ static void pack_tile(void *context, int64_t index, int32_t slot) {
   }
 }
 
-/* `columns` columns of one row of a matrix of groups as floats, zeros up to `width`. */
+/* `columns` columns of one row of a matrix of groups as floats, zeros up to `width`. Prefetches those of the next. */
 static const float *load_row(const float_gemm *g, float *dst, const int4mm_matrix *matrix, int64_t group, int64_t n,
                              int64_t columns, int64_t width) {
   if (!matrix->data) return NULL;
   int64_t size = (int64_t)int4mm_dtype_size(matrix->dtype);
-  g->k->rows->to_float(dst, (const char *)matrix->data + (group * matrix->stride + n) * size, matrix->dtype, columns);
+  const char *row = (const char *)matrix->data + (group * matrix->stride + n) * size;
+  for (int64_t i = 0; i < columns * size; i += 64) __builtin_prefetch(row + matrix->stride * size + i, 0, 2);
+  g->k->rows->to_float(dst, row, matrix->dtype, columns);
   memset(dst + columns, 0, (size_t)(width - columns) * 4);
   return dst;
 }
@@ -121,34 +123,28 @@ static int4mm_float_columns load_columns(const float_gemm *g, const scratch *s, 
   return to;
 }
 
-/* Words j .. j + k8 - 1 of at most a panel of columns, or K_MAJOR_STRIP K-major ones: where they are, or in `buffer`,
- * and how to read them. */
-typedef struct word_rows {
-  const uint32_t *words;
-  int64_t ld;
-  uint32_t xor_mask;
-} word_rows;
-
-static word_rows rows_of_b(const float_gemm *g, int64_t j, int64_t n, int64_t columns, int64_t k8, uint32_t *buffer) {
+/* Words j .. j + k8 - 1 of at most a panel of columns, or NARROW_STRIP K-major ones: where they are, or in `buffer`. */
+static int4mm_word_rows rows_of_b(const float_gemm *g, int64_t j, int64_t n, int64_t columns, int64_t k8,
+                                  uint32_t *buffer) {
   const int4mm_operand *b = &g->p->b;
   const uint32_t *words = int4mm_b_word(g->p, j, n);
-  if (int4mm_is_panels(b)) return (word_rows){words, INT4MM_PANEL, 0};
+  if (int4mm_is_panels(b)) return (int4mm_word_rows){words, INT4MM_PANEL, INT4MM_PANEL, 0};
   if (int4mm_is_k_major(b)) {
     int64_t wide = int4mm_round_up(columns, INT4MM_PANEL);
     for (int64_t c = 0; c < columns; c++) __builtin_prefetch(words + c * b->stride + K_MAJOR_AHEAD, 0, 2);
     g->k->transpose(buffer, wide, words, b->stride, columns, k8, b->xor_mask);
-    return (word_rows){buffer, wide, 0};
+    return (int4mm_word_rows){buffer, wide, INT4MM_PANEL, 0};
   }
-  if (columns == INT4MM_PANEL) return (word_rows){words, b->stride, b->xor_mask};
+  if (columns == INT4MM_PANEL) return (int4mm_word_rows){words, b->stride, INT4MM_PANEL, b->xor_mask};
   for (int64_t i = 0; i < k8; i++) {
     for (int64_t c = 0; c < INT4MM_PANEL; c++) {
       buffer[i * INT4MM_PANEL + c] = c < columns ? words[i * b->stride + c] : 0;
     }
   }
-  return (word_rows){buffer, INT4MM_PANEL, b->xor_mask};
+  return (int4mm_word_rows){buffer, INT4MM_PANEL, INT4MM_PANEL, b->xor_mask};
 }
 
-enum { BUFFER_WORDS = MAX_CHUNK / 8 * K_MAJOR_STRIP };
+enum { BUFFER_WORDS = MAX_CHUNK / 8 * NARROW_STRIP };
 
 static int4mm_float_columns columns_from(const int4mm_float_columns *columns, int64_t c) {
   return (int4mm_float_columns){.scales = columns->scales + c,
@@ -163,7 +159,7 @@ static void unpack_panel(const float_gemm *g, const scratch *s, const int4mm_flo
                          int64_t length, int64_t n, int64_t c, int64_t count) {
   uint32_t buffer[BUFFER_WORDS];
   int64_t k8 = int4mm_ceil_div(length, 8), nr = g->k->nr;
-  word_rows rows = rows_of_b(g, k / 8, n + c, int4mm_min64(INT4MM_PANEL, count - c), k8, buffer);
+  int4mm_word_rows rows = rows_of_b(g, k / 8, n + c, int4mm_min64(INT4MM_PANEL, count - c), k8, buffer);
   for (int64_t i = 0; i < INT4MM_PANEL; i += nr) {
     int4mm_float_columns here = columns_from(columns, c + i);
     g->k->unpack_float(s->b + i * MAX_CHUNK, rows.words + i, rows.ld, k8, rows.xor_mask, &here);
@@ -210,29 +206,37 @@ static void run_block(const float_gemm *g, const scratch *s, const block *o) {
 
 /* acc += the products of a chunk with `columns` columns from column c of a strip on. */
 static void multiply_rows(const float_gemm *g, const scratch *s, const int4mm_float_columns *values, int64_t k,
-                          int64_t length, int64_t c, int64_t columns, word_rows words) {
+                          int64_t length, int64_t c, int64_t columns, const int4mm_word_rows *words) {
   int4mm_float_columns here = columns_from(values, c);
   for (int64_t m = 0; m < g->rows; m += FEW_ROWS) {
-    g->k->rows_float(int4mm_min64(FEW_ROWS, g->rows - m), columns, length, g->a + m * g->p->K + k, g->p->K, words.words,
-                     words.ld, words.xor_mask, &here, s->acc + m * g->width + c, g->width);
+    g->k->rows_float(int4mm_min64(FEW_ROWS, g->rows - m), columns, length, g->a + m * g->p->K + k, g->p->K, words,
+                     &here, s->acc + m * g->width + c, g->width);
   }
 }
 
-/* A chunk of a strip. Whole panels of raw words at once, in long sequential reads. */
+/* Words from row j and column n on where they are: raw or prepacked ones. */
+static int4mm_word_rows words_in_place(const float_gemm *g, int64_t j, int64_t n) {
+  const int4mm_operand *b = &g->p->b;
+  const uint32_t *words = int4mm_b_word(g->p, j, n);
+  if (!int4mm_is_panels(b)) return (int4mm_word_rows){words, b->stride, INT4MM_PANEL, b->xor_mask};
+  return (int4mm_word_rows){words, INT4MM_PANEL, int4mm_words_of_k(g->p) * INT4MM_PANEL, 0};
+}
+
+/* A chunk of a strip. Whole panels at once, raw words in long sequential reads. */
 static void multiply_strip(const float_gemm *g, const scratch *s, const int4mm_float_columns *values, int64_t k,
                            int64_t length, int64_t n, int64_t columns) {
   const int4mm_operand *b = &g->p->b;
-  int64_t whole = b->layout == INT4MM_MN_MAJOR ? columns / INT4MM_PANEL * INT4MM_PANEL : 0;
-  int64_t step = int4mm_is_k_major(b) ? K_MAJOR_STRIP : INT4MM_PANEL;
+  int64_t whole = int4mm_is_k_major(b) ? 0 : columns / INT4MM_PANEL * INT4MM_PANEL;
+  int64_t step = int4mm_is_k_major(b) ? NARROW_STRIP : INT4MM_PANEL;
   uint32_t buffer[BUFFER_WORDS];
   if (whole) {
-    word_rows raw = {int4mm_b_word(g->p, k / 8, n), b->stride, b->xor_mask};
-    multiply_rows(g, s, values, k, length, 0, whole, raw);
+    int4mm_word_rows rows = words_in_place(g, k / 8, n);
+    multiply_rows(g, s, values, k, length, 0, whole, &rows);
   }
   for (int64_t c = whole; c < columns; c += step) {
     int64_t count = int4mm_min64(step, columns - c);
-    word_rows rows = rows_of_b(g, k / 8, n + c, count, int4mm_ceil_div(length, 8), buffer);
-    multiply_rows(g, s, values, k, length, c, int4mm_round_up(count, INT4MM_PANEL), rows);
+    int4mm_word_rows rows = rows_of_b(g, k / 8, n + c, count, int4mm_ceil_div(length, 8), buffer);
+    multiply_rows(g, s, values, k, length, c, int4mm_round_up(count, INT4MM_PANEL), &rows);
   }
 }
 
@@ -286,7 +290,8 @@ static void piece(void *context, int64_t index, int32_t slot) {
 /* Rows and columns of pieces. */
 static void choose_pieces(float_gemm *g, int32_t threads) {
   int64_t mr = g->k->mr, panels = int4mm_ceil_div(g->p->N, INT4MM_PANEL);
-  int64_t strip = int4mm_is_k_major(&g->p->b) && g->p->M <= K_MAJOR_ROWS ? K_MAJOR_STRIP : ROW_STRIP;
+  bool narrow = int4mm_is_k_major(&g->p->b) ? g->p->M <= K_MAJOR_ROWS : g->few && int4mm_is_panels(&g->p->b);
+  int64_t strip = narrow ? NARROW_STRIP : ROW_STRIP;
   int64_t blocks = g->few ? 1 : int4mm_ceil_div(g->p->M, BLOCK_ROWS);
   g->block = g->few ? g->p->M : int4mm_round_up(int4mm_ceil_div(g->p->M, blocks), mr);
   int64_t most = int4mm_max64(INT4MM_PANEL, int4mm_min64(strip, BLOCK_SUMS / g->block));

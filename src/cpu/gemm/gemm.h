@@ -103,6 +103,13 @@ typedef struct int4mm_float_columns {
   const float *scales, *zeros, *factors;
 } int4mm_float_columns;
 
+/* Words of B: that of row j and column n is words[j * ld + n / INT4MM_PANEL * panel + n % INT4MM_PANEL]. */
+typedef struct int4mm_word_rows {
+  const uint32_t *words;
+  int64_t ld, panel;
+  uint32_t xor_mask; /* makes them two's complement */
+} int4mm_word_rows;
+
 /* A tile of a product of floats over a chunk of k. The sums of the chunks of a group are added in group_sums, and with
  * the last of them into totals: total = fma(sum, scale, total). */
 typedef struct int4mm_float_tile {
@@ -167,8 +174,8 @@ struct int4mm_kernels {
   void (*microkernel_float)(const int4mm_float_tile *tile);
   /* acc[m, n] += sum over k of a[m, k] * b[k, n], one k after the other, for 1 to 4 rows; columns: a multiple of
    * skinny_columns. */
-  void (*rows_float)(int64_t rows, int64_t columns, int64_t k, const float *a, int64_t lda, const uint32_t *words,
-                     int64_t ld, uint32_t xor_mask, const int4mm_float_columns *values, float *acc, int64_t ldacc);
+  void (*rows_float)(int64_t rows, int64_t columns, int64_t k, const float *a, int64_t lda,
+                     const int4mm_word_rows *words, const int4mm_float_columns *values, float *acc, int64_t ldacc);
   /* What a tile does with its sums, for a row of them; acc becomes 0. */
   void (*flush_float)(int64_t columns, float *acc, float *group_sums, float *totals, const float *scales, bool first,
                       bool last);

@@ -601,7 +601,19 @@ INLINE f32_vector f32_sub(f32_vector x, f32_vector y) {
   return _mm512_sub_ps(x, y);
 }
 
-typedef __m512 nibble_table; /* the values of the 16 nibbles */
+/* In asm, since gcc 12 broadcasts to a register what it uses twice: on Zen 4 another operation of the vector pipes,
+ * which an operand in memory is not. Volatile for the order of columns, by which these pipes are filled better. */
+INLINE f32_vector f32_fma_scalar(f32_vector x, const float *y, f32_vector z) {
+  __asm__ volatile("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(z) : "v"(x), "m"(*y));
+  return z;
+}
+
+/* The values of the 16 nibbles, and twice their upper halves, the lower ones being zero. */
+typedef struct nibble_table {
+  __m512 values;
+  __m512i halves;
+} nibble_table;
+
 enum {
   ROW_AHEAD = 8, /* words of K ahead of which a row of B is prefetched */
   ROW_WIDE = 4   /* vectors of columns in step */
@@ -610,15 +622,20 @@ enum {
 INLINE nibble_table nibble_table_of(uint32_t xor_mask) {
   float values[16];
   for (uint32_t i = 0; i < 16; i++) values[i] = (float)int4mm_nibble(i ^ (xor_mask & 15), 0);
-  return _mm512_loadu_ps(values);
+  __m512 all = _mm512_loadu_ps(values);
+  __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(all), 16));
+  return (nibble_table){all, _mm512_broadcast_i64x4(halves)};
 }
-INLINE i32_vector nibble_words(i32_vector words, nibble_table table) {
+INLINE i32_vector nibble_words(i32_vector words, const nibble_table *table) {
   (void)table;
   return words;
 }
-/* A permutation looks at the low four bits alone. */
-INLINE f32_vector nibble_value(i32_vector words, int i, nibble_table table) {
-  return _mm512_permutexvar_ps(i ? _mm512_srli_epi32(words, 4 * i) : words, table);
+/* A permutation looks at the low four bits alone, or in the upper half of each word at the low five, and so a shift
+ * serves two nibbles. */
+INLINE f32_vector nibble_value(i32_vector words, int i, const nibble_table *table) {
+  __m512i x = i % 4 ? _mm512_srli_epi32(words, 4 * (i % 4)) : words;
+  if (i < 4) return _mm512_permutexvar_ps(x, table->values);
+  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, x, table->halves));
 }
 
 #include "cpu/gemm/epilogue.inc"
@@ -687,7 +704,7 @@ static const int4mm_kernels kernels = {
     .dot_sums = DOT_SUMS,
     .dot_max_m = 64,
     .dot_groups_max_m = 4,
-    .float_rows_max_m = 6,
+    .float_rows_max_m = 16,
     .strassen = 2,
     .pack_a = pack_a,
     .pack_a_int8 = pack_a_int8,
