@@ -45,7 +45,7 @@ namespace {
 /* ---- the kernel ---- */
 
 template <class T>
-__global__ void __launch_bounds__(T::THREADS, T::CTAS)
+__global__ void __launch_bounds__(T::LAUNCH_THREADS, T::CTAS)
     grouped(const __grid_constant__ Maps maps, const __grid_constant__ Arguments p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t memory[];

@@ -88,9 +88,16 @@ struct Tile {
 
   static_assert(STAGES >= K_GROUPS * RUN, "a consumer may not skip a phase of a stage");
 
-  /* Registers per thread: what the launch gives each, and what that leaves. */
-  static constexpr int REGISTERS = 65536 / (CTAS * THREADS) / 8 * 8;
-  static constexpr int PRODUCER_REGISTERS = K_GROUPS > 1 ? 56 : BM < 256 ? 72 : COLUMNS || EXPERTS ? 40 : 24;
+  /* Registers per thread: what the launch gives each, and what that leaves. Where consumers need few, the launch has
+   * them as for more threads, so that CTAs of the kernel that makes A find room beside a CTA, and it beside them. */
+  static constexpr bool SHARES_SM = !FLOAT && CTAS == 1 && (COLUMNS ? BM == 128 : BM <= 64 && GROUPS == 1);
+  static constexpr int LAUNCH_THREADS = !SHARES_SM ? THREADS : BM > 64 ? 512 : THREADS < 640 ? 640 : 768;
+  static constexpr int REGISTERS = 65536 / (CTAS * LAUNCH_THREADS) / 8 * 8;
+  static constexpr int PRODUCER_REGISTERS = SHARES_SM            ? 40
+                                            : K_GROUPS > 1       ? 56
+                                            : BM < 256           ? 72
+                                            : COLUMNS || EXPERTS ? 40
+                                                                 : 24;
   static constexpr int CONSUMER_REGISTERS = (REGISTERS * (1 + CONSUMERS) - PRODUCER_REGISTERS) / CONSUMERS / 8 * 8;
 };
 

@@ -9,7 +9,7 @@ cudaError_t launch_groups(const int4mm_problem *problem, const int4mm_plan *plan
   if (plan->tile_m == 128) return launch_tile<W4A8, 128, 1, 128, 8>(problem, plan, stream);
   if (plan->tile_m == 32)
     return launch_tile<W4A8, 32, 1, 32, INT4MM_TILE(grouped_32x64, STAGES), 4, 2>(problem, plan, stream);
-  if (plan->tile_n == 64) return launch_tile<W4A8, 64, 1, 64, 15, 3, 3>(problem, plan, stream);
+  if (plan->tile_n == 64) return launch_tile<W4A8, 64, 1, 64, 14, 3, 2>(problem, plan, stream);
   if (plan->tile_m == 64)
     return launch_tile<W4A8, 64, 1, 64, INT4MM_TILE(grouped_64x128, STAGES)>(problem, plan, stream);
   return cudaErrorNotSupported;
