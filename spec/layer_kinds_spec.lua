@@ -174,19 +174,18 @@ describe("a layer of packed words of any kind", function()
     end
   end)
 
-  -- Kernels for int8 activations multiply these: quantising stores int4 values as int8. Short and long rows, rotated by
-  -- a lane, by several and not, of a CTA and of clusters; rows of which the last word is not whole 16 bytes.
-  helper.on_gpu("has the same bits where int4 activations are widened", function()
-    local r, arch = cases.random(31), q.device_info().kernel_arch
-    local kernel = arch == 90 and "grouped_64x64" or arch >= 80 and "mma_128x128" or nil
-    local group = kernel == "mma_128x128" and 96 or 128 -- of 128 it is made for int4 on some
+  -- Short and long rows, rotated by a lane, by several and not, of a CTA and of clusters; rows of which the last word
+  -- is not whole 16 bytes.
+  local function compare_quantised(kind, kernel, set)
+    local r = cases.random(31)
     for index, shape in ipairs { { 1, 128, 256 }, { 3, 64, 1032 }, { 65, 96, 512 }, { 130, 64, 4096 }, { 5, 32, 18432 },
       { 700, 32, 768 } } do
       local M, N, K = unpack(shape)
       for _, rotate in ipairs { false, 8, 16, 64, 256, 1024 } do
         if not rotate or K % rotate == 0 then
-          local case = generate(500 + index, "int4", M, N, K,
-            { scaling = "group", group = group, layout_b = "kn", ng = false, a = "int4", guard_b = 0, guard_s = 0 })
+          local all = { layout_b = "kn", ng = false, a = kind, guard_b = 0, guard_s = 0 }
+          for key, value in pairs(set) do all[key] = value end
+          local case = generate(500 + index, kind, M, N, K, all)
           local opts, moved = case.opts, { kernel = kernel }
           opts.rotate, opts.layout_b = rotate or nil, nil
           opts.clip = r:choose { 0.9, "mse", 1 }
@@ -197,6 +196,21 @@ describe("a layer of packed words of any kind", function()
         end
       end
     end
+  end
+
+  -- Kernels for int8 activations multiply these: quantising stores int4 values as int8.
+  helper.on_gpu("has the same bits where int4 activations are widened", function()
+    local arch = q.device_info().kernel_arch
+    local kernel = arch == 90 and "grouped_64x64" or arch >= 80 and "mma_128x128" or nil
+    -- of 128 it is made for int4 on some
+    compare_quantised("int4", kernel, { scaling = "group", group = kernel == "mma_128x128" and 96 or 128 })
+  end)
+
+  -- Kernels of sm_90 take bytes of even k first.
+  helper.on_gpu("has the same bits where int8 activations are in the order of words", function()
+    if q.device_info().kernel_arch ~= 90 then return pending "kernels of sm_90" end
+    compare_quantised("int8", "grouped_64x64", { scaling = "group", group = 128 })
+    compare_quantised("int8", "grouped_256x128", { scaling = "column" })
   end)
 end)
 

@@ -56,10 +56,11 @@ cudaError_t int4mm_launch_transpose(const int4mm_matrix *dst, const int4mm_matri
 cudaError_t int4mm_launch_gather(const int4mm_gather_job *job, cudaStream_t stream);
 
 /* dst = src ^ xor_mask, on `device`, the current one: up to 2^31 rows of any dtype, the mask for int32 words, else 0.
- * Zeros follow up to a multiple of 16 bytes, from where rows of dst start. An int8 dst gets the values of words. With
- * early_b it has waited for the kernels before it when it lets a dependent one start, which else starts sooner. */
+ * Zeros follow up to a multiple of 16 bytes, from where rows of dst start. An int8 dst gets the values of words,
+ * even_odd as in int4mm_operand. With early_b it has waited for the kernels before it when it lets a dependent one
+ * start, which else starts sooner. */
 cudaError_t int4mm_launch_align_rows(int device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
-                                     bool early_b, cudaStream_t stream);
+                                     bool even_odd, bool early_b, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

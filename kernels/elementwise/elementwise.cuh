@@ -33,6 +33,13 @@ __device__ __forceinline__ uint2 widen(uint32_t word) {
   return make_uint2(__byte_perm(even, odd, 0x5140), __byte_perm(even, odd, 0x7362));
 }
 
+/* The same for a row of bytes that is even_odd (core/problem.h): the word whose first value is that of k. */
+__device__ __forceinline__ void store_even_odd(uint8_t *row, int64_t k, uint32_t word) {
+  const Unpacker<true> unpack(0);
+  uint32_t *to = (uint32_t *)(row + k - k % 32 / 2);
+  to[0] = unpack.even(word), to[4] = unpack.odd(word);
+}
+
 /* Where the eight values of packed word (r, c) lie in the plain matrix. */
 struct Eight {
   int64_t row, col, offset, step; /* of the first; elements between neighbours */

@@ -34,11 +34,38 @@ __device__ __forceinline__ void store_floats(const int4mm_matrix &dst, int64_t a
 
 /* Stores the values of a warp's words as bytes. */
 template <int C>
-__device__ __forceinline__ void store_widened(uint8_t *to, uint32_t (&words)[C][WORDS<false>], int count,
-                                              bool strided) {
+__device__ __forceinline__ void store_widened(uint8_t *to, uint32_t (&words)[C][WORDS<false>], int count, bool strided,
+                                              bool even_odd) {
   for_words<false>(words, strided, [&](uint32_t word, int at) {
-    if (at < count) *(uint2 *)(to + at) = widen(word);
+    if (at >= count) return;
+    if (even_odd)
+      store_even_odd(to, at, word);
+    else
+      *(uint2 *)(to + at) = widen(word);
   });
+}
+
+/* Bytes of a warp's chunks become even_odd: of two lanes one has the 16 of even k, the other those of odd k. */
+template <int C> __device__ __forceinline__ void order_even_odd(uint32_t (&words)[C][WORDS<true>]) {
+  const bool odd = lane_id() % 2;
+#pragma unroll
+  for (int c = 0; c < C; c++) {
+    uint32_t mine[2], others[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t x = words[c][2 * i], y = words[c][2 * i + 1];
+      mine[i] = __byte_perm(x, y, odd ? 0x7531 : 0x6420);
+      others[i] = __shfl_xor_sync(0xffffffffu, __byte_perm(x, y, odd ? 0x6420 : 0x7531), 1);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) words[c][i] = odd ? others[i] : mine[i], words[c][2 + i] = odd ? mine[i] : others[i];
+  }
+}
+
+/* Stores words of four values of strided chunks, of which two are of even k. */
+__device__ __forceinline__ void store_pairs(uint8_t *to, int at, uint32_t word) {
+  uint16_t *pair = (uint16_t *)(to + at - at % 32 / 2);
+  pair[0] = (uint16_t)__byte_perm(word, 0, 0x20), pair[8] = (uint16_t)__byte_perm(word, 0, 0x31);
 }
 
 /* Stores a warp's words in a row, of which `to` is where the warp's first goes. Words that are in order go a chunk at a
@@ -50,8 +77,10 @@ __device__ __forceinline__ void store_row(uint8_t *to, uint32_t (&words)[C][WORD
   typedef std::conditional_t<INT8, uint4, uint2> Vector;
   const uint32_t mask = INT8 ? 0 : a.job.xor_mask;
   if constexpr (!INT8)
-    if (a.job.widened) return store_widened(to, words, count, strided);
+    if (a.job.widened) return store_widened(to, words, count, strided, a.job.even_odd);
   if (!strided && chunk_store) {
+    if constexpr (INT8)
+      if (a.job.even_odd) order_even_odd(words);
 #pragma unroll
     for (int c = 0; c < C; c++) {
       const int at = first_value(c, false);
@@ -66,7 +95,9 @@ __device__ __forceinline__ void store_row(uint8_t *to, uint32_t (&words)[C][WORD
   const bool whole = !INT8 || a.vector_store;
   for_words<INT8>(words, strided, [&](uint32_t word, int at) {
     if (at >= count) return;
-    if (whole)
+    if (INT8 && a.job.even_odd)
+      store_pairs(to, at, word);
+    else if (whole)
       *(uint32_t *)(to + at * 4 / PER_WORD<INT8>) = word ^ mask;
     else
       for (int k = 0; k < 4 && at + k < count; k++) to[at + k] = (uint8_t)(word >> 8 * k);

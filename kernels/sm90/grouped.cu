@@ -7,6 +7,7 @@
 namespace {
 
 cudaError_t launch(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (problem->a.even_odd) return int4mm_grouped_even_odd(problem, plan, stream);
   if (problem->a.dtype == INT4MM_INT8) return int4mm_grouped_w4a8(problem, plan, stream);
   return int4mm_grouped_w4a16(problem, plan, stream);
 }

@@ -12,7 +12,8 @@
  *   producers   a warpgroup (grouped_producer.cuh): bulk tensor copies of packed B [16 words, BN], of activations
  *               [BM, 128], which lie in shared memory as int8 or 16-bit floats, K-major in the 128-byte swizzle, and of
  *               scales and zero points of groups, which are loaded where their rows are not on 16 bytes; or factors. An
- *               int4 A comes widened to int8 (src/dispatch/choose.c)
+ *               int4 A comes widened to int8 (src/dispatch/choose.c). An int8 A that is made for the product comes in
+ *               the order that nibbles are unpacked to, which is an eighth faster
  *   consumers   two warpgroups (grouped_consumer.cuh) of BLOCKS blocks of 64 columns each: packed B -> fragments in
  *               registers, wgmma, promotion to float32 sums, epilogue straight from registers
  *
@@ -114,7 +115,7 @@ cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes
 }
 
 template <class T> cudaError_t map_a_of(CUtensorMap *map, const int4mm_problem &problem, const Arguments &p) {
-  CUtensorMapDataType type = T::KIND == W4A8         ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+  CUtensorMapDataType type = !T::FLOAT               ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                              : T::KIND == W4A16_HALF ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   return map_matrix(map, problem.a, type, T::FLOAT ? 2 : 1, p.M, p.K, p.box_rows, BLOCK_K / T::PARTS,
@@ -195,9 +196,10 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, maps, p);
 }
 
-/* Whether there is an instance for grouped products: the largest tile has no registers left with short groups. */
+/* Whether there is an instance for grouped products: the largest tile has no registers left with short groups. Their A
+ * is in its order. */
 template <int KIND, int GROUP, int WEIGHTS, int BM, int...>
-constexpr bool HAS_EXPERTS = BM < 256 || GROUP >= BLOCK_K || GROUP == PER_COLUMN;
+constexpr bool HAS_EXPERTS = KIND != W4A8_EVEN_ODD && (BM < 256 || GROUP >= BLOCK_K || GROUP == PER_COLUMN);
 
 /* The instance for a problem, grouped or not, with these parameters of its tile. */
 template <int... PARAMETERS>
@@ -210,10 +212,10 @@ cudaError_t launch_instance(const int4mm_problem *problem, const int4mm_plan *pl
 }
 
 /* The instance for a scale for each column: integers, with zero points, factors or neither. */
-template <int BM, int STAGES>
+template <int KIND, int BM, int STAGES>
 cudaError_t launch_columns(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   auto launch_weights = [&](auto weights) {
-    return launch_instance<W4A8, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2, 1>(problem, plan,
+    return launch_instance<KIND, PER_COLUMN, decltype(weights)::value, BM, 1, BM, 1, STAGES, 2, 1>(problem, plan,
                                                                                                    stream);
   };
   if (problem->b.factors.data) return launch_weights(int4mm_constant<AFFINE>());
@@ -239,7 +241,7 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
         if (!problem->experts.count)
           return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS, K_GROUPS, false>>(
               problem, plan, stream);
-        if constexpr (BM == 64)
+        if constexpr (BM == 64 && KIND != W4A8_EVEN_ODD)
           return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, 1, STAGES, 1, 1, true>>(problem, plan, stream);
         return cudaErrorNotSupported;
       } else {
@@ -259,6 +261,24 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
   if constexpr (!FLOAT || BM < 256) /* where it fits into shared memory in some depth */
     if (group == 32) return with_zeros(int4mm_constant<32>());
   if constexpr (!FLOAT && BLOCKS == 1 && BM <= 64) return with_zeros(int4mm_constant<0>());
+  return cudaErrorNotSupported;
+}
+
+/* The instance for int8 activations. */
+template <int KIND>
+cudaError_t launch_bytes(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (!problem->b.group_scales.data) {
+    if (plan->tile_m == 256) return launch_columns<KIND, 256, 5>(problem, plan, stream);
+    if (plan->tile_m == 128) return launch_columns<KIND, 128, 9>(problem, plan, stream);
+    return cudaErrorNotSupported;
+  }
+  if (plan->tile_m == 256) return launch_tile<KIND, 256, 1, 128, 5>(problem, plan, stream);
+  if (plan->tile_m == 128) return launch_tile<KIND, 128, 1, 128, 8>(problem, plan, stream);
+  if (plan->tile_m == 32)
+    return launch_tile<KIND, 32, 1, 32, INT4MM_TILE(grouped_32x64, STAGES), 4, 2>(problem, plan, stream);
+  if (plan->tile_n == 64) return launch_tile<KIND, 64, 1, 64, 14, 3, 2>(problem, plan, stream);
+  if (plan->tile_m == 64)
+    return launch_tile<KIND, 64, 1, 64, INT4MM_TILE(grouped_64x128, STAGES)>(problem, plan, stream);
   return cudaErrorNotSupported;
 }
 

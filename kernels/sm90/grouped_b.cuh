@@ -3,20 +3,23 @@
  * one wgmma takes of k; a lane's rows of a fragment, g and g + 8, are neighbouring columns of B.
  *
  *   BytesB   W4A8: k in its order, 32j + 4t .. + 3 and 16 further on: halves of the words 4j + t / 2 and two further on
+ *   WordsB   W4A8 in even-odd order: the even and the odd nibbles of the word 4j + t
  *   FloatsB  W4A16: k in its order, 16j + 2t, 2t + 1 and 8 further on: byte t of the words 2j and 2j + 1
  *
- * The arithmetic is that of common/neighbours.cuh.
+ * The arithmetic is that of common/neighbours.cuh, and of common/unpack.cuh for words.
  */
 #ifndef INT4MM_GROUPED_B_CUH
 #define INT4MM_GROUPED_B_CUH
 
 #include "common/epilogue.cuh"
 #include "common/neighbours.cuh"
+#include "common/unpack.cuh"
 #include "sm90/pipeline.cuh"
 
 namespace {
 
-enum Activations { W4A8, W4A16_HALF, W4A16_BFLOAT };
+/* W4A8_EVEN_ODD: the operand is even_odd (core/problem.h). */
+enum Activations { W4A8, W4A8_EVEN_ODD, W4A16_HALF, W4A16_BFLOAT };
 
 /* A uniform value in an ordinary register: instructions that take it from a uniform one need a move each. */
 __device__ __forceinline__ uint32_t in_register(uint32_t x) {
@@ -51,9 +54,35 @@ template <int WEIGHTS> struct BytesB {
     return make_uint2(columns[0].c, columns[1].c);
   }
 
-private:
   static __device__ __forceinline__ Column column(uint32_t affine) {
     return WEIGHTS == AFFINE ? Column{0x80808080u - affine * 0x08080808u, affine} : Column{affine, 1};
+  }
+};
+
+template <int WEIGHTS> struct WordsB {
+  static constexpr float UNSCALE = BytesB<WEIGHTS>::UNSCALE;
+  typename std::conditional<WEIGHTS == PLAIN, Unpacker<false>, AffineUnpacker>::type unpacker;
+  __device__ __forceinline__ explicit WordsB(uint32_t xor_mask) : unpacker(in_register(xor_mask)) {}
+
+  static __device__ __forceinline__ int first_row() { return threadIdx.x % 4; }
+  template <class At> __device__ __forceinline__ uint2 load(int j, At at) const { return ptx::ld_shared_v2(at(4 * j)); }
+  __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t x, uint32_t y, uint2 affine) const {
+    const auto first = with_column(x, affine.x), second = with_column(y, affine.y);
+    to[0] = unpacker.even(first), to[1] = unpacker.even(second);
+    to[2] = unpacker.odd(first), to[3] = unpacker.odd(second);
+  }
+  static __device__ __forceinline__ uint2 pair_of_zeros(uint32_t zeros) {
+    return BytesB<WEIGHTS>::pair_of_zeros(zeros);
+  }
+
+private:
+  static __device__ __forceinline__ auto with_column(uint32_t word, uint32_t affine) {
+    if constexpr (WEIGHTS == PLAIN) {
+      return word;
+    } else {
+      const Column of = BytesB<WEIGHTS>::column(affine);
+      return AffineWord{word, of.f, of.c};
+    }
   }
 };
 
@@ -84,10 +113,11 @@ template <bool BFLOAT> struct FloatsB {
 
 template <int KIND, int WEIGHTS> struct PolicyB { typedef FloatsB<KIND == W4A16_BFLOAT> type; };
 template <int WEIGHTS> struct PolicyB<W4A8, WEIGHTS> { typedef BytesB<WEIGHTS> type; };
+template <int WEIGHTS> struct PolicyB<W4A8_EVEN_ODD, WEIGHTS> { typedef WordsB<WEIGHTS> type; };
 
 /* A zero point as the policies take it, twice or four times. */
 template <int KIND> __device__ __forceinline__ uint32_t prepare_zero(int z) {
-  if (KIND == W4A8) return (uint32_t)(120 - z) * 0x01010101u;
+  if (KIND == W4A8 || KIND == W4A8_EVEN_ODD) return (uint32_t)(120 - z) * 0x01010101u;
   float x = (float)(-8 - z) / FloatsB<KIND == W4A16_BFLOAT>::UNSCALE;
   return KIND == W4A16_BFLOAT ? int4mm_round2<INT4MM_BFLOAT16>(x, x) : int4mm_round2<INT4MM_FLOAT16>(x, x);
 }

@@ -7,6 +7,6 @@
 
 #include "common/kernels.h"
 
-int4mm_launch_fn int4mm_grouped_w4a8, int4mm_grouped_w4a16;
+int4mm_launch_fn int4mm_grouped_w4a8, int4mm_grouped_even_odd, int4mm_grouped_w4a16;
 
 #endif

@@ -254,7 +254,7 @@ static void test_layer(void) {
                              .encoding_b = cpu.encoding_b,
                              .layout_b = cpu.nk,
                              .activations = (int32_t)draw(2),
-                             .rotate = cpu.K % 32 ? 0 : 32,
+                             .rotate = cpu.K % 32 || draw(2) ? 0 : 32,
                              .activation = (int32_t)draw(5)};
   OK(int4mm_linear(&args));
   args.x = &x_gpu, args.b_packed = &gpu.t[B], args.scale_b = &gpu.t[SCALE_B], args.zero_b = given(&gpu, ZERO_B);

@@ -59,6 +59,7 @@ typedef struct int4mm_operand {
   int4mm_matrix group_scales; /* float32, float16 or bfloat16 */
   int4mm_matrix factors;      /* int8, 1 to 15: multiply the values of a group */
   int4mm_matrix zeros;        /* int8: zero points, taken from the values */
+  bool even_odd;              /* CUDA, int8 A: of every 32 values those of even k come first; K % 32 is 0 */
 } int4mm_operand;
 
 static inline bool int4mm_is_panels(const int4mm_operand *o) {
@@ -148,6 +149,7 @@ typedef struct int4mm_pack_job {
   int32_t rotate;    /* quantize: blocks of so many values along dim are rotated first; 0: none */
   float clip;        /* quantize: in (0, 1], multiplies the absmax */
   bool clip_mse;     /* quantize: the clip of least squared error instead */
+  bool even_odd;     /* quantize, CUDA, to int8 or widened: as in int4mm_operand */
   bool widened;      /* quantize, CUDA, dim 1: to int4 values in an int8 packed, whose rows start on 8 bytes and have
                         room for a multiple of 8 */
 } int4mm_pack_job;

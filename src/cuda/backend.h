@@ -159,7 +159,7 @@ int32_t int4mm_cuda_map(int32_t device, const int4mm_map_job *job, void *stream)
 int32_t int4mm_cuda_rowwise(int32_t device, const int4mm_rowwise_job *job, void *stream);
 int32_t int4mm_cuda_random(int32_t device, const int4mm_random_job *job, void *stream);
 int32_t int4mm_cuda_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
-                               bool early_b, void *stream);
+                               bool even_odd, bool early_b, void *stream);
 int32_t int4mm_cuda_transpose(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
                               void *stream);
 int32_t int4mm_cuda_gather(int32_t device, const int4mm_gather_job *job, void *stream);

@@ -156,11 +156,12 @@ LAUNCH(random, int4mm_random_job, "fill with random numbers on the device")
 LAUNCH(gather, int4mm_gather_job, "gather on the device")
 
 int32_t int4mm_cuda_align_rows(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
-                               bool early_b, void *stream) {
+                               bool even_odd, bool early_b, void *stream) {
   int4mm_cuda_scope scope;
   int32_t status = int4mm_cuda_enter(device, &scope);
   if (status) return status;
-  cudaError_t error = int4mm_launch_align_rows(device, dst, src, xor_mask, early_b, int4mm_cuda_stream(stream));
+  cudaError_t error =
+      int4mm_launch_align_rows(device, dst, src, xor_mask, even_odd, early_b, int4mm_cuda_stream(stream));
   return finish(&scope, device, error, "copy rows on the device", stream);
 }
 

@@ -81,9 +81,10 @@ typedef struct int4mm_cuda_backend {
   int32_t (*gather)(int32_t device, const int4mm_gather_job *job, void *stream);
   /* dst = src ^ xor_mask, rows of any dtype of whom a product follows; the mask is for int32 words, else 0. Zeros
    * follow up to a multiple of 16 bytes, from where rows of dst start. Quicker than copy; a product with `early_b`
-   * may follow where that is given here. An int8 dst, whose rows start on 8 bytes, gets the values of words. */
+   * may follow where that is given here. An int8 dst, whose rows start on 8 bytes, gets the values of words,
+   * even_odd as in int4mm_operand. */
   int32_t (*align_rows)(int32_t device, const int4mm_matrix *dst, const int4mm_matrix *src, uint32_t xor_mask,
-                        bool early_b, void *stream);
+                        bool even_odd, bool early_b, void *stream);
   /* Stream-ordered scratch memory for one call (a layer's workspace, a copy of A). Inside a graph capture it becomes
    * nodes of the graph, which takes a device with memory pools. */
   int32_t (*scratch)(int32_t device, size_t bytes, void **data, void *stream);

@@ -148,6 +148,11 @@ bool int4mm_starts_early(const int4mm_plan *plan) {
   return int4mm_kernels_cuda[plan->kernel].family == &int4mm_family_narrow;
 }
 
+bool int4mm_takes_even_odd(const int4mm_problem *problem, const int4mm_plan *plan) {
+  return int4mm_kernels_cuda[plan->kernel].family == &int4mm_family_grouped && !problem->experts.count &&
+         problem->K % 32 == 0;
+}
+
 int64_t int4mm_sums_bytes(const int4mm_problem *problem, const int4mm_plan *plan) {
   if (plan->split_k <= 1 || !int4mm_kernels_cuda[plan->kernel].family->sums) return 0;
   const int64_t areas = plan->whole_tiles ? int4mm_plan_shared_tiles(plan) : 1;

@@ -202,15 +202,16 @@ static int32_t launch_on_copy(const int4mm_dispatch_target *target, const int4mm
   int32_t status = int4mm_take_scratch(target, (size_t)(p.M * copy.stride * size), &copy.data, stream);
   if (status) return status;
   int4mm_pack_job widening;
-  bool at_once = quantize && dtype != p.a.dtype;
-  if (at_once) widening = *quantize, widening.packed = copy, widening.widened = true;
+  bool widens = dtype != p.a.dtype, at_once = quantize && widens;
+  bool even_odd = widens && int4mm_takes_even_odd(problem, plan);
+  if (at_once) widening = *quantize, widening.packed = copy, widening.widened = true, widening.even_odd = even_odd;
   if (quantize && !at_once) status = cuda->quantize(target->device, quantize, &unchecked, stream);
   int4mm_matrix src = {(void *)p.a.data, p.M, p.a.cols, p.a.stride, p.a.dtype};
   uint32_t xor_mask = src.dtype == INT4MM_INT32 ? p.a.xor_mask : 0;
   bool early_b = at_once || !int4mm_starts_early(plan);
-  if (!status && !at_once) status = cuda->align_rows(target->device, &copy, &src, xor_mask, early_b, stream);
+  if (!status && !at_once) status = cuda->align_rows(target->device, &copy, &src, xor_mask, even_odd, early_b, stream);
   p.a.xor_mask ^= xor_mask, p.after_a = true, p.early_b = early_b;
-  p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype;
+  p.a.data = copy.data, p.a.stride = copy.stride, p.a.cols = cols, p.a.dtype = dtype, p.a.even_odd = even_odd;
   if (!status) status = launch_kernel(target, at_once ? &widening : NULL, &p, plan, stream, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
 }
@@ -222,7 +223,12 @@ static int32_t launch_plan(const int4mm_dispatch_target *target, const int4mm_pr
   if (plan->widened) return launch_on_copy(target, c->quantize, problem, INT4MM_INT8, plan, stream, non_blocking);
   if (int4mm_wants_copy_of_a(problem, plan))
     return launch_on_copy(target, c->quantize, problem, problem->a.dtype, plan, stream, non_blocking);
-  return launch_kernel(target, c->quantize, problem, plan, stream, non_blocking);
+  if (!c->quantize || problem->a.dtype != INT4MM_INT8 || !int4mm_takes_even_odd(problem, plan))
+    return launch_kernel(target, c->quantize, problem, plan, stream, non_blocking);
+  int4mm_problem p = *problem;
+  int4mm_pack_job quantize = *c->quantize;
+  p.a.even_odd = quantize.even_odd = true;
+  return launch_kernel(target, &quantize, &p, plan, stream, non_blocking);
 }
 
 /* The same on a copy of B in two's complement, whose rows start on 128 bytes. */
@@ -234,7 +240,7 @@ static int32_t launch_on_copy_of_b(const int4mm_dispatch_target *target, const i
   copy.stride = (src.cols + 31) / 32 * 32;
   int32_t status = int4mm_take_scratch(target, (size_t)(copy.rows * copy.stride * 4), &copy.data, stream);
   if (status) return status;
-  status = target->cuda->align_rows(target->device, &copy, &src, p.b.xor_mask, true, stream);
+  status = target->cuda->align_rows(target->device, &copy, &src, p.b.xor_mask, false, true, stream);
   p.b.data = copy.data, p.b.stride = copy.stride, p.b.xor_mask = 0;
   if (!status) status = launch_plan(target, &p, c, plan, non_blocking);
   return int4mm_free_scratch(target, copy.data, stream, status);
