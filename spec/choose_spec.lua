@@ -411,13 +411,16 @@ describe("int4mm_choose_cuda", function()
           for scaling = 0, 2 do
             for _, group in ipairs { 32, 64, 96, 128, 256 } do
               local zeros = scaling < 2 and group == 128 and 1 or 0
-              if dtype ~= INT32 or scaling > 0 or zeros > 0 then
-                local set = { dtype_a = dtype, scaling = scaling, group = group, zeros = zeros,
-                  lda = dtype == INT32 and 512 or 4096 }
-                local status, plan = choose(problem(arch, M, 4096, 4096, set))
-                assert.equal(OK, status, plan)
-                assert.matches("^skinny_", plan.name)
-                assert(plan.tile_k >= 256 or scaling ~= 1 or dtype > INT8, "a chain needs two warps along K")
+              for layout_b = 0, 1 do
+                if dtype ~= INT32 or scaling > 0 or zeros > 0 then
+                  local p = problem(arch, M, 4096, 4096, { dtype_a = dtype, scaling = scaling, group = group,
+                    zeros = zeros, lda = dtype == INT32 and 512 or 4096, layout_b = layout_b,
+                    ldb = layout_b == 1 and 512 or 4096 })
+                  local status, plan = choose(p)
+                  assert.equal(OK, status, plan)
+                  assert.matches("^skinny_", plan.name, 1, describe_problem(p))
+                  assert(plan.tile_k >= 256 or scaling ~= 1 or dtype > INT8, "a chain needs two warps along K")
+                end
               end
             end
           end
@@ -426,8 +429,6 @@ describe("int4mm_choose_cuda", function()
     end
     for set, reason in pairs {
       [{ dtype_a = FLOAT32, lda = 4096 }] = "float32",
-      [{ dtype_a = INT8, lda = 4096, layout_b = 1, ldb = 512, zeros = 1 }] = "[K/8, N]",
-      [{ dtype_a = FLOAT16, lda = 4096, layout_b = 1, ldb = 512, scaling = 1, group = 64 }] = "[K/8, N]",
       [{ dtype_a = INT8, lda = 4097 }] = "16 bytes",
       [{ dtype_a = FLOAT16, lda = 4100 }] = "16 bytes",
       [{ dtype_a = INT8, lda = 2 ^ 21, K = 2 ^ 21, scaling = 1, group = 128 }] = "2^20",
@@ -437,6 +438,10 @@ describe("int4mm_choose_cuda", function()
       assert.matches(reason, message, 1, true)
       assert.equal(OK, (choose(problem(90, 4, 4096, 4096, set))), reason)
     end
+    local nk = problem(90, 64, 4096, 4096, { dtype_a = INT8, lda = 4096, layout_b = 1, ldb = 512 })
+    local status, message = choose(nk, "skinny_64")
+    assert.equal(UNSUPPORTED, status)
+    assert.matches("[K/8, N]", message, 1, true)
   end)
 
   it("takes skinny kernels for few rows of the usual kinds of [N, K/8] as well", function()

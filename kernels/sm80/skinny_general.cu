@@ -97,12 +97,11 @@ template <class S> cudaError_t launch(const int4mm_problem *problem, const int4m
   return launch_grid<S, EXPERTS>(problem, p, shared, plan->device, stream);
 }
 
-/* By the layout of B: of [N, K/8] there is code for up to 16 rows of what is usual. */
+/* By the layout of B: of [N, K/8] there is code for up to 16 rows. */
 template <int ROWS, class A, Mode MODE>
 cudaError_t launch_layout(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   if (problem->b.layout == INT4MM_MN_MAJOR) return launch<GeneralShape<ROWS, A, MODE>>(problem, plan, stream);
-  constexpr bool NK = ROWS <= 16 && (MODE == PLAIN || MODE == GROUPS || MODE == RING);
-  if constexpr (NK) return launch<GeneralShape<ROWS, A, MODE, NK>>(problem, plan, stream);
+  if constexpr (ROWS <= 16) return launch<GeneralShape<ROWS, A, MODE, true>>(problem, plan, stream);
   return cudaErrorNotSupported;
 }
 
@@ -118,27 +117,26 @@ cudaError_t launch_groups(const int4mm_problem *problem, const int4mm_plan *plan
   return launch_layout<ROWS, A, RING>(problem, plan, stream);
 }
 
-/* For what is not usual 8 rows have code for chains alone, of which 16 may not fit, and 64 for all but them, all of
- * [K/8, N]: src/dispatch/cost_sm80.c says so too. */
+/* For what is not usual 8 rows have code for chains alone, of which 16 may not fit, and 64 for all but them:
+ * src/dispatch/cost_sm80.c says so too. */
 template <int ROWS, class A>
 cudaError_t launch_integers(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   const int4mm_operand *b = &problem->b;
-  const bool kn = b->layout == INT4MM_MN_MAJOR, wide = problem->K >= INT4MM_WIDE_K;
+  const bool wide = problem->K >= INT4MM_WIDE_K;
   if (b->group_scales.data) {
     bool blocks = b->group == INT4MM_BLOCK_K;
     if (blocks && !b->zeros.data) return launch_groups<ROWS, A, GROUPS, RING>(problem, plan, stream);
     if constexpr (ROWS < 64) {
       if (blocks) return launch_groups<ROWS, A, GROUPS_ZEROS, RING_ZEROS>(problem, plan, stream);
-      if (kn) return launch<GeneralShape<ROWS, A, CHAIN>>(problem, plan, stream);
+      return launch_layout<ROWS, A, CHAIN>(problem, plan, stream);
     }
     return cudaErrorNotSupported;
   }
   if constexpr (std::is_same<A, Int8A>::value)
     if (!b->factors.data && !b->zeros.data && !wide) return launch_layout<ROWS, A, PLAIN>(problem, plan, stream);
   if constexpr (ROWS > 8) {
-    if (!kn) return cudaErrorNotSupported;
-    if (b->factors.data || wide) return launch<GeneralShape<ROWS, A, SUMS>>(problem, plan, stream);
-    return launch<GeneralShape<ROWS, A, PLAIN_ZEROS>>(problem, plan, stream);
+    if (b->factors.data || wide) return launch_layout<ROWS, A, SUMS>(problem, plan, stream);
+    return launch_layout<ROWS, A, PLAIN_ZEROS>(problem, plan, stream);
   }
   return cudaErrorNotSupported;
 }

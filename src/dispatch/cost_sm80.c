@@ -128,9 +128,9 @@ static general_bytes general_bytes_of(const int4mm_kernel *kernel, const int4mm_
   return bytes;
 }
 
-/* Whether there is code for [N, K/8]: of what is usual, up to 16 rows. */
+/* Whether there is code for [N, K/8]: up to 16 rows. */
 static bool has_nk(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
-  return is_usual(p) && !p->zeros && kernel->tile_m <= 16 && !p->experts;
+  return kernel->tile_m <= 16 && !p->experts;
 }
 
 /* Whether stages have two k-blocks, so that whole lines of [N, K/8] are copied: on an H100 1 x 14336 x 4096 takes
