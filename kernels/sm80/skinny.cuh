@@ -353,7 +353,7 @@ __device__ __forceinline__ void finish_sums(const typename S::Arguments &p, int 
   if constexpr (std::is_same<typename S::Sum, float>::value) {
     float x[CHUNK_WORDS];
 #pragma unroll
-    for (int i = 0; i < CHUNK_WORDS; i++) x[i] = __fmul_rn(__int_as_float(acc[i]), scale_b[i]);
+    for (int i = 0; i < CHUNK_WORDS; i++) x[i] = __fmul_rn(S::UNSCALE * __int_as_float(acc[i]), scale_b[i]);
     int4mm_finish_scaled<S::LAYER>(p.epilogue, row, column, p.N, bias, x);
   } else {
     int4mm_finish<S::LAYER>(p.epilogue, row, column, p.N, S::UNSCALE, scale_a, scale_b, bias, acc);

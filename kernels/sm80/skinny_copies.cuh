@@ -29,12 +29,13 @@ template <class S> __device__ __forceinline__ uint32_t nk_offset(int i, int g, i
 
 /* Where this lane copies from, at K's beginning: B, A, scales, and zero points or factors. Of B a lane takes four
  * columns of words t, t + 4, ..., or of [N, K/8] a chunk of a step, of column 4g + i for every i, or of two k-blocks
- * for every g; of A chunk c of every ROWS_STEP-th row; of the others eight lanes take a segment.
+ * for every g; of A chunk c of each line of every ROWS_STEP-th row; of the others eight lanes take a segment.
  *
  * Of [N, K/8] a stage of two k-blocks lies as line_offset says; of one a line of shared memory has the four chunks of
  * columns 4g + i and 4(g + 1) + i for an even g, swizzled alike. */
 template <class S> struct GeneralSource {
-  static constexpr int CHUNKS = S::A_ROW_BYTES / 16, ROWS_STEP = 32 / CHUNKS; /* chunks of a row, rows at a time */
+  /* Lanes along a row of A, each with a chunk of every line; rows at a time. */
+  static constexpr int LANES = S::A_ROW_BYTES < 128 ? S::A_ROW_BYTES / 16 : 8, ROWS_STEP = 32 / LANES;
   const char *b, *rows, *scales, *bytes;
   bool inside;                                     /* of the warp's columns */
   int valid_rows;                                  /* of A from the lane's first on */
@@ -45,7 +46,7 @@ template <class S> struct GeneralSource {
   int slices, stages, zeros, factors, scale_dtype; /* of the arguments; scale_dtype is -1 without scales */
 
   __device__ __forceinline__ GeneralSource(const GeneralArguments &p, int first_row, int first_column) {
-    int lane = threadIdx.x % 32, row = lane / CHUNKS, c = lane % CHUNKS, g = lane / 4, t = lane % 4;
+    int lane = threadIdx.x % 32, row = lane / LANES, c = lane % LANES, g = lane / 4, t = lane % 4;
     if (!S::NK)
       b = (const char *)(p.b + lane / 8 * p.ldb + first_column + lane % 8 * 4);
     else if (S::BLOCKS == 2)
@@ -118,11 +119,15 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
   const char *rows = from.rows + (uint64_t)k_block * S::A_ROW_BYTES;
   const uint32_t to = stage + from.rows_to;
 #pragma unroll
-  for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, rows += p.row_step_bytes) {
-    if (S::A::WORDS > 1)
-      ptx::cp_async16_if(to + i * S::A_ROW_BYTES, rows, i < from.valid_rows);
-    else if (i < from.valid_rows)
-      ptx::cp_async16_l1(to + i * S::A_ROW_BYTES, rows, 16);
+  for (int line = 0; line < S::A_ROW_BYTES; line += 128) {
+    const char *row = rows + line;
+#pragma unroll
+    for (int i = 0; i < S::ROWS; i += Source::ROWS_STEP, row += p.row_step_bytes) {
+      if (S::A::WORDS > 1)
+        ptx::cp_async16_if(to + i * S::A_ROW_BYTES + line, row, i < from.valid_rows);
+      else if (i < from.valid_rows)
+        ptx::cp_async16_l1(to + i * S::A_ROW_BYTES, row, 16);
+    }
   }
   if (S::IS_PLAIN) return;
   if (S::IS_GROUPS) { /* zero points are after 128 bytes of scales */

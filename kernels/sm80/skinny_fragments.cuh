@@ -12,6 +12,7 @@
  *   SHIFT         sums are 2^SHIFT times too large (unpack.cuh)
  *   ONES          a register of an mma that is 1 throughout
  *   ONES_SHIFT    sums over A times ones are 2^ONES_SHIFT times too large
+ *   UNSCALE       what sums of floats are to be multiplied with, a power of two
  *   mask          makes words of A past the `valid` ones of a k-block 0 where zeroed memory is not
  *   fragments     an mma's registers of A for each step, from words of rows g and g + 8
  *   B             unpacks a word of B for column i of a lane's four: two registers for each step; of floats less the
@@ -46,6 +47,7 @@ struct IntegerA {
   typedef int32_t Sum;
   typedef IntegerB B;
   static constexpr int STEPS = 1;
+  static constexpr float UNSCALE = 1;
   static constexpr uint32_t ONES = 0x01010101u;
   static __device__ __forceinline__ void mma(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     ptx::mma_m16n8k32(acc, a, b0, b1);
@@ -105,12 +107,14 @@ struct Int8A : IntegerA {
 /* Pairs of b - z as floats of 16 bits, exact: values k and k + 4 of a word. A nibble beside the bits of 1024 is 1024 +
  * u in float16, with u = b + 8; four bits higher it is 1024 + 16 u, which a multiplication turns into 64 + u. */
 struct Float16B {
+  static constexpr float UNSCALE = 1;
   uint32_t magic[2];  /* for a nibble at its place and four bits higher */
   __half2 less[2][4]; /* what is to be taken away, for each column */
   __device__ __forceinline__ explicit Float16B(uint32_t xor_mask) {
     uint32_t fix = xor_mask ^ 0x88888888u;
     magic[0] = 0x64006400u ^ (fix & 0x000f000fu), magic[1] = 0x64006400u ^ (fix & 0x00f000f0u);
-    set_zeros(0);
+#pragma unroll
+    for (int i = 0; i < 4; i++) less[0][i] = __float2half2_rn(-1032), less[1][i] = __float2half2_rn(-72);
   }
   /* A byte z + 128 beside the bits of 1024 is 1152 + z. */
   __device__ __forceinline__ void set_zeros(uint32_t bytes) {
@@ -137,32 +141,39 @@ struct Float16B {
   }
 };
 
-/* The same in bfloat16, whose mantissa has room for a nibble at its place alone: 128 + u. */
+/* A quarter of it in bfloat16: 128 + u, whose mantissa has room for a nibble at its place alone; four bits higher the
+ * bits are 16 u times the least subnormal, 2^-133, which the largest power of two makes u / 4. */
 struct Bfloat16B {
-  uint32_t magic;
-  __nv_bfloat162 less[4];
+  static constexpr float UNSCALE = 4;
+  uint32_t magic[2];
+  __nv_bfloat162 less[2][4];
   __device__ __forceinline__ explicit Bfloat16B(uint32_t xor_mask) {
-    magic = 0x43004300u ^ ((xor_mask ^ 0x88888888u) & 0x000f000fu);
-    set_zeros(0);
+    uint32_t fix = xor_mask ^ 0x88888888u;
+    magic[0] = 0x43004300u ^ (fix & 0x000f000fu), magic[1] = fix & 0x00f000f0u;
+#pragma unroll
+    for (int i = 0; i < 4; i++) less[0][i] = __float2bfloat162_rn(-34), less[1][i] = __float2bfloat162_rn(-2);
   }
   /* A byte z + 128 beside the bits of 2^23 is 2^23 + 128 + z. */
   __device__ __forceinline__ void set_zeros(uint32_t bytes) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      float x = __uint_as_float(__byte_perm(bytes ^ 0x80808080u, 0x4b, 0x4550 + i));
-      less[i] = __float2bfloat162_rn(8388600.0f - x);
+      float z = __uint_as_float(__byte_perm(bytes ^ 0x80808080u, 0x4b, 0x4550 + i)) - 8388736.0f;
+      less[0][i] = __float2bfloat162_rn(__fmaf_rn(z, -0.25f, -34));
+      less[1][i] = __float2bfloat162_rn(__fmaf_rn(z, -0.25f, -2));
     }
   }
+  __device__ __forceinline__ uint32_t pair(uint32_t word, int i, int place) const {
+    uint32_t bits = (word & (place ? 0x00f000f0u : 0x000f000fu)) ^ magic[place];
+    __nv_bfloat162 x;
+    memcpy(&x, &bits, sizeof x);
+    x = __hfma2(x, __float2bfloat162_rn(place ? 0x1p127f : 0.25f), less[place][i]);
+    memcpy(&bits, &x, sizeof x);
+    return bits;
+  }
   __device__ __forceinline__ void operator()(uint32_t (&to)[4], uint32_t word, int i) const {
-#pragma unroll
-    for (int place = 0; place < 4; place++) {
-      uint32_t bits = (word >> 4 * place & 0x000f000fu) ^ magic;
-      __nv_bfloat162 x;
-      memcpy(&x, &bits, sizeof x);
-      x = __hfma2(x, __float2bfloat162_rn(1.0f), less[i]);
-      memcpy(&bits, &x, sizeof x);
-      to[place] = bits;
-    }
+    to[0] = pair(word, i, 0), to[1] = pair(word, i, 1);
+    word >>= 8;
+    to[2] = pair(word, i, 0), to[3] = pair(word, i, 1);
   }
 };
 
@@ -170,6 +181,7 @@ template <bool BFLOAT16> struct FloatA {
   typedef float Sum;
   typedef typename std::conditional<BFLOAT16, Bfloat16B, Float16B>::type B;
   static constexpr int STEPS = 2, WORDS = 4, SHIFT = 0, ONES_SHIFT = 0;
+  static constexpr float UNSCALE = B::UNSCALE;
   __device__ __forceinline__ explicit FloatA(uint32_t) {}
   __device__ __forceinline__ void mask(uint32_t (&)[4], uint32_t (&)[4], int, int) const {}
   static __device__ __forceinline__ void mma(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

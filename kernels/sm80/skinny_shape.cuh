@@ -138,7 +138,7 @@ template <int ROWS_, class A_, Mode MODE_, bool NK_ = false> struct GeneralShape
   static constexpr bool GENERAL = true;
   static constexpr int PREFETCHED = FLOAT ? 1 : 2; /* 1 x 4096 x 14336 takes 12.1 us, with two 12.5 */
   static constexpr int BLOCKS = NK && IS_PLAIN ? INT4MM_SKINNY_NK_BLOCKS : 1; /* else memory for stages is short */
-  static constexpr float UNSCALE = 1;
+  static constexpr float UNSCALE = A::UNSCALE;
   static constexpr int ROW_TILES = (ROWS + 15) / 16, EIGHTS = ROWS / 8; /* of rows */
   /* An mma has 16 rows and 8 columns: 8 rows of A are its columns, and columns of B its rows. */
   static constexpr bool SWAPPED = ROWS == 8;
