@@ -15,7 +15,9 @@
  * column 4c + i of the stripe. Int4 tensor cores (sm_80 to 89) take words 4t + j and 4t + j + 1 as they lie, m16n8k64.
  *
  * Where B is [N, K/8], each of four 16-byte loads of a lane has its words of all slices for the column of one mma, and
- * the quad has the k-block's 64 bytes of that column. With two k-blocks to a stage a copy reads whole lines of 128.
+ * the quad has the k-block's 64 bytes of that column. With two k-blocks to a stage a copy reads whole lines of 128;
+ * such a stage is copied and waited for in two parts, each with half of the columns, so that no more products are left
+ * when the last bytes land.
  *
  * K is split over the warps of a CTA and, where columns are few, over a cluster (sm_90); int32 partial sums are added
  * in shared memory, which is exact in any order.
@@ -112,7 +114,7 @@ template <bool WIDE> struct Int8Words {
 /* ROWS of A (8, 16, 32 or 64) per CTA, STAGES in flight per warp. LAYER: with activation and residual. NK: B
  * is [N, K/8], else [K/8, N]. ALIGNED: rows of A and B start on 16 bytes. ROTATED: neighbouring CTAs begin K at
  * different k-blocks; a CTA has one stripe. OWN_CHUNKS: not 0, a CTA makes its A itself, each warp of so many chunks.
- * BLOCKS: k-blocks of a stage; two where of rows of [N, K/8] whole lines are to be copied. */
+ * BLOCKS: k-blocks of a stage, and its parts; two where of rows of [N, K/8] whole lines are to be copied. */
 template <int ROWS_, int STAGES_, bool LAYER_, bool NK_, bool ALIGNED_, bool WIDE_, bool ROTATED_ = false,
           int OWN_CHUNKS_ = 0, int BLOCKS_ = 1>
 struct Shape {
@@ -143,7 +145,9 @@ struct Shape {
   static constexpr __device__ int block_bytes(const Arguments &) { return BLOCK_BYTES; }
   static constexpr __device__ int stages(const Arguments &) { return STAGES; }
   static __device__ __forceinline__ bool more(const Arguments &, int, int step, int steps) { return step < steps; }
-  static __device__ __forceinline__ void wait(const Source &) { ptx::cp_async_wait_group<STAGES - 1>(); }
+  template <int PART> static __device__ __forceinline__ void wait(const Source &) {
+    ptx::cp_async_wait_group<STAGES * BLOCKS - 1 - PART>();
+  }
   static __device__ __forceinline__ void select_expert(Arguments &, const int4mm_experts &, int) {}
 };
 
@@ -220,15 +224,17 @@ __device__ __forceinline__ void copy_b_nk(const SkinnyArguments &p, uint32_t sta
     if (column + i < p.N) copy_words<S::ALIGNED, false, true>(stage + i * CHUNK_BYTES + lane * 16, b, p.words - word);
 }
 
-/* The same of two k-blocks, with eight lanes along a column. */
+/* The same of two k-blocks, with eight lanes along a column: of a part the columns 4g + i of two i. */
 template <class S>
-__device__ __forceinline__ void copy_b_lines(const SkinnyArguments &p, uint32_t stage, int k_block, int first_column) {
-  const int i = threadIdx.x / 8 % 4, c = threadIdx.x % 8, word = k_block * BLOCK_WORDS + 4 * c;
-  const uint32_t *b = p.b + (first_column + i) * p.ldb + word;
+__device__ __forceinline__ void copy_b_lines(const SkinnyArguments &p, uint32_t stage, int k_block, int first_column,
+                                             int part) {
+  const int i = 2 * part + threadIdx.x / 8 % 2, c = threadIdx.x % 8, word = k_block * BLOCK_WORDS + 4 * c;
+  const int odd = threadIdx.x / 16 % 2, column = first_column + 4 * odd + i;
+  const uint32_t *b = p.b + column * p.ldb + word;
 #pragma unroll
-  for (int g = 0; g < 8; g++, b += 4 * p.ldb)
-    if (first_column + 4 * g + i < p.N)
-      copy_words<true, false>(stage + line_offset(S::BLOCK_BYTES, i, g, c), b, p.words - word);
+  for (int g = 0; g < 8; g += 2, b += 8 * p.ldb)
+    if (column + 4 * g < p.N)
+      copy_words<true, false>(stage + line_offset(S::BLOCK_BYTES, i, g + odd, c), b, p.words - word);
 }
 
 /* A: row g + 8r, words 4t .. for the lane itself. */
@@ -243,18 +249,19 @@ __device__ __forceinline__ void copy_a(const SkinnyArguments &p, uint32_t stage,
   }
 }
 
-/* Issues this warp's copies of the k-blocks of a step to the stage at `stage`. Rows and columns outside the matrices
- * are not copied: their sums are never stored. */
+/* Issues this warp's copies of a part of a step's k-blocks to the stage at `stage`, with the first that of A. Rows and
+ * columns outside the matrices are not copied: their sums are never stored. */
 template <class S>
 __device__ __forceinline__ void copy_step(const SkinnyArguments &p, uint32_t stage, int step, int first_row,
-                                          int first_column) {
+                                          int first_column, int part) {
   const int k_block = step * S::BLOCKS, lane = threadIdx.x % 32;
   if constexpr (!S::NK)
     copy_b_kn<S>(p, stage, k_block, first_column, lane);
   else if constexpr (S::BLOCKS == 2)
-    copy_b_lines<S>(p, stage, k_block, first_column);
+    copy_b_lines<S>(p, stage, k_block, first_column, part);
   else
     copy_b_nk<S>(p, stage, k_block, first_column);
+  if (part > 0) return;
 #pragma unroll
   for (int h = 0; h < S::BLOCKS; h++)
     if constexpr (!S::OWN_CHUNKS) copy_a<S>(p, stage + h * S::BLOCK_BYTES, k_block + h, first_row, lane);
@@ -267,15 +274,15 @@ template <class S> __device__ __forceinline__ int b_offset(int block, int i) {
   return (S::NK ? 16 * (4 * g + t) : (int)chunk_offset(t, g)) + i * CHUNK_BYTES;
 }
 
-/* The products of a k-block from this lane's chunks. */
+/* The products of a part of a k-block from this lane's chunks. */
 template <class S>
 __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4][4], const SkinnyArguments &p,
                                                  uint32_t stage, int k_block, const OwnWords &own,
-                                                 const typename S::Words &words) {
-  int lane = threadIdx.x % 32;
+                                                 const typename S::Words &words, int part) {
+  const int lane = threadIdx.x % 32, first = 4 / S::BLOCKS * part, last = first + 4 / S::BLOCKS;
   uint4 b[4], a[2 * S::ROW_TILES];
 #pragma unroll
-  for (int i = 0; i < 4; i++) b[i] = ptx::ld_shared_v4(stage + b_offset<S>(k_block % S::BLOCKS, i));
+  for (int i = first; i < last; i++) b[i] = ptx::ld_shared_v4(stage + b_offset<S>(k_block % S::BLOCKS, i));
 #pragma unroll
   for (int r = 0; r < 2 * S::ROW_TILES; r++)
     a[r] = r < S::A_CHUNKS && !S::OWN_CHUNKS ? ptx::ld_shared_v4(stage + (4 + r) * CHUNK_BYTES + lane * 16)
@@ -285,7 +292,7 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
   int valid = p.words - k_block * BLOCK_WORDS - lane % 4 * 4;
   if (valid < 4) { /* past K: zeros in B, so that the undefined words of A do not count */
 #pragma unroll
-    for (int j = 0; j < 4; j++)
+    for (int j = first; j < last; j++)
       if (S::NK) {
         b[j].x = valid > 0 ? b[j].x : p.xor_b, b[j].y = valid > 1 ? b[j].y : p.xor_b;
         b[j].z = valid > 2 ? b[j].z : p.xor_b, b[j].w = p.xor_b;
@@ -305,7 +312,7 @@ __device__ __forceinline__ void multiply_k_block(int32_t (&acc)[S::ROW_TILES][4]
       words.rows(fragments[m], x, y);
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = first; i < last; i++) {
       uint32_t w[COUNT], column[2];
 #pragma unroll
       for (int k = 0; k < COUNT; k++) w[k] = S::NK ? element(b[i], j + k) : element(b[j + k], i);
@@ -461,13 +468,16 @@ template <class S> __device__ __forceinline__ void multiply_rows(const typename 
   const typename S::Source source(p, first_row, first_column);
 
   auto copy = [&](uint32_t stage, int step) {
-    if (step < steps) {
-      if constexpr (S::GENERAL)
-        S::copy(source, p, stage, rotated(step), first_row, first_column);
-      else
-        copy_step<S>(p, stage, rotated(step), first_row, first_column);
+#pragma unroll
+    for (int part = 0; part < S::BLOCKS; part++) {
+      if (step < steps) {
+        if constexpr (S::GENERAL)
+          S::copy(source, p, stage, rotated(step), first_row, first_column, part);
+        else
+          copy_step<S>(p, stage, rotated(step), first_row, first_column, part);
+      }
+      ptx::cp_async_commit_group();
     }
-    ptx::cp_async_commit_group();
   };
   auto copy_stages = [&] {
 #pragma unroll
@@ -482,18 +492,24 @@ template <class S> __device__ __forceinline__ void multiply_rows(const typename 
     copy_stages();
   if constexpr (S::GENERAL) S::begin(sums, p, base + warps * bytes, first_row, first_column);
   uint32_t stage = stages;
+  constexpr int UNROLL = !S::GENERAL && S::LAYER && S::ROWS == 16 ? 1 : S::BLOCKS; /* its registers are few */
   for (int round = 0; S::more(p, round, step, steps); round++, step += stride) {
     [[maybe_unused]] typename S::Waiting pending;
-    S::wait(source);
-    __syncwarp(); /* every lane's copies have landed */
     const int k_block = rotated(step) * S::BLOCKS;
-#pragma unroll
-    for (int h = 0; h < S::BLOCKS; h++) {
-      if constexpr (!S::GENERAL)
-        multiply_k_block<S>(sums.acc, p, stage + h * block_bytes, k_block + h, own, words);
-      else if (step < steps) /* rounds are those of the warp that has most */
-        S::multiply(sums, pending, source, p, stage + h * block_bytes, k_block + h, round);
-    }
+    auto multiply = [&](auto constant) {
+      constexpr int part = decltype(constant)::value;
+      S::template wait<part>(source);
+      __syncwarp(); /* every lane's copies have landed */
+#pragma unroll UNROLL
+      for (int h = 0; h < S::BLOCKS; h++) {
+        if constexpr (!S::GENERAL)
+          multiply_k_block<S>(sums.acc, p, stage + h * block_bytes, k_block + h, own, words, part);
+        else if (step < steps) /* rounds are those of the warp that has most */
+          S::multiply(sums, pending, source, p, stage + h * block_bytes, k_block + h, round, part);
+      }
+    };
+    multiply(std::integral_constant<int, 0>());
+    if constexpr (S::BLOCKS == 2) multiply(std::integral_constant<int, 1>());
     __syncwarp(); /* every lane's loads have been used, so the stage is free */
     copy(stage, step + S::stages(p) * stride);
     stage = stage + stage_bytes == stages + bytes ? stages : stage + stage_bytes;

@@ -29,7 +29,7 @@ template <class S> __device__ __forceinline__ uint32_t nk_offset(int i, int g, i
 
 /* Where this lane copies from, at K's beginning: B, A, scales, and zero points or factors. Of B a lane takes four
  * columns of words t, t + 4, ..., or of [N, K/8] a chunk of a step, of column 4g + i for every i, or of two k-blocks
- * for every g; of A chunk c of each line of every ROWS_STEP-th row; of the others eight lanes take a segment.
+ * for every second g; of A chunk c of each line of every ROWS_STEP-th row; of the others eight lanes take a segment.
  *
  * Of [N, K/8] a stage of two k-blocks lies as line_offset says; of one a line of shared memory has the four chunks of
  * columns 4g + i and 4(g + 1) + i for an even g, swizzled alike. */
@@ -50,7 +50,7 @@ template <class S> struct GeneralSource {
     if (!S::NK)
       b = (const char *)(p.b + lane / 8 * p.ldb + first_column + lane % 8 * 4);
     else if (S::BLOCKS == 2)
-      b = (const char *)(p.b + (first_column + lane / 8) * p.ldb + lane % 8 * 4);
+      b = (const char *)(p.b + (first_column + lane / 16 * 4 + lane / 8 % 2) * p.ldb + lane % 8 * 4);
     else
       b = (const char *)(p.b + (first_column + g * 4) * p.ldb + t * 4);
     rows = p.rows + (first_row + row) * p.row_stride + c * 16;
@@ -60,7 +60,7 @@ template <class S> struct GeneralSource {
     if (!S::BRANCHES) valid_rows = kept(valid_rows);
     b_to = chunk_offset(lane / 8, lane % 8), b_at = chunk_offset(t, g);
     if (S::NK) b_to = nk_offset<S>(0, g, t), b_at = nk_offset<S>(0, g, 0) + 4 * t;
-    if (S::BLOCKS == 2) b_to = nk_offset<S>(lane / 8, 0, lane % 8);
+    if (S::BLOCKS == 2) b_to = nk_offset<S>(lane / 8 % 2, lane / 16, lane % 8);
     rows_to = B_BYTES + row * S::A_ROW_BYTES + swizzled<S::A::WORDS>(row, c) * 16;
     rows_at = B_BYTES + first_slice<S::A::WORDS>(g, t);
     b = kept(b), rows = kept(rows), b_to = kept(b_to), rows_to = kept(rows_to), b_at = kept(b_at);
@@ -87,16 +87,17 @@ template <class S> struct GeneralSource {
   __device__ __forceinline__ bool is_ready() const { return stages > 0; }
 };
 
-/* The B of a step that is whole, of columns inside the matrix. */
+/* A part of the B of a step that is whole, of columns inside the matrix. */
 template <class S>
 __device__ __forceinline__ void copy_whole_b(const GeneralSource<S> &from, const GeneralArguments &p, uint32_t stage,
-                                             uint32_t step) {
+                                             uint32_t step, int part) {
   const char *b = from.b + (uint64_t)step * p.b_step_bytes;
   const uint32_t chunk = stage + from.b_to;
   if (S::BLOCKS == 2) {
+    b += part * (p.b_copy_bytes / 4);
 #pragma unroll
-    for (int g = 0; g < 8; g++, b += p.b_copy_bytes)
-      ptx::cp_async16((chunk ^ nk_offset<S>(0, g, 0) % 128) + g * 128, b, 16);
+    for (int g = 0; g < 8; g += 2, b += p.b_copy_bytes)
+      ptx::cp_async16((chunk ^ nk_offset<S>(0, g, 0) % 128) + nk_offset<S>(2 * part, 0, 0) + g * 128, b, 16);
   } else if (S::NK) {
 #pragma unroll
     for (int i = 0; i < 4; i++, b += p.b_copy_bytes) ptx::cp_async16_line(chunk + i * CHUNK_BYTES, b, 16);
@@ -144,10 +145,13 @@ __device__ __forceinline__ void copy_whole(const GeneralSource<S> &from, const G
                      from.copies_bytes);
 }
 
-/* Waits for the oldest stage. */
+/* Waits for a part of the oldest stage. */
 template <int ROWS, class A, Mode MODE, bool NK>
+template <int PART>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::wait(const Source &source) {
-  if (source.stages == 2)
+  if (BLOCKS == 2)
+    ptx::cp_async_wait_group<2 * INT4MM_SKINNY_NK_STAGES - 1 - PART>();
+  else if (source.stages == 2)
     ptx::cp_async_wait_group<1>();
   else if (source.stages == 3)
     ptx::cp_async_wait_group<2>();
@@ -218,15 +222,16 @@ __device__ __noinline__ void copy_any(const GeneralArguments &p, uint32_t stage,
 template <int ROWS, class A, Mode MODE, bool NK>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::copy(const Source &source, const Arguments &p,
                                                                       uint32_t stage, int step, int first_row,
-                                                                      int first_column) {
+                                                                      int first_column, int part) {
   const bool whole = step < p.whole_steps && source.inside;
-  if (whole) copy_whole_b<GeneralShape>(source, p, stage, step);
+  if (whole) copy_whole_b<GeneralShape>(source, p, stage, step, part);
+  if (part > 0) return;
 #pragma unroll
   for (int h = 0; h < BLOCKS; h++, stage += block_bytes(p)) {
     const int k_block = step * BLOCKS + h;
     if (whole)
       copy_whole<GeneralShape>(source, p, stage, k_block);
-    else
+    else /* all parts */
       copy_any<GeneralShape>(p, stage, k_block, first_row, first_column);
   }
 }

@@ -36,7 +36,7 @@ void set_groups(GeneralArguments *p, const int4mm_problem *problem, int step_wor
                  is_vectors(p->bytes, p->bytes_stride | (p->bytes ? bytes_expert : 0));
   p->whole_steps = vectors ? (int)(problem->K / 8 / step_words) : 0;
   p->b_step_bytes = (uint32_t)((b->layout == INT4MM_K_MAJOR ? step_words : b->stride * step_words) * 4);
-  p->b_copy_bytes = (uint32_t)(b->stride * (b->layout == INT4MM_K_MAJOR && step_words == BLOCK_WORDS ? 4 : 16));
+  p->b_copy_bytes = (uint32_t)(b->stride * (b->layout == INT4MM_MN_MAJOR ? 16 : step_words == BLOCK_WORDS ? 4 : 32));
 }
 
 /* Windows of a chain: all of K where it fits beside the stages, else two of as many rounds as do. `left`: bytes of

@@ -53,12 +53,12 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::add(Sums &sums,
   if constexpr (MODE == SUMS && !FLOAT) add_integers<GeneralShape>(sums.state, source, pending);
 }
 
-/* The products of a k-block. The last segment is left pending: its stage is free and the next copies are issued before
- * its sums are there. */
+/* The products of a part of a k-block. The last segment is left pending: its stage is free and the next copies are
+ * issued before its sums are there. */
 template <int ROWS, class A, Mode MODE, bool NK>
-__device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::multiply(Sums &sums, Waiting &pending,
-                                                                          const Source &source, const Arguments &p,
-                                                                          uint32_t stage, int k_block, int round) {
+__device__ __forceinline__ void
+GeneralShape<ROWS, A, MODE, NK>::multiply(Sums &sums, Waiting &pending, const Source &source, const Arguments &p,
+                                          uint32_t stage, int k_block, int round, int part) {
   const A a(p.xor_a);
   typename A::B b(p.xor_b);
   /* past K the int4 of A are made 0, which zeroed memory is not in every encoding */
@@ -76,7 +76,7 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::multiply(Sums &
     }
     Segment<GeneralShape> &sum = sum_of<GeneralShape>(sums, pending);
 #pragma unroll
-    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, ZEROS, valid);
+    for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(sum, words_at, rows, i, a, b, ZEROS, valid, part);
     return;
   }
   const bool zeros = source.zeros;
@@ -92,11 +92,11 @@ __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::multiply(Sums &
     if (FLOAT && zeros) b.set_zeros(ptx::ld_shared(bytes + threadIdx.x % 32 / 4 * 4));
     if (source.slices == 4) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(pending.sum, words_at, rows, i, a, b, zeros, valid);
+      for (int i = 0; i < 4; i++) multiply_slice<GeneralShape>(pending.sum, words_at, rows, i, a, b, zeros, valid, 0);
     } else {
 #pragma unroll 1
       for (int i = 0; i < source.slices; i++)
-        multiply_slice<GeneralShape>(pending.sum, words_at, rows, j + i, a, b, zeros, valid);
+        multiply_slice<GeneralShape>(pending.sum, words_at, rows, j + i, a, b, zeros, valid, 0);
     }
     load_parameters<GeneralShape>(pending, source, scales, bytes);
   }

@@ -22,26 +22,30 @@ template <int WORDS> __device__ __forceinline__ void load_shared(uint32_t (&x)[W
   }
 }
 
-/* The words of this lane in slice j of eight rows of A, from those of slice 0. */
-template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t rows, int j) {
-  load_shared(x, rows ^ 16 * WORDS * j);
+/* The words of this lane in slice j of eight rows of A, `offset` bytes after those of which `rows` has slice 0. */
+template <int WORDS>
+__device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t rows, int offset, int j) {
+  const int bytes = 16 * WORDS * j; /* lines of shared memory are not swizzled with each other */
+  load_shared(x, (rows ^ bytes % 128) + offset + bytes / 128 * 128);
 }
 
-/* The words of slice j of a lane's four columns. */
-template <class S> __device__ __forceinline__ uint4 load_words(uint32_t at, int j) {
+/* The words of slice j of a lane's four columns, of a part of a step those from `first` on. */
+template <class S> __device__ __forceinline__ uint4 load_words(uint32_t at, int j, int first) {
   if (!S::NK) return ptx::ld_shared_v4(at + j * CHUNK_BYTES);
   at ^= 16 * j;
-  return make_uint4(ptx::ld_shared(at), ptx::ld_shared(at + nk_offset<S>(1, 0, 0)),
-                    ptx::ld_shared(at + nk_offset<S>(2, 0, 0)), ptx::ld_shared(at + nk_offset<S>(3, 0, 0)));
+  uint32_t words[4] = {};
+#pragma unroll
+  for (int i = first; i < first + 4 / S::BLOCKS; i++) words[i] = ptx::ld_shared(at + nk_offset<S>(i, 0, 0));
+  return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 /* The products of a slice: columns 4g + i of B for every i are those of an mma. */
 template <class S, class Fragments>
 __device__ __forceinline__ void multiply_columns(Segment<S> &sum, const uint4 &words, const Fragments &rows,
-                                                 const typename S::A::B &b, bool with_ones) {
+                                                 const typename S::A::B &b, bool with_ones, int first) {
   typedef typename S::A A;
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
+  for (int i = first; i < first + 4 / S::BLOCKS; i++) {
     uint32_t unpacked[2 * A::STEPS];
     b(unpacked, element(words, i), i);
 #pragma unroll
@@ -51,7 +55,7 @@ __device__ __forceinline__ void multiply_columns(Segment<S> &sum, const uint4 &w
         A::mma(sum.acc[m][i], rows[m][step], unpacked[2 * step], unpacked[2 * step + 1]);
   }
   if constexpr (!S::FLOAT)
-    if (with_ones)
+    if (with_ones && first == 0)
 #pragma unroll
       for (int m = 0; m < S::ROW_TILES; m++) A::mma(sum.ones[m], rows[m][0], A::ONES, A::ONES);
 }
@@ -59,10 +63,10 @@ __device__ __forceinline__ void multiply_columns(Segment<S> &sum, const uint4 &w
 /* SWAPPED: columns 4g + i and 4g + i + 1 of B are rows g and g + 8 of an mma. */
 template <class S, class Fragments>
 __device__ __forceinline__ void multiply_swapped(Segment<S> &sum, const uint4 &words, const Fragments &rows,
-                                                 const typename S::A::B &b, bool with_ones) {
+                                                 const typename S::A::B &b, bool with_ones, int first) {
   typedef typename S::A A;
 #pragma unroll
-  for (int i = 0; i < 4; i += 2) {
+  for (int i = first; i < first + 4 / S::BLOCKS; i += 2) {
     uint32_t x[2 * A::STEPS], y[2 * A::STEPS];
     b(x, element(words, i), i), b(y, element(words, i + 1), i + 1);
 #pragma unroll
@@ -73,29 +77,30 @@ __device__ __forceinline__ void multiply_swapped(Segment<S> &sum, const uint4 &w
   }
   if constexpr (!S::FLOAT) {
     const uint32_t ones[4] = {A::ONES, A::ONES, A::ONES, A::ONES};
-    if (with_ones) A::mma(sum.ones[0], ones, rows[0][0], rows[0][2]);
+    if (with_ones && first == 0) A::mma(sum.ones[0], ones, rows[0][0], rows[0][2]);
   }
 }
 
 template <class S>
 __device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_at, uint32_t rows, int j,
                                                const typename S::A &a, const typename S::A::B &b, bool with_ones,
-                                               int valid) {
+                                               int valid, int part) {
   typedef typename S::A A;
+  const int first = 4 / S::BLOCKS * part;
   uint32_t fragments[S::ROW_TILES][A::STEPS][4];
-  const uint4 words = load_words<S>(words_at, j);
+  const uint4 words = load_words<S>(words_at, j, first);
 #pragma unroll
   for (int m = 0; m < S::ROW_TILES; m++) {
     uint32_t x[A::WORDS], y[A::WORDS] = {};
-    load_slice<A::WORDS>(x, rows + 2 * m * S::EIGHT_BYTES, j);
-    if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, rows + (2 * m + 1) * S::EIGHT_BYTES, j);
+    load_slice<A::WORDS>(x, rows, 2 * m * S::EIGHT_BYTES, j);
+    if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, rows, (2 * m + 1) * S::EIGHT_BYTES, j);
     a.mask(x, y, j, valid);
     a.fragments(fragments[m], x, y);
   }
   if constexpr (S::SWAPPED)
-    multiply_swapped<S>(sum, words, fragments[0], b, with_ones);
+    multiply_swapped<S>(sum, words, fragments[0], b, with_ones, first);
   else
-    multiply_columns<S>(sum, words, fragments, b, with_ones);
+    multiply_columns<S>(sum, words, fragments, b, with_ones, first);
 }
 
 /* ---- a segment ---- */

@@ -171,13 +171,13 @@ template <int ROWS_, class A_, Mode MODE_, bool NK_ = false> struct GeneralShape
     return IS_GROUPS ? (ROWS + 1) * COLUMNS * 4 : p.slot_bytes;
   }
   static __device__ __forceinline__ bool more(const Arguments &p, int round, int, int) { return round < p.rounds; }
-  static __device__ void wait(const Source &source);
+  template <int PART> static __device__ void wait(const Source &source);
   static __device__ void select_expert(Arguments &own, const int4mm_experts &experts, int expert);
   static __device__ void begin(Sums &sums, const Arguments &p, uint32_t slots, int first_row, int first_column);
   static __device__ void copy(const Source &source, const Arguments &p, uint32_t stage, int step, int first_row,
-                              int first_column);
+                              int first_column, int part);
   static __device__ void multiply(Sums &sums, Waiting &pending, const Source &source, const Arguments &p,
-                                  uint32_t stage, int k_block, int round);
+                                  uint32_t stage, int k_block, int round, int part);
   static __device__ void add(Sums &sums, Waiting &pending, const Source &source, const Arguments &p);
   static __device__ void end_round(Sums &sums, const Arguments &p, int round);
   static __device__ void finish(Sums &sums, const Arguments &p, int first_row);
