@@ -22,11 +22,9 @@ template <int WORDS> __device__ __forceinline__ void load_shared(uint32_t (&x)[W
   }
 }
 
-/* The words of this lane in slice j of eight rows of A, `offset` bytes after those of which `rows` has slice 0. */
-template <int WORDS>
-__device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t rows, int offset, int j) {
-  const int bytes = 16 * WORDS * j; /* lines of shared memory are not swizzled with each other */
-  load_shared(x, (rows ^ bytes % 128) + offset + bytes / 128 * 128);
+/* The words of this lane in slice j of eight rows of A, from those of slice 0. */
+template <int WORDS> __device__ __forceinline__ void load_slice(uint32_t (&x)[WORDS], uint32_t rows, int j) {
+  load_shared(x, rows ^ 16 * WORDS * j);
 }
 
 /* The words of slice j of a lane's four columns, of a part of a step those from `first` on. */
@@ -92,8 +90,8 @@ __device__ __forceinline__ void multiply_slice(Segment<S> &sum, uint32_t words_a
 #pragma unroll
   for (int m = 0; m < S::ROW_TILES; m++) {
     uint32_t x[A::WORDS], y[A::WORDS] = {};
-    load_slice<A::WORDS>(x, rows, 2 * m * S::EIGHT_BYTES, j);
-    if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, rows, (2 * m + 1) * S::EIGHT_BYTES, j);
+    load_slice<A::WORDS>(x, rows + 2 * m * S::EIGHT_BYTES, j);
+    if (2 * m + 1 < S::EIGHTS) load_slice<A::WORDS>(y, rows + (2 * m + 1) * S::EIGHT_BYTES, j);
     a.mask(x, y, j, valid);
     a.fragments(fragments[m], x, y);
   }
