@@ -135,7 +135,7 @@ describe("int4mm_choose_cuda", function()
     for _, case in ipairs {
       { 128, a8, "narrow_128x64" }, { 256, a8, "narrow_128x64" }, { 512, a8, "grouped_128x128" },
       { 1024, a8, "grouped_256x128" }, { 4096, a8, "grouped_256x128" }, { 1024, f128, "grouped_256x128" },
-      { 512, nk, "hopper_128x128" }, { 4096, nk, "hopper_256x128" },
+      { 512, nk, "grouped_128x128" }, { 4096, nk, "grouped_256x128" },
       { 256, zeros, "narrow_128x64" }, { 4096, zeros, "grouped_256x128" }, { 256, zeros4, "narrow_128x64" },
       { 4096, zeros4, "hopper_256x128" }, { 256, f32, "grouped_128x128" }, { 4096, f32, "grouped_256x128" },
     } do
@@ -756,7 +756,8 @@ describe("the grouped kernels", function()
       assert.equal(UNSUPPORTED, status)
       assert.equal("the kernel grouped_64x128 " .. reason, message)
     end
-    refuses(grouped(256, 256, 256, INT8, 128, { layout_b = 1, ldb = 32 }), "needs a b_packed that is [K/8, N]")
+    assert.equal(OK, (choose(grouped(256, 256, 256, INT8, 128, { layout_b = 1, ldb = 32 }), "grouped_64x128")))
+    refuses(grouped(256, 256, 257, INT8, 128, { layout_b = 1, ldb = 32 }), "needs an even N for [N, K/8]")
     refuses(grouped(256, 256, 257, INT8, 128), "needs rows of b_packed that start on 16 bytes")
     refuses(grouped(256, 512, 256, INT8, 96), "needs groups of 32, 64 or a multiple of 128 values")
     refuses(grouped(5, 128, 96, INT8, 96), "needs groups of 32, 64 or a multiple of 128 values")

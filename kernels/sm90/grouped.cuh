@@ -9,11 +9,11 @@
  * of activations, as they were copied. So the two rows of a thread's fragments are two columns of the output, and it
  * needs two scales for all of its sums. Persistent CTAs, each computing tiles of BM rows and BN columns of the output:
  *
- *   producers   a warpgroup (grouped_producer.cuh): bulk tensor copies of packed B [16 words, BN], of activations
- *               [BM, 128], which lie in shared memory as int8 or 16-bit floats, K-major in the 128-byte swizzle, and of
- *               scales and zero points of groups, which are loaded where their rows are not on 16 bytes; or factors. An
- *               int4 A comes widened to int8 (src/dispatch/choose.c). An int8 A that is made for the product comes in
- *               the order that nibbles are unpacked to, which is an eighth faster
+ *   producers   a warpgroup (grouped_producer.cuh): bulk tensor copies of packed B, [16 words, BN] or [BN, 16 words],
+ *               of activations [BM, 128], which lie in shared memory as int8 or 16-bit floats, K-major in the 128-byte
+ *               swizzle, and of scales and zero points of groups, which are loaded where their rows are not on 16
+ *               bytes; or factors. An int4 A comes widened to int8 (src/dispatch/choose.c). An int8 A that is made for
+ *               the product comes in the order that nibbles are unpacked to, which is an eighth faster
  *   consumers   two warpgroups (grouped_consumer.cuh) of BLOCKS blocks of 64 columns each: packed B -> fragments in
  *               registers, wgmma, promotion to float32 sums, epilogue straight from registers
  *
@@ -95,21 +95,24 @@ cudaError_t map_matrix(CUtensorMap *map, const int4mm_operand &o, CUtensorMapDat
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-/* Packed B as [N / 32][K / 8][32], so that one copy brings several boxes, or as it is. */
-cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes, int count) {
-  int64_t words = int4mm_words_of_k(&problem);
-  if (problem.experts.count) words *= problem.experts.count; /* one below the other */
-  if (!boxes)
-    return map_matrix(map, problem.b, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, words, problem.N, BLOCK_WORDS, BOX_COLUMNS,
+/* Packed B: [K / 8, N] as [N / 32][K / 8][32], so that one copy brings several boxes, or as it is; [N, K / 8], whose N
+ * is even, as [2][N / 2][K / 8], the even columns first. */
+template <class T> cudaError_t map_b_of(CUtensorMap *map, const int4mm_problem &problem, bool boxes) {
+  const cuuint64_t words = int4mm_words_of_k(&problem), N = problem.N, pitch = problem.b.stride * 4;
+  const cuuint64_t experts = problem.experts.count ? problem.experts.count : 1; /* one below the other */
+  if (!T::NK && !boxes)
+    return map_matrix(map, problem.b, CU_TENSOR_MAP_DATA_TYPE_INT32, 4, experts * words, N, BLOCK_WORDS, BOX_COLUMNS,
                       CU_TENSOR_MAP_SWIZZLE_128B);
   EncodeTiled encode;
   cudaError_t error = find_encoder(&encode);
   if (error != cudaSuccess) return error;
-  cuuint64_t size[3] = {BOX_COLUMNS, (cuuint64_t)words, (cuuint64_t)problem.N / BOX_COLUMNS};
-  cuuint64_t pitch[2] = {(cuuint64_t)problem.b.stride * 4, BOX_COLUMNS * 4};
-  cuuint32_t box[3] = {BOX_COLUMNS, BLOCK_WORDS, (cuuint32_t)count}, step[3] = {1, 1, 1};
-  CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 3, (void *)problem.b.words, size, pitch, box, step,
-                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  const cuuint64_t kn[3] = {BOX_COLUMNS, experts * words, N / BOX_COLUMNS}, nk[3] = {words, N / 2, 2};
+  const cuuint64_t kn_pitch[2] = {pitch, BOX_COLUMNS * 4}, nk_pitch[2] = {2 * pitch, pitch};
+  const cuuint32_t kn_box[3] = {BOX_COLUMNS, BLOCK_WORDS, T::BN / BOX_COLUMNS}, nk_box[3] = {BLOCK_WORDS, T::BN / 2, 2};
+  const cuuint32_t step[3] = {1, 1, 1};
+  CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_INT32, 3, (void *)problem.b.words, T::NK ? nk : kn,
+                           T::NK ? nk_pitch : kn_pitch, T::NK ? nk_box : kn_box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                           T::NK ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -190,7 +193,7 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
   Maps maps = {};
   Arguments p = make_arguments<T>(*problem);
   cudaError_t error = map_a_of<T>(&maps.a, *problem, p);
-  if (error == cudaSuccess) error = map_b_of(&maps.b, *problem, p.boxes, T::BN / BOX_COLUMNS);
+  if (error == cudaSuccess) error = map_b_of<T>(&maps.b, *problem, p.boxes);
   if (error == cudaSuccess) error = copy_groups<T>(&maps, *problem, &p);
   if (error != cudaSuccess) return error;
   return int4mm_launch<grouped<T>>(plan->device, dim3(plan->ctas), T::THREADS, T::SHARED_BYTES, 1, stream, maps, p);
@@ -201,14 +204,24 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
 template <int KIND, int GROUP, int WEIGHTS, int BM, int...>
 constexpr bool HAS_EXPERTS = KIND != W4A8_EVEN_ODD && (BM < 256 || GROUP >= BLOCK_K || GROUP == PER_COLUMN);
 
+/* The instance for B as it lies. A in even-odd order and grouped products come with [K/8, N] alone. */
+template <bool EXPERTS, int KIND, int... PARAMETERS>
+cudaError_t launch_layout(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
+  if (problem->b.layout != INT4MM_K_MAJOR)
+    return launch<Tile<KIND, PARAMETERS..., EXPERTS, false>>(problem, plan, stream);
+  if constexpr (KIND != W4A8_EVEN_ODD && !EXPERTS)
+    return launch<Tile<KIND, PARAMETERS..., EXPERTS, true>>(problem, plan, stream);
+  return cudaErrorNotSupported;
+}
+
 /* The instance for a problem, grouped or not, with these parameters of its tile. */
 template <int... PARAMETERS>
 cudaError_t launch_instance(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   if (problem->experts.count) {
-    if constexpr (HAS_EXPERTS<PARAMETERS...>) return launch<Tile<PARAMETERS..., true>>(problem, plan, stream);
+    if constexpr (HAS_EXPERTS<PARAMETERS...>) return launch_layout<true, PARAMETERS...>(problem, plan, stream);
     return cudaErrorNotSupported;
   }
-  return launch<Tile<PARAMETERS..., false>>(problem, plan, stream);
+  return launch_layout<false, PARAMETERS...>(problem, plan, stream);
 }
 
 /* The instance for a scale for each column: integers, with zero points, factors or neither. */
@@ -239,10 +252,10 @@ cudaError_t launch_tile(const int4mm_problem *problem, const int4mm_plan *plan, 
       constexpr int WEIGHTS = decltype(weights)::value;
       if constexpr (K_GROUPS > 1 && GROUP > 0) {
         if (!problem->experts.count)
-          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS, K_GROUPS, false>>(
+          return launch_layout<false, KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, ACCS, STAGES, K_GROUPS, K_GROUPS>(
               problem, plan, stream);
         if constexpr (BM == 64 && KIND != W4A8_EVEN_ODD)
-          return launch<Tile<KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, 1, STAGES, 1, 1, true>>(problem, plan, stream);
+          return launch_layout<true, KIND, GROUP, WEIGHTS, BM, BLOCKS, ROWS, 1, STAGES, 1, 1>(problem, plan, stream);
         return cudaErrorNotSupported;
       } else {
         constexpr int CONSUMERS = K_GROUPS > 1 ? 1 : 2;

@@ -1,6 +1,7 @@
 /*
  * How grouped.cuh's consumers make fragments of packed weights, for each kind of activations. A slice is what
- * one wgmma takes of k; a lane's rows of a fragment, g and g + 8, are neighbouring columns of B.
+ * one wgmma takes of k; a lane's rows of a fragment, g and g + 8, are neighbouring columns of B, whose words it finds
+ * by KnBoxes or NkBoxes.
  *
  *   BytesB   W4A8: k in its order, 32j + 4t .. + 3 and 16 further on: halves of the words 4j + t / 2 and two further on
  *   WordsB   W4A8 in even-odd order: the even and the odd nibbles of the word 4j + t
@@ -14,6 +15,7 @@
 #include "common/epilogue.cuh"
 #include "common/neighbours.cuh"
 #include "common/unpack.cuh"
+#include "sm90/kinds.cuh"
 #include "sm90/pipeline.cuh"
 
 namespace {
@@ -21,14 +23,48 @@ namespace {
 /* W4A8_EVEN_ODD: the operand is even_odd (core/problem.h). */
 enum Activations { W4A8, W4A8_EVEN_ODD, W4A16_HALF, W4A16_BFLOAT };
 
+/* ---- packed B in a stage ---- */
+
+constexpr int BOX_COLUMNS = 32; /* of [K/8, N] in a copy: 128 bytes */
+constexpr int BOX_BYTES = BOX_COLUMNS * BLOCK_WORDS * 4;
+
+/* [K/8, N]: boxes of 32 columns, in the 128-byte swizzle. pair() is what a lane has of a row of k: the words of its
+ * column, which is even, and the next. Rows are counted from the lane's `first_row` on, and go past no multiple of 4 by
+ * that. */
+struct KnBoxes {
+  uint32_t offset;
+  __device__ __forceinline__ KnBoxes(int column, int first_row)
+      : offset(column / BOX_COLUMNS * BOX_BYTES + first_row * (BOX_COLUMNS * 4) +
+               (column % BOX_COLUMNS * 4 ^ first_row << 4)) {}
+  __device__ __forceinline__ uint2 pair(uint32_t stage, int block, int row) const {
+    uint32_t at = (stage + offset) ^ block << 4;
+    return ptx::ld_shared_v2((at ^ (row & 7) << 4) + row * (BOX_COLUMNS * 4));
+  }
+};
+
+/* [N, K/8]: a k-block of each column, 64 bytes, in the 64-byte swizzle, first of the even columns, then of the odd:
+ * what a warp loads at once is of columns two apart, which so lie in different banks. */
+template <int BN> struct NkBoxes {
+  static constexpr int ROW = BLOCK_WORDS * 4;
+  uint32_t offset;
+  __device__ __forceinline__ NkBoxes(int column, int first_row)
+      : offset(column / 2 * ROW + ((column / 4 & 3) << 4) + first_row * 4) {}
+  __device__ __forceinline__ uint2 pair(uint32_t stage, int, int row) const {
+    uint32_t at = ((stage + offset) ^ row / 4 << 4) + row % 4 * 4;
+    return make_uint2(ptx::ld_shared(at), ptx::ld_shared(at + BN / 2 * ROW));
+  }
+};
+
+/* ---- fragments ---- */
+
 /* A uniform value in an ordinary register: instructions that take it from a uniform one need a move each. */
 __device__ __forceinline__ uint32_t in_register(uint32_t x) {
   asm volatile("" : "+r"(x));
   return x;
 }
 
-/* `at(row)` is the address of a lane's two words in a row of packed B, where its rows begin with first_row(), of a
- * k-block's. unpack's last argument has for each of the two columns what WEIGHTS take: a prepared zero point or a
+/* `pair(row)` are a lane's two words in a row of packed B, where its rows begin with first_row(), of a k-block's.
+ * unpack's last argument has for each of the two columns what WEIGHTS take: a prepared zero point or a
  * factor. */
 template <int WEIGHTS> struct BytesB {
   static constexpr float UNSCALE = WEIGHTS == PLAIN ? 1.0f / 16 : 1.0f;
@@ -38,8 +74,8 @@ template <int WEIGHTS> struct BytesB {
 
   static __device__ __forceinline__ int first_row() { return threadIdx.x % 4 / 2; }
   /* Halves of the words of slice j: the lower 16 bits are of the first 16 values of k. */
-  template <class At> __device__ __forceinline__ uint2 load(int j, At at) const {
-    uint2 first = ptx::ld_shared_v2(at(4 * j)), second = ptx::ld_shared_v2(at(4 * j + 2));
+  template <class Pair> __device__ __forceinline__ uint2 load(int j, Pair pair) const {
+    uint2 first = pair(4 * j), second = pair(4 * j + 2);
     return make_uint2(__byte_perm(first.x, second.x, halves), __byte_perm(first.y, second.y, halves));
   }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 affine) const {
@@ -65,7 +101,7 @@ template <int WEIGHTS> struct WordsB {
   __device__ __forceinline__ explicit WordsB(uint32_t xor_mask) : unpacker(in_register(xor_mask)) {}
 
   static __device__ __forceinline__ int first_row() { return threadIdx.x % 4; }
-  template <class At> __device__ __forceinline__ uint2 load(int j, At at) const { return ptx::ld_shared_v2(at(4 * j)); }
+  template <class Pair> __device__ __forceinline__ uint2 load(int j, Pair pair) const { return pair(4 * j); }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t x, uint32_t y, uint2 affine) const {
     const auto first = with_column(x, affine.x), second = with_column(y, affine.y);
     to[0] = unpacker.even(first), to[1] = unpacker.even(second);
@@ -93,8 +129,8 @@ template <bool BFLOAT> struct FloatsB {
       : fix(in_register(floats_fix(xor_mask))), byte((threadIdx.x % 4) * 0x1111 + 0x4040) {}
 
   static __device__ __forceinline__ int first_row() { return 0; }
-  template <class At> __device__ __forceinline__ uint2 load(int j, At at) const {
-    uint2 first = ptx::ld_shared_v2(at(2 * j)), second = ptx::ld_shared_v2(at(2 * j + 1));
+  template <class Pair> __device__ __forceinline__ uint2 load(int j, Pair pair) const {
+    uint2 first = pair(2 * j), second = pair(2 * j + 1);
     return make_uint2(__byte_perm(first.x, second.x, byte), __byte_perm(first.y, second.y, byte));
   }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 zero) const {

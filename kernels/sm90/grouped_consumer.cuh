@@ -47,9 +47,9 @@ template <class T> struct Consumer {
   const Shared<T> &shared;
   const Arguments &p;
   typename T::B policy;
-  int index;         /* of the consumers */
-  uint32_t b_offset; /* of this lane's words in its first row of packed B */
+  int index;  /* of the consumers */
   int column; /* in the tile: that of fragment row g in block 0; row g + 8 is the next, block 1 four further on */
+  typename T::Boxes boxes;
   PipelineState<T::STAGES> state;
   uint2 words[T::SLICES]; /* of a k-block, as the policy loads them */
   uint32_t fragments[T::BUFFERS][T::SLICES][4];
@@ -61,20 +61,18 @@ template <class T> struct Consumer {
   /* Lanes 4g + t and 4 (g ^ 1) + t have four neighbouring columns in a block, eight in two blocks; a warp has 16, or
    * 32, that follow each other. The words that half a warp loads at once lie in different banks. */
   __device__ __forceinline__ Consumer(const Shared<T> &shared, const Arguments &p, int index)
-      : shared(shared), p(p), policy(p.xor_b), index(index),
-        zero(make_uint2(prepare_zero<T::KIND>(0), prepare_zero<T::KIND>(0))) {
+      : shared(shared), p(p), policy(p.xor_b), index(index), column(column_of_lane(index)),
+        boxes(column, policy.first_row()), zero(make_uint2(prepare_zero<T::KIND>(0), prepare_zero<T::KIND>(0))) {}
+  static __device__ __forceinline__ int column_of_lane(int index) {
     int l = threadIdx.x >> 2 & 1, m = threadIdx.x >> 3 & 1, h = threadIdx.x >> 4 & 1;
     int warp = (T::K_GROUPS > 1 ? 0 : index * 4) + threadIdx.x % 128 / 32;
-    column = (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
-    int row = policy.first_row();
-    b_offset = column / BOX_COLUMNS * BOX_BYTES + row * (BOX_COLUMNS * 4) + (column % BOX_COLUMNS * 4 ^ row << 4);
+    return (16 * warp + 8 * m + 4 * h) * T::BLOCKS + 2 * l;
   }
 
   __device__ __forceinline__ void load_words(int block, int stage) {
-    uint32_t at = (shared.b(stage) + b_offset) ^ block << 4;
 #pragma unroll
     for (int j = 0; j < T::SLICES; j++)
-      words[j] = policy.load(j, [&](int row) { return (at ^ (row & 7) << 4) + row * (BOX_COLUMNS * 4); });
+      words[j] = policy.load(j, [&](int row) { return boxes.pair(shared.b(stage), block, row); });
     if constexpr (T::AHEAD)
 #pragma unroll
       for (int j = 0; j < T::SLICES; j++) asm volatile("" : "+r"(words[j].x), "+r"(words[j].y)::"memory");

@@ -8,16 +8,17 @@
 
 namespace {
 
-/* The copies of a k-block into a stage that is empty: first B's. Its boxes are 32 columns, 128 bytes of a row; where N
- * is no multiple of that each has a copy of its own. One thread calls them. */
+/* The copies of a k-block into a stage that is empty: first B's. Boxes of [K/8, N] are 32 columns, 128 bytes of a row;
+ * where N is no multiple of that each has a copy of its own. One thread calls them. */
 template <class T>
 __device__ __forceinline__ void copy_b(const Shared<T> &shared, const CUtensorMap &map, const Arguments &p,
                                        const Walk<T> &walk, int stage) {
   constexpr int BOXES = T::BN / BOX_COLUMNS;
   int row = walk.k_block * BLOCK_WORDS;
-  if (T::EXPERTS) row += walk.at.expert * ((p.K + 7) / 8);
   uint32_t full = shared.full(stage);
   ptx::mbarrier_arrive_expect_tx(full, T::B_BYTES + p.box_rows * ROW_BYTES * T::PARTS);
+  if (T::NK) return ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map, row, walk.at.n * (T::BN / 2), 0, full);
+  if (T::EXPERTS) row += walk.at.expert * ((p.K + 7) / 8);
   if (p.boxes) return ptx::cp_async_bulk_tensor_3d(shared.b(stage), &map, 0, row, walk.at.n * BOXES, full);
 #pragma unroll 1
   for (int i = 0; i < BOXES; i++)

@@ -13,17 +13,15 @@
 
 namespace {
 
-constexpr int BOX_COLUMNS = 32; /* of packed B in a copy: 128 bytes */
-constexpr int BOX_BYTES = BOX_COLUMNS * BLOCK_WORDS * 4;
 constexpr int ROW_BYTES = 128; /* of a part of a row of activations */
 
 /* KIND of activations; GROUP: 32, 64 or 128 (in W4A16 any multiple of it), or 0: any multiple of 128, for tiles of one
  * block and as many chains as sets of accumulators, or PER_COLUMN; what B's WEIGHTS are; BM rows; BLOCKS of 64 columns
  * to a consumer; rows to a CHAIN; sets of accumulators; pipeline depth; consumers; K_GROUPS: as many
- * as consumers where these share a tile's k-blocks, else 1; a grouped product. */
+ * as consumers where these share a tile's k-blocks, else 1; a grouped product; B is [N, K/8], else [K/8, N]. */
 constexpr int PER_COLUMN = -1;
 template <int KIND_, int GROUP_, int WEIGHTS_, int BM_, int BLOCKS_, int CHAIN_, int ACCS_, int STAGES_, int CONSUMERS_,
-          int K_GROUPS_, bool EXPERTS_>
+          int K_GROUPS_, bool EXPERTS_, bool NK_>
 struct Tile {
   static constexpr int KIND = KIND_, GROUP = GROUP_, WEIGHTS = WEIGHTS_, BM = BM_, BLOCKS = BLOCKS_;
   static constexpr bool FLOAT = KIND == W4A16_HALF || KIND == W4A16_BFLOAT, COLUMNS = GROUP == PER_COLUMN;
@@ -36,7 +34,9 @@ struct Tile {
                        THREADS = 128 * (1 + CONSUMERS);
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
   static constexpr int GROUP_M = 2048 / BM;           /* tile rows in which tiles are rasterised */
-  static constexpr bool EXPERTS = EXPERTS_;
+  static constexpr bool EXPERTS = EXPERTS_, NK = NK_;
+  typedef typename std::conditional<NK, NkBoxes<BN>, KnBoxes>::type Boxes; /* of B in a stage */
+  static_assert(!NK || BLOCKS == 1, "of [N, K/8] a lane finds two columns");
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */
   static constexpr int PARTS = SLICES / 4;                    /* of a k-block: 128 bytes of a row of activations */
@@ -105,7 +105,7 @@ struct Arguments {
   int M, N, K, tiles_m, tiles_n;
   int k_blocks; /* a multiple of T::RUN: the last ones may lie beyond K */
   int box_rows; /* of activations in a copy: a tile's, or M where that is less */
-  bool boxes;   /* map_b has a dimension of boxes: all of a tile's in one copy */
+  bool boxes;   /* of [K/8, N]: map_b has a dimension of boxes, all of a tile's in one copy */
   bool early_b; /* B may be read before the prerequisite grids have completed */
   uint32_t xor_b;
   int group;          /* K where one scale serves a column */

@@ -63,7 +63,8 @@ static const char *unsupported(const int4mm_kernel *kernel, const int4mm_gpu_pro
   if (p->M < 1 || p->N < 1 || p->K < 1) return "needs an M, N and K above 0";
   if (p->M > max_extent || p->N > max_extent || p->K > max_extent) return "needs an M, N and K below 2147482625";
   if (p->lda > max_stride || p->ldb > max_stride) return "needs strides of a_packed and b_packed below 2^36";
-  if (p->layout_b != INT4MM_B_KN) return "needs a b_packed that is [K/8, N]";
+  if (p->layout_b == INT4MM_B_NK && p->N % 2) return "needs an even N for [N, K/8]";
+  if (p->layout_b == INT4MM_B_NK && p->experts) return "needs a b_packed that is [K/8, N] for experts";
   if (!int4mm_plan_aligned16_b(p)) return "needs rows of b_packed that start on 16 bytes";
   if (int4mm_plan_tiles(p, kernel->tile_m, kernel->tile_n) > INT32_MAX / 8) return "has too many tiles";
   if (p->experts > INT4MM_TABLE_EXPERTS) return "is for grouped products of at most 256 experts";
@@ -164,9 +165,10 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
   char scales[64] = "a scale for each column";
   if (!is_per_column(p)) snprintf(scales, sizeof scales, "groups of %lld promoted to float32", (long long)group_of(p));
-  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, %s%s",
+  snprintf(text, size, "%lld tiles of %d x %d for %d CTAs on %d SMs, %s%s%s",
            (long long)int4mm_plan_tiles(p, plan->tile_m, plan->tile_n), plan->tile_m, plan->tile_n, plan->ctas,
-           (int)p->sms, scales, int4mm_plan_aligned16_a(p) ? "" : ", A copied");
+           (int)p->sms, scales, p->layout_b == INT4MM_B_NK ? ", B along k" : "",
+           int4mm_plan_aligned16_a(p) ? "" : ", A copied");
 }
 
 const int4mm_family int4mm_family_grouped = {unsupported, plan, explain, INT4MM_COPIES_A, true, false};
