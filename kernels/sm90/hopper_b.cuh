@@ -5,7 +5,8 @@
  *   KnVectors  [K/8, N], aligned       a slice; a lane's four neighbouring columns of it
  *   KnWords    [K/8, N], by four maps  a slice, which is the rows of one map; columns 32 apart, over the lanes in an
  *                                      order in which they lie in other rows of a swizzle pattern
- *   NkVectors  [N, K/8], aligned       the columns of one map, in the 64-byte swizzle; all four slices of a lane's
+ *   NkVectors  [N, K/8], aligned       the columns of one map, a k-block or two of each, 64 or 128 bytes in the swizzle
+ *                                      of as many; all four slices of a lane's
  *   NkWords    [N, K/8], shifted       the same in words; lanes 8 apart begin with other slices, and so read other
  * banks
  *
@@ -95,8 +96,10 @@ template <class T> struct KnWords : QuarterKn<T> {
 
 template <class T> struct NkVectors : QuarterNk<T> {
   using QuarterB<T>::words, QuarterB<T>::lane;
-  __device__ __forceinline__ void load(uint32_t from, int residue, int, int valid, uint32_t xor_mask) {
-    uint32_t at = from + residue * T::QUARTER_BYTES + lane() * T::ROW_BYTES + ((lane() >> 1 & 3) << 4);
+  /* `place`: 0 of a k-block that was copied alone, 1 or 2 of the first or the second of two. */
+  __device__ __forceinline__ void load(uint32_t from, int residue, int place, int valid, uint32_t xor_mask) {
+    const uint32_t row = (residue * (T::BN / 4) + lane()) * (place ? 2 * T::ROW_BYTES : T::ROW_BYTES);
+    const uint32_t at = (from + row + ((place ? lane() & 7 : lane() >> 1 & 3) << 4)) ^ place / 2 * T::ROW_BYTES;
 #pragma unroll
     for (int t = 0; t < 4; t++) words[t] = ptx::ld_shared_v4(at ^ t << 4);
     if (!T::Kind::ZERO_TAIL && valid < BLOCK_WORDS && xor_mask) {

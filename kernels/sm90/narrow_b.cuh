@@ -1,12 +1,13 @@
 /*
  * How narrow.cu's unpackers get packed B: a policy for each way that B may lie and start. A k-block is shared by two
- * warps, of whose lanes each has 16 words of it, four times four, read straight from global memory:
+ * warps, or two by four, of whose lanes each has 16 words, four times four, read straight from global memory:
  *
  *   KnVectors  [K/8, N] in 16-byte loads    four neighbouring columns of four rows of B: a slice of each column
  *   KnWords    [K/8, N] in words            32 neighbouring words to a load, over the lanes in an order in which their
  *                                           columns lie in other rows of a swizzle pattern; two columns of two slices
- *   NkVectors  [N, K/8] in 16-byte loads    a quad has 64 bytes, the k-block, of each of its four columns. A lane's
- *                                           words belong to four slices, which stmatrix brings together
+ *   NkVectors  [N, K/8] in 16-byte loads    a quad has 64 bytes, a k-block, of each of its four columns, and of two
+ *                                           k-blocks the next quad the second. A lane's words belong to four slices,
+ *                                           which stmatrix brings together
  *   NkRuns     [N, K/8] in words            see words_b.cuh
  *
  * All of them store free of bank conflicts. word(e, t) is the t-th word of element e, 0..3: what one step of the loop
@@ -18,11 +19,6 @@
 #include "sm90/words_b.cuh"
 
 namespace {
-
-/* Words in global memory from one k-block of a group to its next. */
-template <class T> __device__ __forceinline__ int64_t next_block(const Arguments &p) {
-  return (int64_t)T::UNPACK_GROUPS * BLOCK_WORDS * (T::NK ? 1 : p.ldb);
-}
 
 template <class T> struct KnVectors : PackedB {
   uint32_t offset; /* in the int8 tile */
@@ -87,27 +83,34 @@ template <class T> struct KnWords : PackedB {
 template <class T> struct NkVectors : PackedB {
   uint32_t offset; /* of a row of a matrix */
 
-  /* Lane 8j + r has the address of the r-th quad's column in slice j, where a matrix of stmatrix has its row r. */
+  static constexpr int LANES = 4 * T::TURN; /* that have the k-blocks of a column */
+
+  /* Lane 8j + r has the address of the r-th quad's column in slice j, where a matrix of stmatrix has its row r. Second
+   * k-blocks have slice j ^ 2 there: their rows are those of the first ones, in the same banks. */
   __device__ __forceinline__ NkVectors(const Arguments &p, int first_word, int first_column, int warp)
-      : PackedB(p, 1, p.ldb, first_word + threadIdx.x % 4 * 4,
-                first_column + (first_quad(warp) + threadIdx.x % 32 / 4) * 4),
-        offset(int8_row(0, first_quad(warp) + threadIdx.x % 8) ^ threadIdx.x % 32 / 8 << 5) {}
-  static __device__ __forceinline__ int first_quad(int warp) { return warp % T::GROUP_WARPS * 8; }
+      : PackedB(p, 1, p.ldb, first_word + threadIdx.x % LANES * 4,
+                first_column + (first_quad(warp) + threadIdx.x % 32 / LANES) * 4) {
+    const int second = threadIdx.x % T::TURN, slice = threadIdx.x % 32 / 8 ^ second * 2;
+    offset = (int8_row(0, first_quad(warp) + threadIdx.x % 8 / T::TURN) ^ slice << 5) + second * T::B8_BYTES;
+  }
+  static __device__ __forceinline__ int first_quad(int warp) { return warp % T::GROUP_WARPS * (32 / LANES); }
   /* Of column e the words 4t + j of lane t. */
-  __device__ __forceinline__ uint32_t word(int e, int j) const { return element(words[e], j); }
+  __device__ __forceinline__ uint32_t word(int e, int j) const {
+    return T::TURN == 2 && threadIdx.x & 4 ? element(words[e], j ^ 2) : element(words[e], j);
+  }
 
   /* Where CTAs share K, all that the CTA takes of 64 columns, up to 1 KB each, by its first group. On an H100 64 x 4096
    * x 4096 takes 6.8 us so, for 7.2, 128 rows 8.0, for 8.4; where CTAs are more, 256 rows 12.4, for 11.7. */
   __device__ __forceinline__ void prefetch(const Arguments &p) const {
-    const int column = threadIdx.x % 4, words = min(left + column * 4, 16 * BLOCK_WORDS);
+    const int column = threadIdx.x % LANES, words = min(left + column * 4, 16 * BLOCK_WORDS);
     if (p.split == 2) {
-      if (threadIdx.x < 32 * T::GROUP_WARPS && column < columns && words > 0)
+      if (threadIdx.x < 32 * T::GROUP_WARPS && column < min(columns, 4) && words > 0)
         ptx::cp_async_bulk_prefetch(from + column * p.ldb - column * 4, words * 4);
       return;
     }
 #pragma unroll
     for (int e = 0; e < 4; e++)
-      if (threadIdx.x % 4 == 0 && e < columns && left > 0) ptx::prefetch_l2(from + e * p.ldb);
+      if (threadIdx.x % LANES == 0 && e < columns && left > 0) ptx::prefetch_l2(from + e * p.ldb);
   }
   __device__ __forceinline__ void load(const Arguments &p) {
 #pragma unroll

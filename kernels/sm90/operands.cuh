@@ -28,6 +28,7 @@ struct Arguments {
   int64_t ldb;
   const int8_t *zeros; /* of the columns, or NULL */
   uint32_t xor_a, xor_b;
+  int b_blocks; /* k-blocks of B in a copy of hopper: one or two, into as many stages */
   bool early_b; /* B may be read before the prerequisite grids have completed */
   EpilogueArguments epilogue;
   int4mm_experts experts;
