@@ -48,8 +48,8 @@ struct Tile {
   static constexpr int STAGES_A = (ALIGNED_ ? STAGES_A_ : SHIFTED_STAGES_A_) / (Kind::INT8_A ? 2 : 1),
                        STAGES_B = STAGES_B_, STAGES_8 = STAGES_8_ - (Kind::AFFINE && UNPACKERS_ == 2);
   static constexpr int BM = 64 * CONSUMERS * ROW_BLOCKS, BN = 128, UNPACK_LANES = 32, COLUMN_GROUPS = 4,
-                       FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNROLL = 3 - ROW_BLOCKS,
-                       UNPACK_COLUMNS = Kind::AFFINE ? 1 : 2;
+                       FRAGMENT_ROWS = 2, K_GROUPS = 1, FRAGMENT_BUFFERS = 2, UNPACK_COLUMNS = Kind::AFFINE ? 1 : 2;
+  static constexpr int UNROLL = FRAGMENT_BUFFERS / ROW_BLOCKS; /* so that a buffer is known in each copy of the code */
   static constexpr bool LAYER = LAYER_, CALLS = LAYER_ || EXPERTS_,
                         SPLITS = !Kind::AFFINE && !EXPERTS_ && (LAYER_ || OUT_ALIGNED_); /* K */
   static constexpr int THREADS = 128 * (1 + UNPACKERS + CONSUMERS), GROUP_M = 8; /* in which tiles are rasterised */
