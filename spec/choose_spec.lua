@@ -758,6 +758,9 @@ describe("the grouped kernels", function()
     end
     assert.equal(OK, (choose(grouped(256, 256, 256, INT8, 128, { layout_b = 1, ldb = 32 }), "grouped_64x128")))
     refuses(grouped(256, 256, 257, INT8, 128, { layout_b = 1, ldb = 32 }), "needs an even N for [N, K/8]")
+    local experts = grouped(256, 256, 256, INT8, 128, { layout_b = 1, ldb = 32 })
+    experts.experts = 4
+    refuses(experts, "needs a b_packed that is [K/8, N] for experts")
     refuses(grouped(256, 256, 257, INT8, 128), "needs rows of b_packed that start on 16 bytes")
     refuses(grouped(256, 512, 256, INT8, 96), "needs groups of 32, 64 or a multiple of 128 values")
     refuses(grouped(5, 128, 96, INT8, 96), "needs groups of 32, 64 or a multiple of 128 values")
