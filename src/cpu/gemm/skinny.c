@@ -13,6 +13,8 @@ enum {
   ACC_BYTES = 128 << 10, /* of a thread's accumulators */
   GROUP_SUMS = 2048,     /* of a thread, where there are totals as well: the first-level cache holds both */
   DOT_COLUMNS = 128,     /* of a strip where groups are made by dot products: scales for all of its groups are loaded */
+  DOT_PIECES = 8,        /* of a thread with dot products: threads that take turns along B read a tenth more */
+  DOT_PANELS = 8,        /* of such a piece, at least */
   PART_K8 = 64,          /* words of K of a group that are computed for all columns before the next ones */
   PAGE = 4096,
   ROW_PAD = 16 /* dwords after each row of scratch: rows a power of two apart would map to the same cache sets */
@@ -345,6 +347,7 @@ static void choose_parts(skinny_run *s) {
   const int4mm_problem *p = s->p;
   int64_t panels = int4mm_ceil_div(p->N, INT4MM_PANEL), k8 = int4mm_max64(1, int4mm_words_of_k(p));
   int64_t parts = int4mm_min64(panels, s->threads);
+  if (s->dot) parts = int4mm_max64(parts, int4mm_min64(panels / DOT_PANELS, DOT_PIECES * (int64_t)s->threads));
   s->columns = int4mm_ceil_div(panels, parts) * INT4MM_PANEL;
   s->column_parts = int4mm_ceil_div(panels * INT4MM_PANEL, s->columns);
   s->k_parts = s->in_groups ? 1 : int4mm_max64(1, int4mm_min64(s->threads / s->column_parts, k8 / 512));
