@@ -26,14 +26,14 @@
 
 namespace {
 
-/* K_GROUPS: 2 where the consumers split K, else 1; depths of the pipelines of A and int8 B; what A and B are; LAYER:
- * with activation and residual; how B and out lie. */
+/* K_GROUPS: 2 where the consumers split K, else 1; depths of the pipelines of A and int8 B, where a turn is one
+ * k-block; what A and B are; LAYER: with activation and residual; how B and out lie. */
 template <int K_GROUPS_, int STAGES_A_, int STAGES_8_, class Kind_, bool LAYER_, bool NK_, bool ALIGNED_,
           bool OUT_ALIGNED_>
 struct Tile {
   typedef Kind_ Kind;
   static constexpr bool NK = NK_, ALIGNED = ALIGNED_, OUT_ALIGNED = OUT_ALIGNED_;
-  static constexpr int K_GROUPS = K_GROUPS_, STAGES_A = STAGES_A_, STAGES_8 = STAGES_8_;
+  static constexpr int K_GROUPS = K_GROUPS_;
   static constexpr bool LAYER = LAYER_, EXPERTS = false, CALLS = EXPERTS; /* layers finish sums in line */
   static constexpr int CONSUMERS = 2, UNPACKERS = 2, THREADS = 128 * (UNPACKERS + CONSUMERS);
   static constexpr int ROW_BLOCKS = 1, BM = 64 * CONSUMERS / K_GROUPS, BN = 64, UNPACK_LANES = BN / 4,
@@ -42,8 +42,12 @@ struct Tile {
 
   /* Unpacking warps that share a turn's k-blocks, and groups of them, each with a turn of its own at a time. A lane
    * unpacks 16 words, which makes two warps for a k-block. A turn is one; in 16-byte loads of [N, K/8] two, so that
-   * these read whole lines: with half lines 64 x 4096 x 14336 of W4A8 took 18.2 us on an H100, with whole ones 15.8. */
-  static constexpr int TURN = K_GROUPS == 2 && NK && ALIGNED ? 2 : 1;
+   * these read whole lines: with half lines 64 x 4096 x 14336 of W4A8 took 18.2 us on an H100, with whole ones 15.8.
+   * That fills two stages of int8 B at a time. It pays then to have more of these and no A ahead of them: 256 x 4096 x
+   * 4096 takes 11.3 us, for 11.8, and 64 x 4096 x 14336 14.5, for 15.0. */
+  static constexpr int TURN = NK && ALIGNED ? 2 : 1;
+  static constexpr int STAGES_8 = TURN == 2 && K_GROUPS == 1 ? (STAGES_A_ + STAGES_8_) / 2 : STAGES_8_,
+                       STAGES_A = TURN == 2 ? STAGES_8 : STAGES_A_;
   static constexpr int GROUP_WARPS = 2 * TURN, UNPACK_GROUPS = 4 * UNPACKERS / GROUP_WARPS;
   /* Turns before its last at which a group launches dependents. Sooner, the grid after the next would be resident as
    * well; later, this grid's CTAs exit while the next one's arrive, which pile up on the SMs that are free first. */
