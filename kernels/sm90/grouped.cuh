@@ -204,13 +204,12 @@ template <class T> cudaError_t launch(const int4mm_problem *problem, const int4m
 template <int KIND, int GROUP, int WEIGHTS, int BM, int...>
 constexpr bool HAS_EXPERTS = KIND != W4A8_EVEN_ODD && (BM < 256 || GROUP >= BLOCK_K || GROUP == PER_COLUMN);
 
-/* The instance for B as it lies. A in even-odd order and grouped products come with [K/8, N] alone. */
+/* The instance for B as it lies. Grouped products come with [K/8, N] alone. */
 template <bool EXPERTS, int KIND, int... PARAMETERS>
 cudaError_t launch_layout(const int4mm_problem *problem, const int4mm_plan *plan, cudaStream_t stream) {
   if (problem->b.layout != INT4MM_K_MAJOR)
     return launch<Tile<KIND, PARAMETERS..., EXPERTS, false>>(problem, plan, stream);
-  if constexpr (KIND != W4A8_EVEN_ODD && !EXPERTS)
-    return launch<Tile<KIND, PARAMETERS..., EXPERTS, true>>(problem, plan, stream);
+  if constexpr (!EXPERTS) return launch<Tile<KIND, PARAMETERS..., EXPERTS, true>>(problem, plan, stream);
   return cudaErrorNotSupported;
 }
 

@@ -1,7 +1,7 @@
 /*
  * How grouped.cuh's consumers make fragments of packed weights, for each kind of activations. A slice is what
  * one wgmma takes of k; a lane's rows of a fragment, g and g + 8, are neighbouring columns of B, whose words it finds
- * by KnBoxes or NkBoxes.
+ * by KnBoxes, NkBoxes or NkMatrices.
  *
  *   BytesB   W4A8: k in its order, 32j + 4t .. + 3 and 16 further on: halves of the words 4j + t / 2 and two further on
  *   WordsB   W4A8 in even-odd order: the even and the odd nibbles of the word 4j + t
@@ -40,19 +40,57 @@ struct KnBoxes {
     uint32_t at = (stage + offset) ^ block << 4;
     return ptx::ld_shared_v2((at ^ (row & 7) << 4) + row * (BOX_COLUMNS * 4));
   }
+  /* Of two rows, the first even: their words of the column, then those of the next. */
+  __device__ __forceinline__ uint4 pairs(uint32_t stage, int block, int row) const {
+    const uint2 first = pair(stage, block, row), second = pair(stage, block, row + 1);
+    return make_uint4(first.x, second.x, first.y, second.y);
+  }
 };
 
 /* [N, K/8]: a k-block of each column, 64 bytes, in the 64-byte swizzle, first of the even columns, then of the odd:
  * what a warp loads at once is of columns two apart, which so lie in different banks. */
 template <int BN> struct NkBoxes {
-  static constexpr int ROW = BLOCK_WORDS * 4;
+  static constexpr int ROW = BLOCK_WORDS * 4, ODD_COLUMNS = BN / 2 * ROW;
   uint32_t offset;
-  __device__ __forceinline__ NkBoxes(int column, int first_row)
-      : offset(column / 2 * ROW + ((column / 4 & 3) << 4) + first_row * 4) {}
+  __device__ __forceinline__ NkBoxes(int column, int first_row) : offset(column_offset(column) + first_row * 4) {}
+  static __device__ __forceinline__ uint32_t column_offset(int column) {
+    return column / 2 * ROW + ((column / 4 & 3) << 4);
+  }
   __device__ __forceinline__ uint2 pair(uint32_t stage, int, int row) const {
     uint32_t at = ((stage + offset) ^ row / 4 << 4) + row % 4 * 4;
-    return make_uint2(ptx::ld_shared(at), ptx::ld_shared(at + BN / 2 * ROW));
+    return make_uint2(ptx::ld_shared(at), ptx::ld_shared(at + ODD_COLUMNS));
   }
+  __device__ __forceinline__ uint4 pairs(uint32_t stage, int, int row) const {
+    uint32_t at = ((stage + offset) ^ row / 4 << 4) + row % 4 * 4;
+    const uint2 first = ptx::ld_shared_v2(at), second = ptx::ld_shared_v2(at + ODD_COLUMNS);
+    return make_uint4(first.x, first.y, second.x, second.y);
+  }
+};
+
+/* The same by ldmatrix, whose matrices are four words of each of a warp's eight even columns, or odd ones. Lane 8i + r
+ * has the address of the r-th of these columns' row in matrix i: even and odd columns of a slice, then of the next. */
+template <int BN> struct NkMatrices {
+  typedef NkBoxes<BN> Boxes;
+  uint32_t offset;
+  __device__ __forceinline__ NkMatrices(int column, int) {
+    const int lane = threadIdx.x % 32, of_row = __shfl_sync(0xffffffffu, column, lane % 8 * 4);
+    offset = (Boxes::column_offset(of_row) ^ lane / 16 << 4) + lane / 8 % 2 * Boxes::ODD_COLUMNS;
+  }
+  /* What WordsB::load() gives of two slices, of which the first is even. */
+  __device__ __forceinline__ void load(uint2 &first, uint2 &second, uint32_t stage, int slice) const {
+    uint32_t matrices[4];
+    ptx::ldmatrix_x4(matrices, (stage + offset) ^ slice << 4);
+    first = make_uint2(matrices[0], matrices[1]), second = make_uint2(matrices[2], matrices[3]);
+  }
+};
+
+/* A stage's rows of packed B. */
+template <class Boxes> struct Rows {
+  const Boxes &boxes;
+  uint32_t stage;
+  int block;
+  __device__ __forceinline__ uint2 pair(int row) const { return boxes.pair(stage, block, row); }
+  __device__ __forceinline__ uint4 pairs(int row) const { return boxes.pairs(stage, block, row); }
 };
 
 /* ---- fragments ---- */
@@ -63,7 +101,7 @@ __device__ __forceinline__ uint32_t in_register(uint32_t x) {
   return x;
 }
 
-/* `pair(row)` are a lane's two words in a row of packed B, where its rows begin with first_row(), of a k-block's.
+/* load() takes a lane's words of a slice from Rows, where its rows of a k-block begin with first_row().
  * unpack's last argument has for each of the two columns what WEIGHTS take: a prepared zero point or a
  * factor. */
 template <int WEIGHTS> struct BytesB {
@@ -74,8 +112,8 @@ template <int WEIGHTS> struct BytesB {
 
   static __device__ __forceinline__ int first_row() { return threadIdx.x % 4 / 2; }
   /* Halves of the words of slice j: the lower 16 bits are of the first 16 values of k. */
-  template <class Pair> __device__ __forceinline__ uint2 load(int j, Pair pair) const {
-    uint2 first = pair(4 * j), second = pair(4 * j + 2);
+  template <class Rows> __device__ __forceinline__ uint2 load(int j, const Rows &rows) const {
+    uint2 first = rows.pair(4 * j), second = rows.pair(4 * j + 2);
     return make_uint2(__byte_perm(first.x, second.x, halves), __byte_perm(first.y, second.y, halves));
   }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 affine) const {
@@ -101,7 +139,9 @@ template <int WEIGHTS> struct WordsB {
   __device__ __forceinline__ explicit WordsB(uint32_t xor_mask) : unpacker(in_register(xor_mask)) {}
 
   static __device__ __forceinline__ int first_row() { return threadIdx.x % 4; }
-  template <class Pair> __device__ __forceinline__ uint2 load(int j, Pair pair) const { return pair(4 * j); }
+  template <class Rows> __device__ __forceinline__ uint2 load(int j, const Rows &rows) const {
+    return rows.pair(4 * j);
+  }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t x, uint32_t y, uint2 affine) const {
     const auto first = with_column(x, affine.x), second = with_column(y, affine.y);
     to[0] = unpacker.even(first), to[1] = unpacker.even(second);
@@ -129,9 +169,9 @@ template <bool BFLOAT> struct FloatsB {
       : fix(in_register(floats_fix(xor_mask))), byte((threadIdx.x % 4) * 0x1111 + 0x4040) {}
 
   static __device__ __forceinline__ int first_row() { return 0; }
-  template <class Pair> __device__ __forceinline__ uint2 load(int j, Pair pair) const {
-    uint2 first = pair(2 * j), second = pair(2 * j + 1);
-    return make_uint2(__byte_perm(first.x, second.x, byte), __byte_perm(first.y, second.y, byte));
+  template <class Rows> __device__ __forceinline__ uint2 load(int j, const Rows &rows) const {
+    const uint4 words = rows.pairs(2 * j);
+    return make_uint2(__byte_perm(words.x, words.y, byte), __byte_perm(words.z, words.w, byte));
   }
   __device__ __forceinline__ void unpack(uint32_t (&to)[4], uint32_t low, uint32_t high, uint2 zero) const {
     const Column first = {zero.x, 1}, second = {zero.y, 1};

@@ -70,9 +70,14 @@ template <class T> struct Consumer {
   }
 
   __device__ __forceinline__ void load_words(int block, int stage) {
+    if constexpr (T::MATRICES) {
 #pragma unroll
-    for (int j = 0; j < T::SLICES; j++)
-      words[j] = policy.load(j, [&](int row) { return boxes.pair(shared.b(stage), block, row); });
+      for (int j = 0; j < T::SLICES; j += 2) boxes.load(words[j], words[j + 1], shared.b(stage), j);
+    } else {
+      const Rows<typename T::Boxes> rows{boxes, shared.b(stage), block};
+#pragma unroll
+      for (int j = 0; j < T::SLICES; j++) words[j] = policy.load(j, rows);
+    }
     if constexpr (T::AHEAD)
 #pragma unroll
       for (int j = 0; j < T::SLICES; j++) asm volatile("" : "+r"(words[j].x), "+r"(words[j].y)::"memory");

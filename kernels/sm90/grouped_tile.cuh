@@ -35,7 +35,9 @@ struct Tile {
   static constexpr int CTAS = CONSUMERS == 1 ? 2 : 1; /* of an SM */
   static constexpr int GROUP_M = 2048 / BM;           /* tile rows in which tiles are rasterised */
   static constexpr bool EXPERTS = EXPERTS_, NK = NK_;
-  typedef typename std::conditional<NK, NkBoxes<BN>, KnBoxes>::type Boxes; /* of B in a stage */
+  static constexpr bool MATRICES = NK && KIND == W4A8_EVEN_ODD; /* B is loaded by ldmatrix */
+  typedef typename std::conditional<MATRICES, NkMatrices<BN>, NkBoxes<BN>>::type OfNk;
+  typedef typename std::conditional<NK, OfNk, KnBoxes>::type Boxes; /* of B in a stage */
   static_assert(!NK || BLOCKS == 1, "of [N, K/8] a lane finds two columns");
 
   static constexpr int SLICES = FLOAT ? 8 : 4;                /* of a k-block: what one wgmma takes of k */

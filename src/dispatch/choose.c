@@ -150,7 +150,7 @@ bool int4mm_starts_early(const int4mm_plan *plan) {
 
 bool int4mm_takes_even_odd(const int4mm_problem *problem, const int4mm_plan *plan) {
   return int4mm_kernels_cuda[plan->kernel].family == &int4mm_family_grouped && !problem->experts.count &&
-         problem->b.layout != INT4MM_K_MAJOR && problem->K % 32 == 0;
+         problem->K % 32 == 0;
 }
 
 int64_t int4mm_sums_bytes(const int4mm_problem *problem, const int4mm_plan *plan) {
