@@ -223,6 +223,7 @@ template <int ROWS, class A, Mode MODE, bool NK>
 __device__ __forceinline__ void GeneralShape<ROWS, A, MODE, NK>::copy(const Source &source, const Arguments &p,
                                                                       uint32_t stage, int step, int first_row,
                                                                       int first_column, int part) {
+  if (first_column >= p.N) return; /* a warp of the last CTA without columns: nobody has its sums */
   const bool whole = step < p.whole_steps && source.inside;
   if (whole) copy_whole_b<GeneralShape>(source, p, stage, step, part);
   if (part > 0) return;
