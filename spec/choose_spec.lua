@@ -732,6 +732,23 @@ describe("the grouped kernels", function()
     end
   end)
 
+  it("serve 17 to 32 rows by tiles of as many rows, and leave fewer to skinny, wide weights too", function()
+    for _, weight in ipairs { { 8192, 8192 }, { 4096, 14336 }, { 4096, 28672 }, { 4096, 128256 } } do
+      for _, M in ipairs { 9, 16, 17, 32 } do
+        for _, dtype_a in ipairs { WORDS, INT8, BFLOAT16 } do
+          local p = grouped(M, weight[1], weight[2], dtype_a, 128)
+          local status, plan = choose(p)
+          assert.equal(OK, status)
+          assert.equal(M > 16 and "grouped_32x64" or "skinny_16", plan.name, describe_problem(p))
+        end
+      end
+    end
+    -- 592 stripes of columns: four to a CTA would be 148 CTAs, sixteen more than there are SMs
+    local status, plan = choose(grouped(16, 3584, 18944, WORDS, 128))
+    assert.equal(OK, status)
+    assert.same({ "skinny_16", 96, 198 }, { plan.name, plan.tile_n, plan.ctas })
+  end)
+
   it("say what they do not serve", function()
     local function refuses(p, reason, kernels)
       for _, kernel in ipairs(kernels or { "grouped_256x128", "grouped_128x128", "grouped_64x128", "grouped_64x64",
