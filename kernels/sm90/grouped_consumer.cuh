@@ -439,9 +439,11 @@ template <class T> struct Consumer {
       }
   }
 
-  /* A tile that lies whole inside an output of aligned rows, without activation and residual: straight-line code. */
+  /* A tile whose columns lie inside an output of aligned rows, without activation and residual: straight-line code but
+   * for rows from `end` on. */
   template <int DTYPE>
-  __device__ __forceinline__ void finish_full(int row, int first_column, const OutputColumns<COUNT> &columns) const {
+  __device__ __forceinline__ void finish_rows(int row, int end, int first_column,
+                                              const OutputColumns<COUNT> &columns) const {
     typedef typename int4mm_out_word<DTYPE>::type Word;
     Word *out = (Word *)p.epilogue.out + row * p.epilogue.ldo + first_column;
 #pragma unroll
@@ -449,6 +451,7 @@ template <class T> struct Consumer {
       float x[COUNT];
       __syncwarp(); /* or the compiler works on several rows at once, and spills */
       gather(x, q);
+      if (T::ENDS_ANYWHERE && row + 8 * q >= end) continue;
       columns.template scale<!T::FLOAT, T::COLUMNS>(x, p.epilogue, row + 8 * q);
       int4mm_add_bias(x, p.epilogue, columns.bias);
       int4mm_store_vector<DTYPE>(out + 8 * q * p.epilogue.ldo, x);
@@ -472,10 +475,12 @@ template <class T> __device__ __forceinline__ void Consumer<T>::finish_tile(cons
   int begin = at.begin + at.m * T::BM, row = begin + 2 * t + l, first_column = at.n * T::BN + column - 2 * l;
   OutputColumns<COUNT> columns;
   columns.template load<T::COLUMNS>(arguments_of<T>(p, at).epilogue, first_column, p.N);
-  bool inside = p.epilogue.vector_store && !p.epilogue.layer && begin + T::BM <= at.end && (at.n + 1) * T::BN <= p.N;
+  bool inside = p.epilogue.vector_store && !p.epilogue.layer && (at.n + 1) * T::BN <= p.N;
+  if (!T::ENDS_ANYWHERE) inside = inside && begin + T::BM <= at.end;
   if (inside)
-    return int4mm_for_out_dtype(p.epilogue.out_dtype,
-                                [&](auto dtype) { finish_full<decltype(dtype)::value>(row, first_column, columns); });
+    return int4mm_for_out_dtype(p.epilogue.out_dtype, [&](auto dtype) {
+      finish_rows<decltype(dtype)::value>(row, at.end, first_column, columns);
+    });
 #pragma unroll
   for (int q = 0; q < T::BM / 8; q++) {
     int4mm_floats<COUNT> x;

@@ -60,6 +60,9 @@ struct Tile {
   /* The next grid's CTAs come when all is copied: of those that came at once two would be on some SMs and none on
    * others, or the quantiser of a layer would be late. */
   static constexpr bool LAUNCHES_LATE = !FLOAT && K_GROUPS > 1;
+  /* A tile with rows outside the output ends as a whole one does. Not where rows have scales, which then are not loaded
+   * ahead: 1024 x 4096 x 4096 of W4A8 takes 30.2 us so on an H100, for 24.3. */
+  static constexpr bool ENDS_ANYWHERE = FLOAT;
   static constexpr int BUFFERS = COLUMNS ? 2 : 1; /* of fragments */
   static_assert(ACCS == 1 || CHAINS > 1 || RUN > 1, "no second chain");
   static_assert(RUN == 1 || ITEMS == 1, "a k-block has several groups");

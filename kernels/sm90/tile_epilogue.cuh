@@ -81,14 +81,14 @@ __device__ __forceinline__ void scale_columns(float (&x)[COLUMNS], const int32_t
   if (bias) int4mm_add_bias(x, bias, 0, COLUMNS);
 }
 
-/* The epilogue of a tile that lies whole inside an output of aligned rows, without activation and residual:
- * straight-line code, a third of the general one's, whose size would cost more in instruction fetches than its
- * arithmetic. */
+/* The epilogue of a tile whose columns lie inside an output of aligned rows, without activation and residual:
+ * straight-line code but for rows from M on, a third of the general one's, whose size would cost more in instruction
+ * fetches than its arithmetic. */
 template <class T, int DTYPE, class Owns>
-__device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const TileCoord &at, int first_row,
-                                                   const Scales<T> &scales,
-                                                   const float (&row_scale)[T::ROW_BLOCKS][T::FRAGMENT_ROWS],
-                                                   const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
+__device__ __forceinline__ void epilogue_full_columns(const Arguments &p, const TileCoord &at, int first_row,
+                                                      const Scales<T> &scales,
+                                                      const float (&row_scale)[T::ROW_BLOCKS][T::FRAGMENT_ROWS],
+                                                      const int32_t (&acc)[T::ROW_BLOCKS][T::BN / 2], Owns owns) {
   typedef typename int4mm_out_word<DTYPE>::type Word;
   /* Registers are few: scales are gathered for every row. */
   constexpr bool TIGHT = (T::NK || T::Kind::AFFINE || T::EXPERTS) && T::ROW_BLOCKS == 2;
@@ -114,7 +114,8 @@ __device__ __forceinline__ void epilogue_full_tile(const Arguments &p, const Til
         scale_columns<T>(x, acc[b], lower, group, row_scale[b][lower], scale_b, nullptr);
         if (TIGHT) bias.gather(bias_b, group);
         bias.add(x, bias_b);
-        int4mm_store_vector<DTYPE>(out + (b * 64 + lower * 8) * p.epilogue.ldo + group * 32, x);
+        if (first_row + b * 64 + lower * 8 < p.M)
+          int4mm_store_vector<DTYPE>(out + (b * 64 + lower * 8) * p.epilogue.ldo + group * 32, x);
       }
   }
 }
@@ -211,7 +212,7 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
   /* A row's scale takes in UNSCALE where that is exact: not among the subnormals. */
   float row_scale[T::ROW_BLOCKS][T::FRAGMENT_ROWS];
   const int last_row = first_row + (T::ROW_BLOCKS - 1) * 64 + (T::FRAGMENT_ROWS - 1) * 8;
-  bool inside = (!T::OUT_ALIGNED || p.epilogue.vector_store) && last_row < p.M && (at.n + 1) * T::BN <= p.N;
+  bool inside = (T::OUT_ALIGNED ? p.epilogue.vector_store : last_row < p.M) && (at.n + 1) * T::BN <= p.N;
 #pragma unroll
   for (int b = 0; b < T::ROW_BLOCKS; b++)
 #pragma unroll
@@ -224,7 +225,7 @@ __device__ __forceinline__ void epilogue(const Arguments &p, const TileCoord &at
   int4mm_for_out_dtype(p.epilogue.out_dtype, [&](auto dtype) {
     constexpr int DTYPE = decltype(dtype)::value;
     if constexpr (T::OUT_ALIGNED)
-      epilogue_full_tile<T, DTYPE>(p, at, first_row, scales, row_scale, acc, owns);
+      epilogue_full_columns<T, DTYPE>(p, at, first_row, scales, row_scale, acc, owns);
     else
       epilogue_any_rows<T, DTYPE>(p, at, first_row, scales, row_scale, acc, owns);
   });
