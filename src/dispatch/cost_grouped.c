@@ -10,11 +10,13 @@
 #include "dispatch/registry.h"
 
 enum {
-  CALL_TIME = 3500,      /* a call, beside its tiles, */
-  COLUMNS_TIME = 2050,   /* and with a scale for each column */
-  READ_RATE = 2400,      /* bytes of B a ns: 16 and 64 x 4096 x 14336 take 16.3 us */
-  NOT_HIDDEN = 8,        /* of reading and multiplying the shorter one's share that the other does not hide, with groups
-                            or floats: 32 x 4096 x 28672 takes 28.4 us by tiles of 32 x 64, and 33.1 by 64 x 128 */
+  CALL_TIME = 3500,    /* a call, beside its tiles, */
+  COLUMNS_TIME = 2050, /* and with a scale for each column */
+  READ_RATE = 2400,    /* bytes of B a ns: 16 and 64 x 4096 x 14336 take 16.3 us */
+  L2_RATE = 7000,      /* bytes of tiles of both operands a ns, with groups or floats: 384 x 11008 x 4096 takes 64.8 us
+                          by tiles of 64 x 64, 53.8 by 128 x 128 */
+  NOT_HIDDEN = 8,      /* of reading and multiplying the shorter one's share that the other does not hide, with groups
+                          or floats: 32 x 4096 x 28672 takes 28.4 us by tiles of 32 x 64, and 33.1 by 64 x 128 */
   LONGEST_GROUP = 131071 /* of integers: bytes of both operands may be 16 times their values */
 };
 
@@ -149,6 +151,12 @@ static int64_t k_block_time(const int4mm_gpu_problem *p, const tile_costs *costs
   return cost_of(p, costs)->k_block + groups * cost_of(p, costs)->group;
 }
 
+/* Bytes of both operands that a tile reads. */
+static int64_t bytes_of_tile(const int4mm_kernel *kernel, const int4mm_gpu_problem *p) {
+  const int64_t a = (int64_t)kernel->tile_m * INT4MM_BLOCK_K * (is_float(p) ? 2 : 1);
+  return int4mm_plan_mul(int4mm_plan_k_blocks(p), a + kernel->tile_n * INT4MM_BLOCK_WORDS * 4);
+}
+
 static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, int4mm_plan *plan) {
   const tile_costs *costs = costs_of(kernel, p);
   int64_t tiles = int4mm_plan_likely_tiles(p, kernel->tile_m, kernel->tile_n), k_block = k_block_time(p, costs);
@@ -158,14 +166,17 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   int64_t time = int4mm_plan_add(int4mm_plan_mul(int4mm_plan_k_blocks(p), k_block), cost_of(p, costs)->tile);
   time = int4mm_plan_add(is_per_column(p) ? COLUMNS_TIME : CALL_TIME,
                          int4mm_plan_mul(int4mm_plan_ceil_div(tiles, resident), time));
-  /* 32 x 4096 x 14336 takes 18.0 us by tiles of 64 rows, and 64 rows 16.4 */
-  if (!is_per_column(p) && 2 * p->M <= kernel->tile_m) time += time / 10;
   int64_t reading = CALL_TIME + int4mm_plan_bytes_of_b(p) / READ_RATE;
-  int64_t longer = time > reading ? time : reading, shorter = time > reading ? reading : time;
+  if (!is_per_column(p)) {
+    /* 32 x 4096 x 14336 takes 18.0 us by tiles of 64 rows, and 64 rows 16.4 */
+    if (2 * p->M <= kernel->tile_m) time += time / 10;
+    int64_t traffic = CALL_TIME + int4mm_plan_mul(tiles, bytes_of_tile(kernel, p)) / L2_RATE;
+    time = time > traffic ? time : traffic;
+    time = time > reading ? int4mm_plan_add(time, reading / NOT_HIDDEN) : int4mm_plan_add(reading, time / NOT_HIDDEN);
+  }
   plan->tile_k = INT4MM_BLOCK_K;
   plan->ctas = int4mm_plan_ctas(tiles < resident ? tiles : resident);
-  if (!is_per_column(p)) longer = int4mm_plan_add(longer, shorter / NOT_HIDDEN);
-  return int4mm_plan_add(longer, int4mm_plan_aligned16_a(p) ? 0 : int4mm_plan_copy_of_a(p));
+  return int4mm_plan_add(time > reading ? time : reading, int4mm_plan_aligned16_a(p) ? 0 : int4mm_plan_copy_of_a(p));
 }
 
 static void explain(const int4mm_gpu_problem *p, const int4mm_plan *plan, char *text, size_t size) {
