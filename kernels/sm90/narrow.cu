@@ -9,9 +9,9 @@
  * one place on each SM the next call's CTAs start in the other while this one's end.
  *
  * Packed B comes straight to the registers of the warps that unpack it: shared memory is what bounds narrow tiles, and
- * so holds it once, not twice. A needs no producer warp: its pipeline is deeper than that of int8 B, so that an
- * unpacker that has found a stage of B free again knows that a stage of A is, and issues the copy of the k-block that
- * goes there.
+ * so holds it once, not twice. A needs no producer warp: its pipeline is as deep as that of int8 B or deeper, so that
+ * an unpacker that has found a stage of B free again knows that a stage of A is, and issues the copy of the k-block
+ * that goes there.
  *
  * The two consumer warpgroups of a 128 x 64 tile have its upper and its lower rows. A 64 x 64 tile's products of a
  * k-block are fewer clocks than what is around them, waiting, unpacking A, issuing: there the consumers split K, each

@@ -169,7 +169,7 @@ static int64_t plan(const int4mm_kernel *kernel, const int4mm_gpu_problem *p, in
   int64_t reading = CALL_TIME + int4mm_plan_bytes_of_b(p) / READ_RATE;
   if (!is_per_column(p)) {
     /* 32 x 4096 x 14336 takes 18.0 us by tiles of 64 rows, and 64 rows 16.4 */
-    if (2 * p->M <= kernel->tile_m) time += time / 10;
+    if (2 * p->M <= kernel->tile_m) time = int4mm_plan_add(time, time / 10);
     int64_t traffic = CALL_TIME + int4mm_plan_mul(tiles, bytes_of_tile(kernel, p)) / L2_RATE;
     time = time > traffic ? time : traffic;
     time = time > reading ? int4mm_plan_add(time, reading / NOT_HIDDEN) : int4mm_plan_add(reading, time / NOT_HIDDEN);
