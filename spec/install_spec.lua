@@ -89,13 +89,12 @@ describe("the installed build #make", function()
   end)
 
   it("serves Lua programs, which find its CUDA library beside the library itself", function()
+    if helper.sanitized() then return end -- luajit would have to load the sanitizer before the library
     local paths = ("%s/share/lua/5.1/?.lua;%s/share/lua/5.1/?/init.lua"):format(folder, folder)
     local output = shell(("cd / && LUA_PATH='%s' LUA_CPATH='%s/lua/5.1/?.so' luajit -e '%s'"):format(paths, lib,
       'local q = require "int4mm"; print(q.ones({ 8 }):sum(), q.cuda_available())'))
-    if not helper.sanitized() then
-      assert.equal(("8\tfalse\tCUDA is not available: no CUDA build of int4mm: there is no %s/libint4mm_cuda.so\n")
-        :format(lib), output)
-    end
+    assert.equal(("8\tfalse\tCUDA is not available: no CUDA build of int4mm: there is no %s/libint4mm_cuda.so\n")
+      :format(lib), output)
   end)
 
   it("says that an empty CUDA library, which LuaRocks installs where there is none, is none", function()
